@@ -1,0 +1,126 @@
+"""Files and directories that are either complete under their name or not there at all.
+
+Everything is written under a temporary name beside its destination, flushed to the disk and then
+renamed, which a file system does in one step. A run that is killed, or whose disk is full, leaves
+what was there before.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def require_free(path: Path, *, marker: str, overwrite: bool) -> None:
+    """Refuses a destination that holds anything, unless it is an old result and may be replaced.
+
+    Args:
+        path: directory that is to be made.
+        marker: file by which a directory of the same kind is known.
+        overwrite: whether the user allowed to replace such a directory.
+
+    Raises:
+        FileExistsError: if `path` is in use.
+    """
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not (path / marker).is_file():
+        raise FileExistsError(
+            f"expected {path} to be new or to hold {marker}, found other content; choose another"
+        )
+    if not overwrite:
+        raise FileExistsError(
+            f"expected a new directory, found {marker} in {path}; choose another or add --overwrite"
+        )
+
+
+def write_file(path: Path, *chunks: bytes | memoryview) -> None:
+    """Replaces `path` by the chunks, one after another, in one step.
+
+    Raises:
+        OSError: if the disk is full; `path` is then as it was before.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with open(partial, "wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    _fsync(path.parent)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Replaces `path` by the JSON of `content` in one step."""
+    write_file(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+@contextlib.contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """A temporary directory to fill, which becomes `path` when the block ends without an error.
+
+    Whatever stood at `path` is replaced.
+    """
+    with _partial_directory(path.with_name(f".{path.name}.partial")) as partial:
+        yield partial
+        _fsync_tree(partial)
+        _swap_in(partial, path)
+
+
+@contextlib.contextmanager
+def new_files(directory: Path) -> Iterator[Path]:
+    """A temporary directory to fill, whose files move into `directory` when the block ends.
+
+    Each file moves in one step, and only after all of them are complete.
+    """
+    with _partial_directory(directory / ".partial") as partial:
+        yield partial
+        _fsync_tree(partial)
+        for file in sorted(partial.iterdir()):
+            os.replace(file, directory / file.name)
+        _fsync(directory)
+
+
+@contextlib.contextmanager
+def _partial_directory(partial: Path) -> Iterator[Path]:
+    """An empty directory that is gone afterwards; a killed attempt may have left an old one."""
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _swap_in(partial: Path, path: Path) -> None:
+    """Renames `partial` to `path`; an old directory there steps aside first and goes last."""
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        os.rename(path, old)
+    os.rename(partial, path)
+    _fsync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _fsync_tree(directory: Path) -> None:
+    """Flushes every file and folder below `directory`, and itself, to the disk."""
+    for file in sorted(directory.rglob("*")):
+        _fsync(file)
+    _fsync(directory)
+
+
+def _fsync(path: Path) -> None:
+    """Flushes one file or folder; Windows cannot open folders and needs no flush for them."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

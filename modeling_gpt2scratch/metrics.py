@@ -1,0 +1,80 @@
+"""What a run measures and where it writes it down."""
+
+import json
+import time
+from pathlib import Path
+
+from accelerate.tracking import GeneralTracker, on_main_process
+
+from .atomic_files import write_file
+
+METRICS_NAME = "metrics.jsonl"
+
+
+class JsonlTracker(GeneralTracker):
+    """An Accelerate tracker that appends one JSON object per logged step to a file.
+
+    Args:
+        path: the file.
+        resume_step: steps after this one are dropped from the file: a killed run logged them, and
+            the resumed run will log them again.
+    """
+
+    name = "jsonl"
+    requires_logging_directory = False
+    main_process_only = True
+
+    def __init__(self, path: Path, *, resume_step: int):
+        super().__init__()
+        self._path = path
+        self._resume_step = resume_step
+
+    @property
+    def tracker(self) -> Path:
+        """The file."""
+        return self._path
+
+    @on_main_process
+    def start(self) -> None:
+        """Drops the lines that will be written again, and a last line that a kill cut short."""
+        kept = [json.dumps(r) for r in read_metrics(self._path) if r["step"] <= self._resume_step]
+        write_file(self._path, "".join(line + "\n" for line in kept).encode())
+
+    @on_main_process
+    def store_init_configuration(self, values: dict) -> None:
+        """Nothing: `train_config.json` stands beside the file."""
+
+    @on_main_process
+    def log(self, values: dict, step: int | None = None, **kwargs) -> None:
+        """Appends one line."""
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step} | values) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The complete lines of a metrics file, none if there is no file."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+class Throughput:
+    """Counts the tokens of all processes between two log lines."""
+
+    def __init__(self):
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts the clock again, after a log line or work that is no training."""
+        self._tokens = 0
+        self._started = time.perf_counter()
+
+    def count(self, tokens: int) -> None:
+        """Adds the tokens of a step."""
+        self._tokens += tokens
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens counted since the start, divided by the seconds since then."""
+        return self._tokens / (time.perf_counter() - self._started)

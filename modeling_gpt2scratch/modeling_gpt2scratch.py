@@ -1,0 +1,363 @@
+"""GPT-2 written from scratch as a transformers model. Travels inside every checkpoint.
+
+Only torch, transformers and the configuration file beside this one may be imported here: a process
+that loads a checkpoint with `trust_remote_code=True` has nothing else of this project.
+
+Shapes: B sequences, T tokens, S keys (T plus what the cache holds), H heads, D head size,
+C = H * D channels, V vocabulary.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_gpt2scratch import GPT2ScratchConfig
+
+
+class ResidualLinear(nn.Linear):
+    """A projection whose output is added to the residual stream; initialised smaller, see below.
+
+    A class of its own because transformers initialises module by module, and visits only modules
+    that hold parameters themselves.
+    """
+
+
+class GPT2ScratchAttention(nn.Module):
+    """Causal multi-head self-attention."""
+
+    def __init__(self, config: GPT2ScratchConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.n_embd // config.n_head
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = True
+        self.qkv_proj = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.o_proj = ResidualLinear(config.n_embd, config.n_embd)
+        self.resid_dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attends from each of T tokens to itself and all before it.
+
+        Returns:
+            The new hidden states (B, T, C), and the probabilities (B, H, T, S) in eager mode.
+        """
+        query, key, value = (
+            channels.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H, T, D)
+            for channels in self.qkv_proj(hidden_states).chunk(3, dim=-1)
+        )
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)  # (B, H, S, D)
+
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attended, probabilities = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.config.attn_pdrop if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )  # (B, T, H, D)
+        return self.resid_dropout(self.o_proj(attended.flatten(-2))), probabilities
+
+
+class GPT2ScratchMLP(nn.Module):
+    """Two projections around a tanh-approximated GELU, the one OpenAI trained GPT-2 with."""
+
+    def __init__(self, config: GPT2ScratchConfig):
+        super().__init__()
+        n_inner = config.n_inner if config.n_inner is not None else 4 * config.n_embd
+        self.up_proj = nn.Linear(config.n_embd, n_inner)
+        self.down_proj = ResidualLinear(n_inner, config.n_embd)
+        self.resid_dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        activated = F.gelu(self.up_proj(hidden_states), approximate="tanh")
+        return self.resid_dropout(self.down_proj(activated))
+
+
+class GPT2ScratchBlock(GradientCheckpointingLayer):
+    """Attention, then MLP, each on normalised input and added to the residual stream."""
+
+    def __init__(self, config: GPT2ScratchConfig, layer_idx: int):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = GPT2ScratchAttention(config, layer_idx)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = GPT2ScratchMLP(config)
+
+    def forward(self, hidden_states: Tensor, **kwargs) -> Tensor:
+        """(B, T, C) -> (B, T, C); keyword arguments go to the attention."""
+        hidden_states = hidden_states + self.attn(self.ln_1(hidden_states), **kwargs)[0]
+        return hidden_states + self.mlp(self.ln_2(hidden_states))
+
+
+class GPT2ScratchPreTrainedModel(PreTrainedModel):
+    """What both models share: loading, saving and initialisation."""
+
+    config_class = GPT2ScratchConfig
+    base_model_prefix = "transformer"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["GPT2ScratchBlock"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": GPT2ScratchBlock, "attentions": GPT2ScratchAttention}
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Normal weights of `initializer_range`, zero biases, unit norms; smaller residual ones.
+
+        The residual stream is a sum of 2 * n_layer projections. Scaling each by
+        1 / sqrt(2 * n_layer) keeps its variance independent of depth.
+
+        Source: Radford et al. 2019, section 2.3. The factor 2 counts attention and MLP.
+        """
+        super()._init_weights(module)
+        if isinstance(module, ResidualLinear):
+            std = self.config.initializer_range / math.sqrt(2 * self.config.n_layer)
+            init.normal_(module.weight, mean=0.0, std=std)
+
+
+class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
+    """Embeddings, blocks and the final norm: token ids to hidden states."""
+
+    def __init__(self, config: GPT2ScratchConfig):
+        super().__init__(config)
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.embd_dropout = nn.Dropout(config.embd_pdrop)
+        self.h = nn.ModuleList(GPT2ScratchBlock(config, i) for i in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token embedding."""
+        return self.wte
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replaces the token embedding."""
+        self.wte = value
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """Hidden states (B, T, C) after the final norm, and the cache if there is one.
+
+        Args:
+            input_ids: (B, T) token ids; exactly one of this and `inputs_embeds`.
+            attention_mask: (B, S) with 0 for padding, or a prepared (B, 1, T, S) mask.
+            position_ids: (T,) or (B, T); counted on from the cache if None.
+            past_key_values: keys and values of the tokens before these.
+            inputs_embeds: (B, T, C) in place of the token embeddings.
+            use_cache: return a cache. No cache is made in training mode.
+
+        Raises:
+            ValueError: if the tokens reach beyond `n_positions`.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("expected exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.wte(input_ids)
+        if use_cache and past_key_values is None and not self.training:
+            past_key_values = DynamicCache(config=self.config)
+
+        causal_mask = self._causal_mask(
+            inputs_embeds, attention_mask, past_key_values, position_ids
+        )
+        if position_ids is None:
+            position_ids = self._next_positions(inputs_embeds, past_key_values)
+
+        hidden_states = self.embd_dropout(inputs_embeds + self.wpe(position_ids))
+        for block in self.h:
+            hidden_states = block(
+                hidden_states,
+                attention_mask=causal_mask,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.ln_f(hidden_states), past_key_values=past_key_values
+        )
+
+    def _causal_mask(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None,
+        past_key_values: Cache | None,
+        position_ids: Tensor | None,
+    ) -> Tensor | None:
+        """The mask for the attention function, or None where its causal flag says it all.
+
+        transformers drops a plain causal mask in eager mode only; under `torch.compile` it would
+        build one. Plain training batches therefore never ask for it.
+        """
+        is_plain = attention_mask is None and past_key_values is None and position_ids is None
+        if is_plain and self.config._attn_implementation == "sdpa":
+            return None
+        return create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+
+    def _next_positions(self, inputs_embeds: Tensor, past_key_values: Cache | None) -> Tensor:
+        """Positions (T,) of tokens that follow what the cache holds."""
+        n_past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        n_new = inputs_embeds.shape[1]
+        # A static cache counts in a tensor; reading it here would break a compiled graph.
+        if not isinstance(n_past, Tensor) and n_past + n_new > self.config.n_positions:
+            raise ValueError(
+                f"expected at most n_positions={self.config.n_positions} tokens, "
+                f"found {n_past + n_new}; shorten the input"
+            )
+        return torch.arange(n_new, device=inputs_embeds.device) + n_past
+
+
+class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, GenerationMixin):
+    """GPT-2 with its language-modelling head, tied to the token embedding."""
+
+    _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
+
+    def __init__(self, config: GPT2ScratchConfig):
+        super().__init__(config)
+        self.transformer = GPT2ScratchModel(config)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        shift_labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """Logits (B, T, V), and the mean cross-entropy in nats per token if there are labels.
+
+        Args:
+            input_ids: (B, T); see `GPT2ScratchModel.forward` for this and the next four.
+            labels: (B, T) the same tokens as `input_ids`; shifted by one in here. -100 is ignored.
+            shift_labels: (B, T) the token that follows each input token, shifted already. In
+                training mode the loss then comes back without logits: nobody reads them, and
+                Accelerate would copy all of them to float32.
+            logits_to_keep: compute logits for the last N positions only, or at these indices;
+                0 means all.
+            **kwargs: `num_items_in_batch` divides the summed loss by that number instead of by
+                the tokens of this batch, which makes gradient accumulation exact.
+        """
+        outputs = self.transformer(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+
+        loss = None
+        if labels is not None or shift_labels is not None:
+            loss = self.loss_function(
+                logits=logits,
+                labels=labels,
+                shift_labels=shift_labels,
+                vocab_size=self.config.vocab_size,
+                **kwargs,
+            )
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=None if self.training and shift_labels is not None else logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _validate_generated_length(
+        self, generation_config, input_ids_length: int, has_default_max_length: bool
+    ) -> None:
+        """Refuses to generate beyond the last position; the last new token needs none itself."""
+        limit = self.config.n_positions
+        if generation_config.max_length > limit + 1:
+            raise ValueError(
+                f"expected prompt and new tokens to fit n_positions={limit} + 1, found a prompt of "
+                f"{input_ids_length} tokens and max_length={generation_config.max_length}; "
+                f"shorten the prompt or lower max_new_tokens"
+            )
+        super()._validate_generated_length(
+            generation_config, input_ids_length, has_default_max_length
+        )
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """Attention spelled out, for reading and for `output_attentions`.
+
+    Args:
+        query: (B, H, T, D); key and value are (B, H, S, D).
+        attention_mask: (B, 1, T, S), added to the scores.
+
+    Returns:
+        The attended values (B, T, H, D) and the probabilities (B, H, T, S).
+    """
+    scores = query @ key.transpose(-1, -2) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    probabilities = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    probabilities = F.dropout(probabilities, p=dropout, training=module.training)
+    return (probabilities @ value).transpose(1, 2), probabilities
+
+
+__all__ = ["GPT2ScratchForCausalLM", "GPT2ScratchModel", "GPT2ScratchPreTrainedModel"]

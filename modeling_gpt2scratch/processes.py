@@ -1,0 +1,93 @@
+"""The processes of a training run: how they find each other, fail together and stop together."""
+
+import os
+import signal
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.tracking import GeneralTracker
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    broadcast_object_list,
+)
+
+
+class LaunchError(ValueError):
+    """A launch in which the processes cannot work together."""
+
+
+def make_accelerator(
+    *, mixed_precision: str, trackers: list[str | GeneralTracker], project_dir: str
+) -> Accelerator:
+    """The Accelerator of this launch, for a loop that brings its own data loader.
+
+    Args:
+        mixed_precision: "no", "bf16", "fp16", or "auto"; see `choose_precision`.
+        trackers: names or instances.
+        project_dir: where trackers may put their files.
+
+    Raises:
+        LaunchError: if the launcher started several processes that do not know of each other.
+    """
+    accelerator = Accelerator(
+        # Without a GPU, torchrun's processes must be told to meet on the CPU, or each is alone.
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=choose_precision(mixed_precision),
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=1, sync_with_dataloader=False
+        ),
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        ],
+        log_with=trackers,
+        project_dir=project_dir,
+    )
+    n_launched = int(os.environ.get("WORLD_SIZE", 1))
+    if n_launched != accelerator.num_processes:
+        raise LaunchError(
+            f"expected the {n_launched} processes that were launched to form one group, found "
+            f"{accelerator.num_processes}; check distributed_type in the Accelerate configuration"
+        )
+    return accelerator
+
+
+def choose_precision(requested: str) -> str | None:
+    """The precision to hand to Accelerate; None leaves it to Accelerate's own configuration.
+
+    "auto" is what that configuration says if it says anything, else bf16 on GPUs that have it.
+    """
+    if requested != "auto":
+        return requested
+    if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
+        return None
+    if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16"
+    return "no"
+
+
+def on_main_process(function: Callable, *args, **kwargs) -> None:
+    """Runs `function` on the main process; an OSError there is raised on every process alike."""
+    problem: list[str | None] = [None]
+    if PartialState().is_main_process:
+        try:
+            function(*args, **kwargs)
+        except OSError as error:
+            problem = [str(error)]
+    broadcast_object_list(problem)
+    if problem[0] is not None:
+        raise OSError(problem[0])
+
+
+class StopSignal:
+    """Turns SIGTERM and Ctrl-C into a request to stop; a second Ctrl-C interrupts at once."""
+
+    def __init__(self):
+        self.received = False
+        signal.signal(signal.SIGTERM, self._handle)
+        signal.signal(signal.SIGINT, self._handle)
+
+    def _handle(self, number: int, frame) -> None:
+        self.received = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,0 +1,234 @@
+"""Token shards: a data set as files of token ids, and the manifest that describes them.
+
+A shard is a header of 256 little-endian int32 and then its tokens as little-endian uint16:
+
+    header[0] = 20240520   magic       header[2] = tokens in this file
+    header[1] = 1          version     header[3] = vocabulary size, 0 if unknown
+
+The first three words and the token type are llm.c's, so llm.c and modded-nanogpt read our shards.
+A document may run from one shard into the next: a split is one long stream of tokens in which
+`<|endoftext|>` stands before each document. `manifest.json` is written last; a directory without
+one is not a data set.
+"""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from .atomic_files import write_file, write_json
+
+MAGIC = 20240520
+VERSION = 1
+HEADER_INTS = 256
+HEADER_BYTES = 4 * HEADER_INTS
+TOKEN_DTYPE = "<u2"
+MAX_VOCAB_SIZE = 2**16
+MANIFEST_NAME = "manifest.json"
+MANIFEST_FORMAT = "gpt2scratch-shards"
+
+
+class ShardError(ValueError):
+    """A shard or manifest that must not be trained on; the message names the file and the fault."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardEntry:
+    """One shard file of a split."""
+
+    file: str  # name inside the data directory
+    n_tokens: int
+    sha256: str  # of the whole file
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split: its totals and its shards, in reading order."""
+
+    n_tokens: int  # <|endoftext|> included
+    n_documents: int
+    n_bytes: int  # UTF-8 bytes of the documents
+    shards: tuple[ShardEntry, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a data directory holds and how it was made."""
+
+    vocab_size: int
+    end_of_text_id: int
+    tokenizer: dict[str, str]  # "name" and "fingerprint"
+    splits: dict[str, Split]  # "train", and "val" unless nothing was held out
+    arguments: dict  # of the preparation
+
+    def save(self, directory: Path) -> None:
+        """Writes `manifest.json` in one step."""
+        layout = {
+            "format": MANIFEST_FORMAT,
+            "version": VERSION,
+            "dtype": TOKEN_DTYPE,
+            "header_bytes": HEADER_BYTES,
+        }
+        write_json(directory / MANIFEST_NAME, layout | dataclasses.asdict(self))
+
+    @classmethod
+    def load(cls, directory: Path) -> "Manifest":
+        """Reads `manifest.json`.
+
+        Raises:
+            ShardError: if it is missing, of another format or incomplete.
+        """
+        path = directory / MANIFEST_NAME
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ShardError(
+                f"{directory}: expected a directory with {MANIFEST_NAME}, found none; "
+                f"make one with prepare_data.py"
+            ) from None
+        except (ValueError, OSError) as error:
+            raise ShardError(f"{path}: expected a JSON manifest, found {error}") from None
+        found = (content.get("format"), content.get("version")) if isinstance(content, dict) else ()
+        if found != (MANIFEST_FORMAT, VERSION):
+            raise ShardError(
+                f"{path}: expected {MANIFEST_FORMAT} version {VERSION}, found {found}; "
+                f"prepare the data again"
+            )
+        try:
+            splits = {
+                name: Split(**split | {"shards": tuple(ShardEntry(**s) for s in split["shards"])})
+                for name, split in content["splits"].items()
+            }
+            names = ("vocab_size", "end_of_text_id", "tokenizer", "arguments")
+            return cls(splits=splits, **{name: content[name] for name in names})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ShardError(f"{path}: incomplete manifest: {error!r}") from None
+
+
+class SplitWriter:
+    """Writes the documents of one split as shards of `shard_tokens` tokens, the last one shorter.
+
+    Args:
+        directory: where the shards go.
+        split: "train" or "val"; shards are called `{split}_000000.bin` and so on.
+        shard_tokens: tokens per shard; the memory needed is twice that many bytes.
+        vocab_size: ids must be below it.
+
+    Raises:
+        ShardError: if the vocabulary does not fit uint16.
+    """
+
+    def __init__(self, directory: Path, split: str, *, shard_tokens: int, vocab_size: int):
+        if not 0 < vocab_size <= MAX_VOCAB_SIZE:
+            raise ShardError(
+                f"expected a vocabulary of at most {MAX_VOCAB_SIZE} tokens for uint16 shards, "
+                f"found {vocab_size}"
+            )
+        self._directory = directory
+        self._split = split
+        self._vocab_size = vocab_size
+        self._buffer = np.empty(shard_tokens, dtype=TOKEN_DTYPE)
+        self._n_buffered = 0
+        self._shards: list[ShardEntry] = []
+        self._n_documents = 0
+        self._n_bytes = 0
+
+    def add(self, tokens: np.ndarray, n_bytes: int) -> None:
+        """Appends one document: its ids with `<|endoftext|>` in front, and its length in bytes."""
+        if len(tokens) and int(tokens.max()) >= self._vocab_size:
+            raise ShardError(
+                f"{self._split}: expected ids below {self._vocab_size}, found {int(tokens.max())}"
+            )
+        self._n_documents += 1
+        self._n_bytes += n_bytes
+        while len(tokens):
+            n_taken = min(len(tokens), len(self._buffer) - self._n_buffered)
+            self._buffer[self._n_buffered : self._n_buffered + n_taken] = tokens[:n_taken]
+            self._n_buffered += n_taken
+            tokens = tokens[n_taken:]
+            if self._n_buffered == len(self._buffer):
+                self._flush()
+
+    def close(self) -> Split:
+        """Writes the last, partial shard and returns the split's entry for the manifest."""
+        if self._n_buffered:
+            self._flush()
+        return Split(
+            n_tokens=sum(shard.n_tokens for shard in self._shards),
+            n_documents=self._n_documents,
+            n_bytes=self._n_bytes,
+            shards=tuple(self._shards),
+        )
+
+    def _flush(self) -> None:
+        name = f"{self._split}_{len(self._shards):06d}.bin"
+        tokens = self._buffer[: self._n_buffered]
+        sha256 = write_shard(self._directory / name, tokens, vocab_size=self._vocab_size)
+        self._shards.append(ShardEntry(file=name, n_tokens=len(tokens), sha256=sha256))
+        self._n_buffered = 0
+
+
+def write_shard(path: Path, tokens: np.ndarray, *, vocab_size: int) -> str:
+    """Writes one shard in one step and returns the sha256 of the file."""
+    header = np.zeros(HEADER_INTS, dtype="<i4")
+    header[:4] = MAGIC, VERSION, len(tokens), vocab_size
+    chunks = [header.tobytes(), tokens.astype(TOKEN_DTYPE, copy=False).data]
+    write_file(path, *chunks)
+    sha256 = hashlib.sha256()
+    for chunk in chunks:
+        sha256.update(chunk)
+    return sha256.hexdigest()
+
+
+def read_shard(path: Path, *, n_tokens: int, vocab_size: int) -> np.ndarray:
+    """The tokens of a shard as a read-only, memory-mapped uint16 array of shape (n_tokens,).
+
+    Args:
+        path: the shard.
+        n_tokens: what the manifest says it holds.
+        vocab_size: what the manifest says its ids stay below.
+
+    Raises:
+        ShardError: if the file is missing, truncated, of another format, or if header and manifest
+            disagree. The ids themselves are not read; see `check_token_ids`.
+    """
+    try:
+        header = np.fromfile(path, dtype="<i4", count=HEADER_INTS)
+        n_bytes = path.stat().st_size
+    except OSError as error:
+        raise ShardError(f"{path}: expected a shard, found {error.strerror}") from None
+    if len(header) < HEADER_INTS or tuple(header[:2]) != (MAGIC, VERSION):
+        raise ShardError(
+            f"{path}: expected a shard with magic {MAGIC} version {VERSION}, "
+            f"found {header[:2].tolist()}; prepare the data again"
+        )
+    expected_bytes = HEADER_BYTES + n_tokens * np.dtype(TOKEN_DTYPE).itemsize
+    if n_bytes != expected_bytes:
+        raise ShardError(
+            f"{path}: expected {expected_bytes} bytes for {n_tokens} tokens, found {n_bytes}; "
+            f"the file is truncated or was replaced, prepare the data again"
+        )
+    if tuple(header[2:4]) != (n_tokens, vocab_size):
+        raise ShardError(
+            f"{path}: expected {n_tokens} tokens of a vocabulary of {vocab_size}, "
+            f"found {header[2]} of {header[3]}; prepare the data again"
+        )
+    # A plain view: slicing np.memmap objects costs several times as much.
+    return np.memmap(path, dtype=TOKEN_DTYPE, mode="r", offset=HEADER_BYTES).view(np.ndarray)
+
+
+def check_token_ids(path: Path, tokens: np.ndarray, *, vocab_size: int) -> None:
+    """Reads a whole shard once and refuses ids that the model has no embedding for.
+
+    Raises:
+        ShardError: at the first id that is not below `vocab_size`.
+    """
+    largest = int(tokens.max(initial=0))
+    if largest >= vocab_size:
+        position = int(np.argmax(tokens >= vocab_size))
+        raise ShardError(
+            f"{path}: expected ids below {vocab_size}, found {tokens[position]} at token "
+            f"{position}; prepare the data again"
+        )

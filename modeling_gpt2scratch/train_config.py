@@ -1,0 +1,111 @@
+"""The arguments of `train_accelerate.py`, and the sizes a model can have."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from .atomic_files import require_free
+from .command_line import argument, check_numbers
+
+CONFIG_NAME = "train_config.json"
+
+# Sizes of Radford et al. 2019, table 2, and one for a laptop core.
+MODEL_SIZES = {
+    "tiny": {"n_layer": 4, "n_head": 4, "n_embd": 128, "n_positions": 256},
+    "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 1024},
+    "gpt2-medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024, "n_positions": 1024},
+    "gpt2-large": {"n_layer": 36, "n_head": 20, "n_embd": 1280, "n_positions": 1024},
+    "gpt2-xl": {"n_layer": 48, "n_head": 25, "n_embd": 1600, "n_positions": 1024},
+}
+
+
+# Fields by their range.
+POSITIVE = (
+    *("n_layer", "n_head", "n_embd", "n_positions", "sequence_length", "total_batch_tokens"),
+    *("micro_batch_size", "max_steps", "learning_rate", "max_grad_norm", "log_every"),
+    "eval_tokens",
+)
+NON_NEGATIVE = (
+    *("min_learning_rate", "warmup_steps", "weight_decay", "dropout", "seed", "eval_every"),
+    "save_every",
+)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Every argument of this script. Saved as `train_config.json`."""
+
+    data: str = argument("directory made by prepare_data.py")
+    output_dir: str = argument("directory of the run, new unless resumed")
+    model: Literal["tiny", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] = argument(
+        "sizes to start from", default="gpt2"
+    )
+    n_layer: int | None = argument("blocks, instead of the model's", default=None)
+    n_head: int | None = argument("attention heads, instead of the model's", default=None)
+    n_embd: int | None = argument("channels, instead of the model's", default=None)
+    n_positions: int | None = argument("longest input, instead of the model's", default=None)
+    sequence_length: int | None = argument("tokens per row; n_positions if not given", default=None)
+    total_batch_tokens: int = argument(
+        "tokens per step, all processes and micro-steps together", default=524_288
+    )
+    micro_batch_size: int = argument("rows per process and micro-step", default=16)
+    max_steps: int = argument("optimizer updates", default=19_073)
+    learning_rate: float = argument("peak", default=6e-4)
+    min_learning_rate: float | None = argument(
+        "at the last step; a tenth of the peak if not given", default=None
+    )
+    warmup_steps: int | None = argument(
+        "optimizer updates of linear warmup; a twenty-fifth of max_steps if not given", default=None
+    )
+    weight_decay: float = argument("of matrices and embeddings", default=0.1)
+    max_grad_norm: float = argument("gradients are clipped to it", default=1.0)
+    dropout: float = argument("everywhere in the model; 0 for one epoch", default=0.0)
+    seed: int = argument("of weights, data order and dropout", default=0)
+    eval_every: int = argument("steps between validations, 0 for never", default=250)
+    eval_tokens: int = argument("validation tokens at most, always the same", default=10_485_760)
+    save_every: int = argument("steps between checkpoints, 0 for the last only", default=1000)
+    log_every: int = argument("steps between log lines", default=10)
+    resume: str = argument("none, auto (newest checkpoint of output_dir) or a DIR", default="none")
+    report_to: Literal["none", "wandb", "tensorboard"] = argument(
+        "tracker beside metrics.jsonl", default="none"
+    )
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = argument(
+        "auto: the Accelerate configuration's, else bf16 where the device has it", default="auto"
+    )
+    compile: bool = argument("compile the model with torch.compile", default=False)
+    overwrite: bool = argument("delete the run in output_dir first", default=False)
+
+    def __post_init__(self):
+        for name, size in MODEL_SIZES[self.model].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, size)
+        if self.sequence_length is None:
+            object.__setattr__(self, "sequence_length", self.n_positions)
+        if self.min_learning_rate is None:
+            object.__setattr__(self, "min_learning_rate", self.learning_rate / 10)
+        if self.warmup_steps is None:
+            object.__setattr__(self, "warmup_steps", self.max_steps // 25)
+        check_numbers(self, positive=POSITIVE, non_negative=NON_NEGATIVE)
+        if self.sequence_length > self.n_positions:
+            raise ValueError(
+                f"expected --sequence_length of at most n_positions={self.n_positions}, "
+                f"found {self.sequence_length}; lower it or raise --n_positions"
+            )
+        if self.n_embd % self.n_head:
+            raise ValueError(
+                f"expected --n_embd divisible by --n_head, found {self.n_embd} and {self.n_head}"
+            )
+        if self.warmup_steps >= self.max_steps:
+            raise ValueError(
+                f"expected --warmup_steps below --max_steps={self.max_steps}, "
+                f"found {self.warmup_steps}"
+            )
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"expected --min_learning_rate of at most --learning_rate={self.learning_rate}, "
+                f"found {self.min_learning_rate}"
+            )
+        if self.dropout >= 1:
+            raise ValueError(f"expected --dropout below 1, found {self.dropout}")
+        if self.resume == "none":
+            require_free(Path(self.output_dir), marker=CONFIG_NAME, overwrite=self.overwrite)

@@ -1,0 +1,65 @@
+"""What a run looks at between its steps: the loss on held-out text, and a sample."""
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .shard_loader import TokenWindows
+
+SAMPLE_TOKENS = 64
+
+
+@torch.no_grad()
+def validation_loss(
+    model: PreTrainedModel,
+    windows: TokenWindows,
+    accelerator: Accelerator,
+    *,
+    max_tokens: int,
+    batch_size: int,
+) -> float:
+    """Mean loss in nats per token over the first windows of the validation split.
+
+    The windows are always the same and shared out among the processes, so that the result does not
+    depend on their number.
+
+    Args:
+        model: without any wrapper, so that processes may make unequal numbers of calls.
+        windows: of the validation split.
+        accelerator: of the run.
+        max_tokens: how much of the split to read.
+        batch_size: windows per forward pass.
+    """
+    n_windows = min(len(windows), max(1, max_tokens // windows.sequence_length))
+    own = np.arange(accelerator.process_index, n_windows, accelerator.num_processes)
+    total = 0.0  # of the mean losses of this process's windows
+    model.eval()
+    for first in range(0, len(own), batch_size):
+        input_ids, targets = windows.read(own[first : first + batch_size])
+        outputs = model(
+            input_ids=input_ids.to(accelerator.device),
+            shift_labels=targets.to(accelerator.device),
+        )
+        total += outputs.loss.item() * len(input_ids)
+    model.train()
+    share = torch.tensor(total / n_windows, device=accelerator.device)
+    return accelerator.reduce(share, reduction="sum").item()
+
+
+@torch.no_grad()
+def sample_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> str:
+    """What the model writes after `<|endoftext|>`."""
+    torch.manual_seed(seed)
+    prompt = torch.tensor([[tokenizer.eos_token_id]], device=model.device)
+    model.eval()
+    with torch.compiler.set_stance("force_eager"):  # growing inputs would recompile at each token
+        output_ids = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=True,
+            top_k=50,
+            max_new_tokens=min(SAMPLE_TOKENS, model.config.n_positions),
+        )
+    model.train()
+    return tokenizer.decode(output_ids[0], skip_special_tokens=True)
