@@ -69,6 +69,11 @@ def train(config: TrainConfig) -> None:
     start_step = 0
     if checkpoint:
         start_step = checkpointing.load_state(checkpoint, expected=identity)["step"]
+    if start_step > config.max_steps:
+        raise LaunchError(
+            f"expected --max_steps of at least {start_step}, where {checkpoint} is, "
+            f"found {config.max_steps}"
+        )
 
     metrics = JsonlTracker(Path(config.output_dir) / METRICS_NAME, resume_step=start_step)
     accelerator = make_accelerator(
@@ -76,7 +81,7 @@ def train(config: TrainConfig) -> None:
         trackers=[metrics] + [config.report_to] * (config.report_to != "none"),
         project_dir=config.output_dir,
     )
-    loader, validation = open_data(config, accelerator)
+    loader, validation = open_data(config, manifest, accelerator)
     accelerator.gradient_accumulation_steps = loader.micro_steps
 
     set_seed(config.seed)  # the same weights on every rank
@@ -141,6 +146,7 @@ def run_steps(run: Run, *, start_step: int) -> int:
     config, accelerator = run.config, run.accelerator
     stop_signal = StopSignal()
     throughput = Throughput()
+    n_done = start_step
     progress = tqdm(
         range(start_step, config.max_steps),
         desc="training",
@@ -163,9 +169,9 @@ def run_steps(run: Run, *, start_step: int) -> int:
         is_stopped = accelerator.check_trigger()  # on every rank, if it is on any
 
         n_done = step + 1
-        is_last = is_stopped or n_done == config.max_steps
+        is_last = n_done == config.max_steps
         is_eval = run.validation is not None and is_due(config.eval_every, n_done, is_last)
-        is_save = is_last or is_due(config.save_every, n_done, is_last)
+        is_save = is_last or is_stopped or is_due(config.save_every, n_done, is_last)
         if is_eval or is_save or n_done == 1 or n_done % config.log_every == 0:
             values = {
                 "loss": accelerator.reduce(loss, reduction="mean").item(),
@@ -174,7 +180,7 @@ def run_steps(run: Run, *, start_step: int) -> int:
                 "tokens_per_second": throughput.tokens_per_second,
             }
             refuse_divergence(config, n_done, values)
-            if is_eval:
+            if is_eval and not is_stopped:  # who asked it to stop waits for the checkpoint
                 values |= validate(run)
             report(run, progress, n_done, values)
             if is_save:
@@ -182,7 +188,7 @@ def run_steps(run: Run, *, start_step: int) -> int:
             throughput.restart()
         if is_stopped:
             break
-    return start_step if start_step == config.max_steps else n_done
+    return n_done
 
 
 def train_step(run: Run, step: int, learning_rate: float) -> tuple[Tensor, Tensor]:
@@ -303,7 +309,7 @@ def run_identity(config: TrainConfig, manifest: Manifest) -> dict:
 
 
 def open_data(
-    config: TrainConfig, accelerator: Accelerator
+    config: TrainConfig, manifest: Manifest, accelerator: Accelerator
 ) -> tuple[ShardLoader, TokenWindows | None]:
     """This rank's training batches, and the validation windows if any were held out.
 
@@ -320,7 +326,6 @@ def open_data(
             f"processes = {config.sequence_length} x {config.micro_batch_size} x {world_size} = "
             f"{divisor}, found {config.total_batch_tokens}; the nearest is {nearest}"
         )
-    splits = Manifest.load(Path(config.data)).splits
     train, validation = (
         TokenWindows(
             Path(config.data),
@@ -329,7 +334,7 @@ def open_data(
             rank=accelerator.process_index,
             world_size=world_size,
         )
-        if split in splits
+        if split in manifest.splits
         else None
         for split in ("train", "val")
     )
@@ -391,7 +396,8 @@ def print_banner(run: Run, *, start_step: int) -> None:
         "device": f"{accelerator.device}, precision {accelerator.mixed_precision}",
         "parameters": f"{n_parameters:,} ({n_embedding:,} in embeddings)",
         "tokens per step": f"{config.total_batch_tokens:,} = {config.sequence_length} per row x "
-        f"{config.micro_batch_size} rows x {loader.micro_steps} micro-steps x processes",
+        f"{config.micro_batch_size} rows x {loader.micro_steps} micro-steps x "
+        f"{accelerator.num_processes} processes",
         "steps": f"{start_step:,} to {config.max_steps:,}, "
         f"{config.max_steps / loader.steps_per_epoch:.2f} epochs of "
         f"{loader.windows.n_tokens:,} tokens",

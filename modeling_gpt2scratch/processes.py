@@ -24,12 +24,13 @@ def make_accelerator(
     """The Accelerator of this launch, for a loop that brings its own data loader.
 
     Args:
-        mixed_precision: "no", "bf16", "fp16", or "auto"; see `choose_precision`.
+        mixed_precision: "no", "bf16", or "auto"; see `choose_precision`.
         trackers: names or instances.
         project_dir: where trackers may put their files.
 
     Raises:
-        LaunchError: if the launcher started several processes that do not know of each other.
+        LaunchError: if the launcher started several processes that do not know of each other, or
+            its configuration asks for a precision that needs loss scaling.
     """
     accelerator = Accelerator(
         # Without a GPU, torchrun's processes must be told to meet on the CPU, or each is alone.
@@ -38,9 +39,7 @@ def make_accelerator(
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=1, sync_with_dataloader=False
         ),
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-        ],
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         log_with=trackers,
         project_dir=project_dir,
     )
@@ -49,6 +48,11 @@ def make_accelerator(
         raise LaunchError(
             f"expected the {n_launched} processes that were launched to form one group, found "
             f"{accelerator.num_processes}; check distributed_type in the Accelerate configuration"
+        )
+    if accelerator.mixed_precision not in ("no", "bf16"):
+        raise LaunchError(
+            f"expected mixed_precision no or bf16, found {accelerator.mixed_precision} in the "
+            f"Accelerate configuration; --mixed_precision overrides it"
         )
     return accelerator
 

@@ -1,5 +1,6 @@
 """The arguments of `train_accelerate.py`, and the sizes a model can have."""
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +18,6 @@ MODEL_SIZES = {
     "gpt2-large": {"n_layer": 36, "n_head": 20, "n_embd": 1280, "n_positions": 1024},
     "gpt2-xl": {"n_layer": 48, "n_head": 25, "n_embd": 1600, "n_positions": 1024},
 }
-
 
 # Fields by their range.
 POSITIVE = (
@@ -69,7 +69,7 @@ class TrainConfig:
     report_to: Literal["none", "wandb", "tensorboard"] = argument(
         "tracker beside metrics.jsonl", default="none"
     )
-    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = argument(
+    mixed_precision: Literal["auto", "no", "bf16"] = argument(
         "auto: the Accelerate configuration's, else bf16 where the device has it", default="auto"
     )
     compile: bool = argument("compile the model with torch.compile", default=False)
@@ -107,5 +107,10 @@ class TrainConfig:
             )
         if self.dropout >= 1:
             raise ValueError(f"expected --dropout below 1, found {self.dropout}")
+        if self.report_to != "none" and importlib.util.find_spec(self.report_to) is None:
+            raise ValueError(
+                f"expected {self.report_to} to be installed for --report_to {self.report_to}; "
+                f"pip install {self.report_to}"
+            )
         if self.resume == "none":
             require_free(Path(self.output_dir), marker=CONFIG_NAME, overwrite=self.overwrite)
