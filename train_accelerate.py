@@ -35,6 +35,7 @@ from modeling_gpt2scratch.optimization import adamw, learning_rate_at, set_learn
 from modeling_gpt2scratch.processes import (
     LaunchError,
     StopSignal,
+    closing,
     make_accelerator,
     on_main_process,
 )
@@ -62,10 +63,10 @@ def main() -> None:
 
 
 def train(config: TrainConfig) -> None:
-    """Wires data, model and optimizer together, then makes the steps that are left."""
+    """Finds the point to start from and the other processes, and trains."""
     manifest = Manifest.load(Path(config.data))
-    identity = run_identity(config, manifest)
     checkpoint = find_resume_point(config)
+    identity = run_identity(config, manifest)
     start_step = 0
     if checkpoint:
         start_step = checkpointing.load_state(checkpoint, expected=identity)["step"]
@@ -74,13 +75,24 @@ def train(config: TrainConfig) -> None:
             f"expected --max_steps of at least {start_step}, where {checkpoint} is, "
             f"found {config.max_steps}"
         )
-
     metrics = JsonlTracker(Path(config.output_dir) / METRICS_NAME, resume_step=start_step)
     accelerator = make_accelerator(
         mixed_precision=config.mixed_precision,
         trackers=[metrics] + [config.report_to] * (config.report_to != "none"),
         project_dir=config.output_dir,
     )
+    with closing(accelerator):
+        train_from(checkpoint, start_step, config, manifest, accelerator)
+
+
+def train_from(
+    checkpoint: Path | None,
+    start_step: int,
+    config: TrainConfig,
+    manifest: Manifest,
+    accelerator: Accelerator,
+) -> None:
+    """Wires data, model and optimizer together, makes the steps that are left, and saves."""
     loader, validation = open_data(config, manifest, accelerator)
     accelerator.gradient_accumulation_steps = loader.micro_steps
 
@@ -104,7 +116,7 @@ def train(config: TrainConfig) -> None:
         tokenizer=tokenizer,
         loader=loader,
         validation=validation,
-        identity=identity,
+        identity=run_identity(config, manifest),
     )
     on_main_process(make_output_dir, config)
     accelerator.init_trackers(
@@ -119,7 +131,6 @@ def train(config: TrainConfig) -> None:
         accelerator.print(f"finished: model and tokenizer are in {config.output_dir}")
     else:
         accelerator.print(f"stopped after step {n_done}; continue with --resume auto")
-    accelerator.end_training()
 
 
 @dataclass(frozen=True)

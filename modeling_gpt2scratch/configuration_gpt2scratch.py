@@ -37,7 +37,7 @@ class GPT2ScratchConfig(PreTrainedConfig):
             field transformers 5 would untie them and turn 124M parameters into 163M.
 
     Raises:
-        ValueError: if `n_head` does not divide `n_embd`.
+        StrictDataclassClassValidationError: if `n_head` does not divide `n_embd`.
 
     Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3.
     """

@@ -1,8 +1,10 @@
 """The processes of a training run: how they find each other, fail together and stop together."""
 
+import contextlib
 import os
 import signal
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -55,6 +57,25 @@ def make_accelerator(
             f"Accelerate configuration; --mixed_precision overrides it"
         )
     return accelerator
+
+
+@contextlib.contextmanager
+def closing(accelerator: Accelerator) -> Iterator[None]:
+    """Ends trackers and process group after the block, however it ends.
+
+    DDP must be gone before its process group: as the group's last owner it would wait, inside
+    Python's lock, for a gloo thread that may itself wait for that lock. So what the block made
+    has to be local to a function that it calls.
+    """
+    try:
+        yield
+        accelerator.wait_for_everyone()
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
+    finally:
+        accelerator.free_memory()
+        accelerator.end_training()
 
 
 def choose_precision(requested: str) -> str | None:

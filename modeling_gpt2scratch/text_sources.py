@@ -6,6 +6,7 @@ Every source is an iterable of strings that can be read more than once, always i
 import ast
 import contextlib
 import csv
+import doctest
 import glob
 import io
 import itertools
@@ -75,8 +76,8 @@ def open_source(
 def docstrings(num_workers: int) -> list[str]:
     """The distinct docstrings of the standard library and `DOCUMENTED_PACKAGES`, in path order.
 
-    They are read from the source files with `ast`; nothing is imported. Shorter ones than
-    `MIN_DOCSTRING_CHARACTERS` are left out.
+    They are read from the source files with `ast`; nothing is imported. Interactive examples are
+    cut out, which leaves the prose; less of it than `MIN_DOCSTRING_CHARACTERS` does not count.
     """
     roots = [Path(sysconfig.get_path("stdlib"))]
     roots += [Path(sysconfig.get_path("purelib")) / name for name in DOCUMENTED_PACKAGES]
@@ -104,7 +105,16 @@ def _docstrings_of(file: Path) -> list[str]:
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     nodes = (node for node in ast.walk(tree) if isinstance(node, documented))
     texts = (ast.get_docstring(node) for node in nodes)
-    return [_well_formed(text) for text in texts if text]
+    return [_well_formed(_without_examples(text)) for text in texts if text]
+
+
+def _without_examples(docstring: str) -> str:
+    """The docstring without its `>>>` examples and their output."""
+    try:
+        parts = doctest.DocTestParser().parse(docstring)
+    except ValueError:  # an example that is none
+        return docstring
+    return "".join(part for part in parts if isinstance(part, str)).strip()
 
 
 class _LocalFiles:

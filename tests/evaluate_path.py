@@ -1,0 +1,98 @@
+"""Puts `evaluate/` on the import path, as running one of its scripts does, and builds tiny inputs.
+
+`evaluate/` is no package (the PyPI package of that name must stay importable), so a test imports
+this file first and the modules by their bare names after it, below an `isort: split`.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+REPOSITORY = Path(__file__).parents[1]
+EVALUATE = REPOSITORY / "evaluate"
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+END_OF_TEXT = "<|endoftext|>"
+CORPUS = [
+    "the cat sat on the mat, and the dog sat on the cat.",
+    "a naïve café: “the mat” was on the dog!\n\nthe end",
+    "on the mat the cat and the dog sat and sat; the end of the dog was the cat",
+]
+
+if str(EVALUATE) not in sys.path:
+    sys.path.insert(0, str(EVALUATE))
+
+
+def tiny_tokenizer(n_merges: int = 60) -> PreTrainedTokenizerFast:
+    """A byte-level BPE like GPT-2's: 1 special token, 256 bytes and up to `n_merges` merges."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=257 + n_merges,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT
+    )
+
+
+def tiny_gpt2(tokenizer: PreTrainedTokenizerFast, n_positions: int = 32) -> GPT2LMHeadModel:
+    """Stock GPT-2 with random weights, large enough for the logits to differ visibly."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=n_positions,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        initializer_range=0.3,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return GPT2LMHeadModel(config).eval()
+
+
+def naive_nats(model: torch.nn.Module, token_ids: Sequence[int]) -> torch.Tensor:
+    """Nats of each id but the first given those before it, from one row and its whole logits."""
+    ids = torch.as_tensor(np.asarray(token_ids, dtype=np.int64))[None]
+    with torch.no_grad():
+        log_probs = model(input_ids=ids[:, :-1]).logits[0].log_softmax(dim=-1)
+    return -log_probs.gather(1, ids[0, 1:, None])[:, 0]
+
+
+def write_shards(
+    directory: Path, shards: list[list[int]], tokenizer: PreTrainedTokenizerFast
+) -> Path:
+    """A shard directory whose split `val` holds these token ids, with the tokenizer beside it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for index, ids in enumerate(shards):
+        header = np.zeros(256, dtype="<i4")
+        header[:4] = 20240520, 1, len(ids), len(tokenizer)
+        content = header.tobytes() + np.asarray(ids, dtype="<u2").tobytes()
+        file = f"val_{index:06d}.bin"
+        (directory / file).write_bytes(content)
+        sha256 = hashlib.sha256(content).hexdigest()
+        entries.append({"file": file, "n_tokens": len(ids), "sha256": sha256})
+    manifest = {
+        "format": "gpt2scratch-shards",
+        "version": 1,
+        "dtype": "<u2",
+        "header_bytes": 1024,
+        "vocab_size": len(tokenizer),
+        "end_of_text_id": tokenizer.eos_token_id,
+        "splits": {"val": {"n_tokens": sum(map(len, shards)), "shards": entries}},
+    }
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    tokenizer.save_pretrained(directory)
+    return directory

@@ -1,0 +1,204 @@
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import evaluate_path
+import pytest
+
+# isort: split
+import compare
+
+N_PASSAGES = 12
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """Directories `first` and `second` (models), `shards`, and a file `passages.jsonl`."""
+    root = tmp_path_factory.mktemp("inputs")
+    tokenizer = evaluate_path.tiny_tokenizer()
+    for name, n_positions in (("first", 32), ("second", 16)):
+        evaluate_path.tiny_gpt2(tokenizer, n_positions).save_pretrained(root / name)
+        tokenizer.save_pretrained(root / name)
+    encoded = tokenizer(evaluate_path.CORPUS * 4)["input_ids"]
+    stream = sum(([tokenizer.eos_token_id, *ids] for ids in encoded), [])
+    evaluate_path.write_shards(root / "shards", [stream], tokenizer)
+    rows = [json.dumps({"text": f"the cat sat on {i} the mat"}) + "\n" for i in range(N_PASSAGES)]
+    (root / "passages.jsonl").write_text("".join(rows))
+    return root
+
+
+@pytest.fixture
+def arguments(inputs, tmp_path):
+    """A command line of both tasks, without models."""
+    return [
+        *("--val_data", str(inputs / "shards")),
+        *("--lambada_data", str(inputs / "passages.jsonl")),
+        *("--output_dir", str(tmp_path / "out")),
+        *("--device", "cpu"),
+        *("--tasks", "val", "lambada"),
+    ]
+
+
+def results_of(tmp_path):
+    return json.loads((tmp_path / "out" / "results.json").read_text())
+
+
+def table_rows(output):
+    """Cells of each row of a Markdown table, the line under the headers left out."""
+    lines = output.splitlines()
+    assert all(line.startswith("|") and line.endswith("|") for line in lines)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [rows[0], *rows[2:]]
+
+
+@pytest.mark.slow
+def test_a_command_line_compares_what_it_reaches_and_says_why_it_misses_the_rest(
+    inputs, arguments, tmp_path
+):
+    models = [str(inputs / "first"), "no/such-model", str(inputs / "second")]
+    finished = subprocess.run(
+        [sys.executable, "evaluate/compare.py", *arguments, "--models", *models],
+        cwd=evaluate_path.REPOSITORY,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 1, finished.stderr
+    assert "no/such-model, val: OSError" in finished.stderr
+
+    header, *rows = table_rows(finished.stdout)
+    assert header == ["Task", "Protocol", "Metric", "", *models]
+    assert [row[:4] for row in rows] == [
+        ["val", "stream v1", "loss", "↓"],
+        ["val", "stream v1", "perplexity", "↓"],
+        ["val", "stream v1", "bits_per_byte", "↓"],
+        ["lambada", "lambada_openai v1", "acc", "↑"],
+        ["lambada", "lambada_openai v1", "perplexity", "↓"],
+    ]
+    reported = results_of(tmp_path)
+    for task, _, metric, _, first, missing, second in rows:
+        for model, text in ((models[0], first), (models[2], second)):
+            cell = reported["results"][model][task]
+            value, stderr = cell[f"{metric},none"], cell[f"{metric}_stderr,none"]
+            assert text == f"{value:.4f} ± {stderr:.4f}"
+        is_first_row = metric in ("loss", "acc")
+        assert missing.startswith("error: OSError: ") if is_first_row else missing == "–"
+    for task in ("val", "lambada"):
+        assert list(reported["results"]["no/such-model"][task]) == ["error"]
+
+
+def test_the_results_file_says_what_was_measured_on_what(inputs, arguments, tmp_path):
+    model = str(inputs / "first")
+    assert compare.main([*arguments, "--models", model]) == 0
+    reported = results_of(tmp_path)
+    lambada = reported["results"][model]["lambada"]
+    passages = (inputs / "passages.jsonl").read_bytes()
+    assert lambada["protocol"] == "lambada_openai"
+    assert lambada["version"] == 1
+    assert lambada["n_samples"] == N_PASSAGES
+    assert lambada["sha256"] == hashlib.sha256(passages).hexdigest()
+    assert 0 <= lambada["acc,none"] <= 1
+    assert lambada["seconds"] >= 0
+    val = reported["results"][model]["val"]
+    shard = (inputs / "shards" / "val_000000.bin").read_bytes()
+    assert val["sha256"] == hashlib.sha256(shard).hexdigest()
+    assert val["window_tokens"] == 32
+    assert reported["models"][model]["class"] == "GPT2LMHeadModel"
+    assert reported["arguments"]["tasks"] == ["val", "lambada"]
+    assert {"torch_version", "transformers_version"} <= set(reported)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["results.json"]
+
+
+def test_a_limit_is_named_in_the_table(inputs, arguments, tmp_path, capsys):
+    model = str(inputs / "first")
+    assert compare.main([*arguments, "--models", model, "--limit", "3"]) == 0
+    _, *rows = table_rows(capsys.readouterr().out)
+    assert rows[0][1] == "stream v1, first 3 windows"
+    assert rows[-1][1] == "lambada_openai v1, first 3 passages"
+    cells = results_of(tmp_path)["results"][model]
+    assert [cells[task]["n_samples"] for task in ("val", "lambada")] == [3, 3]
+
+
+def test_data_that_cannot_be_read_leaves_the_other_task_its_numbers(
+    inputs, arguments, tmp_path, capsys
+):
+    missing = str(tmp_path / "none.jsonl")
+    model = str(inputs / "first")
+    assert compare.main([*arguments, "--models", model, "--lambada_data", missing]) == 1
+    _, *rows = table_rows(capsys.readouterr().out)
+    assert rows[0][4].count("±") == 1
+    assert rows[3][4].startswith("error: FileNotFoundError")
+    cells = results_of(tmp_path)["results"][model]
+    assert "none.jsonl" in cells["lambada"]["error"]
+    assert "loss,none" in cells["val"]
+
+
+def test_a_missing_model_directory_is_an_error_in_its_column(arguments, tmp_path, capsys):
+    model = str(tmp_path / "nowhere")
+    assert compare.main([*arguments, "--models", model]) == 1
+    error = results_of(tmp_path)["results"][model]["val"]["error"]
+    assert error.startswith("FileNotFoundError: expected a model directory")
+
+
+def test_results_go_beside_the_first_model_if_it_is_a_local_directory(tmp_path):
+    assert compare.default_output_dir(str(tmp_path)) == str(tmp_path)
+    assert compare.default_output_dir("some/hub-model") == "results"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--models m --tasks lambda", "invalid choice: 'lambda' (choose from"),
+        ("--models m --tasks lambada --limit 0", "--limit: expected at least 1, found 0"),
+        ("--models m --tasks lambada --batch_tokens 0", "--batch_tokens: expected at least 1"),
+        ("--models m --tasks val", "--val_data: expected a shard directory for task val"),
+        ("--models m m --tasks lambada", "--models: expected each once, found m m"),
+        ("--models m --tasks lambada --device gpu9", "--device: expected auto or a torch device"),
+        ("--models m --tasks lambada --dtype int8", "invalid choice: 'int8'"),
+        ("--models m --tasks lambada --lim 3", "found --lim 3"),
+        ("--tasks lambada", "required: --models"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_exit_code_2(arguments, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        compare.main(arguments.split())
+    captured = capsys.readouterr()
+    assert caught.value.code == 2
+    assert captured.out == ""
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_an_output_directory_that_is_a_file_is_a_bad_argument(inputs, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as caught:
+        compare.main(
+            ["--models", "m", "--tasks", "lambada", "--output_dir", str(tmp_path / "file")]
+        )
+    assert caught.value.code == 2
+    assert "--output_dir: expected a directory" in capsys.readouterr().err
+
+
+def test_a_failed_write_leaves_the_old_results_and_nothing_beside_them(tmp_path):
+    path = tmp_path / "results.json"
+    compare.write_json(path, {"value": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        compare.write_json(path, {"value": float("nan")})
+    assert json.loads(path.read_text()) == {"value": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_bar_in_an_error_does_not_break_the_table():
+    cell = {"error": "ValueError: a | b"}
+    assert compare.format_cell(cell, "acc", compare.TASKS["lambada"]) == (
+        "error: ValueError: a \\| b"
+    )
+
+
+def test_the_perplexity_of_an_untrained_model_fits_its_cell():
+    assert [compare.format_number(value) for value in (40.05541, 2.4e17)] == [
+        "40.0554",
+        "2.4000e+17",
+    ]

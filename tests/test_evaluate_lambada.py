@@ -1,0 +1,167 @@
+import hashlib
+import json
+
+import evaluate_path
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+# isort: split
+from lambada import LambadaTask, read_texts, split_last_word
+from scoring import CausalScorer
+
+WORDS = ("the", "cat", "sat", "on", "mat", "and", "dog", "end", "of", "naïve")
+
+
+@pytest.fixture(scope="module")
+def texts():
+    random = np.random.default_rng(0)
+    return [" ".join(random.choice(WORDS, size=6)) for _ in range(24)] + ['a "cat', "the cat\nsat"]
+
+
+@pytest.fixture(scope="module")
+def scorer(texts):
+    """A model that has learnt half of the passages, so that some last words are right."""
+    tokenizer = evaluate_path.tiny_tokenizer()
+    model = evaluate_path.tiny_gpt2(tokenizer)
+    rows = [tokenizer(text)["input_ids"] for text in texts[:12]]
+    input_ids = torch.tensor([row + [0] * (32 - len(row)) for row in rows])
+    labels = input_ids.masked_fill(input_ids == 0, -100)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        model(input_ids=input_ids, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return CausalScorer(model, tokenizer, batch_tokens=100)
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@given(st.text(alphabet="ab \n\t", max_size=12))
+def test_the_last_word_is_what_split_at_single_spaces_leaves(text):
+    words = text.split(" ")
+    assert split_last_word(text) == (" ".join(words[:-1]), " " + words[-1])
+
+
+def test_a_newline_is_part_of_the_last_word():
+    assert split_last_word("she said\n\nyes") == ("she", " said\n\nyes")
+
+
+def test_accuracy_and_perplexity_are_those_of_a_loop_over_whole_logits(scorer, texts):
+    correct, log_probs = [], []
+    for text in texts:
+        context_ids = scorer.tokenizer(text[: text.rindex(" ")])["input_ids"]
+        row = scorer.tokenizer(text)["input_ids"]
+        with torch.no_grad():
+            all_log_probs = scorer.model(torch.tensor([row])).logits[0].log_softmax(-1)
+        positions = range(len(context_ids) - 1, len(row) - 1)
+        correct.append(all(all_log_probs[t].argmax() == row[t + 1] for t in positions))
+        log_probs.append(sum(float(all_log_probs[t, row[t + 1]]) for t in positions))
+    result = LambadaTask(texts).evaluate(scorer)
+    accuracy, n = np.mean(correct), len(texts)
+    perplexity = np.exp(-np.mean(log_probs))
+    assert 0 < accuracy < 1
+    assert result.n_samples == n
+    assert result.estimates["acc"].value == accuracy
+    assert result.estimates["acc"].stderr == pytest.approx(
+        np.sqrt(accuracy * (1 - accuracy) / (n - 1))
+    )
+    assert result.estimates["perplexity"].value == pytest.approx(perplexity, rel=1e-4)
+    assert result.estimates["perplexity"].stderr == pytest.approx(
+        perplexity * np.std(log_probs, ddof=1) / np.sqrt(n), rel=1e-4
+    )
+
+
+@pytest.mark.slow
+def test_accuracy_and_perplexity_are_those_of_lm_evaluation_harness(scorer, texts):
+    lm_eval = pytest.importorskip("lm_eval", reason="needs the extra `eval`")
+    from datasets import Dataset
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.models.huggingface import HFLM
+
+    task = ConfigurableTask(
+        config={
+            "task": "lambada_openai_local",
+            "custom_dataset": lambda **_: {"test": Dataset.from_dict({"text": texts})},
+            "output_type": "loglikelihood",
+            "test_split": "test",
+            "doc_to_text": "{{text.split(' ')[:-1]|join(' ')}}",
+            "doc_to_target": "{{' '+text.split(' ')[-1]}}",
+            "metric_list": [
+                {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False},
+                {"metric": "acc", "aggregation": "mean", "higher_is_better": True},
+            ],
+        }
+    )
+    harness = HFLM(pretrained=scorer.model, tokenizer=scorer.tokenizer, batch_size=4, device="cpu")
+    expected = lm_eval.simple_evaluate(harness, tasks=[task], bootstrap_iters=0)["results"]
+    found = LambadaTask(texts).evaluate(scorer).estimates
+    assert found["acc"].value == expected["lambada_openai_local"]["acc,none"]
+    assert found["perplexity"].value == pytest.approx(
+        expected["lambada_openai_local"]["perplexity,none"], rel=1e-5
+    )
+
+
+def test_the_limit_takes_the_first_passages_of_a_file(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"text": f"row {i}", "n": i} for i in range(5)])
+    assert read_texts(path, limit=2) == ["row 0", "row 1"]
+    assert len(read_texts(path, limit=None)) == 5
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{broken", r"rows\.jsonl, line 2: expected JSON"),
+        ("", r"rows\.jsonl, line 2: expected JSON"),
+        ('{"txt": "a"}', r"rows\.jsonl, line 2: expected an object .*, found \['txt'\]"),
+        ('{"text": null}', r"rows\.jsonl, line 2: expected an object .*, found \['text'\]"),
+        ("[1]", r"rows\.jsonl, line 2: expected an object .*, found list"),
+    ],
+)
+def test_a_bad_line_is_named_by_its_number(tmp_path, line, message):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "good row"}\n' + line + "\n")
+    with pytest.raises(ValueError, match=message):
+        read_texts(str(path), limit=None)
+
+
+def test_a_file_without_passages_is_rejected(tmp_path):
+    with pytest.raises(ValueError, match="at least one passage, found none"):
+        read_texts(write_jsonl(tmp_path / "rows.jsonl", []), limit=None)
+
+
+def test_a_data_set_without_a_text_column_is_rejected(monkeypatch):
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"passage": ["a b"]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: rows)
+    with pytest.raises(
+        ValueError, match=r"some/set: expected a column `text`, found \['passage'\]"
+    ):
+        read_texts("some/set", limit=None)
+
+
+def test_file_and_data_set_of_the_same_passages_have_one_checksum(monkeypatch, tmp_path, texts):
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"text": texts})
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: rows)
+    path = tmp_path / "rows.jsonl"
+    write_jsonl(path, [{"text": text} for text in texts])
+    from_file = LambadaTask(read_texts(str(path), limit=None))
+    assert from_file.sha256 == LambadaTask(read_texts("some/set", limit=None)).sha256
+    assert from_file.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_the_published_file_has_its_published_checksum():
+    path = evaluate_path.SHARED_DATA / "lambada" / "lambada_test.jsonl"
+    if not path.exists():
+        pytest.skip(f"needs OpenAI's LAMBADA test file at {path}")
+    task = LambadaTask(read_texts(str(path), limit=None))
+    assert len(task.texts) == 5153
+    assert task.sha256 == "4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226"
