@@ -19,13 +19,20 @@ from transformers import PreTrainedTokenizerBase
 from modeling_gpt2scratch.atomic_files import new_directory, require_free
 from modeling_gpt2scratch.command_line import argument, check_numbers, parse_config
 from modeling_gpt2scratch.text_sources import DOCSTRINGS, SourceError, open_source
-from modeling_gpt2scratch.token_shards import MANIFEST_NAME, Manifest, ShardError, SplitWriter
+from modeling_gpt2scratch.token_shards import (
+    MANIFEST_NAME,
+    MAX_SHARD_TOKENS,
+    Manifest,
+    ShardError,
+    SplitWriter,
+)
 from modeling_gpt2scratch.tokenization import (
     GPT2,
     DocumentEncoder,
     TokenizerError,
     fingerprint,
     load_tokenizer,
+    save_tokenizer,
     train_tokenizer,
     trained_vocab_size,
 )
@@ -60,6 +67,10 @@ class PrepareConfig:
     def __post_init__(self):
         positive = ("shard_tokens", "num_workers", "limit_documents")
         check_numbers(self, positive=positive, non_negative=("seed",))
+        if self.shard_tokens > MAX_SHARD_TOKENS:
+            raise ValueError(
+                f"expected --shard_tokens of at most {MAX_SHARD_TOKENS}, found {self.shard_tokens}"
+            )
         if not 0 <= self.val_fraction < 1:
             raise ValueError(f"expected --val_fraction in [0, 1), found {self.val_fraction}")
         if self.tokenizer is None:
@@ -80,7 +91,7 @@ def main() -> None:
     for name, split in manifest.splits.items():
         print(
             f"{name}: {split.n_tokens:,} tokens, {split.n_documents:,} documents, "
-            f"{len(split.shards)} shards in {config.output_dir}"
+            f"{len(split.shards)} shard{'s' * (len(split.shards) > 1)} in {config.output_dir}"
         )
 
 
@@ -104,7 +115,7 @@ def prepare(config: PrepareConfig) -> Manifest:
         write_documents(_limited(source, config), encoder, writers, config)
         splits = {name: writer.close() for name, writer in writers.items()}
         _check_splits(splits, config)
-        tokenizer.save_pretrained(directory)
+        save_tokenizer(tokenizer, directory)
         manifest = Manifest(
             vocab_size=len(tokenizer),
             end_of_text_id=tokenizer.eos_token_id,

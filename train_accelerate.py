@@ -6,7 +6,6 @@ continued with `--resume auto`.
 """
 
 import dataclasses
-import hashlib
 import math
 import os
 import shutil
@@ -19,7 +18,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import set_seed
 from tabulate import tabulate
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -66,10 +64,10 @@ def train(config: TrainConfig) -> None:
     """Finds the point to start from and the other processes, and trains."""
     manifest = Manifest.load(Path(config.data))
     checkpoint = find_resume_point(config)
-    identity = run_identity(config, manifest)
     start_step = 0
     if checkpoint:
-        start_step = checkpointing.load_state(checkpoint, expected=identity)["step"]
+        state = checkpointing.load_state(checkpoint, expected=config.identity(manifest))
+        start_step = state["step"]
     if start_step > config.max_steps:
         raise LaunchError(
             f"expected --max_steps of at least {start_step}, where {checkpoint} is, "
@@ -96,7 +94,7 @@ def train_from(
     loader, validation = open_data(config, manifest, accelerator)
     accelerator.gradient_accumulation_steps = loader.micro_steps
 
-    set_seed(config.seed)  # the same weights on every rank
+    torch.manual_seed(config.seed)  # the same weights on every rank
     model, tokenizer = make_model(config, manifest)
     if checkpoint:
         checkpointing.load_weights(checkpoint, model)
@@ -116,7 +114,7 @@ def train_from(
         tokenizer=tokenizer,
         loader=loader,
         validation=validation,
-        identity=run_identity(config, manifest),
+        identity=config.identity(manifest),
     )
     on_main_process(make_output_dir, config)
     accelerator.init_trackers(
@@ -163,7 +161,7 @@ def run_steps(run: Run, *, start_step: int) -> int:
         desc="training",
         initial=start_step,
         total=config.max_steps,
-        disable=not accelerator.is_main_process,
+        disable=None if accelerator.is_main_process else True,  # None: only on a terminal
     )
     for step in progress:
         learning_rate = learning_rate_at(
@@ -251,10 +249,15 @@ def validate(run: Run) -> dict:
 
 
 def report(run: Run, progress: tqdm, step: int, values: dict) -> None:
-    """Sends the values to the trackers and shows them."""
+    """Sends the values to the trackers and shows them, as a line where there is no terminal."""
     run.accelerator.log(values, step=step)
-    progress.set_postfix({k: f"{v:.4g}" for k, v in values.items() if isinstance(v, float)})
-    if "eval_loss" in values and run.accelerator.is_main_process:
+    if not run.accelerator.is_main_process:
+        return
+    shown = {name: f"{value:.4g}" for name, value in values.items() if name != "sample"}
+    progress.set_postfix(shown)
+    if progress.disable:
+        print(f"step {step}:", ", ".join(f"{name} {text}" for name, text in shown.items()))
+    if "sample" in values:
         progress.write(f"step {step}: eval_loss {values['eval_loss']:.4f}, sample:")
         progress.write(textwrap.indent(values["sample"], "    "))
 
@@ -302,21 +305,6 @@ def find_resume_point(config: TrainConfig) -> Path | None:
     if output_dir not in (checkpoint, checkpoint.parent):
         require_free(output_dir, marker=CONFIG_NAME, overwrite=config.overwrite)
     return checkpoint
-
-
-def run_identity(config: TrainConfig, manifest: Manifest) -> dict:
-    """What decides the loss curve apart from the learning rate, and may not change in a run."""
-    shards = ",".join(shard.sha256 for shard in manifest.splits["train"].shards)
-    sizes = ("n_layer", "n_head", "n_embd", "n_positions")
-    return {
-        "tokenizer": manifest.tokenizer,
-        "data": hashlib.sha256(shards.encode()).hexdigest(),
-        "model": {name: getattr(config, name) for name in sizes},
-        "sequence_length": config.sequence_length,
-        "total_batch_tokens": config.total_batch_tokens,
-        "dropout": config.dropout,
-        "seed": config.seed,
-    }
 
 
 def open_data(

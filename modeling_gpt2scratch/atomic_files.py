@@ -2,7 +2,8 @@
 
 Everything is written under a temporary name beside its destination, flushed to the disk and then
 renamed, which a file system does in one step. A run that is killed, or whose disk is full, leaves
-what was there before.
+what was there before. (Replacing a directory takes two steps: a kill between them leaves the old
+one as `.NAME.old`.)
 """
 
 import contextlib
@@ -24,6 +25,8 @@ def require_free(path: Path, *, marker: str, overwrite: bool) -> None:
     Raises:
         FileExistsError: if `path` is in use.
     """
+    if not path.name:
+        raise FileExistsError(f"expected --output_dir to name a directory, found {str(path)!r}")
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not (path / marker).is_file():
@@ -50,6 +53,8 @@ def write_file(path: Path, *chunks: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # a write names no file
     finally:
         partial.unlink(missing_ok=True)
     _fsync(path.parent)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, load_model, save_file
 from torch import nn
 
 from .atomic_files import new_directory, new_files, write_json
+from .tokenization import save_tokenizer
 
 CHECKPOINT_PREFIX = "checkpoint-"
 STATE_NAME = "training_state.json"
@@ -137,9 +138,9 @@ def _save_pretrained(model: nn.Module, tokenizer, directory: Path) -> None:
     """`save_pretrained` of both."""
     try:
         model.save_pretrained(directory)
-        tokenizer.save_pretrained(directory)
     except SafetensorError as error:
         raise OSError(f"{directory}: {error}") from error
+    save_tokenizer(tokenizer, directory)
 
 
 def _open_to_readers(directory: Path) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ def argument(help: str, **default) -> Any:
 
 
 def check_numbers(config: Any, *, positive: Sequence[str], non_negative: Sequence[str]) -> None:
-    """Refuses fields outside their range, `nan` and infinity included; None passes.
+    """Refuses fields outside their range, which ends below 2**63; None passes.
 
     Raises:
         ValueError: at the first such field.
@@ -28,7 +27,7 @@ def check_numbers(config: Any, *, positive: Sequence[str], non_negative: Sequenc
     for name in (*positive, *non_negative):
         value = getattr(config, name)
         bound = "above 0" if name in positive else "of at least 0"
-        in_range = value is None or 0 < value < math.inf or (value == 0 and name in non_negative)
+        in_range = value is None or 0 < value < 2**63 or (value == 0 and name in non_negative)
         if not in_range:
             raise ValueError(f"expected --{name} {bound}, found {value}")
 

@@ -14,6 +14,7 @@ import json
 import lzma
 import sysconfig
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -64,6 +65,8 @@ def open_source(
     """
     if dataset == DOCSTRINGS:
         return docstrings(num_workers)
+    if Path(dataset).is_file():  # even if its name has brackets
+        return _LocalFiles([Path(dataset)], text_column)
     looks_local = glob.has_magic(dataset) or _reader_of(Path(dataset)) is not None
     if looks_local or Path(dataset).exists():
         files = [Path(name) for name in sorted(glob.glob(dataset, recursive=True))]
@@ -154,13 +157,12 @@ class _HubDataset:
                     raise SourceError(_no_column(self._name, self._text_column, row))
                 if text:
                     yield text
-        except (OSError, RuntimeError, ValueError) as error:
-            if isinstance(error, SourceError):
-                raise
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        except SourceError:
+            raise
+        except Exception as error:  # of the network, the file system, or any file format
             raise SourceError(
                 f"{self._name}: expected a local file, a glob or a data set of the Hub that can be "
-                f"reached, found {type(error).__name__}: {reason}"
+                f"read, found {type(error).__name__}: {_one_line(error)}"
             ) from error
 
 
@@ -178,7 +180,7 @@ def _read_jsonl(file: Path, text_column: str) -> Iterator[str]:
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise SourceError(
                     f"{file}:{number}: expected one JSON object per line, found {error}"
                 ) from None
@@ -191,12 +193,15 @@ def _read_jsonl(file: Path, text_column: str) -> Iterator[str]:
 def _read_csv(file: Path, text_column: str) -> Iterator[str]:
     csv.field_size_limit(2**31 - 1)  # documents are longer than the default of 128 KiB
     with _open_text(file, newline="") as lines:
-        rows = csv.DictReader(lines)
-        for row in rows:
-            text = row.get(text_column)
-            if not isinstance(text, str):
-                raise SourceError(_no_column(f"{file}:{rows.line_num}", text_column, row))
-            yield text
+        rows = csv.DictReader(lines, strict=True)
+        try:
+            for row in rows:
+                text = row.get(text_column)
+                if not isinstance(text, str):
+                    raise SourceError(_no_column(f"{file}:{rows.line_num}", text_column, row))
+                yield text
+        except csv.Error as error:
+            raise SourceError(f"{file}:{rows.line_num}: expected CSV, found {error}") from None
 
 
 def _read_parquet(file: Path, text_column: str) -> Iterator[str]:
@@ -206,9 +211,12 @@ def _read_parquet(file: Path, text_column: str) -> Iterator[str]:
                 columns = dict.fromkeys(table.schema_arrow.names)
                 raise SourceError(_no_column(str(file), text_column, columns))
             for batch in table.iter_batches(batch_size=1024, columns=[text_column]):
-                yield from batch.column(0).to_pylist()
-    except pa.ArrowException as error:
-        raise SourceError(f"{file}: expected a parquet file, found {error}") from None
+                for text in batch.column(0).to_pylist():
+                    if not isinstance(text, str):
+                        raise SourceError(_no_column(str(file), text_column, {text_column: text}))
+                    yield text
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(f"{file}: expected a parquet file, found {_one_line(error)}") from None
 
 
 READERS = {
@@ -235,15 +243,16 @@ def _open_text(file: Path, newline: str | None = None) -> Iterator[io.TextIOWrap
         if file.suffix == ".zst":
             raw = pa.input_stream(file, compression="zstd")  # Python < 3.14 has none itself
         else:
-            raw = fsspec.open(str(file), "rb", compression="infer").open()
-        with io.TextIOWrapper(raw, encoding="utf-8", newline=newline) as lines:
+            raw = fsspec.filesystem("file").open(str(file), "rb", compression="infer")
+        # utf-8-sig is UTF-8 that may begin with the mark that Windows writes.
+        with io.TextIOWrapper(raw, encoding="utf-8-sig", newline=newline) as lines:
             yield lines
     except UnicodeDecodeError as error:
         raise SourceError(
             f"{file}: expected UTF-8, found byte {error.object[error.start]:#04x}; "
             f"convert the file first"
         ) from None
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise SourceError(f"{file}: cannot be read: {error}") from None
 
 
@@ -253,6 +262,11 @@ def _no_column(place: str, text_column: str, row: object) -> str:
     if isinstance(row, dict) and text_column in row:
         found = f"a {type(row[text_column]).__name__} there"
     return f"{place}: expected text in column {text_column!r}, found {found}; see --text_column"
+
+
+def _one_line(error: Exception) -> str:
+    """The message of an error of any library, without its line breaks."""
+    return " ".join(str(error).split())
 
 
 def _well_formed(text: str) -> str:

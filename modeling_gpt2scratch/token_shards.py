@@ -26,6 +26,7 @@ HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS
 TOKEN_DTYPE = "<u2"
 MAX_VOCAB_SIZE = 2**16
+MAX_SHARD_TOKENS = 2**31 - 1  # what the header can say
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FORMAT = "gpt2scratch-shards"
 

@@ -10,12 +10,15 @@ import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import tiktoken
 from tiktoken.load import read_file_cached
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase
+
+from .token_shards import MAX_VOCAB_SIZE
 
 END_OF_TEXT = "<|endoftext|>"
 GPT2 = "gpt2"
@@ -35,13 +38,16 @@ def trained_vocab_size(name: str) -> int | None:
     """N of a tokenizer called "bpe:N", None for any other name.
 
     Raises:
-        TokenizerError: if N is not a number that holds the 256 bytes and `<|endoftext|>`.
+        TokenizerError: if N is not a number that holds the 256 bytes and `<|endoftext|>`, and that
+            shards can hold.
     """
     if not name.startswith(TRAINED_PREFIX):
         return None
     size = name.removeprefix(TRAINED_PREFIX)
-    if not size.isdecimal() or int(size) < 257:
-        raise TokenizerError(f"expected bpe:N with N of at least 257 entries, found {name!r}")
+    if not size.isdecimal() or not 257 <= int(size) <= MAX_VOCAB_SIZE:
+        raise TokenizerError(
+            f"expected bpe:N with N from 257 to {MAX_VOCAB_SIZE} entries, found {name!r}"
+        )
     return int(size)
 
 
@@ -55,10 +61,10 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         return _load_gpt2()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # tokenizers raises nothing more special for a broken file
         raise TokenizerError(
             f"{name}: expected gpt2, bpe:N, or a directory or Hub repository with a tokenizer, "
-            f"found {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            f"found {type(error).__name__}: {' '.join(str(error).split())}"
         ) from error
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         raise TokenizerError(f"{name}: expected a fast tokenizer with an end-of-sequence token")
@@ -103,15 +109,26 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> GPT2Tokenizer:
     return GPT2Tokenizer(vocab=vocabulary, merges=merges)
 
 
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """The tokenizer's files.
+
+    Raises:
+        OSError: if they cannot be written; the tokenizers library raises a bare Exception.
+    """
+    try:
+        tokenizer.save_pretrained(directory)
+    except Exception as error:
+        raise OSError(f"{directory}: cannot be written: {error}") from error
+
+
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """A sha256 of what decides the ids: vocabulary, merges and added tokens.
 
     It survives saving and loading, and other versions of the libraries, which rewrite the files.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    merges = [
-        pair if isinstance(pair, str) else " ".join(pair) for pair in state["model"]["merges"]
-    ]
+    pairs = state["model"].get("merges", [])  # strings in older versions; Unigram has none
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in pairs]
     added = {token["content"]: token["id"] for token in state["added_tokens"]}
     content = json.dumps([state["model"]["vocab"], merges, added], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
@@ -138,6 +155,8 @@ class DocumentEncoder:
         else:
             backend = copy.deepcopy(tokenizer.backend_tokenizer)
             backend.encode_special_tokens = True
+            backend.no_truncation()  # some tokenizers are saved with a length limit
+            backend.no_padding()
             self._encode_batch = partial(_encode_with_tokenizers, backend)
 
     def encode(self, documents: list[str]) -> list[np.ndarray]:

@@ -1,5 +1,6 @@
 """The arguments of `train_accelerate.py`, and the sizes a model can have."""
 
+import hashlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Literal
 
 from .atomic_files import require_free
 from .command_line import argument, check_numbers
+from .token_shards import Manifest
 
 CONFIG_NAME = "train_config.json"
 
@@ -114,3 +116,17 @@ class TrainConfig:
             )
         if self.resume == "none":
             require_free(Path(self.output_dir), marker=CONFIG_NAME, overwrite=self.overwrite)
+
+    def identity(self, manifest: Manifest) -> dict:
+        """What decides the loss curve apart from the schedule, and may not change within a run."""
+        shards = ",".join(shard.sha256 for shard in manifest.splits["train"].shards)
+        sizes = ("n_layer", "n_head", "n_embd", "n_positions")
+        return {
+            "tokenizer": manifest.tokenizer,
+            "data": hashlib.sha256(shards.encode()).hexdigest(),
+            "model": {name: getattr(self, name) for name in sizes},
+            "sequence_length": self.sequence_length,
+            "total_batch_tokens": self.total_batch_tokens,
+            "dropout": self.dropout,
+            "seed": self.seed,
+        }

@@ -18,14 +18,14 @@ ALLOWED = {
     "command_line.py": {"transformers", "yaml"},
     "text_sources.py": {"datasets", "fsspec", "pyarrow", "tqdm"},
     "token_shards.py": {"numpy", ".atomic_files"},
-    "tokenization.py": {"numpy", "tiktoken", "tokenizers", "transformers"},
+    "tokenization.py": {"numpy", "tiktoken", "tokenizers", "transformers", ".token_shards"},
     "shard_loader.py": {"numpy", "torch", ".token_shards"},
     "optimization.py": {"torch"},
     "processes.py": {"accelerate", "torch"},
-    "checkpointing.py": {"safetensors", "torch", ".atomic_files"},
+    "checkpointing.py": {"safetensors", "torch", ".atomic_files", ".tokenization"},
     "metrics.py": {"accelerate", ".atomic_files"},
     "validation.py": {"accelerate", "numpy", "torch", "transformers", ".shard_loader"},
-    "train_config.py": {".atomic_files", ".command_line"},
+    "train_config.py": {".atomic_files", ".command_line", ".token_shards"},
 }
 EVALUATE_ALLOWED = {
     *("datasets", "huggingface_hub", "numpy", "tabulate", "torch", "tqdm", "transformers"),

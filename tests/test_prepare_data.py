@@ -418,8 +418,8 @@ def test_bad_data_ends_in_one_line_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (("--tokenizer", "bpe:abc"), "expected bpe:N with N of at least 257 entries, found 'bpe"),
-        (("--tokenizer", "bpe:10"), "expected bpe:N with N of at least 257 entries, found 'bpe"),
+        (("--tokenizer", "bpe:abc"), "expected bpe:N with N from 257 to 65536 entries, found 'bpe"),
+        (("--tokenizer", "bpe:10"), "expected bpe:N with N from 257 to 65536 entries, found 'bpe"),
         (("--shard_tokens", "0"), "expected --shard_tokens above 0, found 0"),
         (("--num_workers", "-1"), "expected --num_workers above 0, found -1"),
         (("--limit_documents", "0"), "expected --limit_documents above 0, found 0"),

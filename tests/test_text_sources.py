@@ -122,6 +122,11 @@ def test_a_csv_field_may_be_longer_than_128_kib(tmp_path):
     assert documents_of(path) == [document, "short"]
 
 
+def test_a_csv_field_keeps_its_line_ends(tmp_path):
+    document = "unix\nwindows\r\nold mac\rend"
+    assert documents_of(written(tmp_path / "a.csv", csv_table([document]))) == [document]
+
+
 @pytest.mark.parametrize(
     ("name", "table"),
     [("a.jsonl", jsonl), ("a.csv", csv_table), ("a.parquet", parquet_table)],

@@ -208,6 +208,7 @@ def test_the_first_id_beyond_the_vocabulary_is_found_in_a_shard(tmp_path):
     check_token_ids(path, tokens[:0], vocab_size=10)
     message = refusal(check_token_ids, path, tokens, vocab_size=10)
     assert message.startswith(f"{path}: expected ids below 10, found 10 at token 2")
+    assert "found 10 at token 2" in refusal(check_token_ids, path, tokens[:3], vocab_size=10)
 
 
 @pytest.mark.parametrize("bad_id", [10, 2**16 + 1])

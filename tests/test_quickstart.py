@@ -1,0 +1,44 @@
+"""The lines of quickstart.sh, as they stand there, on less text and for fewer steps."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+
+@pytest.mark.slow
+def test_the_quickstart_goes_from_text_to_a_scored_checkpoint(small_data, tmp_path):
+    # A copy of the tree by links, in which two values differ: the source of the text, because
+    # reading every docstring takes a minute, and the number of steps.
+    for path in REPOSITORY.iterdir():
+        if path.name not in ("recipes", "quickstart.sh", "data", "runs"):
+            (tmp_path / path.name).symlink_to(path)
+    recipe = (REPOSITORY / "recipes" / "quickstart.yaml").read_text()
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "quickstart.yaml").write_text(recipe + "max_steps: 4\n")
+    script = (REPOSITORY / "quickstart.sh").read_text()
+    assert script.count("--dataset docstrings ") == 1
+    source = small_data.parent / "documents.txt"
+    script = script.replace(
+        "--dataset docstrings ", f"--dataset {source} --tokenizer bpe:512 --val_fraction 0.2 "
+    )
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    process = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert process.returncode == 0, process.stderr
+    assert "finished: model and tokenizer are in runs/quickstart" in process.stdout
+    assert "| bits_per_byte |" in process.stdout
+    assert "Returns the" in process.stdout.split("| bits_per_byte |")[1]  # the sample comes last
+    results = json.loads((tmp_path / "runs" / "quickstart" / "results.json").read_text())
+    assert results["results"]["runs/quickstart"]["val"]["loss,none"] < 7
+    assert (tmp_path / "runs" / "quickstart" / "model.safetensors").exists()
