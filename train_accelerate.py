@@ -21,7 +21,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from tabulate import tabulate
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM, checkpointing
@@ -39,7 +39,7 @@ from modeling_gpt2scratch.processes import (
 )
 from modeling_gpt2scratch.shard_loader import ShardLoader, TokenWindows
 from modeling_gpt2scratch.token_shards import Manifest, ShardError
-from modeling_gpt2scratch.tokenization import fingerprint
+from modeling_gpt2scratch.tokenization import TokenizerError, fingerprint, load_tokenizer
 from modeling_gpt2scratch.train_config import CONFIG_NAME, TrainConfig
 from modeling_gpt2scratch.validation import sample_text, validation_loss
 
@@ -48,13 +48,20 @@ class DivergenceError(RuntimeError):
     """A loss or gradient that is no number any more."""
 
 
+# What the user can mend, and therefore sees as one line.
+EXPECTED_ERRORS = (
+    *(LaunchError, ShardError, TokenizerError, CheckpointError, DivergenceError),
+    OSError,
+)
+
+
 def main() -> None:
     """Parses, trains, and turns what is wrong with the input into one line and an exit code."""
     config = parse_config(TrainConfig, description=__doc__)
     transformers_logging.disable_progress_bar()  # one for each checkpoint file is too many
     try:
         train(config)
-    except (LaunchError, ShardError, CheckpointError, DivergenceError, OSError) as error:
+    except EXPECTED_ERRORS as error:
         if os.environ.get("RANK", "0") == "0":  # one line, not one per process
             print(f"train_accelerate.py: error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, LaunchError) else 1)
@@ -116,7 +123,7 @@ def train_from(
         validation=validation,
         identity=config.identity(manifest),
     )
-    on_main_process(make_output_dir, config)
+    on_main_process(make_output_dir, config, checkpoint)
     accelerator.init_trackers(
         "gpt2scratch",
         config=dataclasses.asdict(config),
@@ -302,9 +309,14 @@ def find_resume_point(config: TrainConfig) -> Path | None:
             f"{config.resume}: expected a complete checkpoint, found none; "
             f"give a run's directory or one of its checkpoint-N"
         )
-    if output_dir not in (checkpoint, checkpoint.parent):
+    if not is_within(checkpoint, output_dir):
         require_free(output_dir, marker=CONFIG_NAME, overwrite=config.overwrite)
     return checkpoint
+
+
+def is_within(checkpoint: Path, output_dir: Path) -> bool:
+    """Whether the checkpoint belongs to the run in `output_dir`."""
+    return checkpoint.resolve().is_relative_to(output_dir.resolve())
 
 
 def open_data(
@@ -352,7 +364,7 @@ def make_model(
     config: TrainConfig, manifest: Manifest
 ) -> tuple[GPT2ScratchForCausalLM, PreTrainedTokenizerBase]:
     """A freshly initialised model for the tokenizer of the data, and that tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(config.data)
+    tokenizer = load_tokenizer(str(Path(config.data).resolve()))
     if fingerprint(tokenizer) != manifest.tokenizer["fingerprint"]:
         raise ShardError(
             f"{config.data}: expected the tokenizer that made the shards, found another one's "
@@ -376,11 +388,12 @@ def make_model(
     return model, tokenizer
 
 
-def make_output_dir(config: TrainConfig) -> None:
-    """The directory of the run with its resolved arguments."""
+def make_output_dir(config: TrainConfig, checkpoint: Path | None) -> None:
+    """The directory of the run with its resolved arguments; `--overwrite` empties it first."""
     output_dir = Path(config.output_dir)
-    if config.overwrite and config.resume == "none" and output_dir.exists():
-        shutil.rmtree(output_dir)  # known to be a run, see TrainConfig
+    is_continued = config.resume == "auto" or (checkpoint and is_within(checkpoint, output_dir))
+    if config.overwrite and not is_continued and output_dir.exists():
+        shutil.rmtree(output_dir)  # `require_free` has seen that it holds a run
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(output_dir / CONFIG_NAME, dataclasses.asdict(config))
 

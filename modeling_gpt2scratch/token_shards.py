@@ -102,6 +102,8 @@ class Manifest:
                 name: Split(**split | {"shards": tuple(ShardEntry(**s) for s in split["shards"])})
                 for name, split in content["splits"].items()
             }
+            if "train" not in splits:
+                raise KeyError("train")
             names = ("vocab_size", "end_of_text_id", "tokenizer", "arguments")
             return cls(splits=splits, **{name: content[name] for name in names})
         except (KeyError, TypeError, AttributeError) as error:

@@ -68,9 +68,7 @@ class TrainConfig:
     save_every: int = argument("steps between checkpoints, 0 for the last only", default=1000)
     log_every: int = argument("steps between log lines", default=10)
     resume: str = argument("none, auto (newest checkpoint of output_dir) or a DIR", default="none")
-    report_to: Literal["none", "wandb", "tensorboard"] = argument(
-        "tracker beside metrics.jsonl", default="none"
-    )
+    report_to: Literal["none", "wandb"] = argument("tracker beside metrics.jsonl", default="none")
     mixed_precision: Literal["auto", "no", "bf16"] = argument(
         "auto: the Accelerate configuration's, else bf16 where the device has it", default="auto"
     )
@@ -109,11 +107,8 @@ class TrainConfig:
             )
         if self.dropout >= 1:
             raise ValueError(f"expected --dropout below 1, found {self.dropout}")
-        if self.report_to != "none" and importlib.util.find_spec(self.report_to) is None:
-            raise ValueError(
-                f"expected {self.report_to} to be installed for --report_to {self.report_to}; "
-                f"pip install {self.report_to}"
-            )
+        if self.report_to == "wandb" and importlib.util.find_spec("wandb") is None:
+            raise ValueError("expected wandb to be installed for --report_to; pip install wandb")
         if self.resume == "none":
             require_free(Path(self.output_dir), marker=CONFIG_NAME, overwrite=self.overwrite)
 

@@ -302,6 +302,16 @@ def test_another_directory_can_continue_from_a_checkpoint(
     assert curve(branch) == {step: curve(finished)[step] for step in range(9, 13)}
 
 
+def test_overwrite_with_a_foreign_checkpoint_leaves_nothing_of_the_old_run(
+    finished, run_copy, small_data, monkeypatch
+):
+    # `run_copy` is to become a branch of `finished`.
+    arguments = flags(small_data, run_copy, resume=finished / "checkpoint-8", save_every=0)
+    assert run_here(monkeypatch, *arguments, "--overwrite") == 0
+    assert [path.name for path in run_copy.glob("checkpoint-*")] == ["checkpoint-12"]
+    assert curve(run_copy).keys() == set(range(9, 13))
+
+
 def test_overwrite_replaces_a_run_and_nothing_else(
     run_copy, small_data, tmp_path, monkeypatch, capsys
 ):
