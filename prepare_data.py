@@ -135,7 +135,7 @@ def write_documents(
 ) -> None:
     """Encodes the documents and hands each to the writer of its split."""
     iterator = iter(documents)
-    with tqdm(unit=" tokens", unit_scale=True, desc="tokenizing") as progress:
+    with tqdm(unit=" tokens", unit_scale=True, desc="tokenizing", mininterval=1) as progress:
         while batch := list(itertools.islice(iterator, DOCUMENTS_PER_BATCH)):
             for document, tokens in zip(batch, encoder.encode(batch), strict=True):
                 split = "val" if is_validation(document, config) else "train"

@@ -8,7 +8,6 @@ continued with `--resume auto`.
 import dataclasses
 import math
 import os
-import shutil
 import sys
 import textwrap
 from dataclasses import dataclass
@@ -25,7 +24,6 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM, checkpointing
-from modeling_gpt2scratch.atomic_files import require_free, write_json
 from modeling_gpt2scratch.checkpointing import CheckpointError
 from modeling_gpt2scratch.command_line import parse_config
 from modeling_gpt2scratch.metrics import METRICS_NAME, JsonlTracker, Throughput
@@ -37,10 +35,11 @@ from modeling_gpt2scratch.processes import (
     make_accelerator,
     on_main_process,
 )
+from modeling_gpt2scratch.run_directory import find_resume_point, make_output_dir
 from modeling_gpt2scratch.shard_loader import ShardLoader, TokenWindows
 from modeling_gpt2scratch.token_shards import Manifest, ShardError
 from modeling_gpt2scratch.tokenization import TokenizerError, fingerprint, load_tokenizer
-from modeling_gpt2scratch.train_config import CONFIG_NAME, TrainConfig
+from modeling_gpt2scratch.train_config import TrainConfig
 from modeling_gpt2scratch.validation import sample_text, validation_loss
 
 
@@ -295,30 +294,6 @@ def is_due(every: int, step: int, is_last: bool) -> bool:
     return every > 0 and (is_last or step % every == 0)
 
 
-def find_resume_point(config: TrainConfig) -> Path | None:
-    """The checkpoint to continue from, None for a run from scratch."""
-    output_dir = Path(config.output_dir)
-    if config.resume == "none":
-        return None
-    if config.resume == "auto":
-        require_free(output_dir, marker=CONFIG_NAME, overwrite=True)
-        return checkpointing.find_checkpoint(output_dir)
-    checkpoint = checkpointing.find_checkpoint(Path(config.resume))
-    if checkpoint is None:
-        raise CheckpointError(
-            f"{config.resume}: expected a complete checkpoint, found none; "
-            f"give a run's directory or one of its checkpoint-N"
-        )
-    if not is_within(checkpoint, output_dir):
-        require_free(output_dir, marker=CONFIG_NAME, overwrite=config.overwrite)
-    return checkpoint
-
-
-def is_within(checkpoint: Path, output_dir: Path) -> bool:
-    """Whether the checkpoint belongs to the run in `output_dir`."""
-    return checkpoint.resolve().is_relative_to(output_dir.resolve())
-
-
 def open_data(
     config: TrainConfig, manifest: Manifest, accelerator: Accelerator
 ) -> tuple[ShardLoader, TokenWindows | None]:
@@ -386,16 +361,6 @@ def make_model(
     model = GPT2ScratchForCausalLM(model_config)
     model.generation_config.pad_token_id = manifest.end_of_text_id
     return model, tokenizer
-
-
-def make_output_dir(config: TrainConfig, checkpoint: Path | None) -> None:
-    """The directory of the run with its resolved arguments; `--overwrite` empties it first."""
-    output_dir = Path(config.output_dir)
-    is_continued = config.resume == "auto" or (checkpoint and is_within(checkpoint, output_dir))
-    if config.overwrite and not is_continued and output_dir.exists():
-        shutil.rmtree(output_dir)  # `require_free` has seen that it holds a run
-    output_dir.mkdir(parents=True, exist_ok=True)
-    write_json(output_dir / CONFIG_NAME, dataclasses.asdict(config))
 
 
 def print_banner(run: Run, *, start_step: int) -> None:

@@ -1,31 +1,40 @@
-"""A Hub of one data set on the loopback interface: what `load_dataset(streaming=True)` asks for.
+"""A Hub of one repository on the loopback interface.
+
+It answers what `load_dataset(streaming=True)`, `from_pretrained` and `push_to_hub` ask for.
 
     with serve("someone/fables", {"data/train.jsonl": content}) as hub:
         run(command, env=os.environ | hub.environment(tmp_path))
 
+    with serve("someone/tiny", {}, kind="models") as hub:
+        run(command, env=os.environ | hub.environment(tmp_path) | {"HF_TOKEN": "hf_secret"})
+        assert "config.json" in hub.files
+
 Every other address answers like the Hub does for a repository or file that is not there, and is
-noted in `hub.not_found`: read it when a new version of `datasets` asks for something else.
+noted in `hub.not_found`: read it when a new version of a library asks for something else.
 """
 
+import base64
 import contextlib
 import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-COMMIT = "5" * 40
+COMMIT = "5" * 40  # before anything is pushed
 
 
 class Hub:
-    """The served data set, where it is served, and what was asked for in vain."""
+    """The served repository, where it is served, and what was asked for in vain."""
 
-    def __init__(self, repository: str, files: dict[str, bytes]):
+    def __init__(self, repository: str, files: dict[str, bytes], kind: str):
         self.repository = repository
         self.files = files
+        self.kind = kind
+        self.commit = COMMIT
         self.address = ""
         self.not_found: list[str] = []
 
@@ -42,9 +51,13 @@ class Hub:
 
 
 @contextlib.contextmanager
-def serve(repository: str, files: dict[str, bytes]) -> Iterator[Hub]:
-    """Serves `files` (content by path) as the data set `repository` while the block runs."""
-    hub = Hub(repository, files)
+def serve(repository: str, files: dict[str, bytes], kind: str = "datasets") -> Iterator[Hub]:
+    """Serves `files` (content by path) as `repository` while the block runs.
+
+    Args:
+        kind: "datasets" or "models", as in the addresses of the Hub.
+    """
+    hub = Hub(repository, files, kind)
     handler = type("Handler", (_Handler,), {"hub": hub})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         hub.address = f"http://127.0.0.1:{server.server_port}"
@@ -58,23 +71,32 @@ def serve(repository: str, files: dict[str, bytes]) -> Iterator[Hub]:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """The Hub's addresses for one data set; `hub` is set by `serve`."""
+    """The Hub's addresses for one repository; `hub` is set by `serve`."""
 
     hub: Hub
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        """Metadata of the repository, or the whole or a range of one file."""
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        """Metadata of the repository, the whole or a range of one file, or a step of a push."""
+        body = self._body()
         path = unquote(urlsplit(self.path).path)
-        api = f"/api/datasets/{self.hub.repository}"
-        resolve = f"/datasets/{self.hub.repository}/resolve/"
+        api = f"/api/{self.hub.kind}/{self.hub.repository}"
+        folder = "" if self.hub.kind == "models" else f"/{self.hub.kind}"
+        resolve = f"{folder}/{self.hub.repository}/resolve/"
         if path == api or path.startswith(f"{api}/revision/"):
-            self._send_json({"id": self.hub.repository, "sha": COMMIT, "siblings": []})
+            self._send_json({"id": self.hub.repository, "sha": self.hub.commit, "siblings": []})
         elif path.startswith(f"{api}/tree/"):
             self._send_tree(path.removeprefix(f"{api}/tree/"))
         elif path.startswith(f"{api}/paths-info/"):
             self._send_paths_info(json.loads(body)["paths"])
+        elif path == "/api/repos/create":
+            self._receive(self._create, body)
+        elif path.startswith(f"{api}/preupload/"):
+            self._receive(self._preupload, body)
+        elif path.startswith(f"{api}/commit/"):
+            self._receive(self._commit, body)
+        elif path == "/api/validate-yaml":
+            self._send_json({"errors": [], "warnings": []})
         elif path.startswith(resolve):
             self._send_file(path.removeprefix(resolve).partition("/")[2])
         else:
@@ -84,6 +106,43 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *arguments) -> None:
         """Keeps the requests out of the test output."""
+
+    def _body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+    def _receive(self, step: Callable[[bytes], None], body: bytes) -> None:
+        """One step of a push, which takes a token."""
+        if self.headers.get("Authorization", "").startswith("Bearer hf_"):
+            step(body)
+        else:
+            self._send(401, b"", {"X-Error-Message": "Invalid username or password."})
+
+    def _create(self, body: bytes) -> None:
+        """The repository, already there."""
+        wanted = json.loads(body)
+        if f"{wanted['organization']}/{wanted['name']}" == self.hub.repository:
+            self._send_json({"url": f"{self.hub.address}/{self.hub.repository}"})
+        else:
+            self._send_not_found("RepoNotFound")
+
+    def _preupload(self, body: bytes) -> None:
+        """Asks for every file inside the commit; the Hub itself takes large ones apart from it."""
+        modes = {"uploadMode": "regular", "shouldIgnore": False}
+        files = [{"path": file["path"]} | modes for file in json.loads(body)["files"]]
+        self._send_json({"files": files})
+
+    def _commit(self, body: bytes) -> None:
+        """Adds the files of a commit: one JSON object a line, after a header."""
+        operations = [json.loads(line) for line in body.splitlines()]
+        added = {}
+        for operation in operations[1:]:
+            assert operation["key"] == "file", operation["key"]
+            file = operation["value"]
+            added[file["path"]] = base64.b64decode(file["content"])
+        self.hub.files = self.hub.files | added
+        self.hub.commit = hashlib.sha1(body).hexdigest()
+        url = f"{self.hub.address}/{self.hub.repository}/commit/{self.hub.commit}"
+        self._send_json({"success": True, "commitUrl": url, "commitOid": self.hub.commit})
 
     def _send_tree(self, revision_and_folder: str) -> None:
         """Everything below a folder, as `?recursive=true` asks."""
@@ -118,7 +177,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         headers = {
             "ETag": f'"{hashlib.sha1(content).hexdigest()}"',
-            "X-Repo-Commit": COMMIT,
+            "X-Repo-Commit": self.hub.commit,
             "Accept-Ranges": "bytes",
         }
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))

@@ -23,6 +23,7 @@ ALLOWED = {
     "optimization.py": {"torch"},
     "processes.py": {"accelerate", "torch"},
     "checkpointing.py": {"safetensors", "torch", ".atomic_files", ".tokenization"},
+    "run_directory.py": {".atomic_files", ".checkpointing", ".train_config"},
     "metrics.py": {"accelerate", ".atomic_files"},
     "validation.py": {"accelerate", "numpy", "torch", "transformers", ".shard_loader"},
     "train_config.py": {".atomic_files", ".command_line", ".token_shards"},
