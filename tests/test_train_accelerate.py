@@ -233,14 +233,14 @@ def test_validation_loss_is_the_one_that_compare_measures(finished, small_data, 
 
 
 @pytest.mark.slow
-def test_a_compiled_model_is_saved_under_its_own_names(small_data, tmp_path):
+def test_a_compiled_model_is_saved_under_its_own_names(small_data, tmp_path, monkeypatch):
     if shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler on the CPU, and there is no g++")
-    output_dir = tmp_path / "compiled"
-    process = launch(*flags(small_data, output_dir, max_steps=2, dropout=0), "--compile")
+    options = {"n_layer": 1, "max_steps": 2, "eval_every": 0, "dropout": 0}
+    output_dir, eager = tmp_path / "compiled", tmp_path / "eager"
+    process = launch(*flags(small_data, output_dir, **options), "--compile")
     assert process.returncode == 0, process.stderr
-    eager = tmp_path / "eager"
-    assert launch(*flags(small_data, eager, max_steps=2, dropout=0)).returncode == 0
+    assert run_here(monkeypatch, *flags(small_data, eager, **options)) == 0
     assert curve(output_dir)[2] == pytest.approx(curve(eager)[2], abs=1e-4)
     names = load_file(output_dir / "model.safetensors").keys()
     assert names == load_file(eager / "model.safetensors").keys()
