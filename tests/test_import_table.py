@@ -60,6 +60,13 @@ def test_evaluation_stands_alone(file):
     assert imports_of(file) <= allowed
 
 
+def test_preparing_data_knows_neither_the_model_nor_the_training():
+    tree = ast.parse((REPOSITORY / "prepare_data.py").read_text(encoding="utf-8"))
+    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    used = {name.removeprefix(f"{PACKAGE}.") for name in modules if name.startswith(PACKAGE)}
+    assert used == {"atomic_files", "command_line", "text_sources", "token_shards", "tokenization"}
+
+
 def test_evaluate_is_no_package_and_shadows_no_library():
     names = {file.stem for file in (REPOSITORY / "evaluate").glob("*.py")}
     assert not names & {"__init__", "datasets", "tokenizers", "statistics", "types"}
