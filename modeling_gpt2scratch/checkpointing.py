@@ -87,9 +87,13 @@ def load_state(checkpoint: Path, *, expected: dict) -> dict:
         expected: what must not have changed since; a part of the state.
 
     Raises:
-        CheckpointError: at the first value that differs.
+        CheckpointError: if it cannot be read, or at the first value that differs.
     """
-    state = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))
+    path = checkpoint / STATE_NAME
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be loaded: {error}") from error
     for key, value in expected.items():
         if state.get(key) != value:
             raise CheckpointError(

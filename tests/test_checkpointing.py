@@ -92,12 +92,15 @@ def test_another_run_is_refused_by_the_first_value_that_differs(tmp_path, traine
         checkpointing.load_state(checkpoint, expected={"sequence_length": 16, "seed": 3})
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["training_state.json", "model.safetensors", "optimizer.safetensors"]
+)
 def test_a_truncated_file_is_named(tmp_path, trained, name):
     checkpoint = save(tmp_path, trained, step=2)
     content = (checkpoint / name).read_bytes()
     (checkpoint / name).write_bytes(content[: len(content) // 2])
     with pytest.raises(CheckpointError, match=f"{name}: cannot be loaded"):
+        checkpointing.load_state(checkpoint, expected={})
         checkpointing.load_weights(checkpoint, trained[0])
         checkpointing.load_optimizer(checkpoint, trained[0], trained[2])
 

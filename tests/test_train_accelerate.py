@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.state import AcceleratorState
 from conftest import REPOSITORY
 from safetensors.torch import load_file
@@ -38,14 +39,17 @@ def flags(data: Path, output_dir: Path, /, **changes) -> list[str]:
     return [part for name, value in values.items() for part in (f"--{name}", str(value))]
 
 
+def launcher_of(config: str) -> list[str]:
+    """`accelerate launch` with one of our configurations, as Python's arguments."""
+    command = ["-m", "accelerate.commands.accelerate_cli", "launch"]
+    return [*command, "--config_file", f"accelerate_configs/{config}"]
+
+
 def launch(*arguments: str, config: str | None = None, **options) -> subprocess.CompletedProcess:
     """Runs the script in a process of its own, or as many as an Accelerate configuration says."""
-    launcher = [sys.executable]
-    if config:
-        launcher += ["-m", "accelerate.commands.accelerate_cli", "launch"]
-        launcher += ["--config_file", f"accelerate_configs/{config}"]
+    launcher = launcher_of(config) if config else []
     return subprocess.run(
-        [*launcher, "train_accelerate.py", *arguments],
+        [sys.executable, *launcher, "train_accelerate.py", *arguments],
         **{"cwd": REPOSITORY, "capture_output": True, "text": True, "timeout": 240} | options,
     )
 
@@ -195,11 +199,17 @@ def test_two_processes_continue_what_one_began(small_data, tmp_path, monkeypatch
 
 
 @pytest.mark.slow
-def test_sigterm_finishes_the_step_saves_and_exits_with_0(small_data, tmp_path):
+@pytest.mark.parametrize(
+    ("launcher", "code"),
+    # torchrun calls every signal a failure, even if its processes ended well.
+    [([], 0), (launcher_of("cpu_2proc.yaml"), 1)],
+    ids=["one process", "two processes"],
+)
+def test_sigterm_finishes_the_step_saves_and_exits(small_data, tmp_path, launcher, code):
     output_dir = tmp_path / "stopped"
-    arguments = flags(small_data, output_dir, max_steps=100_000, warmup_steps=0, save_every=0)
+    arguments = flags(small_data, output_dir, max_steps=100_000, eval_every=0, save_every=0)
     process = subprocess.Popen(
-        [sys.executable, "train_accelerate.py", *arguments],
+        [sys.executable, *launcher, "train_accelerate.py", *arguments],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         text=True,
@@ -210,7 +220,7 @@ def test_sigterm_finishes_the_step_saves_and_exits_with_0(small_data, tmp_path):
         time.sleep(0.005)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
+    assert process.returncode == code
     last = max(curve(output_dir))
     assert f"stopped after step {last}; continue with --resume auto" in output
     assert (output_dir / f"checkpoint-{last}" / "training_state.json").exists()
@@ -424,3 +434,19 @@ def test_every_recipe_is_accepted(recipe, tmp_path):
     arguments = [str(recipe), "--output_dir", str(tmp_path)]
     config = parse_config(TrainConfig, description=None, argv=arguments)
     assert config.total_batch_tokens % (config.sequence_length * config.micro_batch_size) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "n_processes", "precision"),
+    [
+        ("cpu.yaml", 1, "no"),
+        ("cpu_2proc.yaml", 2, "no"),
+        ("single_gpu.yaml", 1, "bf16"),
+        ("ddp_8gpu.yaml", 8, "bf16"),
+    ],
+)
+def test_accelerate_reads_every_configuration(name, n_processes, precision):
+    # Unquoted, YAML reads `no` as false, and Accelerate then starts something else.
+    config = load_config_from_file(str(REPOSITORY / "accelerate_configs" / name))
+    assert (config.num_processes, config.mixed_precision) == (n_processes, precision)
+    assert config.distributed_type == ("NO" if n_processes == 1 else "MULTI_GPU")
