@@ -1,8 +1,8 @@
 """Pre-trains a GPT-2: `accelerate launch train_accelerate.py recipes/quickstart.yaml`.
 
 The same script runs on one CPU core, one GPU or many nodes; only the Accelerate configuration
-differs. Losses do not depend on the number of processes. A run can be stopped at any moment and
-continued with `--resume auto`.
+differs. Without dropout, losses do not depend on the number of processes. A run can be stopped at
+any moment and continued with `--resume auto`.
 """
 
 import dataclasses
@@ -262,7 +262,8 @@ def report(run: Run, progress: tqdm, step: int, values: dict) -> None:
     shown = {name: f"{value:.4g}" for name, value in values.items() if name != "sample"}
     progress.set_postfix(shown)
     if progress.disable:
-        print(f"step {step}:", ", ".join(f"{name} {text}" for name, text in shown.items()))
+        line = ", ".join(f"{name} {text}" for name, text in shown.items())
+        print(f"step {step}: {line}", flush=True)
     if "sample" in values:
         progress.write(f"step {step}: eval_loss {values['eval_loss']:.4f}, sample:")
         progress.write(textwrap.indent(values["sample"], "    "))

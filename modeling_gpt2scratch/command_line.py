@@ -5,7 +5,7 @@ import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from transformers import HfArgumentParser
@@ -42,9 +42,9 @@ def parse_config(
     unknown flag or key, a value of the wrong type, or whatever the dataclass itself refuses with a
     ValueError or FileExistsError.
     """
-    parser = HfArgumentParser(config_class, description=description, allow_abbrev=False)
+    parser = _OneLineErrorParser(config_class, description=description, allow_abbrev=False)
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser.usage = f"{parser.prog} [RECIPE.yaml] [--flag value ...]  (--help lists the flags)"
+    parser.usage = f"{parser.prog} [RECIPE.yaml] [--flag value ...]"
     try:
         if argv and not argv[0].startswith("-"):
             argv = _flags_of_recipe(Path(argv[0]), config_class) + argv[1:]
@@ -52,6 +52,13 @@ def parse_config(
     except (ValueError, FileExistsError) as error:
         parser.error(str(error))
     return config
+
+
+class _OneLineErrorParser(HfArgumentParser):
+    """A parser whose complaint is one line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def _flags_of_recipe(path: Path, config_class: type) -> list[str]:

@@ -170,7 +170,7 @@ def shuffled(positions: np.ndarray, *, n: int, seed: int, epoch: int) -> np.ndar
         seed: of the run.
         epoch: every epoch has a permutation of its own.
 
-    Source: Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains", section 3 and 4.
+    Source: Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains" (cycle walking).
     """
     half_bits = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
     mask = (np.uint64(1) << half_bits) - np.uint64(1)

@@ -30,9 +30,8 @@ def refusal(capsys, tmp_path, recipe: str, *flags: str) -> str:
     with pytest.raises(SystemExit) as error:
         parse(tmp_path, recipe, *flags)
     assert error.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-    assert len(lines) == 1
-    return lines[0]
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
 
 
 def test_a_recipe_is_read_with_the_types_of_the_dataclass(tmp_path):
