@@ -11,6 +11,7 @@ from importlib.abc import MetaPathFinder
 
 _CONFIGURATION = "configuration_gpt2scratch"
 _MODELING = "modeling_gpt2scratch"
+_MODEL_FILES = (_CONFIGURATION, _MODELING, "loading_gpt2scratch", "loss_gpt2scratch")
 _HOME_OF = {
     "GPT2ScratchConfig": _CONFIGURATION,
     "GPT2ScratchForCausalLM": _MODELING,
@@ -51,10 +52,10 @@ class _RegisterWithTransformers(MetaPathFinder):
     """Registers the model as soon as transformers and the model files are there, in any order.
 
     It watches transformers, whose own `__init__` only lists lazy names and so leaves no submodule
-    half-imported, and our two model files, which may be what imports transformers first.
+    half-imported, and our model files, which may be what imports transformers first.
     """
 
-    _watched = ("transformers", f"{__name__}.{_CONFIGURATION}", f"{__name__}.{_MODELING}")
+    _watched = ("transformers", *(f"{__name__}.{file}" for file in _MODEL_FILES))
 
     def __init__(self):
         self._executing: set[str] = set()

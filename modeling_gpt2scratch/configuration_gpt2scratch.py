@@ -1,7 +1,9 @@
 """Configuration of GPT2Scratch. Travels inside every checkpoint beside the modeling file."""
 
+import dataclasses
+
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import GPT2Config, PreTrainedConfig
 
 # What a process without this package needs to find the classes in the files beside the weights.
 # transformers itself records only the class being saved, so `AutoModel` on a language model's
@@ -11,14 +13,22 @@ AUTO_MAP = {
     "AutoModel": "modeling_gpt2scratch.GPT2ScratchModel",
     "AutoModelForCausalLM": "modeling_gpt2scratch.GPT2ScratchForCausalLM",
 }
+# Each `activation_function`, and the `approximate` of `nn.GELU` that it stands for. OpenAI's
+# checkpoints say the first; the last is what nanoGPT trains.
+GELU_APPROXIMATION = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "none"}
+# Switches that transformers' `gpt2` has and GPT-2 never used: the value that means "not used".
+GPT2_SWITCHES = {
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+}
 
 
 @strict
 class GPT2ScratchConfig(PreTrainedConfig):
     """Sizes and switches of a GPT-2, under GPT-2's own field names. The defaults are GPT-2 small.
 
-    The activation is always the tanh-approximated GELU and normalisation always comes first in a
-    block: these define GPT-2 and are no options here.
+    A `model_type: gpt2` configuration, such as OpenAI's, loads as one of these.
 
     Args:
         vocab_size: rows of the token embedding, exactly the tokenizer's vocabulary.
@@ -27,6 +37,8 @@ class GPT2ScratchConfig(PreTrainedConfig):
         n_layer: blocks.
         n_head: attention heads; divides `n_embd`.
         n_inner: hidden channels of the MLP, 4 * n_embd if None.
+        activation_function: "gelu_new", the tanh approximation that GPT-2 was trained with (also
+            spelt "gelu_pytorch_tanh"), or "gelu", the exact one.
         resid_pdrop: dropout after each residual projection.
         embd_pdrop: dropout after the embeddings.
         attn_pdrop: dropout on the attention probabilities.
@@ -37,7 +49,8 @@ class GPT2ScratchConfig(PreTrainedConfig):
             field transformers 5 would untie them and turn 124M parameters into 163M.
 
     Raises:
-        StrictDataclassClassValidationError: if `n_head` does not divide `n_embd`.
+        ValueError: if a size is not positive, `n_head` does not divide `n_embd`, a dropout is
+            outside [0, 1), or the activation is none of GPT-2's.
 
     Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3.
     """
@@ -50,6 +63,13 @@ class GPT2ScratchConfig(PreTrainedConfig):
         "num_attention_heads": "n_head",
         "num_hidden_layers": "n_layer",
     }
+    # Who keeps gathered weights under transformers' own FSDP2, by module name.
+    base_model_fsdp_plan = {
+        "wte": "free_full_weight",
+        "wpe": "free_full_weight",
+        "h.*": "free_full_weight",
+        "ln_f": "keep_full_weight",
+    }
 
     vocab_size: int = 50257
     n_positions: int = 1024
@@ -57,6 +77,7 @@ class GPT2ScratchConfig(PreTrainedConfig):
     n_layer: int = 12
     n_head: int = 12
     n_inner: int | None = None
+    activation_function: str = "gelu_new"
     resid_pdrop: float | int = 0.0
     embd_pdrop: float | int = 0.0
     attn_pdrop: float | int = 0.0
@@ -70,14 +91,50 @@ class GPT2ScratchConfig(PreTrainedConfig):
     auto_map: dict | None = None
 
     def __post_init__(self, **kwargs):
+        # transformers calls it too, but wraps the error in one that is no ValueError.
+        self.validate_architecture()
         if self.auto_map is None:
             self.auto_map = dict(AUTO_MAP)
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
-        """Part of `@strict` validation: the heads must share the channels evenly."""
+        """Refuses values that make no GPT-2; transformers calls it again before it saves."""
+        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected at least 1, found {value}")
         if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd ({self.n_embd}) must be divisible by n_head ({self.n_head})")
+            raise ValueError(
+                f"n_embd: expected a multiple of n_head={self.n_head}, found {self.n_embd}"
+            )
+        for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected 0 <= p < 1, found {getattr(self, name)}")
+        if self.activation_function not in GELU_APPROXIMATION:
+            raise ValueError(
+                f"activation_function: expected one of {', '.join(GELU_APPROXIMATION)}, "
+                f"found {self.activation_function!r}"
+            )
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+        """The stored configuration; one of `model_type: gpt2` is translated to ours.
+
+        Raises:
+            ValueError: if a switch is on that makes it another architecture.
+        """
+        config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if config.get("model_type") != "gpt2":
+            return config, kwargs
+        config = GPT2Config.from_dict(config).to_dict()  # with its own defaults, which are not ours
+        for name, expected in GPT2_SWITCHES.items():
+            if config[name] != expected:
+                raise ValueError(
+                    f"{pretrained_model_name_or_path}: expected {name}={expected} as in GPT-2, "
+                    f"found {config[name]}; load it with transformers' own GPT2LMHeadModel"
+                )
+        known = {field.name for field in dataclasses.fields(cls)} - {"architectures", "auto_map"}
+        return {name: value for name, value in config.items() if name in known}, kwargs
 
 
 __all__ = ["GPT2ScratchConfig"]

@@ -1,7 +1,7 @@
 """GPT-2 written from scratch as a transformers model. Travels inside every checkpoint.
 
-Only torch, transformers and the configuration file beside this one may be imported here: a process
-that loads a checkpoint with `trust_remote_code=True` has nothing else of this project.
+Only torch, transformers and the three files beside this one that travel with it may be imported
+here: a process that loads a checkpoint with `trust_remote_code=True` has nothing else.
 
 Shapes: B sequences, T tokens, S keys (T plus what the cache holds), H heads, D head size,
 C = H * D channels, V vocabulary.
@@ -19,11 +19,14 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_gpt2scratch import GPT2ScratchConfig
+from .configuration_gpt2scratch import GELU_APPROXIMATION, GPT2ScratchConfig
+from .loading_gpt2scratch import CompleteLoadingMixin
+from .loss_gpt2scratch import linear_cross_entropy
 
 
 class ResidualLinear(nn.Linear):
@@ -84,19 +87,19 @@ class GPT2ScratchAttention(nn.Module):
 
 
 class GPT2ScratchMLP(nn.Module):
-    """Two projections around a tanh-approximated GELU, the one OpenAI trained GPT-2 with."""
+    """Two projections around a GELU, in GPT-2 the tanh approximation of it."""
 
     def __init__(self, config: GPT2ScratchConfig):
         super().__init__()
         n_inner = config.n_inner if config.n_inner is not None else 4 * config.n_embd
         self.up_proj = nn.Linear(config.n_embd, n_inner)
+        self.gelu = nn.GELU(approximate=GELU_APPROXIMATION[config.activation_function])
         self.down_proj = ResidualLinear(n_inner, config.n_embd)
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        activated = F.gelu(self.up_proj(hidden_states), approximate="tanh")
-        return self.resid_dropout(self.down_proj(activated))
+        return self.resid_dropout(self.down_proj(self.gelu(self.up_proj(hidden_states))))
 
 
 class GPT2ScratchBlock(GradientCheckpointingLayer):
@@ -115,7 +118,7 @@ class GPT2ScratchBlock(GradientCheckpointingLayer):
         return hidden_states + self.mlp(self.ln_2(hidden_states))
 
 
-class GPT2ScratchPreTrainedModel(PreTrainedModel):
+class GPT2ScratchPreTrainedModel(CompleteLoadingMixin, PreTrainedModel):
     """What both models share: loading, saving and initialisation."""
 
     config_class = GPT2ScratchConfig
@@ -124,6 +127,8 @@ class GPT2ScratchPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["GPT2ScratchBlock"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": GPT2ScratchBlock, "attentions": GPT2ScratchAttention}
@@ -145,6 +150,8 @@ class GPT2ScratchPreTrainedModel(PreTrainedModel):
 class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
     """Embeddings, blocks and the final norm: token ids to hidden states."""
 
+    _input_embed_layer = "wte"
+
     def __init__(self, config: GPT2ScratchConfig):
         super().__init__(config)
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
@@ -154,14 +161,6 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.gradient_checkpointing = False
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The token embedding."""
-        return self.wte
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replaces the token embedding."""
-        self.wte = value
 
     @merge_with_config_defaults
     @capture_outputs
@@ -173,35 +172,51 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
         """Hidden states (B, T, C) after the final norm, and the cache if there is one.
 
         Args:
             input_ids: (B, T) token ids; exactly one of this and `inputs_embeds`.
             attention_mask: (B, S) with 0 for padding, or a prepared (B, 1, T, S) mask.
-            position_ids: (T,) or (B, T); counted on from the cache if None.
+            position_ids: (T,) or (B, T); counted on from the cache if None, without the padding.
+                Where they restart at 0 inside a row, a new document begins, and documents do not
+                see each other (not beside an `attention_mask` or a cache with content).
             past_key_values: keys and values of the tokens before these.
             inputs_embeds: (B, T, C) in place of the token embeddings.
             use_cache: return a cache. No cache is made in training mode.
 
         Raises:
-            ValueError: if the tokens reach beyond `n_positions`.
+            ValueError: if the tokens reach beyond `n_positions`, or, on a CPU, if an id is outside
+                the vocabulary.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("expected exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
-            inputs_embeds = self.wte(input_ids)
+            inputs_embeds = _rows(self.wte, input_ids, "input_ids")
+
+        # The mask comes before the new cache, beside which documents in a row would not be seen.
+        # For plain rows the attention's causal flag says it all; transformers knows that, too, but
+        # not under `torch.compile`.
+        is_plain = attention_mask is None and position_ids is None and past_key_values is None
+        if is_plain and self.config._attn_implementation == "sdpa":
+            causal_mask = None
+        else:
+            causal_mask = create_causal_mask(
+                config=self.config,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+            )
         if use_cache and past_key_values is None and not self.training:
             past_key_values = DynamicCache(config=self.config)
 
-        causal_mask = self._causal_mask(
-            inputs_embeds, attention_mask, past_key_values, position_ids
-        )
-        if position_ids is None:
-            position_ids = self._next_positions(inputs_embeds, past_key_values)
-
-        hidden_states = self.embd_dropout(inputs_embeds + self.wpe(position_ids))
+        positions = position_ids
+        if positions is None:
+            positions = self._next_positions(inputs_embeds, attention_mask, past_key_values)
+        position_embeds = _rows(self.wpe, positions, "position_ids")  # (T, C) or (B, T, C)
+        hidden_states = self.embd_dropout(inputs_embeds + position_embeds)  # (B, T, C)
         for block in self.h:
             hidden_states = block(
                 hidden_states,
@@ -214,31 +229,10 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
             last_hidden_state=self.ln_f(hidden_states), past_key_values=past_key_values
         )
 
-    def _causal_mask(
-        self,
-        inputs_embeds: Tensor,
-        attention_mask: Tensor | None,
-        past_key_values: Cache | None,
-        position_ids: Tensor | None,
-    ) -> Tensor | None:
-        """The mask for the attention function, or None where its causal flag says it all.
-
-        transformers drops a plain causal mask in eager mode only; under `torch.compile` it would
-        build one. Plain training batches therefore never ask for it.
-        """
-        is_plain = attention_mask is None and past_key_values is None and position_ids is None
-        if is_plain and self.config._attn_implementation == "sdpa":
-            return None
-        return create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
-
-    def _next_positions(self, inputs_embeds: Tensor, past_key_values: Cache | None) -> Tensor:
-        """Positions (T,) of tokens that follow what the cache holds."""
+    def _next_positions(
+        self, inputs_embeds: Tensor, attention_mask: Tensor | None, past_key_values: Cache | None
+    ) -> Tensor:
+        """Positions (T,) after what the cache holds, or (B, T) that skip the padding."""
         n_past = past_key_values.get_seq_length() if past_key_values is not None else 0
         n_new = inputs_embeds.shape[1]
         # A static cache counts in a tensor; reading it here would break a compiled graph.
@@ -247,13 +241,17 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
                 f"expected at most n_positions={self.config.n_positions} tokens, "
                 f"found {n_past + n_new}; shorten the input"
             )
-        return torch.arange(n_new, device=inputs_embeds.device) + n_past
+        columns = torch.arange(n_new, device=inputs_embeds.device) + n_past
+        if attention_mask is None or attention_mask.ndim != 2:
+            return columns
+        return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, columns]
 
 
 class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, GenerationMixin):
     """GPT-2 with its language-modelling head, tied to the token embedding."""
 
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
 
     def __init__(self, config: GPT2ScratchConfig):
         super().__init__(config)
@@ -273,16 +271,15 @@ class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, GenerationMixin):
         shift_labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         """Logits (B, T, V), and the mean cross-entropy in nats per token if there are labels.
 
         Args:
             input_ids: (B, T); see `GPT2ScratchModel.forward` for this and the next four.
             labels: (B, T) the same tokens as `input_ids`; shifted by one in here. -100 is ignored.
-            shift_labels: (B, T) the token that follows each input token, shifted already. In
-                training mode the loss then comes back without logits: nobody reads them, and
-                Accelerate would copy all of them to float32.
+            shift_labels: (B, T) the token that follows each input token, shifted already. The loss
+                then comes back without logits, which never exist all at once.
             logits_to_keep: compute logits for the last N positions only, or at these indices;
                 0 means all.
             **kwargs: `num_items_in_batch` divides the summed loss by that number instead of by
@@ -297,21 +294,28 @@ class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
-
-        loss = None
-        if labels is not None or shift_labels is not None:
-            loss = self.loss_function(
-                logits=logits,
-                labels=labels,
-                shift_labels=shift_labels,
-                vocab_size=self.config.vocab_size,
-                **kwargs,
+        hidden_states = outputs.last_hidden_state  # (B, T, C)
+        loss = logits = None
+        # An adapter in place of the head does more than multiply by its weight.
+        if shift_labels is not None and type(self.lm_head) is nn.Linear:
+            loss = linear_cross_entropy(
+                hidden_states, self.lm_head.weight, shift_labels, kwargs.get("num_items_in_batch")
             )
+        else:
+            if isinstance(logits_to_keep, int):
+                logits_to_keep = slice(-logits_to_keep, None)
+            logits = self.lm_head(hidden_states[:, logits_to_keep])  # (B, T, V)
+            if labels is not None or shift_labels is not None:
+                loss = self.loss_function(
+                    logits=logits,
+                    labels=labels,
+                    shift_labels=shift_labels,
+                    vocab_size=self.config.vocab_size,
+                    **kwargs,
+                )
         return CausalLMOutputWithPast(
             loss=loss,
-            logits=None if self.training and shift_labels is not None else logits,
+            logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
@@ -347,17 +351,30 @@ def eager_attention_forward(
 
     Args:
         query: (B, H, T, D); key and value are (B, H, S, D).
-        attention_mask: (B, 1, T, S), added to the scores.
+        attention_mask: (B, 1, T, S), added to the scores, or True where a key may be seen.
 
     Returns:
         The attended values (B, T, H, D) and the probabilities (B, H, T, S).
     """
     scores = query @ key.transpose(-1, -2) * scaling
-    if attention_mask is not None:
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
         scores = scores + attention_mask
     probabilities = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     probabilities = F.dropout(probabilities, p=dropout, training=module.training)
     return (probabilities @ value).transpose(1, 2), probabilities
+
+
+def _rows(embedding: nn.Embedding, ids: Tensor, name: str) -> Tensor:
+    """Rows of an embedding: ids (...) -> (..., C)."""
+    try:
+        return embedding(ids)
+    except IndexError as error:  # raised on CPUs; a GPU can only stop the process
+        raise ValueError(
+            f"{name}: expected 0 to {embedding.num_embeddings - 1}, found "
+            f"{ids.min().item()} to {ids.max().item()}"
+        ) from error
 
 
 __all__ = ["GPT2ScratchForCausalLM", "GPT2ScratchModel", "GPT2ScratchPreTrainedModel"]

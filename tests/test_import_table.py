@@ -13,7 +13,12 @@ PACKAGE = "modeling_gpt2scratch"
 ALLOWED = {
     "__init__.py": {"transformers", ".configuration_gpt2scratch", ".modeling_gpt2scratch"},
     "configuration_gpt2scratch.py": {"huggingface_hub", "transformers"},
-    "modeling_gpt2scratch.py": {"torch", "transformers", ".configuration_gpt2scratch"},
+    "modeling_gpt2scratch.py": {
+        *("torch", "transformers"),
+        *(".configuration_gpt2scratch", ".loading_gpt2scratch", ".loss_gpt2scratch"),
+    },
+    "loading_gpt2scratch.py": {"transformers"},
+    "loss_gpt2scratch.py": {"torch"},
     "atomic_files.py": set(),
     "command_line.py": {"transformers", "yaml"},
     "text_sources.py": {"datasets", "fsspec", "pyarrow", "tqdm"},
@@ -21,12 +26,32 @@ ALLOWED = {
     "tokenization.py": {"numpy", "tiktoken", "tokenizers", "transformers", ".token_shards"},
     "shard_loader.py": {"numpy", "torch", ".token_shards"},
     "optimization.py": {"torch"},
-    "processes.py": {"accelerate", "torch"},
+    "processes.py": {"accelerate", "torch", "transformers"},
+    "conversion.py": {
+        *("safetensors", "transformers", ".atomic_files", ".checkpointing", ".command_line"),
+        *(".configuration_gpt2scratch", ".foreign_checkpoints", ".modeling_gpt2scratch"),
+        ".tokenization",
+    },
+    "foreign_checkpoints.py": {
+        *("huggingface_hub", "numpy", "torch", "transformers"),
+        *(".configuration_gpt2scratch", ".loading_gpt2scratch", ".modeling_gpt2scratch"),
+    },
     "checkpointing.py": {"safetensors", "torch", ".atomic_files", ".tokenization"},
-    "run_directory.py": {".atomic_files", ".checkpointing", ".train_config"},
+    "run_directory.py": {".atomic_files", ".checkpointing", ".token_shards", ".train_config"},
     "metrics.py": {"accelerate", ".atomic_files"},
     "validation.py": {"accelerate", "numpy", "torch", "transformers", ".shard_loader"},
     "train_config.py": {".atomic_files", ".command_line", ".token_shards"},
+    "loss_plot.py": {"matplotlib", ".command_line", ".metrics"},
+    "run_records.py": {
+        *("huggingface_hub", ".metrics", ".run_directory"),
+        *(".text_sources", ".token_shards", ".train_config"),
+    },
+    "model_card.py": {"huggingface_hub", "tabulate", ".run_records", ".text_sources"},
+    "publishing.py": {
+        *("huggingface_hub", "transformers", ".atomic_files", ".checkpointing", ".command_line"),
+        *(".loss_plot", ".metrics", ".model_card", ".modeling_gpt2scratch", ".run_records"),
+        *(".tokenization", ".train_config"),
+    },
 }
 EVALUATE_ALLOWED = {
     *("datasets", "huggingface_hub", "numpy", "tabulate", "torch", "tqdm", "transformers"),

@@ -4,49 +4,16 @@ import math
 
 import pytest
 import torch
-from huggingface_hub.errors import StrictDataclassClassValidationError
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from tiny_models import random_ids, tiny_model, tiny_twins
+from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
-from modeling_gpt2scratch import modeling_gpt2scratch as modeling
-
-SIZES = {"vocab_size": 101, "n_positions": 48, "n_embd": 48, "n_layer": 3, "n_head": 4}
-TOKENS = {"bos_token_id": 100, "eos_token_id": 100}
-
-
-def ours(**changes) -> GPT2ScratchForCausalLM:
-    """A small model with random weights, in evaluation mode."""
-    torch.manual_seed(0)
-    return GPT2ScratchForCausalLM(GPT2ScratchConfig(**SIZES | TOKENS | changes)).eval()
 
 
 @pytest.fixture
-def twins() -> tuple[GPT2ScratchForCausalLM, GPT2LMHeadModel]:
+def twins(tmp_path) -> tuple[GPT2ScratchForCausalLM, GPT2LMHeadModel]:
     """Our model and transformers' with the same weights, large enough for all of them to matter."""
-    torch.manual_seed(1)
-    theirs = GPT2LMHeadModel(GPT2Config(**SIZES | TOKENS, initializer_range=0.2)).eval()
-    for parameter in theirs.parameters():
-        parameter.data.add_(0.05 * torch.randn_like(parameter))
-    model = ours()
-    renamed = {
-        "attn.c_attn": "attn.qkv_proj",
-        "attn.c_proj": "attn.o_proj",
-        "mlp.c_fc": "mlp.up_proj",
-        "mlp.c_proj": "mlp.down_proj",
-    }
-    weights = {}
-    for name, tensor in theirs.state_dict().items():
-        for old, new in renamed.items():
-            if old in name:
-                name = name.replace(old, new)
-                tensor = tensor.t() if tensor.dim() == 2 else tensor  # Conv1D stores (in, out)
-        weights[name] = tensor
-    model.load_state_dict(weights)
-    return model, theirs
-
-
-def random_ids(*shape: int) -> torch.Tensor:
-    return torch.randint(SIZES["vocab_size"] - 1, shape, generator=torch.Generator().manual_seed(2))
+    return tiny_twins(tmp_path, n_layer=3)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -70,7 +37,7 @@ def test_attention_probabilities_equal_those_of_transformers(twins):
         twin.set_attn_implementation("eager")
     found = model(ids, output_attentions=True).attentions
     expected = theirs(ids, output_attentions=True).attentions
-    assert len(found) == len(expected) == SIZES["n_layer"]
+    assert len(found) == len(expected) == 3
     for left, right in zip(found, expected, strict=True):
         torch.testing.assert_close(left, right, atol=1e-6, rtol=0)
 
@@ -85,35 +52,24 @@ def test_gradients_equal_those_of_transformers(twins):
     torch.testing.assert_close(model.lm_head.weight.grad, theirs.lm_head.weight.grad)
 
 
-def test_greedy_generation_is_the_same_with_and_without_cache_and_in_transformers(twins):
-    model, theirs = twins
-    prompt = random_ids(2, 5)
-    options = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": 100}
-    options["attention_mask"] = torch.ones_like(prompt)
-    expected = theirs.generate(prompt, **options)
-    assert torch.equal(model.generate(prompt, **options), expected)
-    assert torch.equal(model.generate(prompt, use_cache=False, **options), expected)
+def test_ids_outside_the_vocabulary_are_refused_with_its_limits():
+    model = tiny_model()
+    with pytest.raises(ValueError, match="input_ids: expected 0 to 269, found 3 to 270"):
+        model(torch.tensor([[3, 270]]))
+    with pytest.raises(ValueError, match="input_ids: expected 0 to 269, found -1 to 3"):
+        model(torch.tensor([[3, -1]]))
+    with pytest.raises(ValueError, match="position_ids: expected 0 to 47, found 0 to 48"):
+        model(torch.tensor([[3, 4]]), position_ids=torch.tensor([[0, 48]]))
 
 
-def test_left_padded_prompts_generate_what_they_generate_alone(twins):
-    model, _ = twins
-    short, long = random_ids(1, 4), random_ids(1, 9)
-    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 100}
-    padded = torch.cat([torch.full((1, 5), 100), short], dim=1)
-    mask = torch.cat([torch.zeros(1, 5), torch.ones(1, 4)], dim=1).long()
-    both = model.generate(
-        torch.cat([padded, long]),
-        attention_mask=torch.cat([mask, torch.ones(1, 9).long()]),
-        **options,
-    )
-    for row, prompt in ((both[0, 9:], short), (both[1, 9:], long)):
-        alone = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
-        n_alone = alone.shape[1] - prompt.shape[1]
-        assert torch.equal(row[:n_alone], alone[0, prompt.shape[1] :])
+@pytest.mark.parametrize("arguments", [{}, {"input_ids": 1, "inputs_embeds": 1}])
+def test_neither_or_both_kinds_of_input_are_refused(arguments):
+    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
+        tiny_model()(**{name: torch.zeros(1, 1) for name in arguments})
 
 
 def test_text_beyond_n_positions_is_refused_with_the_limit():
-    model = ours()
+    model = tiny_model()
     with pytest.raises(ValueError, match="n_positions=48 tokens, found 49"):
         model(random_ids(1, 49))
     with pytest.raises(ValueError, match=r"n_positions=48 \+ 1"):
@@ -156,7 +112,7 @@ def test_default_config_is_gpt2_small_with_tied_embeddings():
 def test_saved_weights_hold_the_tied_matrix_once_and_load_tied(tmp_path):
     from safetensors import safe_open
 
-    model = ours()
+    model = tiny_model()
     model.save_pretrained(tmp_path)
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         assert "transformer.wte.weight" in file.keys()  # noqa: SIM118
@@ -167,62 +123,43 @@ def test_saved_weights_hold_the_tied_matrix_once_and_load_tied(tmp_path):
         assert torch.equal(tensor, loaded.state_dict()[name]), name
 
 
-def test_training_passes_no_mask_but_the_causal_flag(monkeypatch):
-    seen = []
-    attend = torch.nn.functional.scaled_dot_product_attention
-
-    def spy(*args, **kwargs):
-        seen.append((kwargs["attn_mask"], kwargs["is_causal"]))
-        return attend(*args, **kwargs)
-
-    def build_no_mask(**kwargs):
-        raise AssertionError("a mask was built for a plain training batch")
-
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
-    monkeypatch.setattr(modeling, "create_causal_mask", build_no_mask)
-    ids = random_ids(2, 16)
-    ours().train()(ids, shift_labels=ids).loss.backward()
-    assert seen == [(None, True)] * SIZES["n_layer"]
-
-
 def test_compiled_training_is_one_graph_with_the_same_loss():
-    model, ids = ours().train(), random_ids(2, 16)
+    model, ids = tiny_model().train(), random_ids(2, 16)
     expected = model(ids, shift_labels=ids).loss
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(ids, shift_labels=ids).loss, expected)
 
 
-def test_already_shifted_labels_give_the_same_loss_and_no_logits_in_training():
-    model, ids = ours(), random_ids(2, 17)
-    inside = model(ids, labels=ids).loss
-    outside = model(ids[:, :-1], shift_labels=ids[:, 1:].contiguous())
-    torch.testing.assert_close(outside.loss, inside)
-    assert outside.logits is not None
-    in_training = model.train()(ids[:, :-1], shift_labels=ids[:, 1:].contiguous())
-    assert in_training.logits is None
+def test_already_shifted_labels_give_the_same_loss_without_logits():
+    model, ids = tiny_model(), random_ids(2, 17)
+    inside = model(ids, labels=ids)
+    outside = model(ids[:, :-1], shift_labels=ids[:, 1:])
+    torch.testing.assert_close(outside.loss, inside.loss)
+    assert inside.logits.shape == (2, 17, 270)
+    assert outside.logits is None
 
 
 def test_loss_is_divided_by_num_items_in_batch_when_trainer_gives_it():
-    model, ids = ours(), random_ids(2, 17)
+    model, ids = tiny_model(), random_ids(2, 17)
     mean = model(ids, labels=ids).loss  # over 2 x 16 targets
     shared = model(ids, labels=ids, num_items_in_batch=torch.tensor(64)).loss
     torch.testing.assert_close(shared, mean / 2)
 
 
 def test_only_the_asked_logits_are_computed():
-    model, ids = ours(), random_ids(2, 10)
+    model, ids = tiny_model(), random_ids(2, 10)
     torch.testing.assert_close(model(ids, logits_to_keep=3).logits, model(ids).logits[:, -3:])
 
 
 def test_dropout_acts_in_training_only():
-    model, ids = ours(resid_pdrop=0.3, embd_pdrop=0.3, attn_pdrop=0.3), random_ids(2, 16)
+    model, ids = tiny_model(resid_pdrop=0.3, embd_pdrop=0.3, attn_pdrop=0.3), random_ids(2, 16)
     torch.testing.assert_close(model(ids).logits, model(ids).logits, rtol=0, atol=0)
     model.train()
     assert not torch.equal(model(ids).logits, model(ids).logits)
 
 
 def test_gradient_checkpointing_changes_no_gradient():
-    model, ids = ours().train(), random_ids(2, 16)
+    model, ids = tiny_model().train(), random_ids(2, 16)
     model(ids, labels=ids).loss.backward()
     expected = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
@@ -230,11 +167,3 @@ def test_gradient_checkpointing_changes_no_gradient():
     model(ids, labels=ids).loss.backward()
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
-
-
-def test_heads_that_do_not_divide_the_channels_are_refused():
-    with pytest.raises(
-        StrictDataclassClassValidationError,
-        match=r"n_embd \(30\) must be divisible by n_head \(4\)",
-    ):
-        GPT2ScratchConfig(n_embd=30, n_head=4)

@@ -1,0 +1,117 @@
+"""The language-modelling loss in chunks of tokens. Travels inside every checkpoint.
+
+With GPT-2's 50,257 tokens, the logits of a batch are by far its largest tensor, and the plain loss
+holds them several times over: as the product, in float32, and as gradients. Here the logits of a
+few hundred tokens at a time become a loss and, right away, gradients of the hidden states and of
+the weight; then the next tokens take their place. So no logits are kept for the backward pass, and
+none have to be computed a second time there.
+
+Shapes: N tokens, n tokens of one chunk, C channels, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+IGNORED = -100  # the target that counts for nothing, as everywhere in torch and transformers
+# Large enough that the weight's gradient, to which each chunk adds, costs little beside the matrix
+# products; on a CPU, small enough for its cache.
+CHUNK_TOKENS = {"cpu": 256}
+DEFAULT_CHUNK_TOKENS = 2048
+# Tensor cores need aligned rows, and 50,257 is odd; CPUs gain nothing.
+ALIGNED_VOCABULARY = {"cuda": 64}
+
+
+def linear_cross_entropy(
+    hidden_states: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    num_items_in_batch: Tensor | int | None = None,
+) -> Tensor:
+    """Mean cross-entropy of `hidden_states @ weight.T`, a float32 scalar in nats per token.
+
+    Under autocast the matrix products run in its type, as `nn.Linear` would; softmax and sums are
+    always float32.
+
+    Args:
+        hidden_states: (..., C).
+        weight: (V, C) of the language-modelling head.
+        targets: (...) the token to predict at each place; -100 is ignored.
+        num_items_in_batch: divide the sum by this instead of the number of targets.
+    """
+    device_type = hidden_states.device.type
+    dtype = hidden_states.dtype
+    if torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+    targets = targets.flatten().to(hidden_states.device)
+    if num_items_in_batch is None:
+        num_items_in_batch = (targets != IGNORED).sum()
+    total = _LinearCrossEntropy.apply(
+        hidden_states.flatten(0, -2),
+        weight,
+        targets,
+        dtype,
+        torch.is_grad_enabled(),
+        CHUNK_TOKENS.get(device_type, DEFAULT_CHUNK_TOKENS),
+        ALIGNED_VOCABULARY.get(device_type, 1),
+    )
+    return total / num_items_in_batch
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Summed cross-entropy, whose gradients are made on the way forward."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        hidden_states: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        dtype: torch.dtype,
+        is_grad_enabled: bool,
+        chunk_tokens: int,
+        aligned: int,
+    ) -> Tensor:
+        """(N, C), (V, C), (N,) -> scalar; the matrix products are made in `dtype`."""
+        n_vocab, n_chunk = len(weight), min(chunk_tokens, len(targets))
+        # Rows of zeros make aligned products; their logits stay zero and out of the softmax.
+        padded = F.pad(weight.to(dtype), (0, 0, 0, -n_vocab % aligned))  # (V', C)
+        with_hidden, with_weight = (is_grad_enabled and need for need in ctx.needs_input_grad[:2])
+        hidden_grad = torch.empty_like(hidden_states) if with_hidden else None
+        weight_grad = torch.zeros_like(padded, dtype=torch.float32) if with_weight else None
+        # Used again by each chunk: the system hands out fresh pages slowly.
+        logits_space = padded.new_empty(n_chunk, len(padded))
+        log_probs_space = padded.new_empty(n_chunk, n_vocab, dtype=torch.float32)
+        product = torch.empty_like(padded) if with_weight else None
+
+        total = torch.zeros((), device=hidden_states.device)
+        for start in range(0, len(targets), chunk_tokens):
+            chunk = slice(start, start + chunk_tokens)
+            hidden, target = hidden_states[chunk].to(dtype), targets[chunk]  # (n, C), (n,)
+            n = len(target)
+            logits = torch.mm(hidden, padded.t(), out=logits_space[:n])  # (n, V')
+            log_probs = torch.log_softmax(
+                logits[:, :n_vocab], dim=-1, dtype=torch.float32, out=log_probs_space[:n]
+            )
+            total += F.nll_loss(log_probs, target, reduction="sum", ignore_index=IGNORED)
+            if not (with_hidden or with_weight):
+                continue
+            # The gradient of the logits, probability minus target, takes their place.
+            counts = (target != IGNORED).unsqueeze(-1).to(dtype)  # (n, 1)
+            logits[:, :n_vocab] = log_probs.exp_()
+            logits.scatter_add_(1, target.clamp(min=0).unsqueeze(-1), -counts)
+            if with_hidden:
+                hidden_grad[chunk] = (logits @ padded) * counts
+            if with_weight:
+                weight_grad += torch.mm(logits.t(), hidden * counts, out=product)
+        if with_weight:
+            weight_grad = weight_grad[:n_vocab].to(weight.dtype)
+        ctx.save_for_backward(hidden_grad, weight_grad)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        """Scales what the forward pass found."""
+        return *(None if g is None else g * grad for g in ctx.saved_tensors), *[None] * 5

@@ -1,0 +1,155 @@
+"""Attention implementations, masks, padding and packed documents."""
+
+import pytest
+import torch
+from tiny_models import random_ids, tiny_model
+
+from modeling_gpt2scratch import GPT2ScratchForCausalLM
+from modeling_gpt2scratch import modeling_gpt2scratch as modeling
+
+
+def model_with(attention: str) -> GPT2ScratchForCausalLM:
+    """A tiny model whose attention looks sharply at some tokens, with this implementation."""
+    model = tiny_model(initializer_range=0.2)
+    model.set_attn_implementation(attention)
+    return model
+
+
+def test_sdpa_gives_the_logits_of_eager():
+    ids = random_ids(2, 20)
+    with torch.no_grad():
+        expected = model_with("eager")(ids).logits
+        torch.testing.assert_close(model_with("sdpa")(ids).logits, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "attention",
+    ["eager", "sdpa", pytest.param("flex_attention", marks=pytest.mark.slow)],  # flex compiles
+)
+def test_packed_documents_do_not_see_each_other(attention):
+    ids, model, eager = random_ids(1, 20), model_with(attention), model_with("eager")
+    position_ids = torch.cat([torch.arange(7), torch.arange(13)])[None]
+    with torch.no_grad():
+        packed = model(ids, position_ids=position_ids).logits
+        alone = torch.cat([eager(ids[:, :7]).logits, eager(ids[:, 7:]).logits], dim=1)
+        seeing = eager(ids).logits
+    torch.testing.assert_close(packed, alone, atol=1e-5, rtol=0)
+    assert not torch.allclose(packed[:, 7:], seeing[:, 7:], atol=1e-2)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_packed_documents_train_like_separate_ones(attention):
+    model, ids = model_with(attention).train(), random_ids(1, 20)
+    position_ids = torch.cat([torch.arange(7), torch.arange(13)])[None]
+    targets = random_ids(1, 20).roll(1)
+    packed = model(ids, position_ids=position_ids, shift_labels=targets).loss
+    first, second = (
+        model(ids[:, part], shift_labels=targets[:, part]).loss
+        for part in (slice(0, 7), slice(7, 20))
+    )
+    torch.testing.assert_close(packed, (7 * first + 13 * second) / 20)
+
+
+# With flex_attention, a padded batch fails to compile on the CPU in torch 2.13, for Llama as well.
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_left_padded_rows_give_the_logits_of_single_rows_with_and_without_a_cache(attention):
+    model, ids = model_with(attention), random_ids(3, 20)
+    n_padding = [0, 5, 9]
+    attention_mask = torch.ones_like(ids)
+    for row, n in enumerate(n_padding):
+        attention_mask[row, :n] = 0
+    with torch.no_grad():
+        logits = model(ids, attention_mask=attention_mask).logits
+        prefill = model(ids[:, :14], attention_mask=attention_mask[:, :14])
+        rest = model(
+            ids[:, 14:], attention_mask=attention_mask, past_key_values=prefill.past_key_values
+        )
+        for row, n in enumerate(n_padding):
+            alone = model(ids[row : row + 1, n:]).logits[0]
+            torch.testing.assert_close(logits[row, n:], alone, atol=1e-5, rtol=0)
+            torch.testing.assert_close(rest.logits[row], alone[-6:], atol=1e-5, rtol=0)
+
+
+def test_a_right_padded_row_gives_the_logits_of_the_row_alone():
+    model, ids = tiny_model(), random_ids(2, 12)
+    attention_mask = torch.ones_like(ids)
+    attention_mask[0, 8:] = 0
+    with torch.no_grad():
+        found = model(ids, attention_mask=attention_mask).logits[0, :8]
+        torch.testing.assert_close(found, model(ids[:1, :8]).logits[0], atol=1e-5, rtol=0)
+
+
+def test_a_prepared_boolean_mask_means_the_same_to_eager_and_sdpa():
+    ids = random_ids(2, 12)
+    mask = torch.ones(12, 12, dtype=torch.bool).tril().expand(2, 1, 12, 12).clone()
+    mask[:, :, 6:, 2] = False
+    with torch.no_grad():
+        eager = model_with("eager")(ids, attention_mask=mask).logits
+        sdpa = model_with("sdpa")(ids, attention_mask=mask).logits
+        seeing = model_with("eager")(ids).logits
+    torch.testing.assert_close(eager, sdpa, atol=1e-5, rtol=0)
+    assert not torch.allclose(eager[:, 6:], seeing[:, 6:], atol=1e-2)
+
+
+@pytest.mark.parametrize("is_training", [True, False], ids=["training", "prefill"])
+def test_plain_rows_need_no_mask_but_the_causal_flag(monkeypatch, is_training):
+    seen = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(*args, **kwargs):
+        seen.append((kwargs["attn_mask"], kwargs["is_causal"]))
+        return attend(*args, **kwargs)
+
+    def build_no_mask(**kwargs):
+        raise AssertionError("a mask was built for a plain batch")
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    monkeypatch.setattr(modeling, "create_causal_mask", build_no_mask)
+    model = tiny_model().train(is_training)
+    model(random_ids(2, 16))
+    assert seen == [(None, True)] * model.config.n_layer
+
+
+def test_a_compiled_training_step_has_no_mask_tensor():
+    shapes = []
+
+    def collect(graph, _):
+        for node in graph.graph.nodes:
+            value = node.meta.get("example_value")
+            if isinstance(value, torch.Tensor):
+                shapes.append(tuple(value.shape))
+        return graph.forward
+
+    model, ids = tiny_model().train(), random_ids(2, 16)
+    torch.compile(model, backend=collect, fullgraph=True)(ids, shift_labels=ids).loss.backward()
+    assert shapes
+    assert [shape for shape in shapes if shape[-2:] == (16, 16)] == []
+
+
+def test_flash_attention_says_what_is_missing_where_it_is_not_installed():
+    with pytest.raises((ImportError, ValueError), match="(?i)flash"):
+        tiny_model().set_attn_implementation("flash_attention_2")
+
+
+def test_flash_attention_gets_no_mask_and_only_the_users_positions(monkeypatch):
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    seen = []
+
+    def flash(module, query, key, value, attention_mask, position_ids=None, **kwargs):
+        seen.append((attention_mask, position_ids))
+        return query.transpose(1, 2), None
+
+    # The real kernel needs a GPU; what it is called with does not.
+    mask = ALL_MASK_ATTENTION_FUNCTIONS["flash_attention_2"]
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "recorded", flash)
+    monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS._local_mapping, "recorded", mask)
+    model, ids = tiny_model(n_layer=1), random_ids(1, 20)
+    model.config._attn_implementation = "recorded"
+    position_ids = torch.cat([torch.arange(7), torch.arange(13)])[None]
+    model(ids)
+    model(ids, position_ids=position_ids)
+    assert seen[0] == (None, None)
+    assert seen[1][0] is None
+    assert torch.equal(seen[1][1], position_ids)

@@ -1,0 +1,86 @@
+"""What the configuration refuses, and how it reads a `gpt2` configuration."""
+
+import json
+
+import pytest
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from transformers import GPT2Config
+
+from modeling_gpt2scratch import GPT2ScratchConfig
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("n_layer", 0, "at least 1"),
+        ("n_embd", -768, "at least 1"),
+        ("vocab_size", 0, "at least 1"),
+        ("n_positions", 0, "at least 1"),
+        ("n_head", 0, "at least 1"),
+        ("n_inner", 0, "at least 1"),
+        ("n_embd", 770, "a multiple of n_head=12"),
+        ("resid_pdrop", 1.0, "0 <= p < 1"),
+        ("embd_pdrop", -0.1, "0 <= p < 1"),
+        ("attn_pdrop", 2, "0 <= p < 1"),
+        ("attn_pdrop", float("nan"), "0 <= p < 1"),
+        ("activation_function", "relu", "one of gelu_new"),
+    ],
+)
+def test_a_value_that_makes_no_gpt2_is_a_value_error_that_names_the_field(field, value, expected):
+    with pytest.raises(ValueError, match=f"^{field}: expected {expected}.*, found ") as error:
+        GPT2ScratchConfig(**{field: value})
+    assert "\n" not in str(error.value)
+
+
+def test_a_value_of_the_wrong_type_names_the_field():
+    with pytest.raises(StrictDataclassFieldValidationError, match="'n_layer'"):
+        GPT2ScratchConfig(n_layer="12")
+
+
+def test_a_config_spoilt_afterwards_is_not_saved(tmp_path):
+    config = GPT2ScratchConfig()
+    config.n_head = 7
+    with pytest.raises(Exception, match="multiple of n_head=7"):
+        config.save_pretrained(tmp_path)
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    config = GPT2ScratchConfig(n_embd=96, n_head=4, attn_pdrop=0.25, activation_function="gelu")
+    config.save_pretrained(tmp_path)
+    assert GPT2ScratchConfig.from_pretrained(tmp_path).to_dict() == config.to_dict() | {
+        "transformers_version": json.loads((tmp_path / "config.json").read_text())[
+            "transformers_version"
+        ]
+    }
+
+
+def test_gpt2s_own_names_and_the_librarys_common_ones_are_the_same_fields():
+    config = GPT2ScratchConfig(hidden_size=96, num_attention_heads=4, num_hidden_layers=5)
+    assert (config.n_embd, config.n_head, config.n_layer) == (96, 4, 5)
+    assert config.max_position_embeddings == config.n_positions == 1024
+
+
+def test_a_gpt2_config_becomes_ours_with_the_defaults_of_gpt2(tmp_path):
+    stored = {"model_type": "gpt2", "n_embd": 1600, "n_head": 25, "n_layer": 48, "n_ctx": 1024}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    config = GPT2ScratchConfig.from_pretrained(tmp_path)
+    stock = GPT2Config.from_pretrained(tmp_path)
+    assert config.model_type == "gpt2scratch"
+    assert (config.n_embd, config.n_layer, config.resid_pdrop) == (1600, 48, 0.1)
+    ours, theirs = config.to_dict(), stock.to_dict()
+    common = ours.keys() & theirs.keys() - {"model_type", "auto_map"}
+    assert {name: ours[name] for name in common} == {name: theirs[name] for name in common}
+
+
+@pytest.mark.parametrize(
+    ("switch", "value"),
+    [
+        ("scale_attn_by_inverse_layer_idx", True),
+        ("scale_attn_weights", False),
+        ("add_cross_attention", True),
+    ],
+)
+def test_a_gpt2_config_of_another_architecture_is_refused(tmp_path, switch, value):
+    GPT2Config(**{switch: value}).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"{switch}={not value} as in GPT-2, found {value}"):
+        GPT2ScratchConfig.from_pretrained(tmp_path)

@@ -1,0 +1,153 @@
+"""Checkpoints in OpenAI's layout, incomplete ones, and ones that would run code."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from modeling_gpt2scratch import GPT2ScratchForCausalLM, GPT2ScratchModel
+
+SIZES = {"vocab_size": 101, "n_positions": 48, "n_embd": 48, "n_layer": 3, "n_head": 4}
+TOKENS = {"bos_token_id": 100, "eos_token_id": 100}
+IDS = torch.arange(40).reshape(2, 20)
+
+
+@pytest.fixture
+def stock() -> GPT2LMHeadModel:
+    """transformers' GPT-2 with weights that all matter."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(**SIZES, **TOKENS, initializer_range=0.2)).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def as_openai_published(directory, *, prefix: str, masks: bool) -> None:
+    """Rewrites a saved `gpt2` the way the older files on the Hub are."""
+    file = directory / "model.safetensors"
+    tensors = {
+        name.replace("transformer.", prefix): tensor for name, tensor in load_file(file).items()
+    }
+    if masks:
+        for layer in range(SIZES["n_layer"]):
+            tensors[f"{prefix}h.{layer}.attn.bias"] = torch.ones(1, 1, 48, 48).tril()
+            tensors[f"{prefix}h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("prefix", "masks", "max_shard_size"),
+    [
+        ("transformer.", False, "1GB"),
+        ("", True, "1GB"),
+        ("transformer.", True, "1GB"),
+        (None, False, "60KB"),
+    ],
+    ids=["as saved today", "no prefix", "causal masks", "sharded"],
+)
+def test_a_gpt2_checkpoint_loads_with_equal_logits_and_no_report(
+    stock, tmp_path, prefix, masks, max_shard_size
+):
+    stock.save_pretrained(tmp_path, max_shard_size=max_shard_size)
+    if prefix is None:
+        assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    else:
+        as_openai_published(tmp_path, prefix=prefix, masks=masks)
+    model, info = GPT2ScratchForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS).logits, stock(IDS).logits, atol=1e-5, rtol=0)
+    weight = model.transformer.h[1].attn.qkv_proj.weight
+    assert torch.equal(weight, stock.transformer.h[1].attn.c_attn.weight.t())
+
+
+def test_the_base_model_loads_from_it_too(stock, tmp_path):
+    stock.save_pretrained(tmp_path)
+    model = GPT2ScratchModel.from_pretrained(tmp_path)
+    with torch.no_grad():
+        expected = stock.transformer(IDS).last_hidden_state
+        torch.testing.assert_close(model(IDS).last_hidden_state, expected, atol=1e-5, rtol=0)
+
+
+def test_untied_and_half_precision_checkpoints_stay_so(tmp_path):
+    config = GPT2Config(**SIZES, **TOKENS, tie_word_embeddings=False)
+    stock = GPT2LMHeadModel(config).to(torch.bfloat16)
+    stock.save_pretrained(tmp_path)
+    model = GPT2ScratchForCausalLM.from_pretrained(tmp_path)
+    assert model.dtype == torch.bfloat16
+    assert torch.equal(model.lm_head.weight, stock.lm_head.weight)
+    assert not torch.equal(model.lm_head.weight, model.transformer.wte.weight)
+
+
+def test_what_is_saved_after_that_is_our_own_layout_bit_for_bit(stock, tmp_path):
+    stock.save_pretrained(tmp_path / "gpt2")
+    model = GPT2ScratchForCausalLM.from_pretrained(tmp_path / "gpt2")
+    model.save_pretrained(tmp_path / "ours")
+    tensors = load_file(tmp_path / "ours" / "model.safetensors")
+    assert tensors.keys() == model.state_dict().keys() - {"lm_head.weight"}
+    config = json.loads((tmp_path / "ours" / "config.json").read_text())
+    assert config["model_type"] == "gpt2scratch"
+    again = GPT2ScratchForCausalLM.from_pretrained(tmp_path / "ours")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+        assert name == "lm_head.weight" or torch.equal(tensor, tensors[name]), name
+
+
+def test_loading_leaves_nothing_behind_in_transformers(stock, tmp_path):
+    stock.save_pretrained(tmp_path)
+    model = GPT2ScratchForCausalLM.from_pretrained(tmp_path)
+    fresh = GPT2ScratchForCausalLM(model.config)
+    fresh.save_pretrained(tmp_path / "fresh")
+    assert "transformer.h.0.attn.qkv_proj.weight" in load_file(
+        tmp_path / "fresh" / "model.safetensors"
+    )
+    assert GPT2LMHeadModel.from_pretrained(tmp_path).state_dict().keys() == (
+        stock.state_dict().keys()
+    )
+
+
+def test_a_missing_tensor_is_an_error_that_names_it(stock, tmp_path):
+    model = GPT2ScratchForCausalLM(GPT2ScratchForCausalLM.config_class(**SIZES, **TOKENS))
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["transformer.h.1.mlp.up_proj.bias"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"found none for transformer\.h\.1\.mlp\.up_proj\.bias$"):
+        GPT2ScratchForCausalLM.from_pretrained(tmp_path)
+    _, info = GPT2ScratchForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert set(info["missing_keys"]) == {"transformer.h.1.mlp.up_proj.bias"}
+
+
+def test_a_tensor_of_the_wrong_shape_is_an_error_that_names_it(stock, tmp_path):
+    stock.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["transformer.h.2.ln_1.weight"] = torch.ones(47)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    expected = r"h\.2\.ln_1\.weight of shape \(48,\), found \(47,\)"
+    with pytest.raises(RuntimeError, match=expected):
+        GPT2ScratchForCausalLM.from_pretrained(tmp_path)
+    model = GPT2ScratchForCausalLM.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
+    assert torch.equal(model.transformer.h[2].ln_1.weight, torch.ones(48))
+
+
+class Touch:
+    """What an attacker would put into a pickle: code that runs when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_pickled_object_in_a_checkpoint_is_refused_and_not_run(stock, tmp_path):
+    stock.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    touched = tmp_path / "touched"
+    torch.save(stock.state_dict() | {"extra": Touch(touched)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(pickle.UnpicklingError, match="(?i)weights.only"):
+        GPT2ScratchForCausalLM.from_pretrained(tmp_path)
+    assert not touched.exists()

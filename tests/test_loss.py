@@ -1,0 +1,153 @@
+"""The loss in chunks of tokens against the plain one, which materialises all logits."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM, loss_gpt2scratch
+from modeling_gpt2scratch.loss_gpt2scratch import IGNORED, linear_cross_entropy
+
+
+def inputs(n_tokens: int, *, n_channels=8, n_vocab=37, ignored=()) -> list[torch.Tensor]:
+    """Hidden states (N, C), weight (V, C) and targets (N,), the first two with gradients."""
+    generator = torch.Generator().manual_seed(0)
+    hidden_states = torch.randn(n_tokens, n_channels, generator=generator, requires_grad=True)
+    weight = torch.randn(n_vocab, n_channels, generator=generator, requires_grad=True)
+    targets = torch.randint(n_vocab, (n_tokens,), generator=generator)
+    targets[list(ignored)] = IGNORED
+    return [hidden_states, weight, targets]
+
+
+def plain(hidden_states, weight, targets) -> torch.Tensor:
+    """The textbook loss."""
+    return F.cross_entropy((hidden_states @ weight.t()).float(), targets, ignore_index=IGNORED)
+
+
+def loss_and_gradients(function, tensors, **options) -> list[torch.Tensor]:
+    """What comes back forward, and what backward for the two tensors that have gradients."""
+    loss = function(*tensors, **options)
+    return [loss, *torch.autograd.grad(loss * 3, tensors[:2])]
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    n_tokens=st.integers(1, 40),
+    chunk_tokens=st.integers(1, 50),
+    aligned=st.sampled_from([1, 8, 64]),
+    ignored=st.sets(st.integers(0, 39), max_size=20),
+)
+def test_any_chunks_and_any_padding_of_the_vocabulary_give_the_plain_loss_and_gradients(
+    n_tokens, chunk_tokens, aligned, ignored
+):
+    ignored = {place for place in ignored if place < n_tokens - 1}  # one target is left
+    tensors = inputs(n_tokens, ignored=ignored)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(loss_gpt2scratch.CHUNK_TOKENS, "cpu", chunk_tokens)
+        patch.setitem(loss_gpt2scratch.ALIGNED_VOCABULARY, "cpu", aligned)
+        found = loss_and_gradients(linear_cross_entropy, tensors)
+    for left, right in zip(found, loss_and_gradients(plain, tensors), strict=True):
+        torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast_the_products_run_in_its_type_and_the_weight_keeps_float32(dtype):
+    hidden_states, weight, targets = tensors = inputs(600)  # more than one chunk
+    with torch.autocast("cpu", dtype):
+        found = loss_and_gradients(linear_cross_entropy, tensors)
+        expected = loss_and_gradients(lambda h, w, t: plain(h, w, t), tensors)
+    assert [tensor.dtype for tensor in found] == [torch.float32] * 3
+    assert not torch.equal(found[0], plain(*tensors))  # it did round
+    for left, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(left, right, atol=2e-3, rtol=2e-2)
+
+
+def test_weights_in_bfloat16_sum_their_gradient_in_float32():
+    tensors = inputs(2048)
+    exact = loss_and_gradients(linear_cross_entropy, tensors)[2]
+    halves = [tensor.detach().bfloat16().requires_grad_() for tensor in tensors[:2]]
+    found = loss_and_gradients(linear_cross_entropy, [*halves, tensors[2]])[2]
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), exact, atol=3e-3, rtol=3e-2)
+
+
+def test_num_items_in_batch_divides_the_sum():
+    tensors = inputs(10, ignored=[3])
+    torch.testing.assert_close(
+        linear_cross_entropy(*tensors, num_items_in_batch=torch.tensor(90)), plain(*tensors) / 10
+    )
+
+
+def test_a_frozen_weight_gets_no_gradient_and_hidden_states_the_same():
+    hidden_states, weight, targets = inputs(10)
+    expected = torch.autograd.grad(plain(hidden_states, weight, targets), hidden_states)[0]
+    loss = linear_cross_entropy(hidden_states, weight.detach(), targets)
+    torch.testing.assert_close(torch.autograd.grad(loss, hidden_states)[0], expected)
+
+
+def test_without_gradients_it_only_measures():
+    tensors = inputs(10)
+    with torch.no_grad():
+        loss = linear_cross_entropy(*tensors)
+    assert not loss.requires_grad
+    torch.testing.assert_close(loss, plain(*tensors).detach())
+
+
+def test_backward_can_run_twice():
+    hidden_states, weight, targets = inputs(10)
+    loss = linear_cross_entropy(hidden_states, weight, targets)
+    first = torch.autograd.grad(loss, weight, retain_graph=True)[0]
+    torch.testing.assert_close(torch.autograd.grad(loss, weight)[0], first)
+
+
+def test_a_target_beyond_the_vocabulary_is_an_error():
+    hidden_states, weight, targets = inputs(10)
+    targets[4] = 37
+    with pytest.raises(IndexError, match="Target 37 is out of bounds"):
+        linear_cross_entropy(hidden_states, weight, targets)
+
+
+def test_no_tensor_of_all_logits_exists_at_any_moment():
+    class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+        n_elements = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **kwargs or {})
+            for tensor in result if isinstance(result, (list, tuple)) else [result]:
+                if isinstance(tensor, torch.Tensor):
+                    self.n_elements = max(self.n_elements, tensor.numel())
+            return result
+
+    config = GPT2ScratchConfig(
+        vocab_size=512, n_positions=1024, n_embd=8, n_layer=1, n_head=1, bos_token_id=0
+    )
+    model = GPT2ScratchForCausalLM(config)
+    ids = torch.randint(512, (2, 1024))
+    n_logits = 2 * 1024 * 512
+    for labels, expected in (({"labels": ids}, True), ({"shift_labels": ids}, False)):
+        with Largest() as largest:
+            model(ids, **labels).loss.backward()
+        assert (largest.n_elements >= n_logits) is expected
+
+
+def test_the_models_two_losses_and_their_gradients_are_equal():
+    config = GPT2ScratchConfig(
+        vocab_size=101, n_positions=48, n_embd=48, n_layer=2, n_head=4, bos_token_id=0
+    )
+    model = GPT2ScratchForCausalLM(config)
+    ids = torch.randint(101, (2, 33))
+    labels = ids.clone()
+    labels[0, 5:9] = IGNORED
+    losses, gradients = [], []
+    for arguments in (
+        {"input_ids": ids, "labels": labels},
+        {"input_ids": ids[:, :-1], "shift_labels": labels[:, 1:]},
+    ):
+        model.zero_grad()
+        losses.append(model(**arguments).loss)
+        losses[-1].backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    torch.testing.assert_close(losses[0], losses[1], atol=1e-5, rtol=0)
+    for left, right in zip(*gradients, strict=True):
+        torch.testing.assert_close(left, right, atol=1e-5, rtol=0)
