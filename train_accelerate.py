@@ -32,6 +32,7 @@ from modeling_gpt2scratch.processes import (
     LaunchError,
     StopSignal,
     closing,
+    describe_environment,
     make_accelerator,
     on_main_process,
 )
@@ -122,7 +123,7 @@ def train_from(
         validation=validation,
         identity=config.identity(manifest),
     )
-    on_main_process(make_output_dir, config, checkpoint)
+    on_main_process(make_output_dir, config, checkpoint, describe_environment(accelerator))
     accelerator.init_trackers(
         "gpt2scratch",
         config=dataclasses.asdict(config),

@@ -32,7 +32,7 @@ def save_model(model: nn.Module, tokenizer, directory: Path) -> None:
     """Model and tokenizer as `from_pretrained` reads them, each file complete or not there."""
     with new_files(directory) as partial:
         _save_pretrained(model, tokenizer, partial)
-        _open_to_readers(partial)
+        open_to_readers(partial)
 
 
 def save_checkpoint(
@@ -63,7 +63,7 @@ def save_checkpoint(
         except SafetensorError as error:
             raise OSError(f"{path}: {error}") from error
         write_json(directory / STATE_NAME, state)
-        _open_to_readers(directory)
+        open_to_readers(directory)
     return path
 
 
@@ -147,7 +147,7 @@ def _save_pretrained(model: nn.Module, tokenizer, directory: Path) -> None:
     save_tokenizer(tokenizer, directory)
 
 
-def _open_to_readers(directory: Path) -> None:
+def open_to_readers(directory: Path) -> None:
     """Gives files the modes of the user's umask; safetensors lets nobody but the owner read."""
     umask = os.umask(0)
     os.umask(umask)

@@ -42,7 +42,7 @@ def parse_config(
     unknown flag or key, a value of the wrong type, or whatever the dataclass itself refuses with a
     ValueError or FileExistsError.
     """
-    parser = _OneLineErrorParser(config_class, description=description, allow_abbrev=False)
+    parser = OneLineErrorParser(config_class, description=description, allow_abbrev=False)
     argv = list(sys.argv[1:] if argv is None else argv)
     parser.usage = f"{parser.prog} [RECIPE.yaml] [--flag value ...]"
     try:
@@ -54,7 +54,7 @@ def parse_config(
     return config
 
 
-class _OneLineErrorParser(HfArgumentParser):
+class OneLineErrorParser(HfArgumentParser):
     """A parser whose complaint is one line, without the usage before it."""
 
     def error(self, message: str) -> NoReturn:

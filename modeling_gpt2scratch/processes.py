@@ -2,11 +2,14 @@
 
 import contextlib
 import os
+import platform
 import signal
 import traceback
 from collections.abc import Callable, Iterator
 
+import accelerate
 import torch
+import transformers
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import (
@@ -57,6 +60,22 @@ def make_accelerator(
             f"Accelerate configuration; --mixed_precision overrides it"
         )
     return accelerator
+
+
+def describe_environment(accelerator: Accelerator) -> dict[str, str | int]:
+    """Where a run takes place, as JSON values that name no machine and no user."""
+    device = accelerator.device.type
+    if device == "cuda":
+        device = torch.cuda.get_device_name(accelerator.device)
+    return {
+        "device": device,
+        "processes": accelerator.num_processes,
+        "mixed_precision": accelerator.mixed_precision,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "accelerate": accelerate.__version__,
+    }
 
 
 @contextlib.contextmanager

@@ -1,12 +1,16 @@
-"""The directory of a run: which checkpoint it continues from, and what may be replaced in it."""
+"""The directory of a run: which checkpoint it continues from, what may be replaced, its records."""
 
 import dataclasses
 import shutil
 from pathlib import Path
 
-from .atomic_files import require_free, write_json
+from .atomic_files import require_free, write_file, write_json
 from .checkpointing import CheckpointError, find_checkpoint
+from .token_shards import MANIFEST_NAME
 from .train_config import CONFIG_NAME, TrainConfig
+
+DATA_MANIFEST_NAME = "data_manifest.json"  # a copy, for when the data are gone or elsewhere
+ENVIRONMENT_NAME = "environment.json"
 
 
 def find_resume_point(config: TrainConfig) -> Path | None:
@@ -28,14 +32,23 @@ def find_resume_point(config: TrainConfig) -> Path | None:
     return checkpoint
 
 
-def make_output_dir(config: TrainConfig, checkpoint: Path | None) -> None:
-    """The directory of the run with its resolved arguments; `--overwrite` empties it first."""
+def make_output_dir(config: TrainConfig, checkpoint: Path | None, environment: dict) -> None:
+    """The directory of the run with a record of what it is; `--overwrite` empties it first.
+
+    Args:
+        config: written as it is, every argument resolved.
+        checkpoint: what the run continues from.
+        environment: JSON values that say where it runs.
+    """
     output_dir = Path(config.output_dir)
     is_continued = config.resume == "auto" or (checkpoint and _is_within(checkpoint, output_dir))
     if config.overwrite and not is_continued and output_dir.exists():
         shutil.rmtree(output_dir)  # `require_free` has seen that it holds a run
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(output_dir / CONFIG_NAME, dataclasses.asdict(config))
+    write_json(output_dir / ENVIRONMENT_NAME, environment)
+    manifest = (Path(config.data) / MANIFEST_NAME).read_bytes()
+    write_file(output_dir / DATA_MANIFEST_NAME, manifest)
 
 
 def _is_within(checkpoint: Path, output_dir: Path) -> bool:

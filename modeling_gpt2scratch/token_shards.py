@@ -75,18 +75,18 @@ class Manifest:
         write_json(directory / MANIFEST_NAME, layout | dataclasses.asdict(self))
 
     @classmethod
-    def load(cls, directory: Path) -> "Manifest":
-        """Reads `manifest.json`.
+    def load(cls, directory: Path, name: str = MANIFEST_NAME) -> "Manifest":
+        """Reads `manifest.json`, or a copy of it under another name.
 
         Raises:
             ShardError: if it is missing, of another format or incomplete.
         """
-        path = directory / MANIFEST_NAME
+        path = directory / name
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ShardError(
-                f"{directory}: expected a directory with {MANIFEST_NAME}, found none; "
+                f"{directory}: expected a directory with {name}, found none; "
                 f"make one with prepare_data.py"
             ) from None
         except (ValueError, OSError) as error:

@@ -1,6 +1,7 @@
 """A Hub of one repository on the loopback interface.
 
-It answers what `load_dataset(streaming=True)`, `from_pretrained` and `push_to_hub` ask for.
+It answers what `load_dataset(streaming=True)`, `from_pretrained`, `push_to_hub` and our own
+publishing ask for. Writing takes a token; `hf_status_403` is one that gets the answer 403.
 
     with serve("someone/fables", {"data/train.jsonl": content}) as hub:
         run(command, env=os.environ | hub.environment(tmp_path))
@@ -35,6 +36,7 @@ class Hub:
         self.files = files
         self.kind = kind
         self.commit = COMMIT
+        self.commits: list[dict[str, list[str]]] = []  # paths "added" and "deleted", oldest first
         self.address = ""
         self.not_found: list[str] = []
 
@@ -84,7 +86,8 @@ class _Handler(BaseHTTPRequestHandler):
         folder = "" if self.hub.kind == "models" else f"/{self.hub.kind}"
         resolve = f"{folder}/{self.hub.repository}/resolve/"
         if path == api or path.startswith(f"{api}/revision/"):
-            self._send_json({"id": self.hub.repository, "sha": self.hub.commit, "siblings": []})
+            about = {"id": self.hub.repository, "private": False, "siblings": []}
+            self._send_json(about | {"sha": self.hub.commit})
         elif path.startswith(f"{api}/tree/"):
             self._send_tree(path.removeprefix(f"{api}/tree/"))
         elif path.startswith(f"{api}/paths-info/"):
@@ -112,7 +115,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _receive(self, step: Callable[[bytes], None], body: bytes) -> None:
         """One step of a push, which takes a token."""
-        if self.headers.get("Authorization", "").startswith("Bearer hf_"):
+        refused = re.fullmatch(r"Bearer hf_status_(\d+)", self.headers.get("Authorization", ""))
+        if refused:
+            self._send(int(refused[1]), b"", {"X-Error-Message": "No push for this token."})
+        elif self.headers.get("Authorization", "").startswith("Bearer hf_"):
             step(body)
         else:
             self._send(401, b"", {"X-Error-Message": "Invalid username or password."})
@@ -132,14 +138,20 @@ class _Handler(BaseHTTPRequestHandler):
         self._send_json({"files": files})
 
     def _commit(self, body: bytes) -> None:
-        """Adds the files of a commit: one JSON object a line, after a header."""
+        """Adds and deletes the files of a commit: one JSON object a line, after a header."""
         operations = [json.loads(line) for line in body.splitlines()]
-        added = {}
+        files, commit = dict(self.hub.files), {"added": [], "deleted": []}
         for operation in operations[1:]:
-            assert operation["key"] == "file", operation["key"]
             file = operation["value"]
-            added[file["path"]] = base64.b64decode(file["content"])
-        self.hub.files = self.hub.files | added
+            if operation["key"] == "deletedFile":
+                commit["deleted"].append(file["path"])
+                del files[file["path"]]
+            else:
+                assert operation["key"] == "file", operation["key"]
+                commit["added"].append(file["path"])
+                files[file["path"]] = base64.b64decode(file["content"])
+        self.hub.files = files
+        self.hub.commits.append(commit)
         self.hub.commit = hashlib.sha1(body).hexdigest()
         url = f"{self.hub.address}/{self.hub.repository}/commit/{self.hub.commit}"
         self._send_json({"success": True, "commitUrl": url, "commitOid": self.hub.commit})

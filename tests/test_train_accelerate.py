@@ -114,6 +114,10 @@ def test_a_run_leaves_what_transformers_trainer_leaves(finished, small_data):
     names = {path.name for path in finished.iterdir()}
     assert {"checkpoint-4", "checkpoint-8", "checkpoint-12", "config.json"} <= names
     assert {"model.safetensors", "metrics.jsonl", "train_config.json", "tokenizer.json"} <= names
+    manifest = (small_data / "manifest.json").read_bytes()
+    assert (finished / "data_manifest.json").read_bytes() == manifest
+    environment = json.loads((finished / "environment.json").read_text())
+    assert (environment["device"], environment["torch"]) == ("cpu", torch.__version__)
     assert not [name for name in names if name.startswith(".")]
     for directory in (finished, finished / "checkpoint-4"):
         model = AutoModelForCausalLM.from_pretrained(directory)

@@ -1,0 +1,244 @@
+"""What a run recorded about itself, without names and paths of the machine it ran on.
+
+Only what is known to be harmless passes: numbers, choices between fixed words, names of the Hub.
+What is made from these records can be published.
+"""
+
+import glob
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_origin, get_type_hints
+
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from .metrics import METRICS_NAME, read_metrics
+from .run_directory import DATA_MANIFEST_NAME, ENVIRONMENT_NAME
+from .text_sources import COMPRESSIONS, DOCSTRINGS, READERS
+from .token_shards import Manifest, ShardError, Split
+from .train_config import CONFIG_NAME, TrainConfig
+
+RESULTS_NAME = "results.json"
+# What is always there.
+ARGUMENT_KEYS = ("max_steps", "total_batch_tokens")
+ROW_KEYS = ("step", "loss", "tokens_per_second")
+CELL_KEYS = ("protocol", "version", "n_samples", "higher_is_better")
+VERSION_KEYS = ("python_version", "torch_version", "transformers_version", "date")
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """The data set of a run."""
+
+    name: str
+    is_on_hub: bool
+    subset: str | None
+    tokenizer: str  # "gpt2", "bpe:N", or the name of another
+    splits: dict[str, Split]
+
+
+@dataclass(frozen=True)
+class RunRecords:
+    """What is known of a run, fit to be published."""
+
+    sizes: dict[str, int]  # "parameters", and the config's "n_layer", "n_positions" and so on
+    arguments: dict[str, Any]  # of the training; empty if there was none
+    environment: dict[str, str | int]  # device, processes, precision, versions
+    metrics: list[dict[str, float]]  # one per logged step
+    data: DataRecord | None
+    results: dict | None  # of evaluate/compare.py
+
+    @property
+    def tokens_seen(self) -> int | None:
+        """Training tokens, repeated ones counted again."""
+        if not self.arguments:
+            return None
+        return self.arguments["max_steps"] * self.arguments["total_batch_tokens"]
+
+
+class RecordsError(ValueError):
+    """Records that cannot be read, or that do not belong to the model beside them."""
+
+
+def read_records(
+    run: Path, *, repository: str, sizes: dict[str, int], results: Path | None = None
+) -> RunRecords:
+    """The records of a finished run; those that are not there are empty.
+
+    Args:
+        run: output directory of the training script.
+        repository: what the run's model is called in the results.
+        sizes: of the model, by name.
+        results: file of `evaluate/compare.py`, by default the one in `run`.
+
+    Raises:
+        RecordsError: if a file cannot be read, or if the run was continued or measured at another
+            time than the model was saved.
+    """
+    arguments = _read_arguments(run / CONFIG_NAME)
+    metrics = _read_metrics(run / METRICS_NAME)
+    if arguments and metrics and metrics[-1]["step"] != arguments["max_steps"]:
+        raise RecordsError(
+            f"{run}: expected a finished run, found step {metrics[-1]['step']} of "
+            f"{arguments['max_steps']}; finish it with train_accelerate.py --resume auto"
+        )
+    environment = run / ENVIRONMENT_NAME
+    return RunRecords(
+        sizes=sizes,
+        arguments=_public_arguments(arguments),
+        environment=_read_json(environment) if environment.is_file() else {},
+        metrics=metrics,
+        data=_read_data(run),
+        results=_read_results(run, repository, results),
+    )
+
+
+def public_name(name: str) -> str:
+    """The name of a tokenizer or data set of the Hub, or the last part of a path."""
+    return name if name == DOCSTRINGS or is_hub_name(name) else Path(name).name
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name leads to the Hub, by the rules of `text_sources.open_source`."""
+    is_file = Path(name).suffix in (*READERS, *COMPRESSIONS) or Path(name).exists()
+    if name == DOCSTRINGS or is_file or glob.has_magic(name):
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _read_arguments(path: Path) -> dict:
+    """Arguments of the training, empty if there is no file."""
+    if not path.is_file():
+        return {}
+    arguments = _read_json(path)
+    for key in ARGUMENT_KEYS:
+        if not isinstance(arguments.get(key), int):
+            raise RecordsError(f"{path}: expected a number for {key}, found {arguments.get(key)!r}")
+    return arguments
+
+
+def _public_arguments(arguments: dict) -> dict:
+    """Arguments without free text, which could be a path."""
+    choices = {
+        name for name, kind in get_type_hints(TrainConfig).items() if get_origin(kind) is Literal
+    }
+    return {
+        name: value
+        for name, value in arguments.items()
+        if name in choices or isinstance(value, int | float)
+    }
+
+
+def _read_metrics(path: Path) -> list[dict]:
+    """The numbers of each logged step, without its sample of text."""
+    try:
+        return [
+            {key: row[key] for key in ROW_KEYS}
+            | {key: value for key, value in row.items() if isinstance(value, int | float)}
+            for row in read_metrics(path)
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RecordsError(f"{path}: expected logged steps, found {error!r}") from error
+
+
+def _read_data(run: Path) -> DataRecord | None:
+    """The data set of the run, None if the run has no copy of its manifest."""
+    try:
+        manifest = Manifest.load(run, DATA_MANIFEST_NAME)
+        dataset = str(manifest.arguments["dataset"])
+    except (ShardError, KeyError):
+        return None
+    return DataRecord(
+        name=public_name(dataset),
+        is_on_hub=is_hub_name(dataset),
+        subset=manifest.arguments.get("subset"),
+        tokenizer=public_name(manifest.tokenizer["name"]),
+        splits=manifest.splits,
+    )
+
+
+def _read_results(run: Path, repository: str, path: Path | None) -> dict | None:
+    """The results without failed cells, the run's model called as its repository."""
+    if path is None:
+        path = run / RESULTS_NAME
+        if not path.is_file():
+            return None
+        if path.stat().st_mtime < (run / "config.json").stat().st_mtime:
+            raise RecordsError(
+                f"{path}: expected results of the model beside it, which is newer; run "
+                f"evaluate/compare.py again or remove the file"
+            )
+    content = _read_json(path)
+    try:
+        own = _own_name(content["results"], run, repository)
+        names = {name: _label_of_model(name) for name in content["results"]} | {own: repository}
+        results = {names[name]: _measured(cells) for name, cells in content["results"].items()}
+        models = {names[name]: model for name, model in content["models"].items()}
+        arguments = _public_evaluation(content["arguments"])
+        versions = {key: content[key] for key in VERSION_KEYS}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RecordsError(
+            f"{path}: expected results of evaluate/compare.py, found {error!r}"
+        ) from error
+    return {"results": results, "models": models, "arguments": arguments, **versions}
+
+
+def _own_name(names: Iterable[str], run: Path, repository: str) -> str:
+    """What the run was called when it was measured, perhaps on another machine."""
+    exact = [name for name in names if name == repository or Path(name).resolve() == run.resolve()]
+    found = exact or [name for name in names if Path(name).name == run.resolve().name]
+    if len(found) != 1:
+        raise RecordsError(
+            f"expected results of one model called {run.resolve().name}, found {', '.join(names)}"
+        )
+    return found[0]
+
+
+def _label_of_model(name: str) -> str:
+    """The name of a model of the Hub; a local one called alike is marked."""
+    return name if is_hub_name(name) else f"{Path(name).name} (local)"
+
+
+def _measured(cells: dict[str, dict]) -> dict[str, dict]:
+    """The tasks that have a result."""
+    return {
+        task: {key: cell[key] for key in CELL_KEYS} | cell
+        for task, cell in cells.items()
+        if "error" not in cell
+    }
+
+
+def _public_evaluation(arguments: dict) -> dict:
+    """Arguments of the evaluation; each data argument becomes the name of a data set, or None."""
+    kept = ("tasks", "limit", "batch_tokens", "device", "dtype")
+    public: dict[str, Any] = {name: arguments.get(name) for name in kept}
+    for name, source in arguments.items():
+        if name == "val_data" and source is not None:  # a shard directory
+            public[name] = _name_of_shards(Path(source))
+        elif name.endswith("_data") and source is not None:
+            public[name] = public_name(source)
+    return public
+
+
+def _name_of_shards(directory: Path) -> str | None:
+    """The public name of a shard directory's data set, None if the directory is gone."""
+    try:
+        return public_name(str(Manifest.load(directory).arguments["dataset"]))
+    except (ShardError, KeyError):
+        return None
+
+
+def _read_json(path: Path) -> dict:
+    """The object in a JSON file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RecordsError(f"{path}: expected JSON, found {error}") from error
+    if not isinstance(content, dict):
+        raise RecordsError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
