@@ -30,11 +30,36 @@ from .loss_gpt2scratch import linear_cross_entropy
 
 
 class ResidualLinear(nn.Linear):
-    """A projection whose output is added to the residual stream; initialised smaller, see below.
+    """A projection that adds to the residual stream; a class of its own for `_init_weights`."""
 
-    A class of its own because transformers initialises module by module, and visits only modules
-    that hold parameters themselves.
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """Attention spelled out, for reading and for `output_attentions`.
+
+    Args:
+        query: (B, H, T, D); key and value are (B, H, S, D).
+        attention_mask: (B, 1, T, S), added to the scores, or True where a key may be seen.
+
+    Returns:
+        The attended values (B, T, H, D) and the probabilities (B, H, T, S).
     """
+    scores = query @ key.transpose(-1, -2) * scaling
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
+        scores = scores + attention_mask
+    probabilities = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    probabilities = F.dropout(probabilities, p=dropout, training=module.training)
+    return (probabilities @ value).transpose(1, 2), probabilities
 
 
 class GPT2ScratchAttention(nn.Module):
@@ -137,7 +162,8 @@ class GPT2ScratchPreTrainedModel(CompleteLoadingMixin, PreTrainedModel):
         """Normal weights of `initializer_range`, zero biases, unit norms; smaller residual ones.
 
         The residual stream is a sum of 2 * n_layer projections. Scaling each by
-        1 / sqrt(2 * n_layer) keeps its variance independent of depth.
+        1 / sqrt(2 * n_layer) keeps its variance independent of depth. transformers calls this only
+        for modules that hold parameters themselves, hence not for the attention as a whole.
 
         Source: Radford et al. 2019, section 2.3. The factor 2 counts attention and MLP.
         """
@@ -268,7 +294,6 @@ class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        shift_labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
@@ -278,38 +303,43 @@ class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, GenerationMixin):
         Args:
             input_ids: (B, T); see `GPT2ScratchModel.forward` for this and the next four.
             labels: (B, T) the same tokens as `input_ids`; shifted by one in here. -100 is ignored.
-            shift_labels: (B, T) the token that follows each input token, shifted already. The loss
-                then comes back without logits, which never exist all at once.
             logits_to_keep: compute logits for the last N positions only, or at these indices;
                 0 means all.
-            **kwargs: `num_items_in_batch` divides the summed loss by that number instead of by
-                the tokens of this batch, which makes gradient accumulation exact.
+            **kwargs: `shift_labels` (B, T) is the token that follows each input token, shifted
+                already; the loss then comes back without logits, which never exist all at once.
+                `num_items_in_batch` divides the summed loss by that number instead of by the tokens
+                of this batch, which makes gradient accumulation exact.
         """
+        # No argument of its own: a Trainer would take it for a second column of labels.
+        shift_labels = kwargs.pop("shift_labels", None)
         outputs = self.transformer(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
+            use_cache=False if self.training else use_cache,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state  # (B, T, C)
         loss = logits = None
-        # An adapter in place of the head does more than multiply by its weight.
-        if shift_labels is not None and type(self.lm_head) is nn.Linear:
+        # An adapter in place of the head does more than multiply by its weight, and an offloaded
+        # weight is there only when the head is called.
+        head = self.lm_head
+        is_here = type(head) is nn.Linear and head.weight.device == hidden_states.device
+        if shift_labels is not None and is_here:
             loss = linear_cross_entropy(
-                hidden_states, self.lm_head.weight, shift_labels, kwargs.get("num_items_in_batch")
+                hidden_states, head.weight, shift_labels, kwargs.get("num_items_in_batch")
             )
         else:
             if isinstance(logits_to_keep, int):
                 logits_to_keep = slice(-logits_to_keep, None)
-            logits = self.lm_head(hidden_states[:, logits_to_keep])  # (B, T, V)
+            logits = head(hidden_states[:, logits_to_keep])  # (B, T, V)
             if labels is not None or shift_labels is not None:
                 loss = self.loss_function(
                     logits=logits,
                     labels=labels,
-                    shift_labels=shift_labels,
+                    shift_labels=None if shift_labels is None else shift_labels.contiguous(),
                     vocab_size=self.config.vocab_size,
                     **kwargs,
                 )
@@ -321,49 +351,15 @@ class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
 
-    def _validate_generated_length(
-        self, generation_config, input_ids_length: int, has_default_max_length: bool
-    ) -> None:
+    def _validate_generated_length(self, generation_config, input_ids_length: int, *args) -> None:
         """Refuses to generate beyond the last position; the last new token needs none itself."""
-        limit = self.config.n_positions
-        if generation_config.max_length > limit + 1:
+        limit, max_length = self.config.n_positions, generation_config.max_length
+        if max_length > limit + 1:
             raise ValueError(
                 f"expected prompt and new tokens to fit n_positions={limit} + 1, found a prompt of "
-                f"{input_ids_length} tokens and max_length={generation_config.max_length}; "
-                f"shorten the prompt or lower max_new_tokens"
+                f"{input_ids_length} tokens and max_length={max_length}; lower max_new_tokens"
             )
-        super()._validate_generated_length(
-            generation_config, input_ids_length, has_default_max_length
-        )
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-) -> tuple[Tensor, Tensor]:
-    """Attention spelled out, for reading and for `output_attentions`.
-
-    Args:
-        query: (B, H, T, D); key and value are (B, H, S, D).
-        attention_mask: (B, 1, T, S), added to the scores, or True where a key may be seen.
-
-    Returns:
-        The attended values (B, T, H, D) and the probabilities (B, H, T, S).
-    """
-    scores = query @ key.transpose(-1, -2) * scaling
-    if attention_mask is not None and attention_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-    elif attention_mask is not None:
-        scores = scores + attention_mask
-    probabilities = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    probabilities = F.dropout(probabilities, p=dropout, training=module.training)
-    return (probabilities @ value).transpose(1, 2), probabilities
+        super()._validate_generated_length(generation_config, input_ids_length, *args)
 
 
 def _rows(embedding: nn.Embedding, ids: Tensor, name: str) -> Tensor:

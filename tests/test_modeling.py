@@ -8,6 +8,7 @@ from tiny_models import random_ids, tiny_model, tiny_twins
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
+from modeling_gpt2scratch.train_config import MODEL_SIZES
 
 
 @pytest.fixture
@@ -102,11 +103,24 @@ def test_first_loss_is_that_of_a_uniform_guess():
     assert loss.item() == pytest.approx(math.log(5000), abs=0.05)
 
 
-def test_default_config_is_gpt2_small_with_tied_embeddings():
+@pytest.mark.parametrize(
+    ("name", "n_parameters"),
+    [
+        ("gpt2", 124_439_808),
+        ("gpt2-medium", 354_823_168),
+        ("gpt2-large", 774_030_080),
+        ("gpt2-xl", 1_557_611_200),
+    ],
+)
+def test_each_size_has_the_parameters_of_openais_model(name, n_parameters):
     with torch.device("meta"):
-        model = GPT2ScratchForCausalLM(GPT2ScratchConfig())
-    assert model.num_parameters() == 124_439_808
+        model = GPT2ScratchForCausalLM(GPT2ScratchConfig(**MODEL_SIZES[name]))
+    assert model.num_parameters() == n_parameters
     assert model.lm_head.weight is model.transformer.wte.weight
+
+
+def test_the_default_config_is_gpt2_small():
+    assert GPT2ScratchConfig().to_dict() == GPT2ScratchConfig(**MODEL_SIZES["gpt2"]).to_dict()
 
 
 def test_saved_weights_hold_the_tied_matrix_once_and_load_tied(tmp_path):
