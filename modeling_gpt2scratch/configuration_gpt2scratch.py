@@ -63,7 +63,14 @@ class GPT2ScratchConfig(PreTrainedConfig):
         "num_attention_heads": "n_head",
         "num_hidden_layers": "n_layer",
     }
-    # Who keeps gathered weights under transformers' own FSDP2, by module name.
+    # How transformers shards modules, by name: first tensor parallelism, then FSDP2.
+    base_model_tp_plan = {
+        "wte": "embedding_rowwise",
+        "h.*.attn.qkv_proj": "colwise_gather_output",  # queries, keys and values in one
+        "h.*.attn.o_proj": "rowwise_split_input",
+        "h.*.mlp.up_proj": "colwise",
+        "h.*.mlp.down_proj": "rowwise",
+    }
     base_model_fsdp_plan = {
         "wte": "free_full_weight",
         "wpe": "free_full_weight",

@@ -277,6 +277,7 @@ class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, GenerationMixin):
     """GPT-2 with its language-modelling head, tied to the token embedding."""
 
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
     _fsdp_plan = {"lm_head": "keep_full_weight"}
 
     def __init__(self, config: GPT2ScratchConfig):
@@ -323,11 +324,12 @@ class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, GenerationMixin):
         )
         hidden_states = outputs.last_hidden_state  # (B, T, C)
         loss = logits = None
-        # An adapter in place of the head does more than multiply by its weight, and an offloaded
-        # weight is there only when the head is called.
+        # An adapter in place of the head does more than multiply by its weight, and a weight that
+        # is offloaded or shared out is whole only while the head is called.
         head = self.lm_head
-        is_here = type(head) is nn.Linear and head.weight.device == hidden_states.device
-        if shift_labels is not None and is_here:
+        is_whole = type(head) is nn.Linear and type(head.weight) is nn.Parameter
+        is_whole = is_whole and head.weight.device == hidden_states.device
+        if shift_labels is not None and is_whole:
             loss = linear_cross_entropy(
                 hidden_states, head.weight, shift_labels, kwargs.get("num_items_in_batch")
             )
