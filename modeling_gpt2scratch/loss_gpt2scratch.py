@@ -79,11 +79,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         padded = F.pad(weight.to(dtype), (0, 0, 0, -n_vocab % aligned))  # (V', C)
         with_hidden, with_weight = (is_grad_enabled and need for need in ctx.needs_input_grad[:2])
         hidden_grad = torch.empty_like(hidden_states) if with_hidden else None
-        weight_grad = torch.zeros_like(padded, dtype=torch.float32) if with_weight else None
+        weight_grad = product = None
         # Used again by each chunk: the system hands out fresh pages slowly.
         logits_space = padded.new_empty(n_chunk, len(padded))
         log_probs_space = padded.new_empty(n_chunk, n_vocab, dtype=torch.float32)
-        product = torch.empty_like(padded) if with_weight else None
 
         total = torch.zeros((), device=hidden_states.device)
         for start in range(0, len(targets), chunk_tokens):
@@ -103,9 +102,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits.scatter_add_(1, target.clamp(min=0).unsqueeze(-1), -counts)
             if with_hidden:
                 hidden_grad[chunk] = (logits @ padded) * counts
-            if with_weight:
-                weight_grad += torch.mm(logits.t(), hidden * counts, out=product)
-        if with_weight:
+            if with_weight and weight_grad is None:
+                weight_grad = torch.mm(logits.t(), hidden * counts).float()
+            elif with_weight:
+                product = torch.mm(logits.t(), hidden * counts, out=product)
+                weight_grad += product
+        if weight_grad is not None:
             weight_grad = weight_grad[:n_vocab].to(weight.dtype)
         ctx.save_for_backward(hidden_grad, weight_grad)
         return total
