@@ -221,9 +221,9 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = _rows(self.wte, input_ids, "input_ids")
 
-        # The mask comes before the new cache, beside which documents in a row would not be seen.
-        # For plain rows the attention's causal flag says it all; transformers knows that, too, but
-        # not under `torch.compile`.
+        # Made before a new cache, beside which transformers does not look where documents begin.
+        # Plain rows need no mask but the attention's causal flag, which transformers knows as well,
+        # though not under `torch.compile`.
         is_plain = attention_mask is None and position_ids is None and past_key_values is None
         if is_plain and self.config._attn_implementation == "sdpa":
             causal_mask = None
