@@ -21,15 +21,15 @@ from transformers.utils import logging as transformers_logging
 from .atomic_files import new_directory, write_file, write_json
 from .checkpointing import WEIGHTS_NAME, save_model
 from .command_line import argument, parse_config
+from .conversion import ConversionError, read_run
 from .loss_plot import PlotError, draw_losses
 from .metrics import METRICS_NAME
 from .model_card import PICTURE_NAME, model_card
-from .modeling_gpt2scratch import GPT2ScratchForCausalLM
 from .run_records import RESULTS_NAME, RecordsError, RunRecords, read_records
-from .tokenization import TokenizerError, load_tokenizer
+from .tokenization import TokenizerError
 from .train_config import CONFIG_NAME
 
-MODEL_FILES = ("config.json", WEIGHTS_NAME, "tokenizer.json")
+MODEL_FILES = ("config.json", WEIGHTS_NAME, "tokenizer.json", "tokenizer_config.json")
 RECORD_FILES = (CONFIG_NAME, METRICS_NAME, RESULTS_NAME, PICTURE_NAME)  # some runs have them
 SIZES = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
 HINTS = {
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     transformers_logging.disable_progress_bar()
     try:
         publish(config)
-    except (PublishError, RecordsError, TokenizerError, OSError) as error:
+    except (PublishError, ConversionError, RecordsError, TokenizerError, OSError) as error:
         sys.exit(f"publishing.py: error: {' '.join(str(error).split())}")
 
 
@@ -97,12 +97,15 @@ def write_repository(config: PublishConfig, folder: Path) -> None:
     """Writes what the repository is to hold into an empty directory.
 
     Raises:
-        PublishError, RecordsError, TokenizerError: if the run is not complete, or model and
-            tokenizer cannot be loaded.
+        PublishError, ConversionError, RecordsError, TokenizerError: if the run is not complete, or
+            model and tokenizer cannot be loaded.
     """
     run = Path(config.run)
-    model = _load_model(run)
-    save_model(model, load_tokenizer(str(run.resolve())), folder)
+    missing = [name for name in MODEL_FILES if not (run / name).is_file()]
+    if missing:
+        raise PublishError(f"{run}: expected a finished run, found no {', '.join(missing)}")
+    model, tokenizer = read_run(run)
+    save_model(model, tokenizer, folder)
     records = read_records(
         run,
         repository=config.repository,
@@ -153,23 +156,6 @@ def upload(config: PublishConfig, folder: Path) -> str:
     except (ValueError, RuntimeError) as error:  # metadata that the Hub refuses, or its uploader
         raise PublishError(f"{repository}: {error}") from error
     return str(url)
-
-
-def _load_model(run: Path) -> GPT2ScratchForCausalLM:
-    """The run's model, with every weight from its file."""
-    missing = [name for name in MODEL_FILES if not (run / name).is_file()]
-    if missing:
-        raise PublishError(f"{run}: expected a finished run, found no {', '.join(missing)}")
-    try:
-        model_type = json.loads((run / "config.json").read_bytes())["model_type"]
-        if model_type != GPT2ScratchForCausalLM.config_class.model_type:
-            raise ValueError(f"expected a model of this package, found {model_type}")
-        model, report = GPT2ScratchForCausalLM.from_pretrained(run, output_loading_info=True)
-        if wrong := sorted({*report["missing_keys"], *report["unexpected_keys"]}):
-            raise ValueError(f"missing or unexpected weights {', '.join(wrong)}")
-    except Exception as error:  # transformers passes on whatever its readers raise
-        raise PublishError(f"{run}: cannot be loaded: {type(error).__name__}: {error}") from error
-    return model
 
 
 def _write_records(records: RunRecords, folder: Path) -> None:

@@ -159,7 +159,7 @@ def test_what_cannot_be_published_is_one_line(published, trained):
     assert refused == {
         "no login": f"{error}expected a login at the Hub, found none; run `hf auth login`",
         "no model": f"{error}{trained[0]}: expected a finished run, found no config.json, "
-        f"model.safetensors, tokenizer.json",
+        f"model.safetensors, tokenizer.json, tokenizer_config.json",
         "no right": f"{error}{REPOSITORY}: the Hub answered 403 No push for this token.; this "
         f"login may not write there; use a token with write access to the repository",
         "no Hub": f"{error}{REPOSITORY}: the Hub answered 503 No push for this token.; the Hub has "
