@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
+from typing import Literal
 
 import torch
 from tabulate import tabulate
@@ -35,7 +36,9 @@ class BenchmarkConfig:
     micro_batch_size: int = argument("rows of a step", default=4)
     repeats: int = argument("timed steps of each loss; the fastest counts", default=3)
     bf16: bool = argument("run under bf16 autocast", default=False)
-    device: str = argument("a torch device", default="cuda" if torch.cuda.is_available() else "cpu")
+    device: Literal["cpu", "cuda"] = argument(
+        "where", default="cuda" if torch.cuda.is_available() else "cpu"
+    )
 
 
 class Step:

@@ -1,9 +1,9 @@
 """The language-modelling loss in chunks of tokens. Travels inside every checkpoint.
 
 With GPT-2's 50,257 tokens, the logits of a batch are by far its largest tensor, and the plain loss
-holds them several times over: as the product, in float32, and as gradients. Here the logits of a
-few hundred tokens at a time become a loss and, right away, gradients of the hidden states and of
-the weight; then the next tokens take their place. So no logits are kept for the backward pass, and
+holds them several times over: as the product, in float32, and as gradients. Here the logits of
+one chunk of tokens at a time become a loss and, right away, gradients of the hidden states and of
+the weight; then the next chunk takes their place. So no logits are kept for the backward pass, and
 none have to be computed a second time there.
 
 Shapes: N tokens, n tokens of one chunk, C channels, V vocabulary.

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tiny_models import random_ids, tiny_model
+from transformers.utils import is_flash_attn_2_available
 
 from modeling_gpt2scratch import GPT2ScratchForCausalLM
 from modeling_gpt2scratch import modeling_gpt2scratch as modeling
@@ -126,6 +127,7 @@ def test_a_compiled_training_step_has_no_mask_tensor():
     assert [shape for shape in shapes if shape[-2:] == (16, 16)] == []
 
 
+@pytest.mark.skipif(is_flash_attn_2_available(), reason="flash-attn is installed")
 def test_flash_attention_says_what_is_missing_where_it_is_not_installed():
     with pytest.raises((ImportError, ValueError), match="(?i)flash"):
         tiny_model().set_attn_implementation("flash_attention_2")

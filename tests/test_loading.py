@@ -109,7 +109,7 @@ def test_loading_leaves_nothing_behind_in_transformers(stock, tmp_path):
     )
 
 
-def test_a_missing_tensor_is_an_error_that_names_it(stock, tmp_path):
+def test_a_missing_tensor_is_an_error_that_names_it(tmp_path):
     model = GPT2ScratchForCausalLM(GPT2ScratchForCausalLM.config_class(**SIZES, **TOKENS))
     model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
