@@ -18,13 +18,13 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.atomic_files import new_directory, require_free
 from modeling_gpt2scratch.command_line import argument, check_numbers, parse_config
+from modeling_gpt2scratch.split_writer import SplitWriter
 from modeling_gpt2scratch.text_sources import DOCSTRINGS, SourceError, open_source
 from modeling_gpt2scratch.token_shards import (
     MANIFEST_NAME,
     MAX_SHARD_TOKENS,
     Manifest,
     ShardError,
-    SplitWriter,
 )
 from modeling_gpt2scratch.tokenization import (
     GPT2,

@@ -1,11 +1,12 @@
 """Token shards: a data set as files of token ids, and the manifest that describes them.
 
-A shard is a header of 256 little-endian int32 and then its tokens as little-endian uint16:
+A shard is a header of 256 little-endian int32 and then its tokens, little-endian:
 
     header[0] = 20240520   magic       header[2] = tokens in this file
     header[1] = 1          version     header[3] = vocabulary size, 0 if unknown
 
-The first three words and the token type are llm.c's, so llm.c and modded-nanogpt read our shards.
+Tokens are uint16; a vocabulary of more than 65,536 entries takes uint32, magic 20240801, version 7.
+The first three words and the token types are llm.c's, so llm.c and modded-nanogpt read our shards.
 A document may run from one shard into the next: a split is one long stream of tokens in which
 `<|endoftext|>` stands before each document. `manifest.json` is written last; a directory without
 one is not a data set.
@@ -20,15 +21,14 @@ import numpy as np
 
 from .atomic_files import write_file, write_json
 
-MAGIC = 20240520
-VERSION = 1
+# Magic and version by the type of the tokens: those of llm.c for GPT-2 and for Llama 3.
+LAYOUTS = {"<u2": (20240520, 1), "<u4": (20240801, 7)}
 HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS
-TOKEN_DTYPE = "<u2"
-MAX_VOCAB_SIZE = 2**16
 MAX_SHARD_TOKENS = 2**31 - 1  # what the header can say
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FORMAT = "gpt2scratch-shards"
+MANIFEST_VERSION = 1
 
 
 class ShardError(ValueError):
@@ -68,8 +68,8 @@ class Manifest:
         """Writes `manifest.json` in one step."""
         layout = {
             "format": MANIFEST_FORMAT,
-            "version": VERSION,
-            "dtype": TOKEN_DTYPE,
+            "version": MANIFEST_VERSION,
+            "dtype": token_dtype(self.vocab_size),
             "header_bytes": HEADER_BYTES,
         }
         write_json(directory / MANIFEST_NAME, layout | dataclasses.asdict(self))
@@ -92,9 +92,9 @@ class Manifest:
         except (ValueError, OSError) as error:
             raise ShardError(f"{path}: expected a JSON manifest, found {error}") from None
         found = (content.get("format"), content.get("version")) if isinstance(content, dict) else ()
-        if found != (MANIFEST_FORMAT, VERSION):
+        if found != (MANIFEST_FORMAT, MANIFEST_VERSION):
             raise ShardError(
-                f"{path}: expected {MANIFEST_FORMAT} version {VERSION}, found {found}; "
+                f"{path}: expected {MANIFEST_FORMAT} version {MANIFEST_VERSION}, found {found}; "
                 f"prepare the data again"
             )
         try:
@@ -110,74 +110,22 @@ class Manifest:
             raise ShardError(f"{path}: incomplete manifest: {error!r}") from None
 
 
-class SplitWriter:
-    """Writes the documents of one split as shards of `shard_tokens` tokens, the last one shorter.
+def token_dtype(vocab_size: int) -> str:
+    """The type of a shard's tokens: uint16 for up to 65,536 entries, uint32 beyond."""
+    return "<u2" if vocab_size <= 2**16 else "<u4"
 
-    Args:
-        directory: where the shards go.
-        split: "train" or "val"; shards are called `{split}_000000.bin` and so on.
-        shard_tokens: tokens per shard; the memory needed is twice that many bytes.
-        vocab_size: ids must be below it.
 
-    Raises:
-        ShardError: if the vocabulary does not fit uint16.
-    """
-
-    def __init__(self, directory: Path, split: str, *, shard_tokens: int, vocab_size: int):
-        if not 0 < vocab_size <= MAX_VOCAB_SIZE:
-            raise ShardError(
-                f"expected a vocabulary of at most {MAX_VOCAB_SIZE} tokens for uint16 shards, "
-                f"found {vocab_size}"
-            )
-        self._directory = directory
-        self._split = split
-        self._vocab_size = vocab_size
-        self._buffer = np.empty(shard_tokens, dtype=TOKEN_DTYPE)
-        self._n_buffered = 0
-        self._shards: list[ShardEntry] = []
-        self._n_documents = 0
-        self._n_bytes = 0
-
-    def add(self, tokens: np.ndarray, n_bytes: int) -> None:
-        """Appends one document: its ids with `<|endoftext|>` in front, and its length in bytes."""
-        if len(tokens) and int(tokens.max()) >= self._vocab_size:
-            raise ShardError(
-                f"{self._split}: expected ids below {self._vocab_size}, found {int(tokens.max())}"
-            )
-        self._n_documents += 1
-        self._n_bytes += n_bytes
-        while len(tokens):
-            n_taken = min(len(tokens), len(self._buffer) - self._n_buffered)
-            self._buffer[self._n_buffered : self._n_buffered + n_taken] = tokens[:n_taken]
-            self._n_buffered += n_taken
-            tokens = tokens[n_taken:]
-            if self._n_buffered == len(self._buffer):
-                self._flush()
-
-    def close(self) -> Split:
-        """Writes the last, partial shard and returns the split's entry for the manifest."""
-        if self._n_buffered:
-            self._flush()
-        return Split(
-            n_tokens=sum(shard.n_tokens for shard in self._shards),
-            n_documents=self._n_documents,
-            n_bytes=self._n_bytes,
-            shards=tuple(self._shards),
-        )
-
-    def _flush(self) -> None:
-        name = f"{self._split}_{len(self._shards):06d}.bin"
-        tokens = self._buffer[: self._n_buffered]
-        sha256 = write_shard(self._directory / name, tokens, vocab_size=self._vocab_size)
-        self._shards.append(ShardEntry(file=name, n_tokens=len(tokens), sha256=sha256))
-        self._n_buffered = 0
+def shard_header(n_tokens: int, vocab_size: int) -> np.ndarray:
+    """The first 1,024 bytes of a shard, as 256 little-endian int32."""
+    header = np.zeros(HEADER_INTS, dtype="<i4")
+    header[:4] = *LAYOUTS[token_dtype(vocab_size)], n_tokens, vocab_size
+    return header
 
 
 def write_shard(path: Path, tokens: np.ndarray, *, vocab_size: int) -> str:
     """Writes one shard in one step and returns the sha256 of the file."""
-    header = np.zeros(HEADER_INTS, dtype="<i4")
-    header[:4] = MAGIC, VERSION, len(tokens), vocab_size
-    chunks = [header.tobytes(), tokens.astype(TOKEN_DTYPE, copy=False).data]
+    tokens = np.ascontiguousarray(tokens, dtype=token_dtype(vocab_size))
+    chunks = [shard_header(len(tokens), vocab_size).data, tokens.data]
     write_file(path, *chunks)
     sha256 = hashlib.sha256()
     for chunk in chunks:
@@ -186,7 +134,7 @@ def write_shard(path: Path, tokens: np.ndarray, *, vocab_size: int) -> str:
 
 
 def read_shard(path: Path, *, n_tokens: int, vocab_size: int) -> np.ndarray:
-    """The tokens of a shard as a read-only, memory-mapped uint16 array of shape (n_tokens,).
+    """The tokens of a shard: read-only, memory-mapped, uint16 or uint32, of shape (n_tokens,).
 
     Args:
         path: the shard.
@@ -202,24 +150,26 @@ def read_shard(path: Path, *, n_tokens: int, vocab_size: int) -> np.ndarray:
         n_bytes = path.stat().st_size
     except OSError as error:
         raise ShardError(f"{path}: expected a shard, found {error.strerror}") from None
-    if len(header) < HEADER_INTS or tuple(header[:2]) != (MAGIC, VERSION):
+    dtype = np.dtype(token_dtype(vocab_size))
+    magic, version = LAYOUTS[dtype.str]
+    if len(header) < HEADER_INTS or tuple(header[:2]) != (magic, version):
         raise ShardError(
-            f"{path}: expected a shard with magic {MAGIC} version {VERSION}, "
+            f"{path}: expected a shard with magic {magic} version {version}, "
             f"found {header[:2].tolist()}; prepare the data again"
         )
-    expected_bytes = HEADER_BYTES + n_tokens * np.dtype(TOKEN_DTYPE).itemsize
+    expected_bytes = HEADER_BYTES + n_tokens * dtype.itemsize
     if n_bytes != expected_bytes:
         raise ShardError(
             f"{path}: expected {expected_bytes} bytes for {n_tokens} tokens, found {n_bytes}; "
             f"the file is truncated or was replaced, prepare the data again"
         )
-    if tuple(header[2:4]) != (n_tokens, vocab_size):
+    if header[2] != n_tokens or header[3] not in (0, vocab_size):
         raise ShardError(
             f"{path}: expected {n_tokens} tokens of a vocabulary of {vocab_size}, "
             f"found {header[2]} of {header[3]}; prepare the data again"
         )
     # A plain view: slicing np.memmap objects costs several times as much.
-    return np.memmap(path, dtype=TOKEN_DTYPE, mode="r", offset=HEADER_BYTES).view(np.ndarray)
+    return np.memmap(path, dtype=dtype, mode="r", offset=HEADER_BYTES).view(np.ndarray)
 
 
 def check_token_ids(path: Path, tokens: np.ndarray, *, vocab_size: int) -> None:

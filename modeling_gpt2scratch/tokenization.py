@@ -18,12 +18,11 @@ from tiktoken.load import read_file_cached
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase
 
-from .token_shards import MAX_VOCAB_SIZE
-
 END_OF_TEXT = "<|endoftext|>"
 GPT2 = "gpt2"
 TRAINED_PREFIX = "bpe:"
 GPT2_N_POSITIONS = 1024
+MAX_TRAINED_VOCAB_SIZE = 2**16  # what uint16 shards can hold
 # Address and sha256 of OpenAI's two files; tiktoken fetches the same.
 GPT2_FILES = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 GPT2_MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
@@ -44,9 +43,9 @@ def trained_vocab_size(name: str) -> int | None:
     if not name.startswith(TRAINED_PREFIX):
         return None
     size = name.removeprefix(TRAINED_PREFIX)
-    if not size.isdecimal() or not 257 <= int(size) <= MAX_VOCAB_SIZE:
+    if not size.isdecimal() or not 257 <= int(size) <= MAX_TRAINED_VOCAB_SIZE:
         raise TokenizerError(
-            f"expected bpe:N with N from 257 to {MAX_VOCAB_SIZE} entries, found {name!r}"
+            f"expected bpe:N with N from 257 to {MAX_TRAINED_VOCAB_SIZE} entries, found {name!r}"
         )
     return int(size)
 

@@ -23,7 +23,8 @@ ALLOWED = {
     "command_line.py": {"transformers", "yaml"},
     "text_sources.py": {"datasets", "fsspec", "pyarrow", "tqdm"},
     "token_shards.py": {"numpy", ".atomic_files"},
-    "tokenization.py": {"numpy", "tiktoken", "tokenizers", "transformers", ".token_shards"},
+    "split_writer.py": {"numpy", ".token_shards"},
+    "tokenization.py": {"numpy", "tiktoken", "tokenizers", "transformers"},
     "shard_loader.py": {"numpy", "torch", ".token_shards"},
     "optimization.py": {"torch"},
     "processes.py": {"accelerate", "torch", "transformers"},
@@ -89,7 +90,10 @@ def test_preparing_data_knows_neither_the_model_nor_the_training():
     tree = ast.parse((REPOSITORY / "prepare_data.py").read_text(encoding="utf-8"))
     modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     used = {name.removeprefix(f"{PACKAGE}.") for name in modules if name.startswith(PACKAGE)}
-    assert used == {"atomic_files", "command_line", "text_sources", "token_shards", "tokenization"}
+    assert used == {
+        *("atomic_files", "command_line", "split_writer"),
+        *("text_sources", "token_shards", "tokenization"),
+    }
 
 
 def test_evaluate_is_no_package_and_shadows_no_library():

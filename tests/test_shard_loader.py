@@ -15,7 +15,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from modeling_gpt2scratch.shard_loader import ShardLoader, TokenWindows, shuffled
-from modeling_gpt2scratch.token_shards import Manifest, ShardError, SplitWriter, write_shard
+from modeling_gpt2scratch.split_writer import SplitWriter
+from modeling_gpt2scratch.token_shards import Manifest, ShardError, write_shard
 
 VOCAB_SIZE = 2**16
 

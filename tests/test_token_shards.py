@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modeling_gpt2scratch.split_writer import SplitWriter
 from modeling_gpt2scratch.token_shards import (
     Manifest,
     ShardEntry,
     ShardError,
     Split,
-    SplitWriter,
     check_token_ids,
     read_shard,
     write_shard,
@@ -221,10 +221,25 @@ def test_an_id_beyond_the_vocabulary_is_refused_before_it_is_written(tmp_path, b
     assert writer.close().n_documents == 0
 
 
-@pytest.mark.parametrize("vocab_size", [0, 2**16 + 1, 250_000])
-def test_a_vocabulary_that_does_not_fit_two_bytes_is_refused(tmp_path, vocab_size):
-    message = refusal(SplitWriter, tmp_path, "train", shard_tokens=4, vocab_size=vocab_size)
-    assert message.endswith(f"at most 65536 tokens for uint16 shards, found {vocab_size}")
+def test_a_vocabulary_that_two_bytes_cannot_hold_takes_four(tmp_path):
+    split = write_split(tmp_path, [[0, 65535, 65536, 99_999]], shard_tokens=3, vocab_size=100_000)
+    first, last = (tmp_path / entry.file for entry in split.shards)
+    assert np.frombuffer(first.read_bytes()[:16], "<i4").tolist() == [20240801, 7, 3, 100_000]
+    assert np.frombuffer(last.read_bytes()[1024:], "<u4").tolist() == [99_999]
+    tokens = read_shard(first, n_tokens=3, vocab_size=100_000)
+    assert (tokens.dtype, tokens.tolist()) == (np.dtype("<u4"), [0, 65535, 65536])
+    # Nothing larger than its type is ever cut to fit.
+    assert "expected a shard with magic 20240520" in refusal(
+        read_shard, first, n_tokens=3, vocab_size=50_257
+    )
+
+
+def test_a_shard_of_a_program_that_writes_no_vocabulary_size_is_read(tmp_path):
+    path = tmp_path / "fineweb_train_000001.bin"
+    header = np.zeros(256, "<i4")
+    header[:3] = 20240520, 1, 2
+    path.write_bytes(header.tobytes() + np.array([50256, 7], "<u2").tobytes())
+    assert read_shard(path, n_tokens=2, vocab_size=50_257).tolist() == [50256, 7]
 
 
 def test_a_vocabulary_of_65536_fits(tmp_path):
