@@ -73,8 +73,13 @@ def new_directory(path: Path) -> Iterator[Path]:
     """
     with _partial_directory(path.with_name(f".{path.name}.partial")) as partial:
         yield partial
-        _fsync_tree(partial)
-        _swap_in(partial, path)
+        publish_directory(partial, path)
+
+
+def publish_directory(partial: Path, path: Path) -> None:
+    """Makes a directory that is complete `path`, in one step; whatever stood there is replaced."""
+    _fsync_tree(partial)
+    _swap_in(partial, path)
 
 
 @contextlib.contextmanager

@@ -80,5 +80,5 @@ def _flags_of_recipe(path: Path, config_class: type) -> list[str]:
         part
         for key, value in recipe.items()
         if value is not None
-        for part in (f"--{key}", str(value))
+        for part in (f"--{key}", *(map(str, value) if isinstance(value, list) else [str(value)]))
     ]

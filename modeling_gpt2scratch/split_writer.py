@@ -1,5 +1,6 @@
 """Writes the shards of one split, so that a killed preparation can go on where it was."""
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -90,7 +91,7 @@ class SplitWriter:
             self._n_in_file += len(taken)
             tokens = tokens[len(taken) :]
             if self._n_in_file == self._shard_tokens:
-                self._finish()
+                self._complete()
 
     def state(self) -> dict:
         """What has been added so far, as JSON values; everything in it is on the disk."""
@@ -105,12 +106,23 @@ class SplitWriter:
             os.replace(_partial(path), path)
         self._n_published = len(self._shards)
 
-    def close(self) -> Split:
-        """Completes and publishes the last shard; returns the split's entry for the manifest."""
+    def finish(self) -> Split:
+        """Completes the last shard, without its final name; returns the entry for the manifest."""
         if self._file is not None:
-            self._finish()
+            self._complete()
+        return self._entry()
+
+    def close(self) -> Split:
+        """Completes and publishes the last shard; for those who never call `state`."""
+        self.finish()
         self.publish()
         return self._entry()
+
+    def abandon(self) -> None:
+        """Closes the shard that is being written as it is, after an error."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # what is not on a full disk cannot be helped
+                self._file.close()
 
     def _entry(self) -> Split:
         return Split(
@@ -123,10 +135,10 @@ class SplitWriter:
     def _open(self) -> None:
         """Starts the next shard: zeros in place of a header, which no reader accepts."""
         name = f"{self._split}_{len(self._shards):06d}.bin"
-        self._file = open(_partial(self._directory / name), "w+b")  # noqa: SIM115 (closed by _finish)
+        self._file = open(_partial(self._directory / name), "w+b")  # noqa: SIM115 (closed by _complete)
         self._file.write(bytes(HEADER_BYTES))
 
-    def _finish(self) -> None:
+    def _complete(self) -> None:
         """Puts the header on the shard that is being written, and its checksum on the list."""
         self._file.seek(0)
         self._file.write(shard_header(self._n_in_file, self._vocab_size).data)
@@ -156,7 +168,7 @@ class SplitWriter:
         if self._n_in_file:
             n_bytes = HEADER_BYTES + self._n_in_file * self._dtype.itemsize
             try:
-                self._file = open(_partial(path), "r+b")  # noqa: SIM115 (closed by _finish)
+                self._file = open(_partial(path), "r+b")  # noqa: SIM115 (closed by _complete)
                 n_found = self._file.seek(0, os.SEEK_END)
             except OSError as error:
                 raise ShardError(f"{path}: expected its first part, found {error}") from None

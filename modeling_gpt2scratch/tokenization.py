@@ -4,22 +4,18 @@ Whichever it is, it is a transformers fast tokenizer that is saved beside the sh
 beside the weights, and whose `<|endoftext|>` stands before every document.
 """
 
-import copy
 import hashlib
 import json
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
-import numpy as np
-import tiktoken
 from tiktoken.load import read_file_cached
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase
 
+from .document_encoder import GPT2
+
 END_OF_TEXT = "<|endoftext|>"
-GPT2 = "gpt2"
 TRAINED_PREFIX = "bpe:"
 GPT2_N_POSITIONS = 1024
 MAX_TRAINED_VOCAB_SIZE = 2**16  # what uint16 shards can hold
@@ -133,36 +129,6 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-class DocumentEncoder:
-    """Turns documents into ids, `<|endoftext|>` in front of each.
-
-    Both libraries work on threads outside Python's lock. Text that spells `<|endoftext|>` is
-    encoded letter by letter: only the encoder sets document borders.
-
-    Args:
-        name: of the tokenizer; "gpt2" is encoded by tiktoken, which is twice as fast.
-        tokenizer: the tokenizer itself.
-        num_workers: threads for tiktoken; `tokenizers` takes its own number from the environment
-            variable RAYON_NUM_THREADS.
-    """
-
-    def __init__(self, name: str, tokenizer: PreTrainedTokenizerBase, num_workers: int):
-        self._end_of_text = np.array([tokenizer.eos_token_id], dtype=np.uint32)
-        if name == GPT2:
-            encode = partial(tiktoken.get_encoding(GPT2).encode_to_numpy, disallowed_special=())
-            self._encode_batch = partial(ThreadPoolExecutor(num_workers).map, encode)
-        else:
-            backend = copy.deepcopy(tokenizer.backend_tokenizer)
-            backend.encode_special_tokens = True
-            backend.no_truncation()  # some tokenizers are saved with a length limit
-            backend.no_padding()
-            self._encode_batch = partial(_encode_with_tokenizers, backend)
-
-    def encode(self, documents: list[str]) -> list[np.ndarray]:
-        """One uint32 array per document."""
-        return [np.concatenate([self._end_of_text, ids]) for ids in self._encode_batch(documents)]
-
-
-def _encode_with_tokenizers(backend: Tokenizer, documents: list[str]) -> list[np.ndarray]:
-    encodings = backend.encode_batch_fast(documents, add_special_tokens=False)
-    return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+def tokenizer_spec(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What a `DocumentEncoder` needs to know of a tokenizer: "gpt2", or its JSON."""
+    return GPT2 if name == GPT2 else tokenizer.backend_tokenizer.to_str()

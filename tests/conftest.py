@@ -19,16 +19,13 @@ sys.path.insert(0, str(REPOSITORY))  # the scripts stand beside the package, not
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory) -> Path:
     """A data directory of some 50,000 tokens: docstrings of a few standard modules, 300 entries."""
-    from modeling_gpt2scratch import text_sources
-    from prepare_data import PrepareConfig, prepare
+    from modeling_gpt2scratch.data_preparation import prepare
+    from modeling_gpt2scratch.docstrings import docstrings_of
+    from modeling_gpt2scratch.prepare_config import PrepareConfig
 
     standard_library = Path(sysconfig.get_path("stdlib"))
     names = ("argparse", "ast", "datetime", "decimal", "difflib", "inspect", "statistics", "turtle")
-    texts = [
-        text
-        for name in names
-        for text in text_sources._docstrings_of(standard_library / f"{name}.py")
-    ]
+    texts = [text for name in names for text in docstrings_of(standard_library / f"{name}.py")]
     directory = tmp_path_factory.mktemp("small_data")
     source = directory / "documents.txt"
     source.write_text("<|endoftext|>".join(texts), encoding="utf-8")

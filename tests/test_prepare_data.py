@@ -2,19 +2,23 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
-import random
+import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import fake_hub
 import numpy as np
 import pytest
 import tiktoken
+from tiny_corpus import fables, write_jsonl
 from transformers import AutoTokenizer
 
-from modeling_gpt2scratch.text_sources import open_source
+from modeling_gpt2scratch.text_files import read_documents
 from modeling_gpt2scratch.tokenization import train_tokenizer
 
 # Scripts are no part of the installed package.
@@ -24,22 +28,6 @@ import prepare_data
 
 SCRIPT = Path(prepare_data.__file__)
 SHARED_DATA = SCRIPT.parents[1] / "shared" / "data"
-WORDS = ["ant", "grain", "winter", "song", "cicada", "store", "sing", "summer", "hungry", "dry"]
-
-
-def fables(n, seed=0):
-    """Different short documents, each of which spells the end of text."""
-    generator = random.Random(seed)
-    return [
-        f"{i} {' '.join(generator.choices(WORDS, k=generator.randint(1, 30)))} é<|endoftext|>狐"
-        for i in range(n)
-    ]
-
-
-def write_jsonl(path, documents):
-    """The path, now of a file with these documents."""
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
-    return path
 
 
 @pytest.fixture
@@ -136,7 +124,8 @@ def names_in(directory):
 def test_every_document_is_in_exactly_one_split_and_in_the_order_of_the_input(tmp_path, prepare):
     documents = fables(300)
     dataset = write_jsonl(tmp_path / "fables.jsonl", documents)
-    out = prepare(tmp_path / "out", dataset, "--val_fraction", "0.2", "--shard_tokens", "999")
+    flags = ("--val_fraction", "0.2", "--shard_tokens", "999", "--no_shuffle")
+    out = prepare(tmp_path / "out", dataset, *flags)
     train, val = documents_of(out, "train"), documents_of(out, "val")
     held_out = set(val)
     assert val == [text for text in documents if text in held_out]
@@ -153,8 +142,18 @@ def test_the_manifest_names_the_tokenizer_the_arguments_and_every_shard(tmp_path
     assert (manifest["vocab_size"], manifest["end_of_text_id"]) == (300, 299)
     assert manifest["tokenizer"]["name"] == "bpe:300"
     assert len(bytes.fromhex(manifest["tokenizer"]["fingerprint"])) == 32
-    named = {"output_dir": str(out), "dataset": str(dataset), "shard_tokens": 500, "seed": 7}
+    named = {"dataset": str(dataset), "shard_tokens": 500, "seed": 7, "shuffle": True}
     assert named.items() <= manifest["arguments"].items()
+    assert manifest["sources"] == [
+        {
+            "name": str(dataset),
+            "subset": None,
+            "revision": None,
+            "weight": None,
+            "files": 1,
+            "bytes": dataset.stat().st_size,
+        }
+    ]
     shards = {
         split: [shard["file"] for shard in entry["shards"]]
         for split, entry in manifest["splits"].items()
@@ -202,10 +201,7 @@ def test_the_same_command_gives_the_same_files_for_any_number_of_workers(tmp_pat
     contents = []
     for name, num_workers in (("a", 1), ("b", 1), ("c", 3)):
         out = prepare(tmp_path / name, dataset, *flags, num_workers)
-        files = {path.name: path.read_bytes() for path in out.iterdir()}
-        manifest = json.loads(files.pop("manifest.json"))
-        del manifest["arguments"]["output_dir"], manifest["arguments"]["num_workers"]
-        contents.append((files, manifest))
+        contents.append({path.name: path.read_bytes() for path in out.iterdir()})
     assert contents[0] == contents[1] == contents[2]
 
 
@@ -232,7 +228,7 @@ def test_a_larger_share_holds_out_the_same_documents_and_more(tmp_path, prepare)
 def test_nothing_is_held_out_when_the_share_is_zero(tmp_path, prepare):
     documents = fables(20)
     dataset = write_jsonl(tmp_path / "fables.jsonl", documents)
-    out = prepare(tmp_path / "out", dataset, "--val_fraction", "0")
+    out = prepare(tmp_path / "out", dataset, "--val_fraction", "0", "--no_shuffle")
     assert list(manifest_of(out)["splits"]) == ["train"]
     assert documents_of(out, "train") == documents
 
@@ -240,7 +236,7 @@ def test_nothing_is_held_out_when_the_share_is_zero(tmp_path, prepare):
 def test_only_the_first_documents_are_read_when_a_limit_is_set(tmp_path, prepare):
     documents = fables(50)
     dataset = write_jsonl(tmp_path / "fables.jsonl", documents)
-    flags = ("--val_fraction", "0", "--limit_documents", "20")
+    flags = ("--val_fraction", "0", "--limit_documents", "20", "--no_shuffle")
     assert documents_of(prepare(tmp_path / "out", dataset, *flags), "train") == documents[:20]
 
 
@@ -258,7 +254,6 @@ def test_a_tokenizer_is_trained_on_the_training_documents_only(tmp_path, prepare
         *("--val_fraction", "0"),
     )
     assert manifest_of(alone)["tokenizer"] == manifest_of(held_out)["tokenizer"]
-    assert manifest_of(alone)["splits"]["train"] == manifest_of(held_out)["splits"]["train"]
 
 
 def test_the_tokenizer_of_another_data_directory_can_be_used_again(tmp_path, prepare, run):
@@ -281,8 +276,7 @@ def test_real_web_pages_come_back_from_their_gpt2_tokens(tmp_path, run, monkeypa
     out = tmp_path / "out"
     assert run(out, dataset, *flags, "--shard_tokens", "50000", "--num_workers", "2") == (0, [])
 
-    source = open_source(str(dataset))
-    documents = [text for text, _ in zip(source, range(200), strict=False)]
+    documents = [text for _, text in itertools.islice(read_documents(dataset), 200)]
     decode = tiktoken.get_encoding("gpt2").decode
     train, val = documents_of(out, "train", decode), documents_of(out, "val", decode)
     assert set(train).isdisjoint(val)
@@ -308,7 +302,7 @@ def test_an_existing_data_directory_is_kept_unless_it_may_be_overwritten(tmp_pat
     )
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
-    prepare(out, new, "--val_fraction", "0", "--overwrite")
+    prepare(out, new, "--val_fraction", "0", "--overwrite", "--no_shuffle")
     assert documents_of(out, "train") == fables(20, seed=1)
     assert names_in(tmp_path) == ["new.jsonl", "old.jsonl", "out"]
 
@@ -356,7 +350,7 @@ def test_an_empty_directory_is_filled(tmp_path, prepare):
     documents = fables(20)
     (tmp_path / "out").mkdir()
     dataset = write_jsonl(tmp_path / "fables.jsonl", documents)
-    out = prepare(tmp_path / "out", dataset, "--val_fraction", "0")
+    out = prepare(tmp_path / "out", dataset, "--val_fraction", "0", "--no_shuffle")
     assert documents_of(out, "train") == documents
 
 
@@ -481,7 +475,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_nothing(
 ):
     # A shard of 1,000 tokens has 3,024 bytes; tokenizer.json is larger than 5,000.
     dataset = write_jsonl(tmp_path / "fables.jsonl", fables(300))
-    flags = ("--tokenizer", saved_tokenizer, "--shard_tokens", shard_tokens)
+    flags = ("--tokenizer", saved_tokenizer, "--shard_tokens", shard_tokens, "--num_workers", 1)
     with file_size_limit(n_bytes):
         code, errors = run(tmp_path / "out", dataset, *flags, "--val_fraction", "0")
     assert code == 1
@@ -536,19 +530,71 @@ def test_a_killed_run_leaves_no_data_directory_and_the_same_command_then_succeed
     dataset = write_jsonl(tmp_path / "fables.jsonl", documents)
     out = tmp_path / "out"
     flags = ("--tokenizer", saved_tokenizer, "--shard_tokens", "200", "--val_fraction", "0")
+    flags += ("--no_shuffle", "--shuffle_buffer_tokens", "1000")
     command = command_line("--dataset", dataset, "--output_dir", out, *flags)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         give_up = time.monotonic() + 120
-        while not list(tmp_path.glob(".out.partial/train_*.bin")) and time.monotonic() < give_up:
+        while not list(tmp_path.glob(".out.partial/data/train_*.bin")):
             assert process.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < give_up, "no shard within two minutes"
             time.sleep(0.002)
     finally:
         process.kill()
     assert process.wait() != 0
     assert not out.exists()
-    assert names_in(tmp_path) == [".out.partial", "fables.jsonl"]
+    assert ".out.partial" in names_in(tmp_path)
 
     assert run(out, dataset, *flags) == (0, [])
     assert documents_of(out, "train") == documents
     assert names_in(tmp_path) == ["fables.jsonl", "out"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_in_one_line_and_the_same_command_then_succeeds(tmp_path, run, saved_tokenizer):
+    dataset = write_jsonl(tmp_path / "fables.jsonl", fables(4000))
+    out = tmp_path / "out"
+    flags = ("--tokenizer", saved_tokenizer, "--shuffle_buffer_tokens", "1000")
+    command = command_line("--dataset", dataset, "--output_dir", out, *flags)
+    # A group of its own gets the signal, as all processes of a terminal do.
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not (tmp_path / ".out.partial" / "progress.json").exists():
+        assert process.poll() is None, "the run ended before it could be interrupted"
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert errors.splitlines()[-1] == (
+        "prepare_data.py: interrupted; run the same command again to go on"
+    )
+    assert run(out, dataset, *flags) == (0, [])
+    assert len(documents_of(out, "train") + documents_of(out, "val")) == 4000
+
+
+@pytest.mark.slow
+def test_prepared_data_is_pushed_and_read_back_from_the_hub(tmp_path, saved_tokenizer):
+    dataset = write_jsonl(tmp_path / "fables.jsonl", fables(300))
+    flags = ("--tokenizer", saved_tokenizer, "--val_fraction", "0.2", "--shard_tokens", "2000")
+    command = command_line("--dataset", dataset, "--output_dir", tmp_path / "out", *flags)
+    with fake_hub.serve("aesop/tokens", {}) as hub:
+        environment = os.environ | hub.environment(tmp_path) | {"HF_TOKEN": "hf_secret"}
+        finished = subprocess.run(
+            [*command, "--push_to_hub", "aesop/tokens"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.splitlines()[-1].endswith("datasets/aesop/tokens")
+    local = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    shards = [name for name in local if name.endswith(".bin")]
+    assert len(shards) > 2
+    assert all(hub.files[name] == local[name] for name in shards)
+    assert (
+        json.loads(hub.files["manifest.json"])["splits"] == manifest_of(tmp_path / "out")["splits"]
+    )
+    published = b"".join(hub.files.values())
+    assert b"hf_secret" not in published
+    assert str(tmp_path).encode() not in published

@@ -1,5 +1,6 @@
 """Tokenizers give the ids that they should, and text cannot forge a document border."""
 
+import copy
 import json
 import os
 import subprocess
@@ -14,11 +15,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, trainers
 from transformers import PreTrainedTokenizerFast
 
+from modeling_gpt2scratch.document_encoder import DocumentEncoder
 from modeling_gpt2scratch.tokenization import (
-    DocumentEncoder,
     TokenizerError,
     fingerprint,
     load_tokenizer,
+    tokenizer_spec,
     train_tokenizer,
     trained_vocab_size,
 )
@@ -89,7 +91,9 @@ def real_text():
 
 def encoded(name, tokenizer, documents):
     """The ids of each document, as lists."""
-    return [ids.tolist() for ids in DocumentEncoder(name, tokenizer, 2).encode(documents)]
+    encoder = DocumentEncoder(tokenizer_spec(name, tokenizer), tokenizer.eos_token_id)
+    ids, lengths = encoder.encode(documents)
+    return [own.tolist() for own in np.split(ids, np.cumsum(lengths)[:-1])]
 
 
 # GPT-2's own
@@ -182,11 +186,24 @@ def test_encoding_leaves_the_tokenizer_as_it_was(trained):
     assert trained.backend_tokenizer.encode(END_OF_TEXT).ids == [trained.eos_token_id]
 
 
-def test_documents_come_back_in_their_order_as_32_bit_ids(trained):
+def test_documents_come_back_in_their_order_as_one_array(trained):
     documents = ["mat " * n for n in (300, 0, 2, 1000, 1)]
-    arrays = DocumentEncoder("bpe:290", trained, 2).encode(documents)
-    assert [ids.dtype for ids in arrays] == [np.uint32] * 5
-    assert [trained.decode(ids[1:]) for ids in arrays] == documents
+    encoder = DocumentEncoder(tokenizer_spec("bpe:290", trained), trained.eos_token_id)
+    ids, lengths = encoder.encode(documents)
+    assert (ids.dtype, lengths.dtype, len(ids)) == (np.uint16, np.int64, lengths.sum())
+    arrays = np.split(ids, np.cumsum(lengths)[:-1])
+    assert [trained.decode(own[1:]) for own in arrays] == documents
+    ids, lengths = encoder.encode([])
+    assert (len(ids), len(lengths)) == (0, 0)
+
+
+def test_a_large_vocabulary_gets_32_bits(trained):
+    trained = copy.deepcopy(trained)
+    trained.add_tokens([f"entry {i}" for i in range(2**16)])
+    encoder = DocumentEncoder(tokenizer_spec("many", trained), trained.eos_token_id)
+    ids, _ = encoder.encode(["entry 65535"])
+    assert ids.dtype == np.uint32
+    assert ids[-1] == len(trained) - 1 > 2**16
 
 
 def test_a_tokenizer_that_was_saved_while_it_truncates_still_encodes_whole_documents(
