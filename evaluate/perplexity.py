@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from compare import CompareConfig
 
 HEADER_INTS = 256  # little-endian int32: magic, version, n_tokens, vocab_size, zeros
-HEADER_MAGIC = 20240520
-FORMAT = {"format": "gpt2scratch-shards", "version": 1, "dtype": "<u2", "header_bytes": 1024}
+# Magic and version by the type of the tokens.
+LAYOUTS = {"<u2": (20240520, 1), "<u4": (20240801, 7)}
+FORMAT = {"format": "gpt2scratch-shards", "version": 1, "header_bytes": 1024}
 DOCUMENTS_PER_CALL = 64
 
 
@@ -40,8 +41,9 @@ DOCUMENTS_PER_CALL = 64
 class ValidationSplit:
     """The tokens of one split, and what is needed to read them as text.
 
-    `token_ids` begins with `end_of_text_id`; so does each document in it. `sha256` is that of the
-    split's shard files one after the other: `cat val_*.bin | sha256sum`.
+    An `end_of_text_id` stands before each document, or, if `token_ids` begins with none, between
+    two documents. `sha256` is that of the split's shard files one after the other:
+    `cat val_*.bin | sha256sum`.
     """
 
     token_ids: np.ndarray  # int32
@@ -51,6 +53,12 @@ class ValidationSplit:
     def documents(self) -> list[np.ndarray]:
         """Token ids of each document, the end-of-text tokens left out."""
         bounds = [*np.flatnonzero(self.token_ids == self.end_of_text_id), len(self.token_ids)]
+        if bounds[0] > 0:
+            # The stream begins with a document. If it ends with an end-of-text token, as where each
+            # document is followed by one, then no empty document comes after it.
+            bounds.insert(0, -1)
+            if bounds[-2] == len(self.token_ids) - 1:
+                bounds.pop()
         return [
             self.token_ids[start + 1 : stop]
             for start, stop in zip(bounds[:-1], bounds[1:], strict=True)
@@ -79,6 +87,11 @@ class ValidationTask:
         """Split `val` of `config.val_data`, and the first `config.limit` windows of it."""
         split = read_split(Path(config.val_data), "val")
         tokenizer = AutoTokenizer.from_pretrained(config.val_data)
+        if tokenizer.eos_token_id != split.end_of_text_id:
+            raise ValueError(
+                f"{config.val_data}: expected a tokenizer whose eos token is the manifest's "
+                f"{split.end_of_text_id}, found {tokenizer.eos_token_id}"
+            )
         return cls(split, tokenizer, config.limit)
 
     @property
@@ -186,10 +199,12 @@ def read_split(directory: Path, name: str) -> ValidationSplit:
     path = directory / "manifest.json"
     try:
         manifest = json.loads(path.read_bytes())
-        found = {key: manifest[key] for key in FORMAT}
-        if found != FORMAT:
-            raise ValueError(f"expected {FORMAT}, found {found}")
         vocab_size, end_of_text_id = manifest["vocab_size"], manifest["end_of_text_id"]
+        dtype = "<u2" if vocab_size <= 2**16 else "<u4"
+        expected = FORMAT | {"dtype": dtype}
+        found = {key: manifest[key] for key in expected}
+        if found != expected:
+            raise ValueError(f"expected {expected}, found {found}")
         split = manifest["splits"][name]
         shards = [(shard["file"], shard["n_tokens"], shard["sha256"]) for shard in split["shards"]]
         n_tokens = split["n_tokens"]
@@ -204,33 +219,32 @@ def read_split(directory: Path, name: str) -> ValidationSplit:
     for file, n_shard_tokens, sha256 in shards:
         content = (directory / file).read_bytes()
         digest.update(content)
-        pieces.append(_parse_shard(directory / file, content, n_shard_tokens, sha256, vocab_size))
+        shard = (content, n_shard_tokens, sha256, vocab_size, dtype)
+        pieces.append(_parse_shard(directory / file, *shard))
     token_ids = np.concatenate([np.empty(0, dtype=np.int32), *pieces])
     if len(token_ids) != n_tokens:
         raise ValueError(f"{path}: expected {n_tokens} tokens in {name}, found {len(token_ids)}")
-    if len(token_ids) == 0 or token_ids[0] != end_of_text_id:
-        raise ValueError(
-            f"{path}: expected {name} to begin with end of text ({end_of_text_id}), "
-            f"found {token_ids[:1].tolist()}"
-        )
+    if len(token_ids) == 0:
+        raise ValueError(f"{path}: expected tokens in {name}, found none")
     return ValidationSplit(token_ids, end_of_text_id, digest.hexdigest())
 
 
 def _parse_shard(
-    path: Path, content: bytes, n_tokens: int, sha256: str, vocab_size: int
+    path: Path, content: bytes, n_tokens: int, sha256: str, vocab_size: int, dtype: str
 ) -> np.ndarray:
     """Token ids (int32) of one shard file."""
     header_bytes = 4 * HEADER_INTS
-    n_bytes = header_bytes + 2 * n_tokens
+    n_bytes = header_bytes + np.dtype(dtype).itemsize * n_tokens
     if len(content) != n_bytes:
         raise ValueError(f"{path}: expected {n_bytes} bytes, found {len(content)}")
     if (found_sha256 := hashlib.sha256(content).hexdigest()) != sha256:
         raise ValueError(f"{path}: expected sha256 {sha256}, found {found_sha256}")
-    expected_header = [HEADER_MAGIC, 1, n_tokens, vocab_size]
+    expected_header = [*LAYOUTS[dtype], n_tokens, vocab_size]
     header = np.frombuffer(content, dtype="<i4", count=HEADER_INTS)[:4].tolist()
-    if header != expected_header:
+    # Programs that do not know the vocabulary leave its size 0.
+    if header not in (expected_header, [*expected_header[:3], 0]):
         raise ValueError(f"{path}: expected a header {expected_header}, found {header}")
-    token_ids = np.frombuffer(content, dtype="<u2", offset=header_bytes).astype(np.int32)
+    token_ids = np.frombuffer(content, dtype=dtype, offset=header_bytes)
     if n_tokens and token_ids.max() >= vocab_size:
         raise ValueError(f"{path}: expected ids below {vocab_size}, found {token_ids.max()}")
-    return token_ids
+    return token_ids.astype(np.int32)

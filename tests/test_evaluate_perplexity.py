@@ -1,6 +1,7 @@
 import hashlib
 import json
 import math
+import struct
 from types import SimpleNamespace
 
 import evaluate_path
@@ -11,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 # isort: split
-from perplexity import ValidationTask, bytes_of_tokens, read_split
+from perplexity import ValidationSplit, ValidationTask, bytes_of_tokens, read_split
 from scoring import CausalScorer
 
 DOCUMENTS = [
@@ -181,14 +182,16 @@ def test_a_shortened_shard_is_found_by_its_size(shards):
         (lambda m: m.pop("vocab_size"), "missing 'vocab_size'"),
         (lambda m: m["splits"].pop("val"), "missing 'val'"),
         (lambda m: m["splits"]["val"].update(n_tokens=7), "expected 7 tokens in val, found"),
-        (lambda m: m.update(end_of_text_id=9), r"begin with end of text \(9\), found \[0\]"),
+        (lambda m: m.update(end_of_text_id=9), "eos token is the manifest's 9, found 0"),
+        (lambda m: m.update(dtype="<u4"), r"expected .*'dtype': '<u2'.*, found .*'dtype': '<u4'"),
+        (lambda m: m["splits"]["val"].update(n_tokens=0, shards=[]), "expected tokens in val"),
         (lambda m: m.update(vocab_size=9), r"expected a header \[.*, 9\], found \[.*"),
     ],
 )
 def test_a_manifest_that_does_not_fit_is_rejected(shards, edit, message):
     edit_manifest(shards, edit)
     with pytest.raises(ValueError, match=message) as caught:
-        read_split(shards, "val")
+        load(shards)
     assert "\n" not in str(caught.value)
 
 
@@ -196,3 +199,72 @@ def test_a_manifest_that_is_not_json_is_named(shards):
     (shards / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match=r"manifest\.json: Expecting"):
         read_split(shards, "val")
+
+
+def rewrite_shard(directory, index, content):
+    """Puts other bytes in the place of a shard, with their checksum."""
+    (directory / f"val_{index:06d}.bin").write_bytes(content)
+    sha256 = hashlib.sha256(content).hexdigest()
+    edit_manifest(directory, lambda m: m["splits"]["val"]["shards"][index].update(sha256=sha256))
+
+
+def test_ids_of_four_bytes_are_read(tmp_path):
+    header = struct.pack("<256i", 20240801, 7, 4, 70_000, *[0] * 252)
+    content = header + struct.pack("<4I", 69_999, 65_536, 7, 0)
+    shard = {"file": "val.bin", "n_tokens": 4, "sha256": hashlib.sha256(content).hexdigest()}
+    manifest = {
+        "format": "gpt2scratch-shards",
+        "version": 1,
+        "dtype": "<u4",
+        "header_bytes": 1024,
+        "vocab_size": 70_000,
+        "end_of_text_id": 69_999,
+        "splits": {"val": {"n_tokens": 4, "shards": [shard]}},
+    }
+    (tmp_path / "val.bin").write_bytes(content)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    split = read_split(tmp_path, "val")
+    assert split.token_ids.tolist() == [69_999, 65_536, 7, 0]
+    assert [ids.tolist() for ids in split.documents()] == [[65_536, 7, 0]]
+    edit_manifest(tmp_path, lambda m: m.update(vocab_size=69_999))
+    with pytest.raises(ValueError, match=r"expected a header \[20240801, 7, 4, 69999\]"):
+        read_split(tmp_path, "val")
+
+
+def test_a_header_without_a_vocabulary_size_is_read(shards, stream):
+    content = bytearray((shards / "val_000001.bin").read_bytes())
+    content[12:16] = bytes(4)
+    rewrite_shard(shards, 1, bytes(content))
+    assert read_split(shards, "val").token_ids.tolist() == stream
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "documents"),
+    [
+        # End of text is 0. Before each document, as prepare_data.py writes:
+        ([0, 5, 6, 0, 7], [[5, 6], [7]]),
+        ([0, 5, 6, 0], [[5, 6], []]),
+        ([0, 0, 7], [[], [7]]),
+        # After each document, as nanoGPT writes:
+        ([5, 6, 0, 7, 0], [[5, 6], [7]]),
+        ([5, 6, 0, 0], [[5, 6], []]),
+        # A split cut from the middle of a stream, or without any end of text:
+        ([5, 6, 0, 7], [[5, 6], [7]]),
+        ([5, 6], [[5, 6]]),
+    ],
+)
+def test_end_of_text_stands_before_documents_or_after_them(token_ids, documents):
+    split = ValidationSplit(np.array(token_ids, dtype=np.int32), 0, "")
+    assert [ids.tolist() for ids in split.documents()] == documents
+
+
+def test_a_split_with_end_of_text_after_its_documents_has_the_same_text(tmp_path, tokenizer):
+    ids = [tokenizer(document, split_special_tokens=True)["input_ids"] for document in DOCUMENTS]
+    before = sum(([tokenizer.eos_token_id, *document] for document in ids), [])
+    after = sum(([*document, tokenizer.eos_token_id] for document in ids), [])
+    directories = [
+        evaluate_path.write_shards(tmp_path / name, [stream], tokenizer)
+        for name, stream in (("before", before), ("after", after))
+    ]
+    assert load(directories[1]).encode(tokenizer, None).tolist() == before
+    assert load(directories[0]).encode(tokenizer, None).tolist() == before
