@@ -5,6 +5,7 @@ differs. Without dropout, losses do not depend on the number of processes. A run
 any moment and continued with `--resume auto`.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -28,19 +29,23 @@ from modeling_gpt2scratch.checkpointing import CheckpointError
 from modeling_gpt2scratch.command_line import parse_config
 from modeling_gpt2scratch.metrics import METRICS_NAME, JsonlTracker, Throughput
 from modeling_gpt2scratch.optimization import adamw, learning_rate_at, set_learning_rate
+from modeling_gpt2scratch.prefetcher import Prefetcher, StreamError
 from modeling_gpt2scratch.processes import (
     LaunchError,
     StopSignal,
     closing,
     describe_environment,
     make_accelerator,
+    on_all_processes,
     on_main_process,
+    require_agreement,
 )
 from modeling_gpt2scratch.run_directory import find_resume_point, make_output_dir
 from modeling_gpt2scratch.shard_loader import ShardLoader, TokenWindows
-from modeling_gpt2scratch.token_shards import Manifest, ShardError
-from modeling_gpt2scratch.tokenization import TokenizerError, fingerprint, load_tokenizer
+from modeling_gpt2scratch.token_shards import ShardError
+from modeling_gpt2scratch.tokenization import TokenizerError
 from modeling_gpt2scratch.train_config import TrainConfig
+from modeling_gpt2scratch.training_data import TrainingData
 from modeling_gpt2scratch.validation import sample_text, validation_loss
 
 
@@ -64,19 +69,20 @@ def main() -> None:
     try:
         train(config)
     except EXPECTED_ERRORS as error:
-        if os.environ.get("RANK", "0") == "0":  # one line, not one per process
+        # One line, not one per process, unless the others know nothing of it.
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, StreamError):
             print(f"train_accelerate.py: error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, LaunchError) else 1)
 
 
 def train(config: TrainConfig) -> None:
     """Finds the point to start from and the other processes, and trains."""
-    manifest = Manifest.load(Path(config.data))
+    data = TrainingData(config)
     checkpoint = find_resume_point(config)
     start_step = 0
     if checkpoint:
-        state = checkpointing.load_state(checkpoint, expected=config.identity(manifest))
-        start_step = state["step"]
+        identity = data.identity() | config.identity()
+        start_step = checkpointing.load_state(checkpoint, expected=identity)["step"]
     if start_step > config.max_steps:
         raise LaunchError(
             f"expected --max_steps of at least {start_step}, where {checkpoint} is, "
@@ -88,23 +94,26 @@ def train(config: TrainConfig) -> None:
         trackers=[metrics] + [config.report_to] * (config.report_to != "none"),
         project_dir=config.output_dir,
     )
-    with closing(accelerator):
-        train_from(checkpoint, start_step, config, manifest, accelerator)
+    with contextlib.closing(data), closing(accelerator):
+        train_from(checkpoint, start_step, config, data, accelerator)
 
 
 def train_from(
     checkpoint: Path | None,
     start_step: int,
     config: TrainConfig,
-    manifest: Manifest,
+    data: TrainingData,
     accelerator: Accelerator,
 ) -> None:
     """Wires data, model and optimizer together, makes the steps that are left, and saves."""
-    loader, validation = open_data(config, manifest, accelerator)
+    require_agreement(data.identity(), "data")
+    loader, validation = on_all_processes(
+        data.open, rank=accelerator.process_index, world_size=accelerator.num_processes
+    )
     accelerator.gradient_accumulation_steps = loader.micro_steps
 
     torch.manual_seed(config.seed)  # the same weights on every rank
-    model, tokenizer = make_model(config, manifest)
+    model, tokenizer = make_model(config, data)
     if checkpoint:
         checkpointing.load_weights(checkpoint, model)
     if config.compile:
@@ -114,25 +123,28 @@ def train_from(
     if checkpoint:
         checkpointing.load_optimizer(checkpoint, model, optimizer)
 
-    run = Run(
-        config=config,
-        accelerator=accelerator,
-        model=model,
-        wrapped_model=wrapped_model,
-        optimizer=wrapped_optimizer,
-        tokenizer=tokenizer,
-        loader=loader,
-        validation=validation,
-        identity=config.identity(manifest),
-    )
-    on_main_process(make_output_dir, config, checkpoint, describe_environment(accelerator))
-    accelerator.init_trackers(
-        "gpt2scratch",
-        config=dataclasses.asdict(config),
-        init_kwargs={"wandb": {"name": Path(config.output_dir).name, "dir": config.output_dir}},
-    )
-    print_banner(run, start_step=start_step)
-    n_done = run_steps(run, start_step=start_step)
+    with Prefetcher(loader, start_step=start_step, device=accelerator.device) as batches:
+        run = Run(
+            config=config,
+            accelerator=accelerator,
+            model=model,
+            wrapped_model=wrapped_model,
+            optimizer=wrapped_optimizer,
+            tokenizer=tokenizer,
+            data=data,
+            loader=loader,
+            batches=batches,
+            validation=validation,
+        )
+        environment = describe_environment(accelerator)
+        on_main_process(make_output_dir, config, checkpoint, environment, data.manifest_files)
+        accelerator.init_trackers(
+            "gpt2scratch",
+            config=dataclasses.asdict(config),
+            init_kwargs={"wandb": {"name": Path(config.output_dir).name, "dir": config.output_dir}},
+        )
+        print_banner(run, start_step=start_step)
+        n_done = run_steps(run, start_step=start_step)
     if n_done == config.max_steps:
         on_main_process(checkpointing.save_model, model, tokenizer, Path(config.output_dir))
         accelerator.print(f"finished: model and tokenizer are in {config.output_dir}")
@@ -150,9 +162,10 @@ class Run:
     wrapped_model: nn.Module  # the same parameters behind DDP
     optimizer: AcceleratedOptimizer
     tokenizer: PreTrainedTokenizerBase
+    data: TrainingData
     loader: ShardLoader
-    validation: TokenWindows | None
-    identity: dict  # what a resumed run must share
+    batches: Prefetcher  # from the loader
+    validation: dict[str, tuple[TokenWindows, float]]  # windows and weight by source
 
 
 def run_steps(run: Run, *, start_step: int) -> int:
@@ -180,22 +193,27 @@ def run_steps(run: Run, *, start_step: int) -> int:
             warmup_steps=config.warmup_steps,
             max_steps=config.max_steps,
         )
+        waited_before = run.batches.waited_seconds
         loss, grad_norm = train_step(run, step, learning_rate)
-        throughput.count(config.total_batch_tokens)
+        waited_seconds = run.batches.waited_seconds - waited_before
+        throughput.count(config.total_batch_tokens, waited_seconds)
         if stop_signal.received:
             accelerator.set_trigger()
         is_stopped = accelerator.check_trigger()  # on every rank, if it is on any
 
         n_done = step + 1
         is_last = n_done == config.max_steps
-        is_eval = run.validation is not None and is_due(config.eval_every, n_done, is_last)
+        is_eval = bool(run.validation) and is_due(config.eval_every, n_done, is_last)
         is_save = is_last or is_stopped or is_due(config.save_every, n_done, is_last)
         if is_eval or is_save or n_done == 1 or n_done % config.log_every == 0:
+            data_wait = torch.tensor(throughput.data_wait, device=accelerator.device)
+            of_all_ranks = accelerator.gather(torch.stack([loss, data_wait])[None])  # (ranks, 2)
             values = {
-                "loss": accelerator.reduce(loss, reduction="mean").item(),
+                "loss": of_all_ranks[:, 0].mean().item(),
                 "learning_rate": learning_rate,
                 "grad_norm": float(grad_norm),
                 "tokens_per_second": throughput.tokens_per_second,
+                "data_wait": of_all_ranks[:, 1].max().item(),  # all wait for the slowest
             }
             refuse_divergence(config, n_done, values)
             if is_eval and not is_stopped:  # who asked it to stop waits for the checkpoint
@@ -222,15 +240,15 @@ def train_step(run: Run, step: int, learning_rate: float) -> tuple[Tensor, Tenso
     set_learning_rate(run.optimizer, learning_rate)
 
     loss = torch.zeros((), device=accelerator.device)
-    for micro_step in range(run.loader.micro_steps):
-        input_ids, targets = (
-            tokens.to(accelerator.device, non_blocking=True)
-            for tokens in run.loader.batch(step, micro_step)
-        )
+    for _ in range(run.loader.micro_steps):
+        batch = {
+            name: ids.to(accelerator.device, non_blocking=True)
+            for name, ids in next(run.batches).items()
+        }
         # `accumulate` synchronises gradients on the last micro-step only, and `backward` divides
         # by the number of micro-steps; all have equally many tokens, so the mean is exact.
         with accelerator.accumulate(run.wrapped_model):
-            micro_loss = run.wrapped_model(input_ids=input_ids, shift_labels=targets).loss
+            micro_loss = run.wrapped_model(**batch).loss
             accelerator.backward(micro_loss)
             if accelerator.sync_gradients:
                 grad_norm = accelerator.clip_grad_norm_(
@@ -243,18 +261,28 @@ def train_step(run: Run, step: int, learning_rate: float) -> tuple[Tensor, Tenso
 
 
 def validate(run: Run) -> dict:
-    """Loss on the validation windows and, on the main process, a sample."""
-    loss = validation_loss(
-        run.model,
-        run.validation,
-        run.accelerator,
-        max_tokens=run.config.eval_tokens,
-        batch_size=run.config.micro_batch_size,
-    )
-    if not run.accelerator.is_main_process:
-        return {"eval_loss": loss}
-    sample = sample_text(run.model, run.tokenizer, seed=run.config.seed)
-    return {"eval_loss": loss, "sample": sample}
+    """Loss on the validation windows, of each source if there are several, and a sample.
+
+    The sample is made on the main process only.
+    """
+    losses = {
+        name: validation_loss(
+            run.model,
+            windows,
+            run.accelerator,
+            n_windows=run.data.n_validation_windows(windows),
+            batch_size=run.config.micro_batch_size,
+            document_start=run.data.document_start,
+        )
+        for name, (windows, _) in run.validation.items()
+    }
+    weights = {name: weight for name, (_, weight) in run.validation.items()}
+    values = {"eval_loss": sum(weights[name] * loss for name, loss in losses.items())}
+    if len(losses) > 1:
+        values |= {f"eval_loss/{name}": loss for name, loss in losses.items()}
+    if run.accelerator.is_main_process:
+        values["sample"] = sample_text(run.model, run.tokenizer, seed=run.config.seed)
+    return values
 
 
 def report(run: Run, progress: tqdm, step: int, values: dict) -> None:
@@ -289,7 +317,9 @@ def save_checkpoint(run: Run, step: int) -> None:
         model=run.model,
         tokenizer=run.tokenizer,
         optimizer=run.optimizer.optimizer,
-        state=run.identity | {"step": step, "config": dataclasses.asdict(run.config)},
+        state=run.data.identity()
+        | run.config.identity()
+        | {"step": step, "config": dataclasses.asdict(run.config)},
     )
 
 
@@ -298,57 +328,11 @@ def is_due(every: int, step: int, is_last: bool) -> bool:
     return every > 0 and (is_last or step % every == 0)
 
 
-def open_data(
-    config: TrainConfig, manifest: Manifest, accelerator: Accelerator
-) -> tuple[ShardLoader, TokenWindows | None]:
-    """This rank's training batches, and the validation windows if any were held out.
-
-    Raises:
-        LaunchError: if the processes cannot share `total_batch_tokens` evenly.
-        ShardError: if the data must not be trained on.
-    """
-    world_size = accelerator.num_processes
-    divisor = config.sequence_length * config.micro_batch_size * world_size
-    if config.total_batch_tokens % divisor:
-        nearest = max(1, round(config.total_batch_tokens / divisor)) * divisor
-        raise LaunchError(
-            f"expected --total_batch_tokens divisible by sequence_length x micro_batch_size x "
-            f"processes = {config.sequence_length} x {config.micro_batch_size} x {world_size} = "
-            f"{divisor}, found {config.total_batch_tokens}; the nearest is {nearest}"
-        )
-    train, validation = (
-        TokenWindows(
-            Path(config.data),
-            split,
-            sequence_length=config.sequence_length,
-            rank=accelerator.process_index,
-            world_size=world_size,
-        )
-        if split in manifest.splits
-        else None
-        for split in ("train", "val")
-    )
-    loader = ShardLoader(
-        train,
-        rows_per_step=config.total_batch_tokens // config.sequence_length,
-        micro_batch_size=config.micro_batch_size,
-        rank=accelerator.process_index,
-        world_size=world_size,
-        seed=config.seed,
-    )
-    return loader, validation
-
-
 def make_model(
-    config: TrainConfig, manifest: Manifest
+    config: TrainConfig, data: TrainingData
 ) -> tuple[GPT2ScratchForCausalLM, PreTrainedTokenizerBase]:
     """A freshly initialised model for the tokenizer of the data, and that tokenizer."""
-    tokenizer = load_tokenizer(str(Path(config.data).resolve()))
-    if fingerprint(tokenizer) != manifest.tokenizer["fingerprint"]:
-        raise ShardError(
-            f"{config.data}: expected the tokenizer that made the shards, found another one's "
-            f"files; prepare the data again"
-        )
+    tokenizer, manifest = data.tokenizer(), data.manifest
     tokenizer.model_max_length = config.n_positions
     model_config = GPT2ScratchConfig(
         vocab_size=manifest.vocab_size,
@@ -379,9 +363,11 @@ def print_banner(run: Run, *, start_step: int) -> None:
         "tokens per step": f"{config.total_batch_tokens:,} = {config.sequence_length} per row x "
         f"{config.micro_batch_size} rows x {loader.micro_steps} micro-steps x "
         f"{accelerator.num_processes} processes",
-        "steps": f"{start_step:,} to {config.max_steps:,}, "
-        f"{config.max_steps / loader.steps_per_epoch:.2f} epochs of "
-        f"{loader.windows.n_tokens:,} tokens",
+        "steps": f"{start_step:,} to {config.max_steps:,}",
+        "data": "; ".join(
+            f"{epochs:.2f} epochs of {source.n_tokens:,} tokens in {source.name}"
+            for source, epochs in zip(loader.sources, loader.epochs(config.max_steps), strict=True)
+        ),
         "output": config.output_dir,
     }
     accelerator.print(tabulate(rows.items(), tablefmt="plain"))

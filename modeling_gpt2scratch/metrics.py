@@ -60,7 +60,7 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 class Throughput:
-    """Counts the tokens of all processes between two log lines."""
+    """Counts the tokens of all processes between two log lines, and what is waited for."""
 
     def __init__(self):
         self.restart()
@@ -68,13 +68,20 @@ class Throughput:
     def restart(self) -> None:
         """Starts the clock again, after a log line or work that is no training."""
         self._tokens = 0
+        self._waited_seconds = 0.0
         self._started = time.perf_counter()
 
-    def count(self, tokens: int) -> None:
-        """Adds the tokens of a step."""
+    def count(self, tokens: int, waited_seconds: float) -> None:
+        """Adds the tokens of a step, and the time that this process waited for them."""
         self._tokens += tokens
+        self._waited_seconds += waited_seconds
 
     @property
     def tokens_per_second(self) -> float:
         """Tokens counted since the start, divided by the seconds since then."""
         return self._tokens / (time.perf_counter() - self._started)
+
+    @property
+    def data_wait(self) -> float:
+        """The share of the time since the start that this process waited for data, 0 to 1."""
+        return self._waited_seconds / (time.perf_counter() - self._started)

@@ -6,6 +6,7 @@ import platform
 import signal
 import traceback
 from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import accelerate
 import torch
@@ -16,7 +17,10 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     GradientAccumulationPlugin,
     broadcast_object_list,
+    gather_object,
 )
+
+Result = TypeVar("Result")
 
 
 class LaunchError(ValueError):
@@ -122,6 +126,38 @@ def on_main_process(function: Callable, *args, **kwargs) -> None:
     broadcast_object_list(problem)
     if problem[0] is not None:
         raise OSError(problem[0])
+
+
+def on_all_processes(function: Callable[..., Result], *args, **kwargs) -> Result:
+    """What `function` returns; what the user can mend and fails on one process fails on all alike.
+
+    Raises:
+        ValueError, OSError: of the first process that had one.
+    """
+    result, problem = None, None
+    try:
+        result = function(*args, **kwargs)
+    except (ValueError, OSError) as error:
+        problem = error.with_traceback(None)
+    problems = [found for found in gather_object([problem]) if found is not None]
+    if problems:
+        raise problems[0]
+    return result
+
+
+def require_agreement(value: Any, what: str) -> None:
+    """Refuses processes that do not see the same.
+
+    Raises:
+        LaunchError: on every process alike.
+    """
+    values = gather_object([value])
+    for rank, other in enumerate(values):
+        if other != values[0]:
+            raise LaunchError(
+                f"expected the same {what} on all processes, found another one on process {rank}; "
+                f"copy it to every machine, or start again if it was changed meanwhile"
+            )
 
 
 class StopSignal:

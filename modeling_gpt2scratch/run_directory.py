@@ -2,11 +2,11 @@
 
 import dataclasses
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from .atomic_files import require_free, write_file, write_json
 from .checkpointing import CheckpointError, find_checkpoint
-from .token_shards import MANIFEST_NAME
 from .train_config import CONFIG_NAME, TrainConfig
 
 DATA_MANIFEST_NAME = "data_manifest.json"  # a copy, for when the data are gone or elsewhere
@@ -32,13 +32,17 @@ def find_resume_point(config: TrainConfig) -> Path | None:
     return checkpoint
 
 
-def make_output_dir(config: TrainConfig, checkpoint: Path | None, environment: dict) -> None:
+def make_output_dir(
+    config: TrainConfig, checkpoint: Path | None, environment: dict, manifests: Sequence[Path]
+) -> None:
     """The directory of the run with a record of what it is; `--overwrite` empties it first.
 
     Args:
         config: written as it is, every argument resolved.
         checkpoint: what the run continues from.
         environment: JSON values that say where it runs.
+        manifests: of the data. One is copied as `data_manifest.json`, several as
+            `data_manifest-1.json` and so on.
     """
     output_dir = Path(config.output_dir)
     is_continued = config.resume == "auto" or (checkpoint and _is_within(checkpoint, output_dir))
@@ -47,8 +51,10 @@ def make_output_dir(config: TrainConfig, checkpoint: Path | None, environment: d
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(output_dir / CONFIG_NAME, dataclasses.asdict(config))
     write_json(output_dir / ENVIRONMENT_NAME, environment)
-    manifest = (Path(config.data) / MANIFEST_NAME).read_bytes()
-    write_file(output_dir / DATA_MANIFEST_NAME, manifest)
+    for number, manifest in enumerate(manifests, start=1):
+        # What describes one data set must not be taken for the description of a mixture.
+        name = DATA_MANIFEST_NAME if len(manifests) == 1 else f"data_manifest-{number}.json"
+        write_file(output_dir / name, manifest.read_bytes())
 
 
 def _is_within(checkpoint: Path, output_dir: Path) -> bool:

@@ -2,106 +2,182 @@
 
 The stream of N tokens is cut into windows: window i reads T + 1 tokens from token i * T, so every
 token but the first is predicted once, and the shift by one between inputs and targets is made here
-and nowhere else. Windows cross shard borders; a tail shorter than a window is not used.
-
-Row g of the run (g = step * rows_per_step + row) reads window `permutation(g mod n_windows)` of
-epoch `g // n_windows`. That depends on nothing but the seed and g: any number of processes, any
-micro-batch size and any resumed run see the same rows in the same steps, and the training state
-needs no position beyond the step.
+and nowhere else. Windows cross shard borders; a tail shorter than a window is not used. In which
+order windows are read, see `window_order.py`: the training state needs no position but the step.
 
 Shapes: B rows of a micro-batch, T tokens.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from .token_shards import Manifest, ShardError, check_token_ids, read_shard
-
-FEISTEL_ROUNDS = 6
+from .shard_store import LocalStore, RemoteStore
+from .token_shards import ShardError, check_token_ids
+from .window_order import MixtureOrder, WindowOrder
 
 
 class TokenWindows:
-    """The windows of one split.
+    """The windows of one split of one data set.
 
     Args:
-        directory: what `prepare_data.py` made.
+        store: where the shards come from, or a local directory that `prepare_data.py` made.
         split: "train" or "val".
         sequence_length: T.
-        rank: of this process; the processes share the work of checking the ids.
-        world_size: number of processes.
+        shuffle_shards: shards of a group in which windows are shuffled, 0 for all together. A
+            window belongs to the shard of its first token.
 
     Raises:
-        ShardError: if the split is missing, damaged or shorter than one window.
+        ShardError: if the split is missing, shorter than one window, or, where its shards are at
+            hand, damaged. Ids are checked as they are read.
     """
 
     def __init__(
         self,
-        directory: Path,
+        store: LocalStore | RemoteStore | Path,
         split: str,
         *,
         sequence_length: int,
-        rank: int = 0,
-        world_size: int = 1,
+        shuffle_shards: int = 0,
     ):
-        manifest = Manifest.load(directory)
+        self._store = LocalStore(store) if isinstance(store, Path) else store
+        manifest, self.name = self._store.manifest, self._store.name
         if split not in manifest.splits:
             raise ShardError(
-                f"{directory}: expected a split {split!r}, found {sorted(manifest.splits)}"
+                f"{self.name}: expected a split {split!r}, found {sorted(manifest.splits)}"
             )
-        entries = manifest.splits[split].shards
-        vocab_size = manifest.vocab_size
-        self._shards = [
-            read_shard(directory / entry.file, n_tokens=entry.n_tokens, vocab_size=vocab_size)
-            for entry in entries
-        ]
-        for entry, tokens in list(zip(entries, self._shards, strict=True))[rank::world_size]:
-            check_token_ids(directory / entry.file, tokens, vocab_size=vocab_size)
-        # First token of each shard in the stream, and the end of the last.
-        self._starts = np.cumsum([0, *(len(tokens) for tokens in self._shards)])
-        self.n_tokens = int(self._starts[-1])
+        self._split = split
+        self.entries = manifest.splits[split].shards
+        self.vocab_size = manifest.vocab_size
         self.sequence_length = sequence_length
+        # First token of each shard in the stream, and the end of the last.
+        self._starts = np.cumsum([0, *(entry.n_tokens for entry in self.entries)])
+        self.n_tokens = int(self._starts[-1])
         if len(self) == 0:
             raise ShardError(
-                f"{directory}: expected more than {sequence_length} tokens in split {split!r}, "
+                f"{self.name}: expected more than {sequence_length} tokens in split {split!r}, "
                 f"found {self.n_tokens}; prepare more text or lower the sequence length"
             )
+        firsts = self._starts[: -1 : shuffle_shards or len(self.entries)]
+        self.group_starts = [*np.minimum(-(-firsts // sequence_length), len(self)), len(self)]
+        self._shards: list[np.ndarray | None] = [None] * len(self.entries)
+        self._groups_at_hand: tuple[int, ...] = ()
+        if not self._store.is_remote:
+            self._shards = [self._store.open(entry) for entry in self.entries]
 
     def __len__(self) -> int:
         """Number of whole windows."""
         return max(0, self.n_tokens - 1) // self.sequence_length
 
-    def read(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and targets of these windows, two int64 tensors of shape (B, T)."""
-        rows = np.empty((len(indices), self.sequence_length + 1), dtype=np.int64)
-        for row, index in zip(rows, indices, strict=True):
-            self._read_stream(int(index) * self.sequence_length, row)
-        tokens = torch.from_numpy(rows)
-        return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """The tokens of these windows, (B, T + 1), in the type of the shards.
 
-    def _read_stream(self, position: int, out: np.ndarray) -> None:
-        """Fills `out` with the tokens from `position` on, from as many shards as it takes."""
-        n_read = 0
-        shard = int(np.searchsorted(self._starts, position, side="right")) - 1
-        while n_read < len(out):
-            offset = position + n_read - int(self._starts[shard])
-            piece = self._shards[shard][offset : offset + len(out) - n_read]
-            out[n_read : n_read + len(piece)] = piece
-            n_read += len(piece)
-            shard += 1
+        Raises:
+            ShardError: if an id is outside the vocabulary, or a shard does not come.
+        """
+        n_wanted = self.sequence_length + 1
+        positions = np.asarray(indices, dtype=np.int64) * self.sequence_length
+        shards = np.searchsorted(self._starts, positions, side="right") - 1
+        offsets = (positions - self._starts[shards]).tolist()
+        tokens = np.empty((len(positions), n_wanted), dtype=self._shard(int(shards[0])).dtype)
+        for row, shard, offset in zip(tokens, shards.tolist(), offsets, strict=True):
+            piece = self._shard(shard)[offset : offset + n_wanted]
+            n_read = len(piece)
+            row[:n_read] = piece
+            while n_read < n_wanted:
+                shard += 1
+                piece = self._shard(shard)[: n_wanted - n_read]
+                row[n_read : n_read + len(piece)] = piece
+                n_read += len(piece)
+        if tokens.max() >= self.vocab_size:
+            self._refuse_id(tokens, positions)
+        return tokens
+
+    def enter(self, group: int, next_group: int) -> None:
+        """Waits for the shards of a group of windows, and orders those of the next in advance.
+
+        Local shards are always at hand.
+        """
+        if not self._store.is_remote or self._groups_at_hand == (group, next_group):
+            return
+        current, following = self.shards_of_group(group), self.shards_of_group(next_group)
+        wanted = [*current, *(number for number in following if number not in current)]
+        self._store.want(self._split, [self.entries[number] for number in wanted])
+        # Open files stay readable, even if another process makes room in the cache.
+        for number in range(len(self._shards)):
+            self._shards[number] = self._shard(number) if number in current else None
+        self._groups_at_hand = (group, next_group)
+
+    def keep(self, n_windows: int) -> None:
+        """Orders the shards of the first windows, which stay at hand."""
+        if self._store.is_remote:
+            shards = self._shards_of_windows(0, n_windows)
+            self._store.want(self._split, [self.entries[number] for number in shards])
+
+    def bytes_at_hand(self) -> int:
+        """The most that two groups of windows need of the cache; nothing for local shards."""
+        groups = range(len(self.group_starts) - 1)
+        sizes = sorted(self._bytes_of(self.shards_of_group(group)) for group in groups)
+        return sum(sizes[-2:])
+
+    def bytes_of_first(self, n_windows: int) -> int:
+        """What the first windows need of the cache; nothing for local shards."""
+        return self._bytes_of(self._shards_of_windows(0, n_windows))
+
+    def shards_of_group(self, group: int) -> range:
+        """Numbers of the shards that a group's windows reach into."""
+        return self._shards_of_windows(self.group_starts[group], self.group_starts[group + 1])
+
+    def verify(self, rank: int = 0, world_size: int = 1) -> None:
+        """Reads this process's part of the shards and compares checksums and ids.
+
+        Raises:
+            ShardError: at the first shard that differs.
+        """
+        for entry in self.entries[rank::world_size]:
+            self._store.verify(entry)
+
+    def _shards_of_windows(self, first: int, stop: int) -> range:
+        """Numbers of the shards that windows `first` to `stop - 1` reach into."""
+        ends = np.array([first, stop]) * self.sequence_length
+        begin, end = np.searchsorted(self._starts, ends, side="right") - 1
+        return range(int(begin), int(end) + 1)
+
+    def _bytes_of(self, shards: range) -> int:
+        """Size of these shards in the cache."""
+        if not self._store.is_remote:
+            return 0
+        return sum(self._store.bytes_of(self.entries[number]) for number in shards)
+
+    def _shard(self, number: int) -> np.ndarray:
+        """The tokens of a shard, opened on first use."""
+        if self._shards[number] is None:
+            self._shards[number] = self._store.open(self.entries[number])
+        return self._shards[number]
+
+    def _refuse_id(self, tokens: np.ndarray, positions: np.ndarray) -> None:
+        """Says which shard holds the first id that is outside the vocabulary."""
+        row, column = np.argwhere(tokens >= self.vocab_size)[0]
+        shard = int(np.searchsorted(self._starts, positions[row] + column, side="right")) - 1
+        label = self._store.label(self.entries[shard])
+        check_token_ids(label, self._shard(shard), vocab_size=self.vocab_size)
 
 
 class ShardLoader:
-    """Training batches of one process; see the head of this file for the order.
+    """Training batches of one process.
 
     Args:
-        windows: of the training split.
+        windows: of the training split, or of several sources that share a vocabulary.
         rows_per_step: rows of one optimizer step, all processes and micro-steps together.
         micro_batch_size: B, rows per process and micro-step.
         rank: of this process.
         world_size: number of processes.
         seed: of the shuffle.
+        weights: shares of several sources; by their numbers of windows if None.
+        document_start: id with which documents begin, if they are to be kept apart.
 
     Raises:
         ValueError: unless `micro_batch_size * world_size` divides `rows_per_step`.
@@ -109,13 +185,15 @@ class ShardLoader:
 
     def __init__(
         self,
-        windows: TokenWindows,
+        windows: TokenWindows | Sequence[TokenWindows],
         *,
         rows_per_step: int,
         micro_batch_size: int,
         rank: int = 0,
         world_size: int = 1,
         seed: int = 0,
+        weights: Sequence[float] | None = None,
+        document_start: int | None = None,
     ):
         if not 0 <= rank < world_size:
             raise ValueError(f"expected 0 <= rank < world_size={world_size}, found rank={rank}")
@@ -124,73 +202,81 @@ class ShardLoader:
                 f"expected rows_per_step divisible by micro_batch_size x processes = "
                 f"{micro_batch_size} x {world_size}, found {rows_per_step}"
             )
-        self.windows = windows
+        self.sources = [windows] if isinstance(windows, TokenWindows) else list(windows)
         self.rows_per_step = rows_per_step
         self.micro_batch_size = micro_batch_size
         self.micro_steps = rows_per_step // (micro_batch_size * world_size)
         self._rank = rank
         self._world_size = world_size
-        self._seed = seed
+        self._document_start = document_start
+        self._mixture = None
+        if len(self.sources) > 1:
+            weights = weights or [len(source) for source in self.sources]
+            self._mixture = MixtureOrder(weights, seed=seed)
+        self._orders = [
+            WindowOrder(source.group_starts, seed=seed, source=number)
+            for number, source in enumerate(self.sources)
+        ]
 
-    @property
-    def steps_per_epoch(self) -> float:
-        """Optimizer steps after which every window has been read once."""
-        return len(self.windows) / self.rows_per_step
+    def epochs(self, n_steps: int) -> list[float]:
+        """How often each source has been read after so many optimizer steps."""
+        shares = np.array(self._mixture.quotas if self._mixture else [1])
+        rows = n_steps * self.rows_per_step * shares / shares.sum()
+        return [float(n / len(source)) for n, source in zip(rows, self.sources, strict=True)]
 
-    def batch(self, step: int, micro_step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and targets, two int64 tensors of shape (B, T), in constant time for any step."""
-        return self.windows.read(self.window_indices(step, micro_step))
+    def batch(self, step: int, micro_step: int) -> dict[str, Tensor]:
+        """The model's arguments for this micro-step; takes the same time for any step.
 
-    def window_indices(self, step: int, micro_step: int) -> np.ndarray:
-        """Which windows (B,) this process reads in this micro-step."""
+        Returns:
+            "input_ids" and "shift_labels", int64 tensors of shape (B, T), and "position_ids" if
+            documents are kept apart.
+
+        Raises:
+            ShardError: if a shard is damaged or does not come.
+        """
         rows_of_all = self.micro_batch_size * self._world_size
         first = step * self.rows_per_step + micro_step * rows_of_all
         first += self._rank * self.micro_batch_size
         rows = np.arange(first, first + self.micro_batch_size, dtype=np.uint64)
-        epochs, positions = np.divmod(rows, np.uint64(len(self.windows)))
-        # A micro-batch may straddle the border between two epochs, which are shuffled differently.
-        for epoch in np.unique(epochs):
-            chosen = epochs == epoch
-            positions[chosen] = shuffled(
-                positions[chosen], n=len(self.windows), seed=self._seed, epoch=int(epoch)
-            )
-        return positions
+        return model_inputs(self._read(rows), document_start=self._document_start)
+
+    def _read(self, rows: np.ndarray) -> np.ndarray:
+        """The tokens (B, T + 1) of these rows of the run."""
+        tokens = None
+        numbers, source_rows = np.zeros(len(rows), dtype=np.int64), rows
+        if self._mixture:
+            numbers, source_rows = self._mixture.locate(rows)
+        for number in np.unique(numbers):
+            source, order = self.sources[number], self._orders[number]
+            own = np.flatnonzero(numbers == number)
+            for visit, chosen, windows in order.windows(source_rows[own]):
+                source.enter(order.group_of_visit(visit), order.group_of_visit(visit + 1))
+                found = source.read(windows)
+                if len(found) == len(rows):
+                    return found
+                if tokens is None:
+                    tokens = np.empty((len(rows), found.shape[1]), dtype=found.dtype)
+                tokens[own[chosen]] = found
+        return tokens
 
 
-def shuffled(positions: np.ndarray, *, n: int, seed: int, epoch: int) -> np.ndarray:
-    """A random permutation of range(n), evaluated at `positions` alone.
-
-    A balanced Feistel network permutes the smallest power of four that holds n; results beyond n
-    are sent through it again until they fall inside. Neither memory nor time grows with n, and
-    unlike numpy's generators the result never changes between versions.
+def model_inputs(tokens: np.ndarray, *, document_start: int | None = None) -> dict[str, Tensor]:
+    """Windows as arguments of the model.
 
     Args:
-        positions: uint64 values below `n`.
-        n: length of the permuted range.
-        seed: of the run.
-        epoch: every epoch has a permutation of its own.
+        tokens: (B, T + 1).
+        document_start: id with which documents begin; None lets attention cross their borders.
 
-    Source: Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains" (cycle walking).
+    Returns:
+        "input_ids" and "shift_labels", int64 tensors (B, T); with `document_start` also
+        "position_ids", which restart at 0 where a document begins.
     """
-    half_bits = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
-    mask = (np.uint64(1) << half_bits) - np.uint64(1)
-    keys = np.random.SeedSequence((seed, epoch)).generate_state(FEISTEL_ROUNDS, np.uint64)
-    permuted = positions.astype(np.uint64)
-    outside = np.ones(len(permuted), dtype=bool)
-    while outside.any():
-        left, right = permuted[outside] >> half_bits, permuted[outside] & mask
-        for key in keys:
-            left, right = right, left ^ (_mixed(right ^ key) & mask)
-        permuted[outside] = (left << half_bits) | right
-        outside = permuted >= n
-    return permuted
-
-
-def _mixed(x: np.ndarray) -> np.ndarray:
-    """A bijection of uint64 in which every output bit depends on every input bit.
-
-    Source: the finaliser of SplitMix64, Steele, Lea and Flood 2014.
-    """
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    batch = {"input_ids": tokens[:, :-1], "shift_labels": tokens[:, 1:]}
+    if document_start is not None:
+        begins = tokens[:, :-1] == document_start
+        begins[:, 0] = True
+        firsts = np.flatnonzero(begins)
+        lengths = np.diff(firsts, append=begins.size)
+        positions = np.arange(begins.size) - np.repeat(firsts, lengths)
+        batch["position_ids"] = positions.reshape(begins.shape)
+    return {name: torch.from_numpy(ids.astype(np.int64, copy=False)) for name, ids in batch.items()}

@@ -1,6 +1,5 @@
 """The arguments of `train_accelerate.py`, and the sizes a model can have."""
 
-import hashlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Literal
 
 from .atomic_files import require_free
 from .command_line import argument, check_numbers
-from .token_shards import Manifest
+from .mixture import parse_mixture
 
 CONFIG_NAME = "train_config.json"
 
@@ -25,11 +24,11 @@ MODEL_SIZES = {
 POSITIVE = (
     *("n_layer", "n_head", "n_embd", "n_positions", "sequence_length", "total_batch_tokens"),
     *("micro_batch_size", "max_steps", "learning_rate", "max_grad_norm", "log_every"),
-    "eval_tokens",
+    *("eval_tokens", "data_cache_gb", "data_retry_seconds"),
 )
 NON_NEGATIVE = (
     *("min_learning_rate", "warmup_steps", "weight_decay", "dropout", "seed", "eval_every"),
-    "save_every",
+    *("save_every", "shuffle_shards"),
 )
 
 
@@ -37,7 +36,10 @@ NON_NEGATIVE = (
 class TrainConfig:
     """Every argument of this script. Saved as `train_config.json`."""
 
-    data: str = argument("directory made by prepare_data.py")
+    data: str = argument(
+        "directory made by prepare_data.py, or its address (hf://datasets/USER/NAME, s3://, "
+        "https://), or several with their shares: A:0.7,B:0.3"
+    )
     output_dir: str = argument("directory of the run, new unless resumed")
     model: Literal["tiny", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] = argument(
         "sizes to start from", default="gpt2"
@@ -63,6 +65,23 @@ class TrainConfig:
     max_grad_norm: float = argument("gradients are clipped to it", default=1.0)
     dropout: float = argument("everywhere in the model; 0 for one epoch", default=0.0)
     seed: int = argument("of weights, data order and dropout", default=0)
+    shuffle_shards: int | None = argument(
+        "shards of a group within which rows are shuffled, 0 for all together; if not given, 0 for "
+        "local and 8 for remote data",
+        default=None,
+    )
+    document_mask: bool = argument("documents of a row do not see each other", default=False)
+    verify: Literal["fast", "full"] = argument(
+        "before the first step: sizes and headers of all shards, or checksums and ids as well",
+        default="fast",
+    )
+    data_cache: str | None = argument(
+        "directory for shards of remote data; HF_HOME/gpt2scratch if not given", default=None
+    )
+    data_cache_gb: float = argument("its size at most, in 10^9 bytes", default=50)
+    data_retry_seconds: float = argument(
+        "how long remote data are asked for again before a run ends", default=600
+    )
     eval_every: int = argument("steps between validations, 0 for never", default=250)
     eval_tokens: int = argument("validation tokens at most, always the same", default=10_485_760)
     save_every: int = argument("steps between checkpoints, 0 for the last only", default=1000)
@@ -85,6 +104,7 @@ class TrainConfig:
             object.__setattr__(self, "min_learning_rate", self.learning_rate / 10)
         if self.warmup_steps is None:
             object.__setattr__(self, "warmup_steps", self.max_steps // 25)
+        parse_mixture(self.data, flag="--data")
         check_numbers(self, positive=POSITIVE, non_negative=NON_NEGATIVE)
         if self.sequence_length > self.n_positions:
             raise ValueError(
@@ -112,13 +132,13 @@ class TrainConfig:
         if self.resume == "none":
             require_free(Path(self.output_dir), marker=CONFIG_NAME, overwrite=self.overwrite)
 
-    def identity(self, manifest: Manifest) -> dict:
-        """What decides the loss curve apart from the schedule, and may not change within a run."""
-        shards = ",".join(shard.sha256 for shard in manifest.splits["train"].shards)
+    def identity(self) -> dict:
+        """What decides the loss curve apart from the data and the schedule.
+
+        It may not change within a run.
+        """
         sizes = ("n_layer", "n_head", "n_embd", "n_positions")
         return {
-            "tokenizer": manifest.tokenizer,
-            "data": hashlib.sha256(shards.encode()).hexdigest(),
             "model": {name: getattr(self, name) for name in sizes},
             "sequence_length": self.sequence_length,
             "total_batch_tokens": self.total_batch_tokens,

@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .shard_loader import TokenWindows
+from .shard_loader import TokenWindows, model_inputs
 
 SAMPLE_TOKENS = 64
 
@@ -16,8 +16,9 @@ def validation_loss(
     windows: TokenWindows,
     accelerator: Accelerator,
     *,
-    max_tokens: int,
+    n_windows: int,
     batch_size: int,
+    document_start: int | None = None,
 ) -> float:
     """Mean loss in nats per token over the first windows of the validation split.
 
@@ -28,20 +29,18 @@ def validation_loss(
         model: without any wrapper, so that processes may make unequal numbers of calls.
         windows: of the validation split.
         accelerator: of the run.
-        max_tokens: how much of the split to read.
+        n_windows: how many to read.
         batch_size: windows per forward pass.
+        document_start: id with which documents begin, if they are to be kept apart.
     """
-    n_windows = min(len(windows), max(1, max_tokens // windows.sequence_length))
     own = np.arange(accelerator.process_index, n_windows, accelerator.num_processes)
     total = 0.0  # of the mean losses of this process's windows
     model.eval()
     for first in range(0, len(own), batch_size):
-        input_ids, targets = windows.read(own[first : first + batch_size])
-        outputs = model(
-            input_ids=input_ids.to(accelerator.device),
-            shift_labels=targets.to(accelerator.device),
-        )
-        total += outputs.loss.item() * len(input_ids)
+        tokens = windows.read(own[first : first + batch_size])
+        batch = model_inputs(tokens, document_start=document_start)
+        outputs = model(**{name: ids.to(accelerator.device) for name, ids in batch.items()})
+        total += outputs.loss.item() * len(tokens)
     model.train()
     share = torch.tensor(total / n_windows, device=accelerator.device)
     return accelerator.reduce(share, reduction="sum").item()

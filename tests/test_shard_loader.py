@@ -4,6 +4,7 @@ The streams here count upward from 0, so that the first token of a row says wher
 Shapes: B rows of a micro-batch, T tokens.
 """
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -14,9 +15,10 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from modeling_gpt2scratch.shard_loader import ShardLoader, TokenWindows, shuffled
+from modeling_gpt2scratch.shard_loader import ShardLoader, TokenWindows, model_inputs
 from modeling_gpt2scratch.split_writer import SplitWriter
 from modeling_gpt2scratch.token_shards import Manifest, ShardError, write_shard
+from modeling_gpt2scratch.window_order import MixtureOrder, WindowOrder, shuffled
 
 VOCAB_SIZE = 2**16
 
@@ -42,11 +44,13 @@ def write_stream(directory, n_tokens, *, shard_tokens, vocab_size=VOCAB_SIZE):
     return directory
 
 
-def open_windows(directory, n_windows, sequence_length, *, shard_tokens):
+def open_windows(directory, n_windows, sequence_length, *, shard_tokens, shuffle_shards=0):
     """Windows over a fresh stream that holds just so many of them and a tail of no use."""
     n_tokens = n_windows * sequence_length + 1 + sequence_length // 2
     write_stream(directory, n_tokens, shard_tokens=shard_tokens)
-    windows = TokenWindows(directory, "train", sequence_length=sequence_length)
+    windows = TokenWindows(
+        directory, "train", sequence_length=sequence_length, shuffle_shards=shuffle_shards
+    )
     assert len(windows) == n_windows
     return windows
 
@@ -61,7 +65,7 @@ def rows_in_order(windows, n_steps, *, world_size, **keywords):
     for step in range(n_steps):
         for micro_step in range(loaders[0].micro_steps):
             for loader in loaders:
-                inputs, targets = loader.batch(step, micro_step)
+                inputs, targets = loader.batch(step, micro_step).values()
                 assert inputs.shape == (loader.micro_batch_size, windows.sequence_length)
                 assert torch.equal(targets, inputs + 1)
                 rows += (inputs[:, 0] // windows.sequence_length).tolist()
@@ -73,6 +77,7 @@ def rows_in_order(windows, n_steps, *, world_size, **keywords):
     n_windows=st.integers(1, 40),
     sequence_length=sequence_lengths,
     shard_tokens=st.integers(1, 50),
+    shuffle_shards=st.integers(0, 4),
     world_size=world_sizes,
     micro_batch_size=micro_batch_sizes,
     micro_steps=st.integers(1, 3),
@@ -83,13 +88,19 @@ def test_all_ranks_together_read_every_window_once_in_each_epoch(
     n_windows,
     sequence_length,
     shard_tokens,
+    shuffle_shards,
     world_size,
     micro_batch_size,
     micro_steps,
     seed,
 ):
-    directory = tmp_path_factory.mktemp("data")
-    windows = open_windows(directory, n_windows, sequence_length, shard_tokens=shard_tokens)
+    windows = open_windows(
+        tmp_path_factory.mktemp("data"),
+        n_windows,
+        sequence_length,
+        shard_tokens=shard_tokens,
+        shuffle_shards=shuffle_shards,
+    )
     rows_per_step = micro_steps * micro_batch_size * world_size
     rows = rows_in_order(
         windows,
@@ -110,13 +121,18 @@ def test_all_ranks_together_read_every_window_once_in_each_epoch(
     sequence_length=sequence_lengths,
     first=st.tuples(world_sizes, micro_batch_sizes),
     second=st.tuples(world_sizes, micro_batch_sizes),
+    shuffle_shards=st.integers(0, 3),
     seed=st.integers(0, 2**32),
 )
 def test_a_row_of_the_run_depends_on_neither_world_size_nor_micro_batch_size(
-    tmp_path_factory, n_windows, sequence_length, first, second, seed
+    tmp_path_factory, n_windows, sequence_length, first, second, shuffle_shards, seed
 ):
     windows = open_windows(
-        tmp_path_factory.mktemp("data"), n_windows, sequence_length, shard_tokens=37
+        tmp_path_factory.mktemp("data"),
+        n_windows,
+        sequence_length,
+        shard_tokens=37,
+        shuffle_shards=shuffle_shards,
     )
     rows_per_step = int(np.lcm(first[0] * first[1], second[0] * second[1]))
     orders = [
@@ -132,6 +148,60 @@ def test_a_row_of_the_run_depends_on_neither_world_size_nor_micro_batch_size(
     ]
     assert len(orders[0]) == 2 * rows_per_step
     assert orders[0] == orders[1]
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    sizes=st.lists(st.integers(30, 60), min_size=2, max_size=3),
+    shares=st.lists(st.integers(1, 4), min_size=3, max_size=3),
+    ways=st.lists(st.tuples(world_sizes, micro_batch_sizes), min_size=2, max_size=2),
+    shuffle_shards=st.integers(0, 3),
+    resume_step=st.integers(0, 2000),
+    seed=st.integers(0, 2**32),
+)
+def test_sources_of_a_mixture_keep_their_shares_and_orders_on_any_ranks_from_any_step(
+    tmp_path_factory, sizes, shares, ways, shuffle_shards, resume_step, seed
+):
+    sources = [
+        open_windows(
+            tmp_path_factory.mktemp("data"), size, 3, shard_tokens=37, shuffle_shards=shuffle_shards
+        )
+        for size in sizes
+    ]
+    weights = shares[: len(sizes)]
+    rows_per_step = int(np.lcm(*(world_size * micro_batch for world_size, micro_batch in ways)))
+    read = [[], []]  # first token of each row, for both ways
+    n_steps = -(-3 * max(sizes) // rows_per_step)
+    for rows, (world_size, micro_batch_size) in zip(read, ways, strict=True):
+        loaders = [
+            ShardLoader(
+                sources,
+                rows_per_step=rows_per_step,
+                micro_batch_size=micro_batch_size,
+                world_size=world_size,
+                rank=rank,
+                seed=seed,
+                weights=weights,
+            )
+            for rank in range(world_size)
+        ]
+        for step in range(resume_step, resume_step + n_steps):
+            for micro_step in range(loaders[0].micro_steps):
+                for loader in loaders:
+                    rows += loader.batch(step, micro_step)["input_ids"][:, 0].tolist()
+    assert read[0] == read[1]
+
+    # The definition, row by row: whose turn it is, and what that source reads in its next row.
+    mixture = MixtureOrder(weights, seed=seed)
+    orders = [
+        WindowOrder(source.group_starts, seed=seed, source=number)
+        for number, source in enumerate(sources)
+    ]
+    first = resume_step * rows_per_step
+    numbers = np.arange(first, first + len(read[0]), dtype=np.uint64)
+    for token, source, row in zip(read[0], *mixture.locate(numbers), strict=True):
+        ((_, _, windows),) = orders[source].windows(np.array([row], dtype=np.uint64))
+        assert token == 3 * windows[0]
 
 
 @few_examples
@@ -152,7 +222,7 @@ def test_inputs_and_targets_are_slices_of_the_stream_across_shard_borders(
     assert (windows.n_tokens, len(windows)) == (n_tokens, n_windows)
 
     indices = data.draw(st.lists(st.integers(0, n_windows - 1), min_size=1, max_size=8))
-    inputs, targets = windows.read(np.array(indices))
+    inputs, targets = model_inputs(windows.read(np.array(indices))).values()
     assert inputs.dtype == targets.dtype == torch.int64
     stream = list(range(n_tokens))
     for row, index in enumerate(indices):
@@ -164,7 +234,7 @@ def test_inputs_and_targets_are_slices_of_the_stream_across_shard_borders(
 def test_windows_share_only_the_token_that_one_predicts_and_the_next_begins_with(tmp_path):
     # 11 tokens, T = 4: two windows, and a tail of 2 tokens that is not used.
     windows = TokenWindows(write_stream(tmp_path, 11, shard_tokens=3), "train", sequence_length=4)
-    inputs, targets = windows.read(np.arange(2))
+    inputs, targets = model_inputs(windows.read(np.arange(2))).values()
     assert inputs.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert targets.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
 
@@ -172,85 +242,17 @@ def test_windows_share_only_the_token_that_one_predicts_and_the_next_begins_with
 def test_a_batch_may_be_changed_without_harm_to_the_data(tmp_path):
     windows = open_windows(tmp_path, 4, 3, shard_tokens=5)
     loader = ShardLoader(windows, rows_per_step=2, micro_batch_size=2)
-    inputs, targets = loader.batch(0, 0)
+    inputs, targets = loader.batch(0, 0).values()
     before = inputs.clone(), targets.clone()
     inputs.zero_()
     assert torch.equal(targets, before[1])
-    assert torch.equal(loader.batch(0, 0)[0], before[0])
-
-
-@settings(deadline=None)
-@given(n=st.integers(1, 2000), seed=st.integers(0, 2**40), epoch=st.integers(0, 2**20))
-def test_shuffled_is_a_permutation(n, seed, epoch):
-    positions = np.arange(n, dtype=np.uint64)
-    assert sorted(shuffled(positions, n=n, seed=seed, epoch=epoch)) == list(range(n))
-
-
-@pytest.mark.parametrize("n", [2**k + d for k in (2, 6, 10) for d in (-1, 0, 1)])
-def test_shuffled_is_a_permutation_around_powers_of_two(n):
-    permuted = shuffled(np.arange(n, dtype=np.uint64), n=n, seed=0, epoch=0)
-    assert sorted(permuted) == list(range(n))
-
-
-@given(
-    n=st.integers(2**31, 2**48),
-    fractions=st.lists(st.floats(0, 1, exclude_max=True), min_size=2, max_size=30, unique=True),
-)
-def test_shuffled_keeps_positions_apart_in_ranges_too_large_to_list(n, fractions):
-    positions = np.unique(np.array([int(fraction * n) for fraction in fractions], np.uint64))
-    permuted = shuffled(positions, n=n, seed=0, epoch=0)
-    assert len(np.unique(permuted)) == len(positions)
-    assert permuted.max() < n
-
-
-@given(n=st.integers(1, 500), data=st.data())
-def test_shuffled_of_one_position_is_what_it_is_among_all(n, data):
-    position = data.draw(st.integers(0, n - 1))
-    everything = shuffled(np.arange(n, dtype=np.uint64), n=n, seed=3, epoch=1)
-    alone = shuffled(np.array([position], dtype=np.uint64), n=n, seed=3, epoch=1)
-    assert alone.tolist() == [everything[position]]
-
-
-@pytest.mark.parametrize(
-    ("n", "seed", "epoch", "expected"),
-    [
-        (8, 0, 0, [0, 5, 3, 7, 6, 1, 2, 4]),
-        (8, 0, 1, [6, 0, 7, 5, 3, 2, 1, 4]),
-        (8, 1, 0, [1, 6, 5, 3, 2, 7, 4, 0]),
-        (10, 1337, 3, [4, 7, 2, 0, 5, 3, 9, 8, 1, 6]),
-    ],
-)
-def test_the_order_never_changes_between_versions(n, seed, epoch, expected):
-    # A run that is resumed after an upgrade must go on in the order in which it began.
-    permuted = shuffled(np.arange(n, dtype=np.uint64), n=n, seed=seed, epoch=epoch)
-    assert permuted.tolist() == expected
-
-
-def test_epochs_and_seeds_have_orders_of_their_own():
-    positions = np.arange(1000, dtype=np.uint64)
-    orders = {
-        tuple(shuffled(positions, n=1000, seed=seed, epoch=epoch).tolist())
-        for seed in range(5)
-        for epoch in range(5)
-    }
-    assert len(orders) == 25
-
-
-@pytest.mark.parametrize("epoch", range(3))
-def test_the_order_is_far_from_the_order_of_the_stream(epoch):
-    n = 3000
-    permuted = shuffled(np.arange(n, dtype=np.uint64), n=n, seed=0, epoch=epoch).astype(int)
-    # Of a random permutation: mean distance n / 3, about two pairs of neighbours left, and one
-    # element in its old place. The bounds are several standard deviations away.
-    assert abs(np.abs(permuted - np.arange(n)).mean() - n / 3) < n / 30
-    assert (np.abs(np.diff(permuted)) == 1).sum() < 20
-    assert (permuted == np.arange(n)).sum() < 10
+    assert torch.equal(loader.batch(0, 0)["input_ids"], before[0])
 
 
 def test_a_step_far_away_is_read_at_once(tmp_path):
     windows = open_windows(tmp_path, n_windows=7, sequence_length=3, shard_tokens=5)
     loader = ShardLoader(windows, rows_per_step=6, micro_batch_size=3, rank=0, seed=11)
-    inputs, _ = loader.batch(10**9, 1)
+    inputs = loader.batch(10**9, 1)["input_ids"]
     # Rows g = 6 * 10**9 + 3, 4, 5. As 6 * 10**9 = 7 * 857142857 + 1, they are the positions 4, 5
     # and 6 of epoch 857142857. Had the loader to pass what lies before, this would take days.
     expected = shuffled(np.array([4, 5, 6], np.uint64), n=7, seed=11, epoch=857142857)
@@ -260,7 +262,9 @@ def test_a_step_far_away_is_read_at_once(tmp_path):
 def test_a_batch_may_straddle_two_epochs(tmp_path):
     windows = open_windows(tmp_path, n_windows=5, sequence_length=3, shard_tokens=4)
     loader = ShardLoader(windows, rows_per_step=4, micro_batch_size=4, seed=2)
-    inputs, _ = loader.batch(1, 0)  # rows 4, 5, 6, 7: the last of epoch 0, three of epoch 1
+    inputs = loader.batch(1, 0)[
+        "input_ids"
+    ]  # rows 4, 5, 6, 7: the last of epoch 0, three of epoch 1
     epoch_0, epoch_1 = (
         shuffled(np.arange(5, dtype=np.uint64), n=5, seed=2, epoch=epoch).tolist()
         for epoch in (0, 1)
@@ -271,14 +275,14 @@ def test_a_batch_may_straddle_two_epochs(tmp_path):
 def test_a_batch_may_hold_more_than_one_epoch(tmp_path):
     windows = open_windows(tmp_path, n_windows=2, sequence_length=3, shard_tokens=4)
     loader = ShardLoader(windows, rows_per_step=8, micro_batch_size=8)
-    rows = (loader.batch(0, 0)[0][:, 0] // 3).reshape(4, 2)
+    rows = (loader.batch(0, 0)["input_ids"][:, 0] // 3).reshape(4, 2)
     assert rows.sort(dim=1).values.tolist() == [[0, 1]] * 4
 
 
 def test_the_loader_says_how_long_an_epoch_and_a_step_are(tmp_path):
     windows = open_windows(tmp_path, n_windows=30, sequence_length=3, shard_tokens=50)
     loader = ShardLoader(windows, rows_per_step=12, micro_batch_size=2, world_size=3, rank=2)
-    assert loader.steps_per_epoch == 2.5
+    assert loader.epochs(5) == [2]
     assert loader.micro_steps == 2
 
 
@@ -319,22 +323,59 @@ def test_a_split_of_just_one_window_is_read(tmp_path):
 def test_a_shard_that_is_missing_is_refused_before_the_first_batch(tmp_path):
     write_stream(tmp_path, 20, shard_tokens=8)
     (tmp_path / "train_000001.bin").unlink()
-    with pytest.raises(ShardError, match=r"train_000001\.bin: expected a shard, found No such"):
+    with pytest.raises(ShardError, match=r"train_000001\.bin: expected .* found no such file"):
         TokenWindows(tmp_path, "train", sequence_length=4)
 
 
-def test_a_bad_id_is_found_by_the_rank_that_checks_its_shard(tmp_path):
+def test_a_bad_id_is_found_by_the_rank_that_verifies_its_shard(tmp_path):
     write_stream(tmp_path, 20, shard_tokens=8, vocab_size=20)
     write_shard(tmp_path / "train_000001.bin", np.full(8, 20), vocab_size=20)
-
-    def open_as(rank, world_size):
-        return TokenWindows(tmp_path, "train", sequence_length=4, rank=rank, world_size=world_size)
-
+    windows = TokenWindows(tmp_path, "train", sequence_length=4)
     for rank, world_size in ((0, 1), (1, 2), (1, 3)):
         with pytest.raises(ShardError, match=r"train_000001\.bin: expected ids below 20, found 20"):
-            open_as(rank, world_size)
+            windows.verify(rank, world_size)
     # Together the ranks of a run read each shard once, so the others have not seen it.
-    assert len(open_as(0, 2)) == len(open_as(2, 3)) == 4
+    windows.verify(0, 2)
+    windows.verify(2, 3)
+
+
+def test_a_bad_id_that_nobody_looked_for_is_refused_in_its_batch(tmp_path):
+    write_stream(tmp_path, 21, shard_tokens=8, vocab_size=21)
+    write_shard(tmp_path / "train_000001.bin", [8, 9, 10, 11, 12, 13, 21, 15], vocab_size=21)
+    windows = TokenWindows(tmp_path, "train", sequence_length=4)
+    assert windows.read(np.array([0, 1, 2]))[2].tolist() == [8, 9, 10, 11, 12]
+    message = r"train_000001\.bin: expected ids below 21, found 21 at token 6"
+    for indices in ([3], [0, 3], [0, 1, 2, 3]):
+        with pytest.raises(ShardError, match=message):
+            windows.read(np.array(indices))
+
+
+def test_a_byte_that_changed_within_the_vocabulary_is_found_by_its_checksum(tmp_path):
+    write_stream(tmp_path, 20, shard_tokens=8)
+    write_shard(tmp_path / "train_000001.bin", np.arange(9, 17), vocab_size=VOCAB_SIZE)
+    windows = TokenWindows(tmp_path, "train", sequence_length=4)
+    with pytest.raises(ShardError, match=r"train_000001\.bin: expected sha256 .*; the file"):
+        windows.verify()
+
+
+@pytest.mark.parametrize("content", [b"", b"too short for a header"])
+def test_an_empty_or_foreign_shard_is_refused_by_name(tmp_path, content):
+    write_stream(tmp_path, 20, shard_tokens=8)
+    (tmp_path / "train_000001.bin").write_bytes(content)
+    expected = "a shard with magic" if content else "tokens, found none"
+    with pytest.raises(ShardError, match=rf"train_000001\.bin: expected {expected}"):
+        TokenWindows(tmp_path, "train", sequence_length=4)
+
+
+def test_a_shard_without_tokens_is_refused(tmp_path):
+    manifest = Manifest.load(write_stream(tmp_path, 20, shard_tokens=8))
+    (first, *rest) = manifest.splits["train"].shards
+    shards = (dataclasses.replace(first, n_tokens=0), *rest)
+    split = dataclasses.replace(manifest.splits["train"], shards=shards)
+    dataclasses.replace(manifest, splits={"train": split}).save(tmp_path)
+    write_shard(tmp_path / first.file, [], vocab_size=VOCAB_SIZE)
+    with pytest.raises(ShardError, match=r"train_000000\.bin: expected tokens, found none"):
+        TokenWindows(tmp_path, "train", sequence_length=4)
 
 
 @pytest.mark.parametrize("module", ["modeling_gpt2scratch.token_shards", "modeling_gpt2scratch"])

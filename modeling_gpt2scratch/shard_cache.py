@@ -1,0 +1,158 @@
+"""A directory of downloaded shards with a limit on its size, shared by the processes of a machine.
+
+A file is called by the sha256 of its content, so that the same shard is kept once, wherever it came
+from, and a shard that changed at its source is another file. It gets its name when its content has
+been checked. What was not used for the longest time goes first; locks of the operating system,
+which end with their process, see to it that each file is downloaded by one process.
+"""
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+SUFFIX = ".bin"
+PARTIAL = ".partial"
+
+
+class Closed(Exception):
+    """The cache was closed while somebody waited for it."""
+
+
+class ShardCache:
+    """Shards below `directory`.
+
+    Args:
+        directory: made if there is none.
+        limit_bytes: of all shards in it together, those that are being downloaded included.
+    """
+
+    def __init__(self, directory: Path, *, limit_bytes: int):
+        self.directory = directory
+        self.limit_bytes = limit_bytes
+        self.closed = threading.Event()
+        self._shards = directory / "shards"
+        self._locks = directory / "locks"
+        self._kept: dict[str, frozenset[str]] = {}
+        for folder in (self._shards, self._locks):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def keep(self, owner: str, names: Iterable[str]) -> None:
+        """Spares these files, and no longer those that this owner named before."""
+        self._kept[owner] = frozenset(names)
+
+    def get(
+        self,
+        name: str,
+        n_bytes: int,
+        *,
+        download: Callable[[Path], None],
+        check: Callable[[Path], None] | None = None,
+    ) -> Path:
+        """The file of this name, downloaded by the one process that comes first.
+
+        Args:
+            name: sha256 of the content.
+            n_bytes: size of the file.
+            download: writes the content to a path and checks it.
+            check: looks at a file that is there already, and raises ValueError to have it again.
+
+        Raises:
+            Closed: if the cache was closed meanwhile.
+        """
+        path = self._shards / f"{name}{SUFFIX}"
+        with self.lock(name):
+            if path.is_file() and path.stat().st_size == n_bytes:
+                try:
+                    if check:
+                        check(path)
+                    os.utime(path)  # used just now
+                    return path
+                except ValueError:
+                    path.unlink()
+            for left in self._shards.glob(f"{name}.*{PARTIAL}"):
+                left.unlink()  # of a killed process, because the lock is ours
+            partial = path.with_name(f"{name}.{n_bytes}{PARTIAL}")
+            self._reserve(partial, n_bytes)
+            try:
+                download(partial)
+                os.replace(partial, path)
+            finally:
+                partial.unlink(missing_ok=True)
+        return path
+
+    @contextlib.contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """Holds a lock that all processes of the machine share."""
+        lock = FileLock(self._locks / f"{name}.lock", timeout=1)
+        while not self.closed.is_set():
+            with contextlib.suppress(Timeout):
+                lock.acquire()
+                break
+        else:
+            raise Closed
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _reserve(self, partial: Path, n_bytes: int) -> None:
+        """Makes room for a download and takes it, by an empty file that bears its size."""
+        has_told = False
+        while not self.closed.is_set():
+            with self.lock("room"):
+                if self._make_room(n_bytes):
+                    partial.touch()
+                    return
+            if not has_told:
+                print(
+                    f"{self.directory}: waiting for room for {n_bytes:,} bytes beside what is "
+                    f"needed now or comes just now; --data_cache_gb is {self.limit_bytes / 1e9:g}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            has_told = True
+            self.closed.wait(0.2)  # what another process downloads may go when it has come
+        raise Closed
+
+    def _make_room(self, n_bytes: int) -> bool:
+        """Deletes what was not used for the longest time until `n_bytes` fit; whether they do."""
+        files = []
+        for path in self._shards.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                if path.suffix == SUFFIX:
+                    files.append((status.st_mtime_ns, status.st_size, path))
+                elif path.suffix == PARTIAL and not self._is_abandoned(path):
+                    n_bytes += int(path.name.split(".")[1])
+        used = sum(size for _, size, _ in files)
+        spared = frozenset().union(*list(self._kept.values()))
+        for _, size, path in sorted(files):
+            if used + n_bytes <= self.limit_bytes:
+                break
+            # Windows does not delete files that are in use.
+            if path.stem not in spared and _unlink(path):
+                used -= size
+        return used + n_bytes <= self.limit_bytes
+
+    def _is_abandoned(self, partial: Path) -> bool:
+        """Removes what a killed process left of a download."""
+        lock = FileLock(self._locks / f"{partial.name.split('.')[0]}.lock")
+        try:
+            with lock.acquire(blocking=False):
+                return _unlink(partial)
+        except Timeout:
+            return False
+
+
+def _unlink(path: Path) -> bool:
+    """Deletes a file; whether that was possible."""
+    try:
+        path.unlink(missing_ok=True)
+        return True
+    except PermissionError:
+        return False
