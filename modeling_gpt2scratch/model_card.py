@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from tabulate import tabulate
 
-from .text_sources import DOCSTRINGS
+from .docstrings import DOCSTRINGS
 
 if TYPE_CHECKING:  # reading the records takes torch, writing the card does not
-    from .run_records import DataRecord, RunRecords
+    from .run_records import DataRecord, RunRecords, SourceRecord
 
 PICTURE_NAME = "loss.png"
 
@@ -81,7 +81,7 @@ def model_card(
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["gpt2scratch", "gpt2"],
-        datasets=[records.data.name] if records.data and records.data.is_on_hub else None,
+        datasets=_hub_names(records.data) or None,
         model_name=name if eval_results else None,
         eval_results=eval_results or None,
     )
@@ -102,7 +102,7 @@ def _introduction(records: RunRecords) -> str:
     """What the model is, and how large."""
     origin = "in GPT2Scratch's format; how it was trained was not recorded"
     if records.tokens_seen is not None:
-        data = f" of {_data_link(records.data)}" if records.data else ""
+        data = f" of {_data_links(records.data)}" if records.data else ""
         origin = f"trained from scratch with GPT2Scratch on {records.tokens_seen:,} tokens{data}"
     sizes = [[text, f"{records.sizes[name]:,}"] for name, text in SIZES.items()]
     return (
@@ -216,17 +216,28 @@ def _data(data: DataRecord | None) -> str:
         for name, split in data.splits.items()
     ]
     table = _table(["Split", "Documents", "Tokens", "Bytes of text"], rows)
-    return f"## Data\n\nText: {_data_link(data)}. Tokenizer: {tokenizer}.\n\n{table}"
+    return f"## Data\n\nText: {_data_links(data)}. Tokenizer: {tokenizer}.\n\n{table}"
 
 
-def _data_link(data: DataRecord) -> str:
-    """The data set in words."""
-    if data.name == DOCSTRINGS:
-        return "the docstrings of Python packages"
-    if not data.is_on_hub:
-        return f"local files (`{data.name}`)"
-    subset = f", subset `{data.subset}`" if data.subset else ""
-    return f"[{data.name}](https://huggingface.co/datasets/{data.name}){subset}"
+def _hub_names(data: DataRecord | None) -> list[str]:
+    """The sources that are data sets of the Hub."""
+    return [source.name for source in data.sources if source.is_on_hub] if data else []
+
+
+def _data_links(data: DataRecord) -> str:
+    """The sources in words."""
+    return " and ".join(_source_link(source) for source in data.sources)
+
+
+def _source_link(source: SourceRecord) -> str:
+    """A source in words, with its share if it has one."""
+    share = f" ({source.weight:.0%} of the text)" if source.weight is not None else ""
+    if source.name == DOCSTRINGS:
+        return f"the docstrings of Python packages{share}"
+    if not source.is_on_hub:
+        return f"local files (`{source.name}`){share}"
+    subset = f", subset `{source.subset}`" if source.subset else ""
+    return f"[{source.name}](https://huggingface.co/datasets/{source.name}){subset}{share}"
 
 
 def _limits(records: RunRecords) -> str:

@@ -13,9 +13,10 @@ from typing import Any, Literal, get_origin, get_type_hints
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from .docstrings import DOCSTRINGS
 from .metrics import METRICS_NAME, read_metrics
+from .row_readers import COMPRESSIONS, READERS
 from .run_directory import DATA_MANIFEST_NAME, ENVIRONMENT_NAME
-from .text_sources import COMPRESSIONS, DOCSTRINGS, READERS
 from .token_shards import Manifest, ShardError, Split
 from .train_config import CONFIG_NAME, TrainConfig
 
@@ -28,12 +29,20 @@ VERSION_KEYS = ("python_version", "torch_version", "transformers_version", "date
 
 
 @dataclass(frozen=True)
-class DataRecord:
-    """The data set of a run."""
+class SourceRecord:
+    """One of the sources that a run's data set was made from."""
 
     name: str
     is_on_hub: bool
     subset: str | None
+    weight: float | None  # share of the text; None if it is the only one or taken whole
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """The data set of a run."""
+
+    sources: tuple[SourceRecord, ...]
     tokenizer: str  # "gpt2", "bpe:N", or the name of another
     splits: dict[str, Split]
 
@@ -100,7 +109,7 @@ def public_name(name: str) -> str:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a name leads to the Hub, by the rules of `text_sources.open_source`."""
+    """Whether a name leads to the Hub, by the rules of `text_sources.open_sources`."""
     is_file = Path(name).suffix in (*READERS, *COMPRESSIONS) or Path(name).exists()
     if name == DOCSTRINGS or is_file or glob.has_magic(name):
         return False
@@ -150,16 +159,23 @@ def _read_data(run: Path) -> DataRecord | None:
     """The data set of the run, None if the run has no copy of its manifest."""
     try:
         manifest = Manifest.load(run, DATA_MANIFEST_NAME)
-        dataset = str(manifest.arguments["dataset"])
+        # Manifests of earlier versions name their only source among the arguments.
+        sources = manifest.sources or [manifest.arguments | {"name": manifest.arguments["dataset"]}]
+        return DataRecord(
+            sources=tuple(
+                SourceRecord(
+                    name=public_name(str(source["name"])),
+                    is_on_hub=is_hub_name(str(source["name"])),
+                    subset=source.get("subset"),
+                    weight=source.get("weight"),
+                )
+                for source in sources
+            ),
+            tokenizer=public_name(manifest.tokenizer["name"]),
+            splits=manifest.splits,
+        )
     except (ShardError, KeyError):
         return None
-    return DataRecord(
-        name=public_name(dataset),
-        is_on_hub=is_hub_name(dataset),
-        subset=manifest.arguments.get("subset"),
-        tokenizer=public_name(manifest.tokenizer["name"]),
-        splits=manifest.splits,
-    )
 
 
 def _read_results(run: Path, repository: str, path: Path | None) -> dict | None:
