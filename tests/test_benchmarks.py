@@ -2,23 +2,70 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+from tiny_corpus import fables, write_jsonl
+
+TIKTOKEN_CACHE = REPOSITORY.parent / "shared" / "data" / "tiktoken_cache"
+pytestmark = pytest.mark.gate
+on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it reads /proc")
 
 
-@pytest.mark.slow
-def test_the_loss_benchmark_prints_both_losses_and_their_ratio():
-    arguments = (
-        "--model tiny --vocab_size 300 --sequence_length 16 --micro_batch_size 2 --repeats 1"
-    )
-    process = subprocess.run(
-        [sys.executable, "benchmarks/loss.py", *arguments.split()],
+def run(script, *arguments):
+    """A benchmark as a process of its own."""
+    return subprocess.run(
+        [sys.executable, Path("benchmarks", script), *map(str, arguments)],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
         timeout=120,
     )
+
+
+def table_of(process):
+    """The cells of the printed table, header aside."""
     assert process.returncode == 0, process.stderr
-    first_cells = [line.split("|")[1].strip() for line in process.stdout.splitlines()]
-    assert first_cells[2:] == ["plain", "chunked", "plain / chunked"]
+    lines = [line for line in process.stdout.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
+
+
+def test_the_loss_benchmark_prints_both_losses_and_their_ratio():
+    arguments = (
+        "--model tiny --vocab_size 300 --sequence_length 16 --micro_batch_size 2 --repeats 1"
+    )
+    rows = table_of(run("loss.py", *arguments.split()))
+    assert [row[0] for row in rows] == ["plain", "chunked", "plain / chunked"]
+
+
+@on_linux
+def test_the_loader_benchmark_prints_both_approaches_and_their_ratio():
+    arguments = "--shard_tokens 10000 --sequence_length 16 --micro_batch_size 4"
+    rows = table_of(run("loader.py", *arguments.split()))
+    assert [row[0] for row in rows] == ["whole shards", "ours", "whole shards / ours"]
+    assert all(float(cell) >= 0 for row in rows[:2] for cell in row[1:])
+
+
+@on_linux
+def test_the_loader_benchmark_refuses_a_shard_smaller_than_a_batch():
+    process = run("loader.py", "--shard_tokens", "1000")
+    assert process.returncode == 2
+    assert "expected --shard_tokens above the 65536 tokens of a batch" in process.stderr
+
+
+@on_linux
+def test_the_preparation_benchmark_prints_three_ways_that_count_the_same_tokens(
+    tmp_path, monkeypatch
+):
+    if not TIKTOKEN_CACHE.is_dir():
+        pytest.skip(f"needs GPT-2's tokenizer in {TIKTOKEN_CACHE}")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(TIKTOKEN_CACHE))
+    dataset = write_jsonl(tmp_path / "fables.jsonl", fables(300))
+    process = run("prepare.py", "--dataset", dataset, "--num_workers", 2, "--repeats", 1)
+    rows = table_of(process)
+    assert [row[:2] for row in rows] == [
+        [name, processes] for processes in ("1", "2") for name in ("bare", "recipe", "ours")
+    ]
+    assert [row[3] for row in rows if row[0] == "bare"] == ["1.00", "1.00"]
+    assert [row[4] for row in rows if row[0] == "recipe"] == ["1.00", "1.00"]
