@@ -34,6 +34,8 @@ from .source_error import SourceError
 PARQUET_REVISION = "refs/convert/parquet"  # where the Hub keeps what it converted itself
 READABLE = re.compile(r".*\.(parquet|(jsonl|csv|txt)(\.(gz|zst|xz))?)")
 PATHS_PER_REQUEST = 100
+# The first that is asked of the Hub: who has no network, or misspelt a name, should not wait long.
+LISTING_RETRIES = Retries(give_up_after_seconds=30)
 MAX_NAMES_IN_MESSAGE = 10
 # A level-1 heading of WikiText, ` = Title = `, and not ` = = Section = = `.
 WIKITEXT_TITLE = r"^ = [^=].* = \n?$"
@@ -147,7 +149,7 @@ def list_files(
     subset: str | None = None,
     split: str = "train",
     revision: str | None = None,
-    retries: Retries = DEFAULT_RETRIES,
+    retries: Retries = LISTING_RETRIES,
 ) -> list[HubFile]:
     """The files of one split of a data set, in the order of the `datasets` library.
 
