@@ -219,6 +219,7 @@ def _encoded(
         initializer=_start_worker,
         initargs=(encoding,),
     )
+    _start_workers(pool)
     try:
         yield _in_order(stream, pool, BATCHES_PER_WORKER * num_workers)
     except BrokenProcessPool:
@@ -228,6 +229,17 @@ def _encoded(
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_workers(pool: ProcessPoolExecutor) -> None:
+    """Starts all workers, which inherit that they ignore Ctrl-C from their first moment on."""
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    earlier = signal.signal(signal.SIGINT, signal.SIG_IGN) if is_main_thread else None
+    try:
+        pool.submit(os.getpid)
+    finally:
+        if is_main_thread:
+            signal.signal(signal.SIGINT, earlier)
 
 
 def _in_order(
