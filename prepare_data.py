@@ -14,7 +14,7 @@ def main() -> None:
     """Parses, prepares, and turns what is wrong with the input into one line and an exit code."""
     # Each worker process imports this file once more and needs none of these.
     from modeling_gpt2scratch.command_line import parse_config
-    from modeling_gpt2scratch.data_preparation import EXPECTED_ERRORS, prepare
+    from modeling_gpt2scratch.preparation import EXPECTED_ERRORS, prepare
     from modeling_gpt2scratch.prepare_config import PrepareConfig
     from modeling_gpt2scratch.shard_publishing import push_data
 

@@ -39,7 +39,7 @@ from modeling_gpt2scratch.text_files import find_files, read_documents
 # import as little as those of the script.
 PREPARE = """
 import json, resource, sys, time
-from modeling_gpt2scratch.data_preparation import prepare
+from modeling_gpt2scratch.preparation import prepare
 from modeling_gpt2scratch.prepare_config import PrepareConfig
 
 def seconds():

@@ -5,12 +5,10 @@ import doctest
 import hashlib
 import itertools
 import json
-import multiprocessing
 import os
 import platform
 import sysconfig
 import warnings
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +17,7 @@ from tqdm import tqdm
 
 from .atomic_files import write_file
 from .row_readers import well_formed
+from .worker_pool import start_workers
 
 DOCSTRINGS = "docstrings"
 # Fixed, so that the corpus depends on the pinned versions and not on what else is installed.
@@ -77,9 +76,7 @@ def docstrings(num_workers: int) -> list[str]:
         for file in sorted(root.rglob("*.py"))
         if UNDOCUMENTED_FOLDERS.isdisjoint(file.relative_to(root).parts)
     ]
-    # A forked worker would inherit the locks of the parent's threads; macOS and Windows have none.
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, mp_context=spawn) as pool:
+    with start_workers(num_workers) as pool:
         per_file = pool.map(docstrings_of, files, chunksize=64)
         progress = tqdm(per_file, total=len(files), desc="reading docstrings", unit=" files")
         found = dict.fromkeys(itertools.chain.from_iterable(progress))

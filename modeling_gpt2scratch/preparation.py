@@ -1,287 +1,214 @@
-"""Documents to shards: encoded by several processes, shuffled in blocks, resumable after each.
+"""From a configuration to a data directory: what `prepare_data.py` does, in its order.
 
-    DocumentStream -> batches -> workers -> blocks of some 50 million tokens -> SplitWriter
-
-Batches come back from the workers in the order in which they were read, so the result does not
-depend on the number of workers. A block is complete when it holds `shuffle_buffer_tokens`; then its
-documents are permuted, written, and the progress saved. Memory holds one block and the batches on
-their way, whatever the size of the input.
+The tokenizer is saved first, then the shards are written block by block (`block_writer.py`), last
+comes the manifest; then the directory gets its name.
 """
 
-from __future__ import annotations
+import shutil
+from contextlib import closing
+from pathlib import Path
 
-import multiprocessing
-import os
-import signal
-import threading
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from multiprocessing import connection
-from typing import NamedTuple
-
-import numpy as np
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
-from .document_encoder import (
-    DocumentEncoder,
-    EncodedDocuments,
-    encode_documents,
-    is_held_out,
-    use_one_thread,
+from .block_writer import Plan, write_shards
+from .document_encoder import document_digest, is_held_out
+from .document_stream import BATCH_CHARACTERS, DocumentStream
+from .hub_files import remove_partial_downloads
+from .preparation_progress import Progress, ProgressError, WorkingDirectory
+from .prepare_config import PrepareConfig
+from .row_filters import parse_condition
+from .source_error import SourceError
+from .text_sources import (
+    Source,
+    describe_files,
+    describe_sources,
+    estimated_bytes,
+    open_sources,
 )
-from .document_stream import Batch, DocumentStream
-from .preparation_progress import Progress, SeenDocuments, WorkingDirectory
-from .split_writer import SplitWriter
+from .token_shards import Manifest, ShardError, Split
+from .tokenization import (
+    TokenizerError,
+    fingerprint,
+    load_tokenizer,
+    save_tokenizer,
+    tokenizer_spec,
+    train_tokenizer,
+    trained_vocab_size,
+)
+from .worker_pool import Encoding, WorkerError
 
-BATCHES_PER_WORKER = 3  # on their way at a time: one in work, the others so that it never waits
-
-
-class WorkerError(RuntimeError):
-    """A worker process that died."""
-
-
-class Encoding(NamedTuple):
-    """What a worker needs to know."""
-
-    tokenizer_spec: str
-    end_of_text_id: int
-    seed: int
-    min_characters: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How encoded documents become shards."""
-
-    encoding: Encoding
-    vocab_size: int
-    shard_tokens: int
-    val_fraction: float
-    block_tokens: int
-    is_shuffled: bool
-    is_deduplicated: bool
-    max_tokens: int | None
-    num_workers: int
+# What the user can mend, and therefore sees as one line.
+EXPECTED_ERRORS = (
+    *(SourceError, TokenizerError, ShardError, ProgressError, WorkerError),
+    OSError,
+)
+TOKENIZER_CHARACTERS = 4 * 2**30  # a tokenizer is trained on so much text at most
 
 
-def write_shards(
-    stream: DocumentStream, plan: Plan, working: WorkingDirectory, progress: Progress
-) -> None:
-    """Reads the stream to its end and completes all shards; `progress` says how far they are.
+def prepare(config: PrepareConfig) -> Manifest:
+    """Makes the data directory, or finishes one that was begun, and returns its manifest."""
+    output_dir = Path(config.output_dir)
+    working = WorkingDirectory(output_dir)
+    if working.is_published(config.recorded()):
+        working.remove()
+        return Manifest.load(output_dir)
+    sources = open_sources(
+        config.dataset,
+        subset=config.subset,
+        text_column=config.text_column,
+        where=[parse_condition(condition) for condition in config.where],
+    )
+    with working.locked():
+        inputs = describe_files(sources)
+        progress = working.open(config.recorded(), inputs, overwrite=config.overwrite)
+        remove_partial_downloads(working.downloads)
+        try:
+            if progress is None:
+                require_free_space(sources, config)
+                progress = begin(config, sources, inputs, working)
+            return finish(config, sources, working, progress)
+        except BaseException as error:
+            has_blocks = progress is not None and progress.n_blocks > 0
+            if not (has_blocks or working.has_downloads):
+                working.remove()  # nothing that is worth going on from
+            elif has_blocks and isinstance(error, OSError):
+                raise OSError(
+                    f"{error}; {sum(s['n_tokens'] for s in progress.splits.values()):,} tokens "
+                    f"are safe: run the same command again to go on"
+                ) from error
+            raise
+
+
+def require_free_space(sources: list[Source], config: PrepareConfig) -> None:
+    """Refuses to start on a disk that will not hold the shards, by a rough estimate.
 
     Raises:
-        SourceError: if the input is bad.
-        WorkerError: if a worker process died.
-        OSError: if the disk is full. What the progress speaks of is kept in all cases.
+        OSError: if the disk looks too small and the user has not said to go on all the same.
     """
-    shards = _Shards(plan, working, progress)
-    with (
-        closing(shards),
-        tqdm(unit=" tokens", unit_scale=True, desc="tokenizing", mininterval=1) as bar,
-        _encoded(stream, plan.encoding, plan.num_workers) as batches,
-    ):
-        bar.update(shards.n_tokens)
-        position = progress.position
-        for documents, position in batches:
-            bar.update(shards.add(documents))
-            if shards.is_block_full:
-                shards.commit(position)
-                stream.release(position)
-            if shards.is_enough:
-                break
-        shards.commit(position, is_last=True)
+    needed = estimated_bytes(sources, max_tokens=config.max_tokens)
+    parent = Path(config.output_dir).absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    if free < needed and config.limit_documents is None and not config.ignore_free_space:
+        raise OSError(
+            f"{config.output_dir}: expected about {needed / 1e9:,.1f} GB of free space for shards "
+            f"and downloads, found {free / 1e9:,.1f}; choose another disk or a lower --max_tokens, "
+            f"or add --ignore_free_space"
+        )
 
 
-class _Shards:
-    """The documents of the current block, and the shards of those before."""
+def begin(
+    config: PrepareConfig, sources: list[Source], inputs: list, working: WorkingDirectory
+) -> Progress:
+    """Saves the tokenizer and then the progress of a preparation that has just begun."""
+    vocab_size = trained_vocab_size(config.tokenizer)
+    if vocab_size is None:
+        tokenizer = load_tokenizer(config.tokenizer)
+    else:
+        tokenizer = train_on_sources(vocab_size, config, sources, working)
+    save_tokenizer(tokenizer, working.data)
+    progress = Progress(arguments=config.recorded(), inputs=inputs)
+    working.save(progress)
+    return progress
 
-    def __init__(self, plan: Plan, working: WorkingDirectory, progress: Progress):
-        self._plan, self._working, self._progress = plan, working, progress
-        self._writers = {
-            split: SplitWriter(
-                working.data,
-                split,
-                shard_tokens=plan.shard_tokens,
-                vocab_size=plan.vocab_size,
-                state=progress.splits.get(split),
-            )
-            for split in (("train", "val") if plan.val_fraction else ("train",))
-        }
-        self._seen = None
-        if plan.is_deduplicated:
-            self._seen = SeenDocuments(working.seen, n_blocks=progress.n_blocks)
-        self.n_tokens = sum(state["n_tokens"] for state in progress.splits.values())
-        self._counts = Counter(progress.counts)
-        self._clear_block()
 
-    @property
-    def is_block_full(self) -> bool:
-        """Whether it is time to commit."""
-        return self._n_in_block >= self._plan.block_tokens
+def train_on_sources(
+    vocab_size: int, config: PrepareConfig, sources: list[Source], working: WorkingDirectory
+) -> PreTrainedTokenizerBase:
+    """A tokenizer trained on the documents that will be in the training split."""
 
-    @property
-    def is_enough(self) -> bool:
-        """Whether no more documents are wanted."""
-        return self._plan.max_tokens is not None and self.n_tokens >= self._plan.max_tokens
-
-    def add(self, documents: EncodedDocuments) -> int:
-        """Takes documents into the block; returns the number of their tokens.
-
-        Duplicates are left out, and so is what comes after the document that completes
-        `max_tokens`.
-        """
-        n_before = self.n_tokens
-        starts = np.cumsum(documents.lengths) - documents.lengths
-        self._counts["too_short"] += documents.n_too_short
-        for start, length, n_bytes, digest in zip(
-            starts.tolist(),
-            documents.lengths.tolist(),
-            documents.n_bytes.tolist(),
-            documents.digests,
-            strict=True,
-        ):
-            if self.is_enough:
-                break
-            if self._seen and not self._seen.is_new(digest, self._progress.n_blocks):
-                self._counts["duplicates"] += 1
-                continue
-            self._block.append((documents.ids[start : start + length], n_bytes, digest))
-            self.n_tokens += length
-        self._n_in_block += self.n_tokens - n_before
-        return self.n_tokens - n_before
-
-    def commit(self, position: dict | None, *, is_last: bool = False) -> None:
-        """Writes the block and saves the progress; afterwards a kill loses nothing of it."""
-        self._write_block()
-        if is_last:
-            for writer in self._writers.values():
-                writer.finish()
-        if self._seen:
-            self._seen.commit()
-        self._progress.splits = {name: writer.state() for name, writer in self._writers.items()}
-        self._progress.counts = dict(self._counts)
-        self._progress.n_blocks += 1
-        self._progress.position = position
-        self._progress.is_finished = is_last
-        self._working.save(self._progress)
-        for writer in self._writers.values():
-            writer.publish()
-
-    def close(self) -> None:
-        """Closes all files, of which only an error has left any open but the table of digests."""
-        for writer in self._writers.values():
-            writer.abandon()
-        if self._seen:
-            self._seen.close()
-
-    def _write_block(self) -> None:
-        """Hands each document to the writer of its split, in the order of the shuffle."""
-        block = self._block
-        if self._plan.is_shuffled:
-            entropy = np.random.SeedSequence((self._plan.encoding.seed, self._progress.n_blocks))
-            keys = entropy.generate_state(len(block), np.uint64)
-            block = [block[index] for index in np.argsort(keys, kind="stable")]
-        by_split = {split: [] for split in self._writers}
-        for document in block:
-            split = "val" if is_held_out(document[2], self._plan.val_fraction) else "train"
-            by_split[split].append(document)
-        for split, documents in by_split.items():
-            if documents:
-                self._writers[split].add(
-                    np.concatenate([ids for ids, _, _ in documents]),
-                    n_bytes=sum(n_bytes for _, n_bytes, _ in documents),
-                    n_documents=len(documents),
+    def training_documents():
+        n_characters = 0
+        for batch in stream:
+            for text in batch.documents:
+                is_used = len(text) >= config.min_characters and not is_held_out(
+                    document_digest(text, config.seed), config.val_fraction
                 )
-        self._clear_block()
+                if is_used:
+                    yield text
+                    n_characters += len(text)
+            if n_characters > TOKENIZER_CHARACTERS:
+                return
 
-    def _clear_block(self) -> None:
-        self._block: list[tuple[np.ndarray, int, bytes]] = []  # ids, UTF-8 bytes, digest
-        self._n_in_block = 0
+    with closing(open_stream(config, sources, working)) as stream:
+        progress = tqdm(
+            training_documents(),
+            desc=f"training a tokenizer of {vocab_size}",
+            unit=" documents",
+        )
+        return train_tokenizer(progress, vocab_size)
 
 
-@contextmanager
-def _encoded(
-    stream: Iterable[Batch], encoding: Encoding, num_workers: int
-) -> Iterator[Iterator[tuple[EncodedDocuments, dict]]]:
-    """The batches of the stream, encoded, in their order, each with the position behind it."""
-    if num_workers == 1:
-        _start(encoding)
-        yield ((_encode(batch.documents), batch.position) for batch in stream)
-        return
-    # Spawned on every system: forking a process that has threads may deadlock.
-    pool = ProcessPoolExecutor(
-        num_workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(encoding,),
+def finish(
+    config: PrepareConfig, sources: list[Source], working: WorkingDirectory, progress: Progress
+) -> Manifest:
+    """Writes the shards that are missing, and the manifest, and publishes the directory."""
+    tokenizer = load_tokenizer(str(working.data.absolute()))
+    if not progress.is_finished:
+        plan = Plan(
+            encoding=Encoding(
+                tokenizer_spec=tokenizer_spec(config.tokenizer, tokenizer),
+                end_of_text_id=tokenizer.eos_token_id,
+                seed=config.seed,
+                min_characters=config.min_characters,
+            ),
+            vocab_size=len(tokenizer),
+            shard_tokens=config.shard_tokens,
+            val_fraction=config.val_fraction,
+            block_tokens=config.shuffle_buffer_tokens,
+            is_shuffled=config.shuffle,
+            is_deduplicated=config.deduplicate,
+            max_tokens=config.max_tokens,
+            num_workers=config.num_workers,
+        )
+        with closing(open_stream(config, sources, working, progress.position)) as stream:
+            write_shards(stream, plan, working, progress)
+    manifest = Manifest(
+        vocab_size=len(tokenizer),
+        end_of_text_id=tokenizer.eos_token_id,
+        tokenizer={"name": config.tokenizer, "fingerprint": fingerprint(tokenizer)},
+        splits={name: Split.from_json(entry) for name, entry in progress.splits.items()},
+        arguments=config.recorded(),
+        sources=describe_sources(sources),
+        left_out=progress.counts,
     )
-    _start_workers(pool)
-    try:
-        yield _in_order(stream, pool, BATCHES_PER_WORKER * num_workers)
-    except BrokenProcessPool:
-        raise WorkerError(
-            "a worker process died, perhaps because memory ran out; what is finished is kept: run "
-            "the same command again to go on, with a lower --num_workers if it happens again"
-        ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    check_splits(manifest, config, working)
+    manifest.save(working.data)
+    working.publish()
+    return manifest
 
 
-def _start_workers(pool: ProcessPoolExecutor) -> None:
-    """Starts all workers, which inherit that they ignore Ctrl-C from their first moment on."""
-    is_main_thread = threading.current_thread() is threading.main_thread()
-    earlier = signal.signal(signal.SIGINT, signal.SIG_IGN) if is_main_thread else None
-    try:
-        pool.submit(os.getpid)
-    finally:
-        if is_main_thread:
-            signal.signal(signal.SIGINT, earlier)
-
-
-def _in_order(
-    stream: Iterable[Batch], pool: ProcessPoolExecutor, n_ahead: int
-) -> Iterator[tuple[EncodedDocuments, dict]]:
-    """Keeps `n_ahead` batches with the workers, so that they encode while this process reads."""
-    waiting = deque()
-    for batch in stream:
-        waiting.append((pool.submit(_encode, batch.documents), batch.position))
-        if len(waiting) == n_ahead:
-            future, position = waiting.popleft()
-            yield future.result(), position
-    for future, position in waiting:
-        yield future.result(), position
-
-
-_encoder: DocumentEncoder | None = None  # of this process
-_encoding: Encoding | None = None
-
-
-def _start(encoding: Encoding) -> None:
-    """Loads the tokenizer of this process."""
-    global _encoder, _encoding
-    use_one_thread()
-    _encoder = DocumentEncoder(encoding.tokenizer_spec, encoding.end_of_text_id)
-    _encoding = encoding
-
-
-def _start_worker(encoding: Encoding) -> None:
-    """Loads the tokenizer of a worker, which leaves Ctrl-C to its parent and ends with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _start(encoding)
-
-
-def _end_with_parent() -> None:
-    """Waits for the parent's end, of which a worker that waits for work would never hear."""
-    connection.wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
-
-
-def _encode(documents: list[str]) -> EncodedDocuments:
-    return encode_documents(
-        _encoder, documents, seed=_encoding.seed, min_characters=_encoding.min_characters
+def open_stream(
+    config: PrepareConfig,
+    sources: list[Source],
+    working: WorkingDirectory,
+    position: dict | None = None,
+) -> DocumentStream:
+    """The documents in the order of this configuration."""
+    return DocumentStream(
+        sources,
+        seed=config.seed if config.shuffle else None,
+        downloads=working.downloads,
+        limit_documents=config.limit_documents,
+        # Several batches to a block, whose characters are some four times its tokens.
+        batch_characters=min(BATCH_CHARACTERS, max(1, config.shuffle_buffer_tokens // 2)),
+        position=position,
     )
+
+
+def check_splits(manifest: Manifest, config: PrepareConfig, working: WorkingDirectory) -> None:
+    """Refuses a data set without documents, or without validation documents if some were asked."""
+    n_documents = sum(split.n_documents for split in manifest.splits.values())
+    for name, split in manifest.splits.items():
+        if split.n_documents:
+            continue
+        working.remove()
+        if n_documents == 0:
+            raise SourceError(f"{config.dataset}: expected documents, found none")
+        raise SourceError(
+            f"{config.dataset}: expected documents in both splits, found none of "
+            f"{n_documents} in {name!r} at --val_fraction {config.val_fraction}; change it, "
+            f"--seed, or give more documents (0 holds none out)"
+        )

@@ -19,8 +19,8 @@ sys.path.insert(0, str(REPOSITORY))  # the scripts stand beside the package, not
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory) -> Path:
     """A data directory of some 50,000 tokens: docstrings of a few standard modules, 300 entries."""
-    from modeling_gpt2scratch.data_preparation import prepare
     from modeling_gpt2scratch.docstrings import docstrings_of
+    from modeling_gpt2scratch.preparation import prepare
     from modeling_gpt2scratch.prepare_config import PrepareConfig
 
     standard_library = Path(sysconfig.get_path("stdlib"))

@@ -15,9 +15,9 @@ from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
 from datatrove.pipeline.readers import ParquetReader
 
 from modeling_gpt2scratch import datatrove_steps
-from modeling_gpt2scratch.data_preparation import prepare
 from modeling_gpt2scratch.datatrove_steps import MergeManifests, ShardWriterStep
 from modeling_gpt2scratch.document_encoder import document_digest, is_held_out
+from modeling_gpt2scratch.preparation import prepare
 from modeling_gpt2scratch.prepare_config import PrepareConfig
 from modeling_gpt2scratch.shard_verification import problems_of
 from modeling_gpt2scratch.token_shards import Manifest, ShardError, read_shard

@@ -26,7 +26,7 @@ ALLOWED = {
     "row_filters.py": {"yaml", ".source_error"},
     "row_readers.py": {"pyarrow", ".row_filters", ".source_error"},
     "text_files.py": {".row_filters", ".row_readers", ".source_error"},
-    "docstrings.py": {"tqdm", ".atomic_files", ".row_readers"},
+    "docstrings.py": {"tqdm", ".atomic_files", ".row_readers", ".worker_pool"},
     "hub_retries.py": {"huggingface_hub", "tenacity", "tqdm", ".source_error"},
     "hub_files.py": {"datasets", "huggingface_hub", "tqdm", ".hub_retries", ".source_error"},
     "hub_stream.py": {"datasets", ".hub_retries", ".row_filters", ".source_error"},
@@ -44,15 +44,16 @@ ALLOWED = {
         *(".token_shards", ".tokenization"),
     },
     "preparation_progress.py": {"filelock", ".atomic_files"},
-    "preparation.py": {
+    # The stream only for its type: workers must not load it.
+    "worker_pool.py": {".document_encoder", ".document_stream"},
+    "block_writer.py": {
         *("numpy", "tqdm", ".document_encoder", ".document_stream", ".preparation_progress"),
-        ".split_writer",
+        *(".split_writer", ".worker_pool"),
     },
-    "data_preparation.py": {
-        *("tqdm", "transformers", ".document_encoder", ".document_stream", ".hub_files"),
-        ".preparation",
-        *(".preparation_progress", ".prepare_config", ".row_filters", ".source_error"),
-        *(".text_sources", ".token_shards", ".tokenization"),
+    "preparation.py": {
+        *("tqdm", "transformers", ".block_writer", ".document_encoder", ".document_stream"),
+        *(".hub_files", ".preparation_progress", ".prepare_config", ".row_filters"),
+        *(".source_error", ".text_sources", ".token_shards", ".tokenization", ".worker_pool"),
     },
     # The last is imported only if it runs as a program.
     "token_shards.py": {"numpy", ".atomic_files", ".shard_tools"},
@@ -163,7 +164,7 @@ def test_preparing_data_knows_neither_the_model_nor_the_training():
     tree = ast.parse((REPOSITORY / "prepare_data.py").read_text(encoding="utf-8"))
     modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     used = {name.removeprefix(f"{PACKAGE}.") for name in modules if name.startswith(PACKAGE)}
-    assert used == {"command_line", "data_preparation", "prepare_config", "shard_publishing"}
+    assert used == {"command_line", "preparation", "prepare_config", "shard_publishing"}
 
 
 def test_evaluate_is_no_package_and_shadows_no_library():

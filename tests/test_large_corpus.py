@@ -18,7 +18,7 @@ WORDS = ("the", "of", "and", "to", "in", "that", "was", "his", "he", "it", "with
 # Each in a process of its own, whose peak is that of the work alone.
 PREPARE = """
 import json, sys
-from modeling_gpt2scratch.data_preparation import prepare
+from modeling_gpt2scratch.preparation import prepare
 from modeling_gpt2scratch.prepare_config import PrepareConfig
 
 prepare(PrepareConfig(**json.loads(sys.argv[1])))

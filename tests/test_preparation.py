@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import random
 import sqlite3
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -14,16 +16,16 @@ import pytest
 from tiny_corpus import fables, write_jsonl
 from transformers import AutoTokenizer
 
-from modeling_gpt2scratch import data_preparation, preparation
-from modeling_gpt2scratch.data_preparation import prepare
-from modeling_gpt2scratch.preparation_progress import ProgressError, WorkingDirectory
+from modeling_gpt2scratch import preparation, worker_pool
+from modeling_gpt2scratch.preparation import prepare
+from modeling_gpt2scratch.preparation_progress import ProgressError, SeenDocuments, WorkingDirectory
 from modeling_gpt2scratch.prepare_config import PrepareConfig
 from modeling_gpt2scratch.source_error import SourceError
 from modeling_gpt2scratch.tokenization import train_tokenizer
 
 # Processes that begin with everything imported, so that killing twenty takes seconds.
 forkserver = multiprocessing.get_context("forkserver")
-forkserver.set_forkserver_preload(["modeling_gpt2scratch.data_preparation"])
+forkserver.set_forkserver_preload(["modeling_gpt2scratch.preparation"])
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +179,16 @@ def is_running(pid):
         return False
 
 
+def test_a_worker_loads_neither_torch_nor_transformers_nor_what_reads_files():
+    program = "import sys, modeling_gpt2scratch.worker_pool; print(*sys.modules)"
+    finished = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    loaded = set(finished.stdout.split())
+    assert "modeling_gpt2scratch.document_encoder" in loaded
+    assert loaded.isdisjoint({"torch", "transformers", "datasets", "pyarrow", "huggingface_hub"})
+
+
 @pytest.mark.parametrize("num_workers", [2, 4])
 def test_the_files_do_not_depend_on_the_number_of_workers(configure, tmp_path, num_workers):
     prepare(configure(output_dir=str(tmp_path / "one"), deduplicate=True))
@@ -247,8 +259,8 @@ def test_two_preparations_of_one_directory_do_not_meet(configure, tmp_path):
 
 
 def test_a_worker_that_dies_ends_in_one_line(configure, monkeypatch, tmp_path):
-    monkeypatch.setattr(preparation, "_encode", _die)
-    with pytest.raises(preparation.WorkerError, match="a worker process died"):
+    monkeypatch.setattr(worker_pool, "_encode", _die)
+    with pytest.raises(worker_pool.WorkerError, match="a worker process died"):
         prepare(configure(num_workers=2))
 
 
@@ -294,8 +306,6 @@ def test_copies_are_left_out_and_counted(configure, tmp_path):
 
 
 def test_what_a_killed_run_has_seen_later_is_no_duplicate(tmp_path):
-    from modeling_gpt2scratch.preparation_progress import SeenDocuments
-
     path = tmp_path / "seen.sqlite"
     seen = SeenDocuments(path, n_blocks=0)
     assert [seen.is_new(digest, 0) for digest in (b"a", b"b", b"a")] == [True, True, False]
@@ -355,7 +365,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
     class Usage:
         free = 1000
 
-    monkeypatch.setattr(data_preparation.shutil, "disk_usage", lambda path: Usage)
+    monkeypatch.setattr(preparation.shutil, "disk_usage", lambda path: Usage)
     with pytest.raises(OSError, match=r"expected about 0\.0 GB of free space.*ignore_free_space"):
         prepare(configure())
     assert list(tmp_path.iterdir()) == []
