@@ -27,6 +27,7 @@ from .hub_retries import (
     Retries,
     one_line,
     temporary_cause,
+    unreadable,
     with_retries,
 )
 from .source_error import SourceError
@@ -43,12 +44,7 @@ WIKITEXT_TITLE = r"^ = [^=].* = \n?$"
 
 @dataclass(frozen=True)
 class Preset:
-    """A data set under a short name.
-
-    The numbers of tokens are the publishers' and only for help texts: FineWeb's and FineWeb-Edu's
-    data set cards say "around 10B gpt2 tokens" of sample-10BT and 100B of sample-100BT; nanoGPT's
-    preparation script counts 9,035,582,198 + 4,434,897 GPT-2 tokens in OpenWebText.
-    """
+    """A data set under a short name."""
 
     repository: str
     subset: str | None = None
@@ -56,15 +52,14 @@ class Preset:
     # Where rows are lines: a regular expression for the row that begins a new document.
     document_start: str | None = None
     revision: str | None = None
-    tokens: str | None = None  # roughly, in words
 
 
 PRESETS = {
-    "fineweb-edu-10B": Preset("HuggingFaceFW/fineweb-edu", "sample-10BT", tokens="10 billion"),
-    "fineweb-10B": Preset("HuggingFaceFW/fineweb", "sample-10BT", tokens="10 billion"),
-    "fineweb-edu-100B": Preset("HuggingFaceFW/fineweb-edu", "sample-100BT", tokens="100 billion"),
+    "fineweb-edu-10B": Preset("HuggingFaceFW/fineweb-edu", "sample-10BT"),
+    "fineweb-10B": Preset("HuggingFaceFW/fineweb", "sample-10BT"),
+    "fineweb-edu-100B": Preset("HuggingFaceFW/fineweb-edu", "sample-100BT"),
     "tinystories": Preset("roneneldan/TinyStories"),
-    "openwebtext": Preset("Skylion007/openwebtext", tokens="9 billion"),
+    "openwebtext": Preset("Skylion007/openwebtext"),
     "wikitext-103": Preset(
         "Salesforce/wikitext", "wikitext-103-raw-v1", document_start=WIKITEXT_TITLE
     ),
@@ -175,10 +170,7 @@ def list_files(
     except SourceError:
         raise
     except Exception as error:  # of the network, the file system, or any file format
-        raise SourceError(
-            f"{repository}: expected a data set of the Hub that can be read, found "
-            f"{type(error).__name__}: {one_line(error)}"
-        ) from error
+        raise unreadable(repository, error) from error
 
 
 def remove_partial_downloads(directory: Path) -> None:

@@ -125,6 +125,14 @@ def one_line(error: BaseException) -> str:
     return f"{message[:MAX_MESSAGE_CHARACTERS]} ..."
 
 
+def unreadable(repository: str, error: BaseException) -> SourceError:
+    """The error for a data set that cannot be read for whatever reason."""
+    return SourceError(
+        f"{repository}: expected a data set of the Hub that can be read, found "
+        f"{type(error).__name__}: {one_line(error)}"
+    )
+
+
 def _final_reason(error: Exception, n_tries: int, hints: Mapping[int, str]) -> str | None:
     """Why a request failed for good and what to do; None if the Hub has nothing to do with it."""
     cause = temporary_cause(error)

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .hub_retries import one_line
+from .hub_retries import unreadable
 from .row_filters import Condition
+from .row_readers import RowRules
 from .source_error import SourceError
 
 
@@ -72,6 +73,7 @@ def read_documents(
     # Only this source needs the library, which takes a second to import.
     import datasets
 
+    rules = RowRules(text_column=text_column, where=tuple(where))
     try:
         rows = datasets.load_dataset(
             repository, subset, split=split, streaming=True, revision=revision
@@ -80,25 +82,9 @@ def read_documents(
         with contextlib.closing(iter(rows.skip(skip_rows))) as iterator:
             for n_rows, row in enumerate(iterator, start=skip_rows + 1):
                 place = f"{repository}: row {n_rows}"
-                if not all(condition.holds(row, place) for condition in where):
-                    continue
-                text = row.get(text_column)
-                if not isinstance(text, str):
-                    raise SourceError(_no_column(place, text_column, row))
-                if text:
+                if rules.counts(row, place) and (text := rules.text_of(row, place)):
                     yield n_rows, text
     except SourceError:
         raise
     except Exception as error:  # of the network, the file system, or any file format
-        raise SourceError(
-            f"{repository}: expected a data set of the Hub that can be read, found "
-            f"{type(error).__name__}: {one_line(error)}"
-        ) from error
-
-
-def _no_column(place: str, text_column: str, row: dict) -> str:
-    """The message for a row without text in the column."""
-    found = f"columns {sorted(map(str, row))}"
-    if text_column in row:
-        found = f"a {type(row[text_column]).__name__} there"
-    return f"{place}: expected text in column {text_column!r}, found {found}; see --text_column"
+        raise unreadable(repository, error) from error

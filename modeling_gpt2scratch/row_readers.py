@@ -29,16 +29,12 @@ CHUNK_BYTES = 1 << 20  # read from a file, or turned into Python's strings, at a
 MAX_BATCH_ROWS = 4096
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What is asked of a reader; `name` stands for the file in messages."""
+@dataclass(frozen=True, kw_only=True)
+class RowRules:
+    """Which rows of a table are documents, and where their text is."""
 
-    path: Path
-    name: str
     text_column: str
-    where: tuple[Condition, ...]
-    skip_rows: int
-    by_lines: bool
+    where: tuple[Condition, ...] = ()
 
     def counts(self, row: Mapping[str, object], place: str) -> bool:
         """Whether the row satisfies all conditions."""
@@ -66,6 +62,16 @@ class Reading:
             f"{place}: expected text in column {self.text_column!r}, found {found}; "
             "see --text_column"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading(RowRules):
+    """What is asked of a reader; `name` stands for the file in messages."""
+
+    path: Path
+    name: str
+    skip_rows: int = 0
+    by_lines: bool = False
 
 
 def reader_of(name: str) -> Callable[[Reading], Iterator[tuple[int, str]]] | None:

@@ -95,7 +95,16 @@ def read_documents(
     if reader is None:
         raise _unknown_kind(name)
     by_lines = document_start is not None
-    rows = reader(Reading(path, name, text_column, tuple(where), skip_rows, by_lines))
+    rows = reader(
+        Reading(
+            path=path,
+            name=name,
+            text_column=text_column,
+            where=tuple(where),
+            skip_rows=skip_rows,
+            by_lines=by_lines,
+        )
+    )
     if document_start is not None:
         try:
             starts = re.compile(document_start).match

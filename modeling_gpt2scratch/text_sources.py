@@ -127,7 +127,7 @@ def describe_files(sources: Sequence[Source]) -> list[list]:
     """What identifies the input, as JSON values: an unfinished preparation goes on with no other.
 
     Returns:
-        Name, size and version of each file: the commit of a file of the Hub, the time of the last
+        Name, size and version of each file: the checksum of a file of the Hub, the time of the last
         change of a local one.
     """
     return [
@@ -135,9 +135,11 @@ def describe_files(sources: Sequence[Source]) -> list[list]:
     ]
 
 
-def _version(file: File) -> str | int:
+def _version(file: File) -> str | int | None:
     if isinstance(file, LocalFile):
         return file.path.stat().st_mtime_ns
+    if isinstance(file, HubFile):  # a new commit may well have left the file as it was
+        return file.sha256 or file.blob_id
     return file.revision
 
 

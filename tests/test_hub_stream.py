@@ -59,7 +59,7 @@ def test_another_split_is_streamed(read):
     ("content", "message"),
     [
         (b'{"story": "a"}\n', "row 1: expected text in column 'text', found columns ['story']"),
-        (jsonl("a", None), "row 2: expected text in column 'text', found a NoneType there"),
+        (jsonl("a", None), "row 2: expected text in column 'text', found null; --where"),
         (b"[", "expected a data set of the Hub that can be read, found "),
     ],
     ids=["no column", "null", "damaged"],

@@ -15,8 +15,9 @@ from table_files import DOCUMENTS, jsonl, parquet_table, written
 
 from modeling_gpt2scratch import text_sources
 from modeling_gpt2scratch.document_stream import DocumentStream
+from modeling_gpt2scratch.hub_files import HubFile
 from modeling_gpt2scratch.source_error import SourceError
-from modeling_gpt2scratch.text_sources import open_sources
+from modeling_gpt2scratch.text_sources import Source, describe_files, open_sources
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -60,6 +61,15 @@ def test_a_name_that_leads_nowhere_is_compared_with_the_presets(tmp_path, monkey
         "fineweb-edu-10b: the Hub answered 404 Not Found; there is no file or folder of that name, "
         "either; did you mean fineweb-edu-10B?"
     )
+
+
+def test_a_file_of_the_hub_is_the_same_after_a_commit_that_left_it_alone():
+    def described(revision, sha256):
+        file = HubFile("a.parquet", 10, "aesop/fables", revision=revision, sha256=sha256)
+        return describe_files([Source("aesop/fables", [file])])
+
+    assert described("1" * 40, "a" * 64) == described("2" * 40, "a" * 64)
+    assert described("1" * 40, "a" * 64) != described("1" * 40, "b" * 64)
 
 
 @settings(max_examples=40, deadline=None)
@@ -119,7 +129,8 @@ import json, pathlib, sys
 from modeling_gpt2scratch.source_error import SourceError
 from modeling_gpt2scratch import text_sources
 from modeling_gpt2scratch.document_stream import DocumentStream
-from modeling_gpt2scratch.text_sources import open_sources
+from modeling_gpt2scratch.hub_files import HubFile
+from modeling_gpt2scratch.text_sources import Source, describe_files, open_sources
 try:
     sources = open_sources(sys.argv[1], subset=json.loads(sys.argv[2]))
     downloads = pathlib.Path(sys.argv[3])
