@@ -556,9 +556,14 @@ def test_ctrl_c_ends_in_one_line_and_the_same_command_then_succeeds(tmp_path, ru
     out = tmp_path / "out"
     flags = ("--tokenizer", saved_tokenizer, "--shuffle_buffer_tokens", "1000")
     command = command_line("--dataset", dataset, "--output_dir", out, *flags)
-    # A group of its own gets the signal, as all processes of a terminal do.
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    # Libraries may swallow the signal while they are imported; shards are written after that.
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # all of its processes get the signal, as those of a terminal do
+        # A shell that runs the tests in the background lets them, and what they start, ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not list(tmp_path.glob(".out.partial/data/.train_*.partial")):
         assert process.poll() is None, "the run ended before it could be interrupted"
         time.sleep(0.002)
