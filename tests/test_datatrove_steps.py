@@ -13,6 +13,7 @@ import dill
 from datatrove.data import Document
 from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
 from datatrove.pipeline.readers import ParquetReader
+from tiny_corpus import stream
 
 from modeling_gpt2scratch import datatrove_steps
 from modeling_gpt2scratch.datatrove_steps import MergeManifests, ShardWriterStep
@@ -20,7 +21,7 @@ from modeling_gpt2scratch.document_encoder import document_digest, is_held_out
 from modeling_gpt2scratch.preparation import prepare
 from modeling_gpt2scratch.prepare_config import PrepareConfig
 from modeling_gpt2scratch.shard_verification import problems_of
-from modeling_gpt2scratch.token_shards import Manifest, ShardError, read_shard
+from modeling_gpt2scratch.token_shards import Manifest, ShardError
 from modeling_gpt2scratch.tokenization import load_tokenizer, train_tokenizer
 
 SUBJECTS = ("the fox", "the crow", "a naïve café", "狐", "<|endoftext|>", "the 🐈")
@@ -65,15 +66,6 @@ def run(pipeline, logs, **options):
 def documents(texts):
     """What a reader hands on."""
     return (Document(text=text, id=str(index)) for index, text in enumerate(texts))
-
-
-def stream(directory, split):
-    manifest = Manifest.load(directory)
-    shards = [
-        read_shard(directory / e.file, n_tokens=e.n_tokens, vocab_size=manifest.vocab_size)
-        for e in manifest.splits[split].shards
-    ]
-    return np.concatenate(shards).tolist()
 
 
 def texts_of(directory, split):

@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from tiny_corpus import stream
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -18,7 +19,7 @@ from modeling_gpt2scratch.part_manifests import Part
 from modeling_gpt2scratch.shard_conversion import byte_lengths
 from modeling_gpt2scratch.shard_tools import main
 from modeling_gpt2scratch.split_writer import SplitWriter
-from modeling_gpt2scratch.token_shards import Manifest, read_shard
+from modeling_gpt2scratch.token_shards import Manifest
 from modeling_gpt2scratch.tokenization import fingerprint, train_tokenizer
 
 CORPUS = ["the cat sat on the mat", "a naïve café: “the mat”", "the dog sat and sat"] * 3
@@ -99,16 +100,6 @@ def write_ours(directory, tokenizer, *, shard_tokens=40, val=()):
 def ours(tmp_path, tokenizer):
     write_ours(tmp_path / "ours", tokenizer, val=CORPUS[:2])
     return tmp_path / "ours"
-
-
-def stream(directory, split):
-    """The ids of a split."""
-    manifest = Manifest.load(directory)
-    shards = [
-        read_shard(directory / e.file, n_tokens=e.n_tokens, vocab_size=manifest.vocab_size)
-        for e in manifest.splits[split].shards
-    ]
-    return np.concatenate(shards).tolist()
 
 
 def names_in(directory):

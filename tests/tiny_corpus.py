@@ -1,7 +1,11 @@
-"""Documents for tests of the preparation."""
+"""Documents for tests of the preparation, and the ids that became of them."""
 
 import json
 import random
+
+import numpy as np
+
+from modeling_gpt2scratch.token_shards import Manifest, read_shard
 
 WORDS = ["ant", "grain", "winter", "song", "cicada", "store", "sing", "summer", "hungry", "dry"]
 
@@ -20,3 +24,13 @@ def write_jsonl(path, documents):
     """The path, now of a file with these documents."""
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
     return path
+
+
+def stream(directory, split):
+    """The ids of a split."""
+    manifest = Manifest.load(directory)
+    shards = [
+        read_shard(directory / e.file, n_tokens=e.n_tokens, vocab_size=manifest.vocab_size)
+        for e in manifest.splits[split].shards
+    ]
+    return np.concatenate(shards).tolist()
