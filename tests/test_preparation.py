@@ -99,7 +99,13 @@ def interrupt_after(monkeypatch, name, n_calls, error=Interruption):
 
 @pytest.mark.slow
 def test_a_preparation_killed_twenty_times_ends_in_the_same_files(configure, tmp_path):
-    small_blocks = partial(configure, deduplicate=True, shuffle_buffer_tokens=2000)
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for i in range(6):  # some 280 blocks, of which a run that is killed makes a few
+        write_jsonl(corpus / f"{i}.jsonl", fables(2500, seed=i))
+    small_blocks = partial(
+        configure, dataset=str(corpus), deduplicate=True, shuffle_buffer_tokens=2000
+    )
     expected = prepare(small_blocks(output_dir=str(tmp_path / "whole")))
     generator = random.Random(0)
     working = WorkingDirectory(tmp_path / "out")
@@ -129,7 +135,7 @@ def test_a_preparation_killed_twenty_times_ends_in_the_same_files(configure, tmp
     # Shards that were finished before the last kill were not written again.
     for path, modified in finished.items():
         assert (tmp_path / "out" / path.name).stat().st_mtime_ns == modified
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "out", "whole"]
 
 
 def blocks_of(working):
