@@ -165,7 +165,7 @@ class SeenDocuments:
     def __init__(self, path: Path, *, n_blocks: int):
         self._connection = sqlite3.connect(path)
         self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute("PRAGMA synchronous = NORMAL")
+        self._connection.execute("PRAGMA synchronous = FULL")
         self._connection.execute(f"PRAGMA cache_size = -{SQLITE_CACHE_KIB}")
         self._connection.execute(
             "CREATE TABLE IF NOT EXISTS seen "
