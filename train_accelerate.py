@@ -91,7 +91,7 @@ def train(config: TrainConfig) -> None:
     metrics = JsonlTracker(Path(config.output_dir) / METRICS_NAME, resume_step=start_step)
     accelerator = make_accelerator(
         mixed_precision=config.mixed_precision,
-        trackers=[metrics] + [config.report_to] * (config.report_to != "none"),
+        trackers=[metrics, *config.report_to],
         project_dir=config.output_dir,
     )
     with contextlib.closing(data), closing(accelerator):
@@ -116,7 +116,7 @@ def train_from(
     model, tokenizer = make_model(config, data)
     if checkpoint:
         checkpointing.load_weights(checkpoint, model)
-    if config.compile:
+    if config.compile == "model":
         model.compile()  # in place: the parameters keep their names
     optimizer = adamw(model, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
     wrapped_model, wrapped_optimizer = accelerator.prepare(model, optimizer)

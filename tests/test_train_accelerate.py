@@ -252,7 +252,7 @@ def test_a_compiled_model_is_saved_under_its_own_names(small_data, tmp_path, mon
         pytest.skip("torch.compile needs a C++ compiler on the CPU, and there is no g++")
     options = {"n_layer": 1, "max_steps": 2, "eval_every": 0, "dropout": 0}
     output_dir, eager = tmp_path / "compiled", tmp_path / "eager"
-    process = launch(*flags(small_data, output_dir, **options), "--compile")
+    process = launch(*flags(small_data, output_dir, **options, compile="model"))
     assert process.returncode == 0, process.stderr
     assert run_here(monkeypatch, *flags(small_data, eager, **options)) == 0
     assert curve(output_dir)[2] == pytest.approx(curve(eager)[2], abs=1e-4)
