@@ -28,7 +28,7 @@ from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM, chec
 from modeling_gpt2scratch.checkpointing import CheckpointError
 from modeling_gpt2scratch.command_line import parse_config
 from modeling_gpt2scratch.metrics import METRICS_NAME, JsonlTracker, Throughput
-from modeling_gpt2scratch.optimization import adamw, learning_rate_at, set_learning_rate
+from modeling_gpt2scratch.optimization import make_optimizer, set_learning_rate
 from modeling_gpt2scratch.prefetcher import Prefetcher, StreamError
 from modeling_gpt2scratch.processes import (
     LaunchError,
@@ -41,6 +41,7 @@ from modeling_gpt2scratch.processes import (
     require_agreement,
 )
 from modeling_gpt2scratch.run_directory import find_resume_point, make_output_dir
+from modeling_gpt2scratch.schedules import learning_rate_at
 from modeling_gpt2scratch.shard_loader import ShardLoader, TokenWindows
 from modeling_gpt2scratch.token_shards import ShardError
 from modeling_gpt2scratch.tokenization import TokenizerError
@@ -118,7 +119,13 @@ def train_from(
         checkpointing.load_weights(checkpoint, model)
     if config.compile == "model":
         model.compile()  # in place: the parameters keep their names
-    optimizer = adamw(model, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = make_optimizer(
+        model,
+        name=config.optimizer,
+        learning_rate=config.learning_rate,
+        muon_learning_rate=config.muon_learning_rate,
+        weight_decay=config.weight_decay,
+    )
     wrapped_model, wrapped_optimizer = accelerator.prepare(model, optimizer)
     if checkpoint:
         checkpointing.load_optimizer(checkpoint, model, optimizer)
@@ -188,10 +195,12 @@ def run_steps(run: Run, *, start_step: int) -> int:
     for step in progress:
         learning_rate = learning_rate_at(
             step,
+            schedule=config.schedule,
             peak=config.learning_rate,
             floor=config.min_learning_rate,
             warmup_steps=config.warmup_steps,
             max_steps=config.max_steps,
+            decay_steps=config.decay_steps,
         )
         waited_before = run.batches.waited_seconds
         loss, grad_norm = train_step(run, step, learning_rate)
@@ -237,7 +246,7 @@ def train_step(run: Run, step: int, learning_rate: float) -> tuple[Tensor, Tenso
     # Dropout, too, is a function of the step, so that a resumed run needs no saved random state.
     entropy = np.random.SeedSequence((config.seed, step, accelerator.process_index))
     torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
-    set_learning_rate(run.optimizer, learning_rate)
+    set_learning_rate(run.optimizer, learning_rate / config.learning_rate)
 
     loss = torch.zeros((), device=accelerator.device)
     for _ in range(run.loader.micro_steps):
