@@ -1,12 +1,15 @@
 """Draws loss curves: `python -m modeling_gpt2scratch.loss_plot --runs DIR --output loss.png`."""
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from .command_line import argument, parse_config
 from .metrics import METRICS_NAME, read_metrics
+from .train_config import CONFIG_NAME
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,7 @@ class PlotConfig:
 
     runs: list[str] = argument("output directories of train_accelerate.py")
     output: str = argument("picture to write; its ending decides the format")
+    x: Literal["step", "tokens"] = argument("what losses are drawn over", default="step")
 
 
 class PlotError(ValueError):
@@ -25,17 +29,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parses, draws, and turns what is wrong with the input into one line and an exit code."""
     config = parse_config(PlotConfig, description=__doc__, argv=argv)
     try:
-        draw_losses([Path(run) for run in config.runs], Path(config.output))
+        draw_losses([Path(run) for run in config.runs], Path(config.output), x=config.x)
     except (PlotError, OSError) as error:
         sys.exit(f"loss_plot.py: error: {error}")
 
 
-def draw_losses(runs: Sequence[Path], output: Path) -> None:
+def draw_losses(runs: Sequence[Path], output: Path, *, x: str = "step") -> None:
     """Writes a picture: one line per run for the training loss, and dots for the validation loss.
 
     Args:
         runs: output directories of the training script; several are told apart by their names.
         output: the picture; its ending decides the format.
+        x: "step", or "tokens" for runs whose steps have different numbers of them.
 
     Raises:
         PlotError: without matplotlib, without losses, or if there is no such format.
@@ -49,19 +54,20 @@ def draw_losses(runs: Sequence[Path], output: Path) -> None:
     axes = figure.subplots()
     for run, rows in zip(runs, logged, strict=True):
         name = f"{run.name}: " if len(runs) > 1 else ""
-        steps = [row["step"] for row in rows]
+        unit = _tokens_per_step(run) if x == "tokens" else 1
+        steps = [row["step"] * unit for row in rows]
         losses = [row["loss"] for row in rows]
         (line,) = axes.plot(steps, losses, linewidth=1, alpha=0.6, label=f"{name}training")
         measured = [row for row in rows if "eval_loss" in row]
         axes.plot(
-            [row["step"] for row in measured],
+            [row["step"] * unit for row in measured],
             [row["eval_loss"] for row in measured],
             "o-",
             markersize=4,
             color=line.get_color(),
             label=f"{name}validation",
         )
-    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.set(xlabel=x, ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
     try:
@@ -80,6 +86,15 @@ def _losses(run: Path) -> list[dict]:
     if not rows:
         raise PlotError(f"{path}: expected logged steps of a run, found none")
     return rows
+
+
+def _tokens_per_step(run: Path) -> int:
+    """As the run's arguments say."""
+    path = run / CONFIG_NAME
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["total_batch_tokens"]
+    except (ValueError, KeyError) as error:
+        raise PlotError(f"{path}: expected total_batch_tokens, found none; {error}") from error
 
 
 if __name__ == "__main__":

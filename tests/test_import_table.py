@@ -114,7 +114,7 @@ ALLOWED = {
     "metrics.py": {"accelerate", ".atomic_files"},
     "validation.py": {"accelerate", "numpy", "torch", "transformers", ".shard_loader"},
     "train_config.py": {".atomic_files", ".command_line", ".mixture"},
-    "loss_plot.py": {"matplotlib", ".command_line", ".metrics"},
+    "loss_plot.py": {"matplotlib", ".command_line", ".metrics", ".train_config"},
     "run_records.py": {
         *("huggingface_hub", ".metrics", ".run_directory"),
         *(".docstrings", ".row_readers", ".token_shards", ".train_config"),
