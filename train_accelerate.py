@@ -24,10 +24,12 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM, checkpointing
+from modeling_gpt2scratch import GPT2ScratchForCausalLM, checkpointing
 from modeling_gpt2scratch.checkpointing import CheckpointError
 from modeling_gpt2scratch.command_line import parse_config
+from modeling_gpt2scratch.initial_weights import InitialWeightsError
 from modeling_gpt2scratch.metrics import METRICS_NAME, JsonlTracker, Throughput
+from modeling_gpt2scratch.model_making import make_model
 from modeling_gpt2scratch.optimization import adamw, learning_rate_at, set_learning_rate
 from modeling_gpt2scratch.prefetcher import Prefetcher, StreamError
 from modeling_gpt2scratch.processes import (
@@ -55,8 +57,8 @@ class DivergenceError(RuntimeError):
 
 # What the user can mend, and therefore sees as one line.
 EXPECTED_ERRORS = (
-    *(LaunchError, ShardError, TokenizerError, CheckpointError, DivergenceError),
-    OSError,
+    *(LaunchError, ShardError, TokenizerError, InitialWeightsError, CheckpointError),
+    *(DivergenceError, OSError),
 )
 
 
@@ -113,7 +115,8 @@ def train_from(
     accelerator.gradient_accumulation_steps = loader.micro_steps
 
     torch.manual_seed(config.seed)  # the same weights on every rank
-    model, tokenizer = make_model(config, data)
+    tokenizer = data.tokenizer()
+    model = make_model(config, manifest=data.manifest, tokenizer=tokenizer)
     if checkpoint:
         checkpointing.load_weights(checkpoint, model)
     if config.compile == "model":
@@ -326,29 +329,6 @@ def save_checkpoint(run: Run, step: int) -> None:
 def is_due(every: int, step: int, is_last: bool) -> bool:
     """Whether something that happens every so many steps, and at the end, happens now."""
     return every > 0 and (is_last or step % every == 0)
-
-
-def make_model(
-    config: TrainConfig, data: TrainingData
-) -> tuple[GPT2ScratchForCausalLM, PreTrainedTokenizerBase]:
-    """A freshly initialised model for the tokenizer of the data, and that tokenizer."""
-    tokenizer, manifest = data.tokenizer(), data.manifest
-    tokenizer.model_max_length = config.n_positions
-    model_config = GPT2ScratchConfig(
-        vocab_size=manifest.vocab_size,
-        n_positions=config.n_positions,
-        n_embd=config.n_embd,
-        n_layer=config.n_layer,
-        n_head=config.n_head,
-        resid_pdrop=config.dropout,
-        embd_pdrop=config.dropout,
-        attn_pdrop=config.dropout,
-        bos_token_id=manifest.end_of_text_id,
-        eos_token_id=manifest.end_of_text_id,
-    )
-    model = GPT2ScratchForCausalLM(model_config)
-    model.generation_config.pad_token_id = manifest.end_of_text_id
-    return model, tokenizer
 
 
 def print_banner(run: Run, *, start_step: int) -> None:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from .atomic_files import require_free
 from .command_line import argument, check_numbers
+from .initial_weights import SIZES, stored_sizes
 from .mixture import parse_mixture
 
 CONFIG_NAME = "train_config.json"
@@ -170,9 +171,12 @@ class TrainConfig:
     overwrite: bool = argument("delete the run in output_dir first", default=False)
 
     def __post_init__(self):
-        for name, size in MODEL_SIZES[self.model].items():
+        sizes = stored_sizes(self.init_from) if self.init_from else MODEL_SIZES[self.model]
+        for name, size in sizes.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, size)
+            elif self.init_from:
+                _refuse_another_size(self, name, size)
         if self.sequence_length is None:
             object.__setattr__(self, "sequence_length", self.n_positions)
         if self.min_learning_rate is None:
@@ -217,14 +221,25 @@ class TrainConfig:
 
         It may not change within a run.
         """
-        sizes = ("n_layer", "n_head", "n_embd", "n_positions")
         return {
-            "model": {name: getattr(self, name) for name in sizes},
+            "model": {name: getattr(self, name) for name in SIZES},
+            "init_from": self.init_from,
             "sequence_length": self.sequence_length,
             "total_batch_tokens": self.total_batch_tokens,
             "dropout": self.dropout,
             "seed": self.seed,
         }
+
+
+def _refuse_another_size(config: TrainConfig, name: str, stored: int) -> None:
+    """Weights have the size that they have; only positions can be left out."""
+    found = getattr(config, name)
+    if found != stored and not (name == "n_positions" and found < stored):
+        bound = f"of at most {stored}" if name == "n_positions" else f"of {stored}"
+        raise ValueError(
+            f"expected --{name} {bound}, as in --init_from {config.init_from}, found {found}; "
+            f"leave it out"
+        )
 
 
 def _micro_batch_size(value: str | int) -> str | int:

@@ -109,7 +109,15 @@ ALLOWED = {
     "run_directory.py": {".atomic_files", ".checkpointing", ".train_config"},
     "metrics.py": {"accelerate", ".atomic_files"},
     "validation.py": {"accelerate", "numpy", "torch", "transformers", ".shard_loader"},
-    "train_config.py": {".atomic_files", ".command_line", ".mixture"},
+    "train_config.py": {".atomic_files", ".command_line", ".initial_weights", ".mixture"},
+    "initial_weights.py": {
+        *("torch", "transformers", ".configuration_gpt2scratch", ".modeling_gpt2scratch"),
+        *(".token_shards", ".tokenization"),
+    },
+    "model_making.py": {
+        *("transformers", ".configuration_gpt2scratch", ".initial_weights"),
+        *(".modeling_gpt2scratch", ".token_shards", ".train_config"),
+    },
     "loss_plot.py": {"matplotlib", ".command_line", ".metrics"},
     "run_records.py": {
         *("huggingface_hub", ".metrics", ".run_directory"),
