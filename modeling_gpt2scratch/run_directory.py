@@ -1,16 +1,21 @@
 """The directory of a run: which checkpoint it continues from, what may be replaced, its records."""
 
+import contextlib
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from accelerate import PartialState
 
 from .atomic_files import require_free, write_file, write_json
 from .checkpointing import CheckpointError, find_checkpoint
 from .train_config import CONFIG_NAME, TrainConfig
+from .training_progress import TrainingProgress
 
 DATA_MANIFEST_NAME = "data_manifest.json"  # a copy, for when the data are gone or elsewhere
 ENVIRONMENT_NAME = "environment.json"
+STATUS_NAME = "status.json"
 
 
 def find_resume_point(config: TrainConfig) -> Path | None:
@@ -55,6 +60,30 @@ def make_output_dir(
         # What describes one data set must not be taken for the description of a mixture.
         name = DATA_MANIFEST_NAME if len(manifests) == 1 else f"data_manifest-{number}.json"
         write_file(output_dir / name, manifest.read_bytes())
+
+
+@contextlib.contextmanager
+def recorded_status(output_dir: Path, progress: TrainingProgress) -> Iterator[dict[str, str]]:
+    """Keeps `status.json` for schedulers, which cannot tell a clean stop by the launcher's code.
+
+    It says "running" during the block, then "failed" with a message if the block raised, else what
+    the block put under "status" of the yielded dictionary. Only the main process writes.
+    """
+    outcome = {"status": "running"}
+
+    def write() -> None:
+        if PartialState().is_main_process:
+            write_json(output_dir / STATUS_NAME, outcome | {"step": progress.step})
+
+    write()
+    try:
+        yield outcome
+    except Exception as error:
+        outcome |= {"status": "failed", "message": str(error)}
+        raise
+    finally:
+        with contextlib.suppress(OSError):  # a full disk has been reported already
+            write()
 
 
 def _is_within(checkpoint: Path, output_dir: Path) -> bool:
