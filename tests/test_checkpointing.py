@@ -12,7 +12,7 @@ from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM, chec
 from modeling_gpt2scratch.atomic_files import new_directory, require_free, write_file
 from modeling_gpt2scratch.checkpointing import CheckpointError
 from modeling_gpt2scratch.metrics import JsonlTracker, read_metrics
-from modeling_gpt2scratch.optimization import adamw
+from modeling_gpt2scratch.optimization import make_optimizer
 
 
 @pytest.fixture
@@ -21,7 +21,9 @@ def trained(small_data):
     torch.manual_seed(0)
     config = GPT2ScratchConfig(vocab_size=300, n_positions=16, n_embd=16, n_layer=2, n_head=2)
     model = GPT2ScratchForCausalLM(config)
-    optimizer = adamw(model, learning_rate=0.01, weight_decay=0.1)
+    optimizer = make_optimizer(
+        model, name="adamw", learning_rate=0.01, muon_learning_rate=0.01, weight_decay=0.1
+    )
     train(model, optimizer, n_steps=2)
     return model, AutoTokenizer.from_pretrained(small_data), optimizer
 
@@ -44,7 +46,9 @@ def save(output_dir, trained, **state):
 def test_a_loaded_checkpoint_trains_on_bit_for_bit(tmp_path, trained):
     checkpoint = save(tmp_path, trained, step=2)
     model = GPT2ScratchForCausalLM(trained[0].config)
-    optimizer = adamw(model, learning_rate=0.01, weight_decay=0.1)
+    optimizer = make_optimizer(
+        model, name="adamw", learning_rate=0.01, muon_learning_rate=0.01, weight_decay=0.1
+    )
     checkpointing.load_weights(checkpoint, model)
     checkpointing.load_optimizer(checkpoint, model, optimizer)
     train(model, optimizer, n_steps=3)

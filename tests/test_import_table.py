@@ -94,7 +94,11 @@ ALLOWED = {
         *("huggingface_hub", "transformers", ".mixture", ".processes", ".shard_cache"),
         *(".shard_loader", ".shard_store", ".token_shards", ".tokenization", ".train_config"),
     },
-    "optimization.py": {"torch"},
+    "schedules.py": set(),
+    "newton_schulz.py": {"torch"},
+    "matrix_sharing.py": {"torch", ".newton_schulz"},
+    "muon.py": {"torch", ".matrix_sharing", ".newton_schulz"},
+    "optimization.py": {"torch", ".muon"},
     "processes.py": {"accelerate", "torch", "transformers"},
     "conversion.py": {
         *("safetensors", "transformers", ".atomic_files", ".checkpointing", ".command_line"),
