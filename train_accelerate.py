@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM, checkpointing
+from modeling_gpt2scratch.checkpoint_writer import CheckpointWriter
 from modeling_gpt2scratch.checkpointing import CheckpointError
 from modeling_gpt2scratch.command_line import parse_config
 from modeling_gpt2scratch.metrics import METRICS_NAME, JsonlTracker, Throughput
@@ -123,7 +124,16 @@ def train_from(
     if checkpoint:
         checkpointing.load_optimizer(checkpoint, model, optimizer)
 
-    with Prefetcher(loader, start_step=start_step, device=accelerator.device) as batches:
+    writer = CheckpointWriter(
+        Path(config.output_dir),
+        keep_checkpoints=config.keep_checkpoints,
+        keep_every=config.keep_every,
+        in_background=config.save_in_background,
+    )
+    with (
+        contextlib.closing(writer),
+        Prefetcher(loader, start_step=start_step, device=accelerator.device) as batches,
+    ):
         run = Run(
             config=config,
             accelerator=accelerator,
@@ -135,6 +145,7 @@ def train_from(
             loader=loader,
             batches=batches,
             validation=validation,
+            writer=writer,
         )
         environment = describe_environment(accelerator)
         on_main_process(make_output_dir, config, checkpoint, environment, data.manifest_files)
@@ -145,8 +156,10 @@ def train_from(
         )
         print_banner(run, start_step=start_step)
         n_done = run_steps(run, start_step=start_step)
+        writer.wait()
+        if n_done == config.max_steps:
+            writer.save_model(model, tokenizer)
     if n_done == config.max_steps:
-        on_main_process(checkpointing.save_model, model, tokenizer, Path(config.output_dir))
         accelerator.print(f"finished: model and tokenizer are in {config.output_dir}")
     else:
         accelerator.print(f"stopped after step {n_done}; continue with --resume auto")
@@ -166,6 +179,7 @@ class Run:
     loader: ShardLoader
     batches: Prefetcher  # from the loader
     validation: dict[str, tuple[TokenWindows, float]]  # windows and weight by source
+    writer: CheckpointWriter
 
 
 def run_steps(run: Run, *, start_step: int) -> int:
@@ -220,7 +234,7 @@ def run_steps(run: Run, *, start_step: int) -> int:
                 values |= validate(run)
             report(run, progress, n_done, values)
             if is_save:
-                on_main_process(save_checkpoint, run, n_done)
+                save_checkpoint(run, n_done)
             throughput.restart()
         if is_stopped:
             break
@@ -312,8 +326,7 @@ def refuse_divergence(config: TrainConfig, step: int, values: dict) -> None:
 
 def save_checkpoint(run: Run, step: int) -> None:
     """Writes `checkpoint-STEP`."""
-    checkpointing.save_checkpoint(
-        Path(run.config.output_dir),
+    run.writer.save(
         model=run.model,
         tokenizer=run.tokenizer,
         optimizer=run.optimizer.optimizer,
