@@ -40,7 +40,6 @@ from modeling_gpt2scratch.processes import (
     StopSignal,
     closing,
     make_accelerator,
-    on_main_process,
 )
 from modeling_gpt2scratch.run_banner import banner, surprises
 from modeling_gpt2scratch.run_directory import find_resume_point, recorded_status
@@ -86,16 +85,16 @@ def main() -> None:
 def train(config: TrainConfig) -> None:
     """Finds the point to start from and the other processes, and trains."""
     data = TrainingData(config)
-    checkpoint, state = find_resume_point(config), {}
-    if checkpoint:
-        identity = data.identity() | config.identity()
-        state = checkpointing.load_state(checkpoint, expected=identity)
     accelerator = make_accelerator(
         mixed_precision=config.mixed_precision,
         project_dir=config.output_dir,
         timeout_minutes=config.timeout_minutes,
     )
     with contextlib.closing(data), closing(accelerator):
+        checkpoint, state = find_resume_point(config), {}
+        if checkpoint:
+            identity = data.identity() | config.identity()
+            state = checkpointing.load_state(checkpoint, expected=identity)
         train_from(checkpoint, state, config, data, accelerator)
 
 
@@ -119,8 +118,7 @@ def train_from(
         end = make_steps(run, agreement)
         run.writer.wait()
         if end == "finished":
-            last = checkpointing.find_checkpoint(output_dir) or checkpoint
-            on_main_process(checkpointing.copy_model, last, output_dir)
+            run.writer.save_model(run.model, run.tokenizer)
             accelerator.print(f"finished: model and tokenizer are in {output_dir}")
         else:
             accelerator.print(f"stopped after step {run.progress.step}; go on with --resume auto")

@@ -109,7 +109,21 @@ ALLOWED = {
         *("huggingface_hub", "numpy", "torch", "transformers"),
         *(".configuration_gpt2scratch", ".loading_gpt2scratch", ".modeling_gpt2scratch"),
     },
-    "checkpointing.py": {"safetensors", "torch", ".atomic_files", ".tokenization"},
+    "checksums.py": {".atomic_files"},
+    "sliced_tensors.py": {"safetensors", "torch"},
+    "checkpoint_retention.py": set(),
+    "checkpointing.py": {
+        *("safetensors", "torch", "transformers", ".atomic_files", ".checkpoint_retention"),
+        *(".checksums", ".sliced_tensors", ".tokenization"),
+    },
+    "checkpoint_snapshot.py": {
+        *("safetensors", "torch", "transformers", ".atomic_files", ".checkpoint_retention"),
+        *(".checkpointing", ".checksums", ".sliced_tensors"),
+    },
+    "checkpoint_writer.py": {
+        *("torch", "transformers", ".atomic_files", ".checkpoint_retention"),
+        *(".checkpoint_snapshot", ".checkpointing", ".checksums"),
+    },
     "run_directory.py": {".atomic_files", ".checkpointing", ".train_config"},
     "metrics.py": {"accelerate", ".atomic_files"},
     "validation.py": {"accelerate", "numpy", "torch", "transformers", ".shard_loader"},

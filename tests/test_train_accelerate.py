@@ -400,7 +400,7 @@ def test_a_checkpoint_is_not_continued_on_data_of_another_tokenizer(
     manifest["tokenizer"]["fingerprint"] = "0" * 64
     (data / "manifest.json").write_text(json.dumps(manifest))
     code, error = refusal(monkeypatch, capsys, *flags(data, run_copy, resume="auto"))
-    assert code == 1 and "expected tokenizer = " in error
+    assert code == 1 and "expected tokenizer.fingerprint = " in error
     # Without a checkpoint, the tokenizer's own files give the swap away.
     code, error = refusal(monkeypatch, capsys, *flags(data, tmp_path / "new"))
     assert code == 1 and "expected the tokenizer that made the shards" in error
