@@ -27,7 +27,7 @@ class JsonlTracker(GeneralTracker):
     def __init__(self, path: Path, *, resume_step: int):
         super().__init__()
         self._path = path
-        self._resume_step = resume_step
+        self.resume_step = resume_step
 
     @property
     def tracker(self) -> Path:
@@ -37,7 +37,7 @@ class JsonlTracker(GeneralTracker):
     @on_main_process
     def start(self) -> None:
         """Drops the lines that will be written again, and a last line that a kill cut short."""
-        kept = [json.dumps(r) for r in read_metrics(self._path) if r["step"] <= self._resume_step]
+        kept = [json.dumps(r) for r in read_metrics(self._path) if r["step"] <= self.resume_step]
         write_file(self._path, "".join(line + "\n" for line in kept).encode())
 
     @on_main_process

@@ -108,6 +108,7 @@ ALLOWED = {
     "checkpointing.py": {"safetensors", "torch", ".atomic_files", ".tokenization"},
     "run_directory.py": {".atomic_files", ".checkpointing", ".train_config"},
     "metrics.py": {"accelerate", ".atomic_files"},
+    "trackers.py": {"accelerate", "wandb", ".metrics", ".processes", ".train_config"},
     "validation.py": {"accelerate", "numpy", "torch", "transformers", ".shard_loader"},
     "train_config.py": {".atomic_files", ".command_line", ".mixture"},
     "loss_plot.py": {"matplotlib", ".command_line", ".metrics"},
