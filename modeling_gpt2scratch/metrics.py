@@ -31,7 +31,7 @@ class JsonlTracker(GeneralTracker):
     def __init__(self, path: Path, *, resume_step: int):
         super().__init__()
         self._path = path
-        self._resume_step = resume_step
+        self.resume_step = resume_step
 
     @property
     def tracker(self) -> Path:
@@ -41,7 +41,7 @@ class JsonlTracker(GeneralTracker):
     @on_main_process
     def start(self) -> None:
         """Drops the lines that will be written again, and a last line that a kill cut short."""
-        self.rewind(self._resume_step)
+        self.rewind(self.resume_step)
 
     @on_main_process
     def rewind(self, step: int) -> None:

@@ -126,6 +126,7 @@ ALLOWED = {
     },
     "run_directory.py": {".atomic_files", ".checkpointing", ".train_config"},
     "metrics.py": {"accelerate", ".atomic_files"},
+    "trackers.py": {"accelerate", "wandb", ".metrics", ".processes", ".train_config"},
     "validation.py": {"accelerate", "numpy", "torch", "transformers", ".shard_loader"},
     "train_config.py": {".atomic_files", ".command_line", ".initial_weights", ".mixture"},
     "initial_weights.py": {
