@@ -79,8 +79,8 @@ def _stored_config(name: str) -> GPT2ScratchConfig:
 def _refusal(name: str, expected: str, error: Exception) -> str:
     """One line, where transformers writes several."""
     return (
-        f"expected --init_from with the directory or Hub name of a gpt2 or gpt2scratch checkpoint, "
-        f"found {name} without {expected} that can be used: {' '.join(str(error).split())}"
+        f"{name}: expected a gpt2 or gpt2scratch checkpoint with {expected}, in a directory or on "
+        f"the Hub, found {' '.join(str(error).split())}"
     )
 
 
@@ -93,9 +93,9 @@ def _refuse_another_vocabulary(
     remedy = "prepare the data with --tokenizer of that checkpoint"
     if config.vocab_size != manifest.vocab_size or manifest.end_of_text_id not in ends:
         raise InitialWeightsError(
-            f"expected --init_from with the vocabulary of {data}, {manifest.vocab_size} entries "
-            f"with end of text {manifest.end_of_text_id}, found {config.vocab_size} with "
-            f"{config.eos_token_id} in {name}; {remedy}"
+            f"{name}: expected a checkpoint for --init_from with the vocabulary of {data}, "
+            f"{manifest.vocab_size} entries with end of text {manifest.end_of_text_id}, found "
+            f"{config.vocab_size} with {config.eos_token_id}; {remedy}"
         )
     try:
         own = load_tokenizer(name).get_vocab()
@@ -104,6 +104,6 @@ def _refuse_another_vocabulary(
     # transformers makes an empty tokenizer where there are no files of one.
     if len(own) == config.vocab_size and own != tokenizer.get_vocab():
         raise InitialWeightsError(
-            f"expected --init_from with the vocabulary of {data}, found other tokens for the same "
-            f"ids in {name}; {remedy}"
+            f"{name}: expected a checkpoint for --init_from with the vocabulary of {data}, found "
+            f"other tokens for the same ids; {remedy}"
         )

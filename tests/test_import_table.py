@@ -128,7 +128,8 @@ ALLOWED = {
     "metrics.py": {"accelerate", ".atomic_files"},
     "trackers.py": {"accelerate", "wandb", ".metrics", ".processes", ".train_config"},
     "validation.py": {"accelerate", "numpy", "torch", "transformers", ".shard_loader"},
-    "train_config.py": {".atomic_files", ".command_line", ".initial_weights", ".mixture"},
+    "train_checks.py": {".atomic_files", ".command_line", ".mixture"},
+    "train_config.py": {".command_line", ".initial_weights", ".train_checks"},
     "initial_weights.py": {
         *("torch", "transformers", ".configuration_gpt2scratch", ".modeling_gpt2scratch"),
         *(".token_shards", ".tokenization"),
