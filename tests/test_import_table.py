@@ -108,6 +108,13 @@ ALLOWED = {
     "checkpointing.py": {"safetensors", "torch", ".atomic_files", ".tokenization"},
     "run_directory.py": {".atomic_files", ".checkpointing", ".train_config"},
     "metrics.py": {"accelerate", ".atomic_files"},
+    "activation_checkpointing.py": {"transformers"},
+    "devices.py": {"torch", ".configuration_gpt2scratch", ".processes"},
+    "compilation.py": {"torch", ".processes"},
+    "micro_batch.py": {
+        *("accelerate", "psutil", "torch", ".modeling_gpt2scratch", ".processes"),
+    },
+    "profiling.py": {"accelerate", "torch", ".train_config"},
     "validation.py": {"accelerate", "numpy", "torch", "transformers", ".shard_loader"},
     "train_config.py": {".atomic_files", ".command_line", ".mixture"},
     "loss_plot.py": {"matplotlib", ".command_line", ".metrics"},
