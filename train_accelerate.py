@@ -26,7 +26,8 @@ from transformers.utils import logging as transformers_logging
 from modeling_gpt2scratch import checkpointing
 from modeling_gpt2scratch.checkpointing import CheckpointError
 from modeling_gpt2scratch.command_line import parse_config
-from modeling_gpt2scratch.devices import peak_memory_gib
+from modeling_gpt2scratch.compilation import n_compiled_graphs
+from modeling_gpt2scratch.devices import flops_per_token, mfu, peak_memory
 from modeling_gpt2scratch.guard_rails import DivergenceError, Finding
 from modeling_gpt2scratch.initial_weights import InitialWeightsError
 from modeling_gpt2scratch.metrics import Throughput
@@ -41,6 +42,7 @@ from modeling_gpt2scratch.processes import (
     closing,
     make_accelerator,
 )
+from modeling_gpt2scratch.profiling import Profile, profiler
 from modeling_gpt2scratch.run_banner import banner, surprises
 from modeling_gpt2scratch.run_directory import find_resume_point, recorded_status
 from modeling_gpt2scratch.schedules import learning_rate_at
@@ -52,6 +54,7 @@ from modeling_gpt2scratch.step_outcomes import (
 )
 from modeling_gpt2scratch.token_shards import ShardError
 from modeling_gpt2scratch.tokenization import TokenizerError
+from modeling_gpt2scratch.trackers import TrackerError
 from modeling_gpt2scratch.train_config import TrainConfig
 from modeling_gpt2scratch.training_data import TrainingData
 from modeling_gpt2scratch.training_run import TrainingRun, go_back, open_run
@@ -60,11 +63,14 @@ from modeling_gpt2scratch.validation import sample_text, validation_loss
 # What the user can mend, and therefore sees as one line.
 EXPECTED_ERRORS = (
     *(LaunchError, ShardError, TokenizerError, InitialWeightsError, CheckpointError),
-    *(DivergenceError, StalledError, OSError),
+    *(TrackerError, DivergenceError, StalledError, OSError),
 )
 
 # In metrics.jsonl and the trackers, and too much for a line of the log.
-UNSHOWN = {"sample", "tokens", "elapsed_seconds", "peak_memory_gib", "save_stall_seconds"}
+UNSHOWN = {
+    *("sample", "tokens", "elapsed_seconds", "save_stall_seconds", "compiled_graphs"),
+    *("peak_cuda_memory_gib", "peak_resident_memory_gib"),
+}
 
 
 def main() -> None:
@@ -128,7 +134,7 @@ def train_from(
 def look_ahead(run: TrainingRun) -> None:
     """Says what is about to run, and tries once everything that it will do."""
     config, accelerator, progress = run.config, run.accelerator, run.progress
-    notes = run.notes + surprises(config, accelerator, run.model)
+    notes = surprises(config, accelerator, run.model)
     if config.preflight:
         loss = try_one_batch(run.wrapped_model, run.loader, accelerator, step=progress.data_step)
         if progress.step == 0 and config.init_from is None:
@@ -145,18 +151,25 @@ def make_steps(run: TrainingRun, agreement: Agreement) -> str:
     Returns:
         "finished", or "stopped" if a signal asked for it.
     """
-    stop_signal = StopSignal()
+    config, stop_signal = run.config, StopSignal()
     while True:
         first = run.progress.data_step
-        with Prefetcher(run.loader, start_step=first, device=run.accelerator.device) as batches:
-            end = run_steps(run, batches, agreement, stop_signal)
+        with (
+            Prefetcher(run.loader, start_step=first, device=run.accelerator.device) as batches,
+            profiler(run.accelerator, config) as profile,
+        ):
+            end = run_steps(run, batches, agreement, stop_signal, profile)
         if end != "spiked":
             return end
         go_back(run)
 
 
 def run_steps(
-    run: TrainingRun, batches: Prefetcher, agreement: Agreement, stop_signal: StopSignal
+    run: TrainingRun,
+    batches: Prefetcher,
+    agreement: Agreement,
+    stop_signal: StopSignal,
+    profile: Profile,
 ) -> str:
     """Makes optimizer steps until there is a reason not to.
 
@@ -179,6 +192,7 @@ def run_steps(
         throughput.count(config.total_batch_tokens, batches.waited_seconds - waited_before)
         progress.step += 1
         bar.update()
+        profile.step()
         is_stopped, has_lost_checkpoint = agreement.exchange(
             [stop_signal.received, run.writer.problem is not None]
         )
@@ -286,17 +300,26 @@ def record(run: TrainingRun, outcome: StepOutcome, finding: Finding) -> None:
 
 def measure(run: TrainingRun, throughput: Throughput) -> dict[str, float]:
     """What the steps since the last log line cost."""
-    accelerator = run.accelerator
-    own = torch.tensor([throughput.data_wait, peak_memory_gib(accelerator.device)])
+    config, accelerator = run.config, run.accelerator
     # All processes wait for the slowest, and the fullest one decides what fits.
-    data_wait, memory = accelerator.gather(own[None].to(accelerator.device)).amax(0).tolist()
-    return {
-        "tokens": run.progress.step * run.config.total_batch_tokens,
+    own = {"data_wait": throughput.data_wait} | peak_memory(accelerator.device)
+    numbers = torch.tensor([list(own.values())], device=accelerator.device)
+    values = {
+        "tokens": run.progress.step * config.total_batch_tokens,
         "elapsed_seconds": throughput.elapsed_seconds,
         "tokens_per_second": throughput.tokens_per_second,
-        "data_wait": data_wait,
-        "peak_memory_gib": memory,
-    }
+    } | dict(zip(own, accelerator.gather(numbers).amax(0).tolist(), strict=True))
+    utilisation = mfu(
+        throughput.tokens_per_second,
+        flops_per_token=flops_per_token(run.model.config, config.sequence_length),
+        n_devices=accelerator.num_processes,
+        peak_flops=run.peak_flops,
+    )
+    if utilisation is not None:
+        values["mfu"] = utilisation
+    if config.compile != "no":
+        values["compiled_graphs"] = n_compiled_graphs()
+    return values
 
 
 def validate(run: TrainingRun, *, n_windows: int | None = None) -> dict:

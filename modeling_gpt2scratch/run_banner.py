@@ -21,7 +21,7 @@ def banner(run: TrainingRun, notes: Sequence[str]) -> str:
     epochs = loader.epochs(config.max_steps)
     rows = {
         "processes": f"{world_size} ({accelerator.distributed_type.value})",
-        "device": f"{accelerator.device}, precision {accelerator.mixed_precision}",
+        "device": f"{accelerator.device}, precision {accelerator.mixed_precision}, {run.compiled}",
         "parameters": f"{n_parameters:,} ({n_embedding:,} in embeddings)",
         "tokens per step": f"{config.total_batch_tokens:,} = {config.sequence_length} per row x "
         f"{loader.micro_batch_size} rows x {loader.micro_steps} micro-steps x "
@@ -36,11 +36,10 @@ def banner(run: TrainingRun, notes: Sequence[str]) -> str:
         "output": config.output_dir,
     }
     groups = describe_groups(run.model, run.optimizer.optimizer)
-    headers = ["optimizer", "of", "tensors", "parameters", "peak rate", "decay"]
     return "\n".join(
         [
             tabulate(rows.items(), tablefmt="plain"),
-            tabulate(groups, headers, tablefmt="plain", floatfmt="g", intfmt=","),
+            tabulate(groups, headers="keys", tablefmt="plain", floatfmt="g", intfmt=","),
             *(f"note: {note}" for note in notes),
         ]
     )

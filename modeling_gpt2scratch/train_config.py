@@ -203,6 +203,7 @@ class TrainConfig:
             "total_batch_tokens": self.total_batch_tokens,
             "dropout": self.dropout,
             "seed": self.seed,
+            "optimizer": None if self.optimizer == "adamw" else self.optimizer,
         }
 
 

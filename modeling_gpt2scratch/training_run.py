@@ -12,8 +12,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from . import checkpointing
+from .activation_checkpointing import checkpoint_activations
 from .checkpoint_writer import CheckpointWriter
 from .compilation import compile_model
+from .devices import device_peak_flops, use_tf32
 from .metrics import EVENTS_NAME, METRICS_NAME, EventLog, JsonlTracker
 from .micro_batch import find_micro_batch_size
 from .model_making import make_model
@@ -54,7 +56,8 @@ class TrainingRun:
     metrics: JsonlTracker
     events: EventLog
     tracker_ids: dict[str, str]  # under which trackers know the run
-    notes: list[str]  # for the banner
+    compiled: str  # in words
+    peak_flops: float | None  # of one device, in FLOP/s; None if unknown
 
     @property
     def is_sharded(self) -> bool:
@@ -112,11 +115,14 @@ def open_run(
     if checkpoint:
         checkpointing.load_weights(checkpoint, model)
     if config.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model)
     micro_batch_size = config.micro_batch_size
     if micro_batch_size == AUTO:
         micro_batch_size = find_micro_batch_size(
-            model, accelerator, rows=rows_per_process, sequence_length=config.sequence_length
+            model,
+            accelerator,
+            rows_per_rank=rows_per_process,
+            sequence_length=config.sequence_length,
         )
     loader, validation = on_all_processes(
         data.open,
@@ -130,7 +136,10 @@ def open_run(
         micro_steps=loader.micro_steps,
         max_grad_norm=config.max_grad_norm,
     )
-    notes = compile_model(model, config.compile, strict=config.strict)
+    use_tf32(config.tf32)
+    compiled = on_all_processes(
+        compile_model, model, config.compile, device=accelerator.device, strict=config.strict
+    )
     optimizer = make_optimizer(
         model,
         name=config.optimizer,
@@ -162,13 +171,19 @@ def open_run(
             keep_checkpoints=config.keep_checkpoints,
             keep_every=config.keep_every,
             in_background=config.save_in_background,
+            timeout_minutes=config.timeout_minutes,
         ),
         metrics=metrics,
         events=EventLog(output_dir / EVENTS_NAME),
         tracker_ids=start_trackers(
             accelerator, config, jsonl=metrics, saved=state.get("trackers") or {}
         ),
-        notes=notes,
+        compiled=compiled,
+        peak_flops=device_peak_flops(
+            accelerator.device,
+            mixed_precision=accelerator.mixed_precision,
+            peak_tflops=config.peak_tflops,
+        ),
     )
 
 
