@@ -27,7 +27,7 @@ def require_free(path: Path, *, marker: str, overwrite: bool) -> None:
     """
     if not path.name:
         raise FileExistsError(f"expected --output_dir to name a directory, found {str(path)!r}")
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if not path.exists() or (path.is_dir() and all(map(_is_partial, path.iterdir()))):
         return
     if not (path / marker).is_file():
         raise FileExistsError(
@@ -94,6 +94,11 @@ def new_files(directory: Path) -> Iterator[Path]:
         for file in sorted(partial.iterdir()):
             os.replace(file, directory / file.name)
         fsync(directory)
+
+
+def _is_partial(path: Path) -> bool:
+    """Whether a killed process left this behind before it was complete."""
+    return path.name.startswith(".") and path.name.endswith(".partial")
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .atomic_files import fsync, write_file
+from .atomic_files import fsync
 from .checkpoint_retention import STATE_NAME
 from .checkpointing import (
     OPTIMIZER_NAME,
@@ -104,9 +104,7 @@ class Snapshot:
         own = directory / ".model"
         own.mkdir()
         save_pretrained(self.skeleton, self.tokenizer, own, weights=dict(self.weights))
-        write_file(own / STATE_NAME, self.state.encode())
-        for file in own.iterdir():
-            fsync(file)
+        (own / STATE_NAME).write_text(self.state, encoding="utf-8")
         _read_back(own / WEIGHTS_NAME, self.weights)
         names = {file.name for file in own.iterdir()}
         for name in names:
@@ -151,7 +149,8 @@ def take_snapshot(
         tokenizer=tokenizer,
         state=json.dumps(state, indent=2) + "\n",
         weights=weights if is_main else None,
-        optimizer=tensors if is_main or sharded else None,
+        # Before the first step there is none, and safetensors cannot read an empty file with slices.
+        optimizer=tensors if tensors and (is_main or sharded) else None,
         optimizer_name=name,
         slices=slices if sharded else None,
     )

@@ -245,7 +245,7 @@ def _require_shape(name: str, stored: SlicedTensors, tensor: Tensor) -> None:
 
 def _differences(expected: dict, found: dict, prefix: str = "") -> Iterator[str]:
     """What differs, each value by its path of keys."""
-    for key in sorted(expected.keys() | found.keys()):
+    for key in expected | found:
         left, right = expected.get(key), found.get(key)
         if isinstance(left, dict) and isinstance(right, dict):
             yield from _differences(left, right, f"{prefix}{key}.")

@@ -6,8 +6,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from .atomic_files import write_file
-
 CHECKSUMS_NAME = "checksums.json"
 
 
@@ -19,8 +17,8 @@ def checksum(path: Path) -> dict:
 
 
 def write_checksums(directory: Path, checksums: dict[str, dict]) -> None:
-    """`checksums.json`: one entry per name, as `checksum` makes them."""
-    write_file(directory / CHECKSUMS_NAME, _as_text(checksums).encode())
+    """`checksums.json`, in a directory not yet published: one entry of `checksum` per name."""
+    (directory / CHECKSUMS_NAME).write_text(_as_text(checksums), encoding="utf-8")
 
 
 def damage(directory: Path, *, part: int = 0, n_parts: int = 1) -> Iterator[str]:
