@@ -149,7 +149,7 @@ def take_snapshot(
         tokenizer=tokenizer,
         state=json.dumps(state, indent=2) + "\n",
         weights=weights if is_main else None,
-        # Before the first step there is none, and safetensors cannot read an empty file with slices.
+        # Before the first step there are none; safetensors cannot read a file of slices of nothing.
         optimizer=tensors if tensors and (is_main or sharded) else None,
         optimizer_name=name,
         slices=slices if sharded else None,

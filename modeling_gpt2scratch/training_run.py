@@ -11,9 +11,9 @@ from accelerate.utils import DistributedType
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from . import checkpointing
 from .activation_checkpointing import checkpoint_activations
 from .checkpoint_writer import CheckpointWriter
+from .checkpointing import find_checkpoint, load_optimizer, load_state, load_weights
 from .compilation import compile_model
 from .devices import device_peak_flops, use_tf32
 from .metrics import EVENTS_NAME, METRICS_NAME, EventLog, JsonlTracker
@@ -113,7 +113,7 @@ def open_run(
         {"processes": config.expect_processes, "parameters": config.expect_parameters},
     )
     if checkpoint:
-        checkpointing.load_weights(checkpoint, model)
+        load_weights(checkpoint, model)
     if config.activation_checkpointing:
         checkpoint_activations(model)
     micro_batch_size = config.micro_batch_size
@@ -142,14 +142,14 @@ def open_run(
     )
     optimizer = make_optimizer(
         model,
-        name=config.optimizer,
         learning_rate=config.learning_rate,
-        muon_learning_rate=config.muon_learning_rate,
         weight_decay=config.weight_decay,
+        name=config.optimizer,
+        muon_learning_rate=config.muon_learning_rate,
     )
     wrapped_model, wrapped_optimizer = accelerator.prepare(model, optimizer)
     if checkpoint:
-        checkpointing.load_optimizer(checkpoint, model, optimizer)
+        load_optimizer(checkpoint, model, optimizer)
 
     output_dir = Path(config.output_dir)
     environment = describe_environment(accelerator)
@@ -196,14 +196,14 @@ def go_back(run: TrainingRun) -> None:
     accelerator, progress = run.accelerator, run.progress
     run.writer.wait()
     output_dir = Path(run.config.output_dir)
-    checkpoint = on_main_process(checkpointing.find_checkpoint, output_dir)
+    checkpoint = on_main_process(find_checkpoint, output_dir)
     left_from = progress.step
     if checkpoint is None:
         accelerator.print(f"no checkpoint to go back to from step {left_from}; going on")
         return
-    state = checkpointing.load_state(checkpoint, expected={})
-    checkpointing.load_weights(checkpoint, run.model)
-    checkpointing.load_optimizer(checkpoint, run.model, run.optimizer.optimizer)
+    state = load_state(checkpoint, expected={})
+    load_weights(checkpoint, run.model)
+    load_optimizer(checkpoint, run.model, run.optimizer.optimizer)
     progress.go_back(state)
     run.metrics.rewind(progress.step)
     run.events.write("rollback", step=left_from, to_step=progress.step)

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from modeling_gpt2scratch import checkpoint_snapshot, checkpointing
 from modeling_gpt2scratch.checkpoint_writer import CheckpointWriter
 from modeling_gpt2scratch.checkpointing import CheckpointError
-from modeling_gpt2scratch.optimization import adamw
+from modeling_gpt2scratch.optimization import make_optimizer
 
 OPTIONS = {"keep_checkpoints": 0, "keep_every": 0}
 # An odd number of rows, which two ranks cannot halve.
@@ -58,7 +58,7 @@ def make(mesh, checkpoint: Path | None = None) -> tuple:
         for block in model.transformer.h:
             fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
-    optimizer = adamw(model, learning_rate=0.01, weight_decay=0.1)
+    optimizer = make_optimizer(model, learning_rate=0.01, weight_decay=0.1)
     if checkpoint:
         checkpointing.load_optimizer(checkpoint, model, optimizer)
     return model, optimizer

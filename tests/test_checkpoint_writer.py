@@ -16,14 +16,14 @@ from modeling_gpt2scratch import atomic_files, checkpoint_retention, checkpoint_
 from modeling_gpt2scratch import checkpoint_writer as writing
 from modeling_gpt2scratch.checkpoint_writer import CheckpointWriter
 from modeling_gpt2scratch.checkpointing import find_checkpoint, verify_checkpoint
-from modeling_gpt2scratch.optimization import adamw
+from modeling_gpt2scratch.optimization import make_optimizer
 
 
 @pytest.fixture
 def parts():
     """What a checkpoint is made of, after one step."""
     model = tiny_model().train()
-    optimizer = adamw(model, learning_rate=0.01, weight_decay=0.1)
+    optimizer = make_optimizer(model, learning_rate=0.01, weight_decay=0.1)
     parts = {"model": model, "tokenizer": tiny_tokenizer(), "optimizer": optimizer}
     train(parts)
     return parts

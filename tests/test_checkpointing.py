@@ -27,9 +27,7 @@ def trained(small_data):
     """A small model, its tokenizer and an optimizer that has made two steps."""
     torch.manual_seed(0)
     model = GPT2ScratchForCausalLM(GPT2ScratchConfig(**SIZES))
-    optimizer = make_optimizer(
-        model, name="adamw", learning_rate=0.01, muon_learning_rate=0.01, weight_decay=0.1
-    )
+    optimizer = make_optimizer(model, learning_rate=0.01, weight_decay=0.1)
     train(model, optimizer, n_steps=2)
     return model, AutoTokenizer.from_pretrained(small_data), optimizer
 
@@ -55,9 +53,7 @@ def save(output_dir, trained, **state):
 def test_a_loaded_checkpoint_trains_on_bit_for_bit(tmp_path, trained):
     checkpoint = save(tmp_path, trained, step=2)
     model = GPT2ScratchForCausalLM(trained[0].config)
-    optimizer = make_optimizer(
-        model, name="adamw", learning_rate=0.01, muon_learning_rate=0.01, weight_decay=0.1
-    )
+    optimizer = make_optimizer(model, learning_rate=0.01, weight_decay=0.1)
     checkpointing.load_weights(checkpoint, model)
     checkpointing.load_optimizer(checkpoint, model, optimizer)
     train(model, optimizer, n_steps=3)
@@ -139,7 +135,7 @@ def test_a_checkpoint_without_checksums_is_loaded_as_before(tmp_path, trained):
     assert checkpointing.find_checkpoint(tmp_path) == checkpoint
     checkpointing.verify_checkpoint(checkpoint)
     loaded = GPT2ScratchForCausalLM(model.config)
-    loaded_optimizer = adamw(loaded, learning_rate=0.01, weight_decay=0.1)
+    loaded_optimizer = make_optimizer(loaded, learning_rate=0.01, weight_decay=0.1)
     checkpointing.load_weights(checkpoint, loaded)
     checkpointing.load_optimizer(checkpoint, loaded, loaded_optimizer)
     train(loaded, loaded_optimizer, n_steps=1)
@@ -157,7 +153,7 @@ def test_another_model_is_refused_by_the_tensor_that_differs(tmp_path, trained):
     with pytest.raises(CheckpointError, match=r"of shape \(300, 32\), found \(300, 16\)"):
         checkpointing.load_weights(checkpoint, wider)
     shallower = GPT2ScratchForCausalLM(GPT2ScratchConfig(**SIZES | {"n_layer": 1}))
-    optimizer = adamw(shallower, learning_rate=0.01, weight_decay=0.1)
+    optimizer = make_optimizer(shallower, learning_rate=0.01, weight_decay=0.1)
     with pytest.raises(CheckpointError, match="expected tensors of .*, found transformer.h.1"):
         checkpointing.load_weights(checkpoint, shallower)
     with pytest.raises(CheckpointError, match="expected parameters of this optimizer, found"):

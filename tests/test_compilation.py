@@ -11,7 +11,7 @@ from modeling_gpt2scratch.compilation import (
     missing_for_compilation,
     n_compiled_graphs,
 )
-from modeling_gpt2scratch.optimization import adamw
+from modeling_gpt2scratch.optimization import make_optimizer
 from modeling_gpt2scratch.processes import LaunchError
 
 CPU = torch.device("cpu")
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 def train(model, *, n_steps=3, micro_steps=2):
     """Losses and compiled graphs of a few steps, with the gradients of two micro-steps each."""
-    optimizer = adamw(model, learning_rate=1e-3, weight_decay=0.1)
+    optimizer = make_optimizer(model, learning_rate=1e-3, weight_decay=0.1)
     losses, n_graphs = [], [n_compiled_graphs()]
     for step in range(n_steps):
         for micro_step in range(micro_steps):

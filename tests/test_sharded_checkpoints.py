@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from modeling_gpt2scratch import checkpointing
 from modeling_gpt2scratch.checkpoint_writer import CheckpointWriter
-from modeling_gpt2scratch.optimization import adamw
+from modeling_gpt2scratch.optimization import make_optimizer
 from modeling_gpt2scratch.sliced_tensors import SlicedTensors
 
 
@@ -62,7 +62,7 @@ def test_sharded_and_replicated_checkpoints_hold_the_same_bits(written):
 def test_one_process_goes_on_from_what_two_wrote_in_slices(written, tmp_path):
     checkpoint = written / "sharded" / "checkpoint-2"
     model = tiny_model(vocab_size=271).train()
-    optimizer = adamw(model, learning_rate=0.01, weight_decay=0.1)
+    optimizer = make_optimizer(model, learning_rate=0.01, weight_decay=0.1)
     checkpointing.verify_checkpoint(checkpoint)
     checkpointing.load_weights(checkpoint, model)
     checkpointing.load_optimizer(checkpoint, model, optimizer)
@@ -89,6 +89,6 @@ def test_a_missing_file_of_slices_is_noticed(written, tmp_path):
         if file.name not in ("checksums.json", "optimizer-00001-of-00002.safetensors"):
             (checkpoint / file.name).write_bytes(file.read_bytes())
     model = tiny_model(vocab_size=271)
-    optimizer = adamw(model, learning_rate=0.01, weight_decay=0.1)
+    optimizer = make_optimizer(model, learning_rate=0.01, weight_decay=0.1)
     with pytest.raises(checkpointing.CheckpointError, match="expected 2 files .* found 1"):
         checkpointing.load_optimizer(checkpoint, model, optimizer)
