@@ -1,6 +1,5 @@
 """Draws loss curves: `python -m modeling_gpt2scratch.loss_plot --runs DIR --output loss.png`."""
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +8,6 @@ from typing import Literal
 
 from .command_line import argument, parse_config
 from .metrics import METRICS_NAME, read_metrics
-from .train_config import CONFIG_NAME
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ def draw_losses(runs: Sequence[Path], output: Path, *, x: str = "step") -> None:
     Raises:
         PlotError: without matplotlib, without losses, or if there is no such format.
     """
-    logged = [_losses(run) for run in runs]
+    logged = [_losses(run, x) for run in runs]
     try:
         from matplotlib.figure import Figure  # without pyplot nothing asks for a display
     except ImportError:
@@ -54,13 +52,12 @@ def draw_losses(runs: Sequence[Path], output: Path, *, x: str = "step") -> None:
     axes = figure.subplots()
     for run, rows in zip(runs, logged, strict=True):
         name = f"{run.name}: " if len(runs) > 1 else ""
-        unit = _tokens_per_step(run) if x == "tokens" else 1
-        steps = [row["step"] * unit for row in rows]
+        places = [row[x] for row in rows]
         losses = [row["loss"] for row in rows]
-        (line,) = axes.plot(steps, losses, linewidth=1, alpha=0.6, label=f"{name}training")
+        (line,) = axes.plot(places, losses, linewidth=1, alpha=0.6, label=f"{name}training")
         measured = [row for row in rows if "eval_loss" in row]
         axes.plot(
-            [row["step"] * unit for row in measured],
+            [row[x] for row in measured],
             [row["eval_loss"] for row in measured],
             "o-",
             markersize=4,
@@ -76,8 +73,8 @@ def draw_losses(runs: Sequence[Path], output: Path, *, x: str = "step") -> None:
         raise PlotError(f"{output}: {error}") from error
 
 
-def _losses(run: Path) -> list[dict]:
-    """The logged steps of a run, at least one."""
+def _losses(run: Path, x: str) -> list[dict]:
+    """The logged steps of a run, at least one, each with its place on the x axis."""
     path = run / METRICS_NAME
     try:
         rows = read_metrics(path)
@@ -85,16 +82,9 @@ def _losses(run: Path) -> list[dict]:
         raise PlotError(f"{path}: expected a JSON object per line, found {error}") from error
     if not rows:
         raise PlotError(f"{path}: expected logged steps of a run, found none")
+    if any(x not in row for row in rows):
+        raise PlotError(f"{path}: expected {x} in each line, found a line without; draw over steps")
     return rows
-
-
-def _tokens_per_step(run: Path) -> int:
-    """As the run's arguments say."""
-    path = run / CONFIG_NAME
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["total_batch_tokens"]
-    except (ValueError, KeyError) as error:
-        raise PlotError(f"{path}: expected total_batch_tokens, found none; {error}") from error
 
 
 if __name__ == "__main__":

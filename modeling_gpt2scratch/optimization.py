@@ -15,26 +15,27 @@ ADAM_EPSILON = 1e-8
 def make_optimizer(
     model: nn.Module,
     *,
-    name: Literal["adamw", "muon"],
     learning_rate: float,
-    muon_learning_rate: float,
     weight_decay: float,
+    name: Literal["adamw", "muon"] = "adamw",
+    muon_learning_rate: float | None = None,
 ) -> Optimizer:
     """The optimizer for a model; make it before Accelerate or FSDP2 wraps the two.
 
     Args:
         model: with its blocks in `model.base_model.h`.
+        learning_rate: peak of AdamW.
+        weight_decay: of matrices and embeddings.
         name: "adamw" for everything, or "muon" for the matrices of the blocks and AdamW for the
             rest.
-        learning_rate: peak of AdamW.
-        muon_learning_rate: peak of Muon; on the same scale, see `update_scale`.
-        weight_decay: of matrices and embeddings.
+        muon_learning_rate: peak of Muon, on the same scale, see `update_scale`; AdamW's if None.
 
     Source: Brown et al. 2020 (GPT-3), appendix B, for AdamW's betas.
     """
     groups = parameter_groups(model, name=name, weight_decay=weight_decay)
     for group in groups:
-        peak = muon_learning_rate if group["rule"] == "muon" else learning_rate
+        is_muon = group["rule"] == "muon" and muon_learning_rate is not None
+        peak = muon_learning_rate if is_muon else learning_rate
         group["lr"] = group["initial_lr"] = peak
     if name == "muon":
         return MuonAdamW(groups, lr=learning_rate, betas=ADAM_BETAS, eps=ADAM_EPSILON)

@@ -11,12 +11,15 @@ from modeling_gpt2scratch import loss_plot
 def runs(tmp_path):
     """Two runs of two logged steps; a step of the second has half the tokens."""
     for name, tokens in (("large", 2048), ("small", 1024)):
-        directory = tmp_path / name
-        directory.mkdir()
-        (directory / "train_config.json").write_text(json.dumps({"total_batch_tokens": tokens}))
+        (tmp_path / name).mkdir()
         rows = [{"step": 1, "loss": 5.0}, {"step": 10, "loss": 4.0, "eval_loss": 4.1}]
-        (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(tmp_path / name, [row | {"tokens": row["step"] * tokens} for row in rows])
     return [tmp_path / "large", tmp_path / "small"]
+
+
+def write_rows(run, rows):
+    """What a run logs."""
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.mark.parametrize(
@@ -41,9 +44,8 @@ def test_losses_are_drawn_over_steps_or_over_the_tokens_of_each_run(
     assert output.stat().st_size > 0
 
 
-def test_tokens_of_a_run_without_arguments_are_one_line(runs, tmp_path):
-    pytest.importorskip("matplotlib")
-    (runs[0] / "train_config.json").write_text("{}")
-    with pytest.raises(SystemExit, match="train_config.json: expected total_batch_tokens"):
-        arguments = ["--runs", str(runs[0]), "--output", str(tmp_path / "loss.png")]
+def test_a_run_that_counted_no_tokens_is_one_line(runs, tmp_path):
+    write_rows(runs[0], [{"step": 1, "loss": 5.0}])
+    arguments = ["--runs", str(runs[0]), "--output", str(tmp_path / "loss.png")]
+    with pytest.raises(SystemExit, match="metrics.jsonl: expected tokens in each line"):
         loss_plot.main([*arguments, "--x", "tokens"])

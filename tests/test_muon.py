@@ -8,6 +8,7 @@ from tiny_models import tiny_model, tiny_tokenizer
 from torch import nn
 
 from modeling_gpt2scratch import checkpointing
+from modeling_gpt2scratch.checkpoint_writer import CheckpointWriter
 from modeling_gpt2scratch.muon import MuonAdamW
 from modeling_gpt2scratch.newton_schulz import iteration_dtype, orthogonalize, update_scale
 from modeling_gpt2scratch.optimization import make_optimizer
@@ -176,9 +177,10 @@ def test_a_checkpoint_continues_a_run_in_a_fresh_optimizer(tmp_path):
     step_with_gradients(model, optimizer, seed=0)
     keys = [set(state) for state in state_of(optimizer)]
     assert keys == [{"momentum_buffer"}] * 8 + [{"step", "exp_avg", "exp_avg_sq"}] * (len(keys) - 8)
-    checkpoint = checkpointing.save_checkpoint(
-        tmp_path, model=model, tokenizer=tiny_tokenizer(), optimizer=optimizer, state={"step": 1}
-    )
+    writer = CheckpointWriter(tmp_path, keep_checkpoints=0, keep_every=0, in_background=False)
+    writer.save(model=model, tokenizer=tiny_tokenizer(), optimizer=optimizer, state={"step": 1})
+    writer.close()
+    checkpoint = checkpointing.find_checkpoint(tmp_path)
     twin = tiny_model()
     fresh = make_muon(twin)
     checkpointing.load_weights(checkpoint, twin)
