@@ -4,15 +4,20 @@ import dataclasses
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
+
+import torch.distributed as dist
 
 from .atomic_files import require_free, write_file, write_json
-from .checkpointing import CheckpointError, find_checkpoint, find_checkpoints, verify_checkpoint
+from .checkpointing import CheckpointError, find_checkpoints, verify_checkpoint
 from .train_config import CONFIG_NAME, TrainConfig
 
 DATA_MANIFEST_NAME = "data_manifest.json"  # a copy, for when the data are gone or elsewhere
 ENVIRONMENT_NAME = "environment.json"
+
+Result = TypeVar("Result")
 
 
 def find_resume_point(config: TrainConfig) -> Path | None:
@@ -25,22 +30,26 @@ def find_resume_point(config: TrainConfig) -> Path | None:
         CheckpointError: if the one that was asked for is damaged or not there, or all are damaged.
         FileExistsError: if the directory of the run is in use.
     """
-    output_dir = Path(config.output_dir)
     if config.resume == "none":
         return None
-    if config.resume == "auto":
-        require_free(output_dir, marker=CONFIG_NAME, overwrite=True)
-        return _newest_undamaged(output_dir)
-    checkpoint = find_checkpoint(Path(config.resume))
-    if checkpoint is None:
+    checkpoints = _as_main_process_sees(_candidates, config)
+    if config.resume != "auto":
+        verify_checkpoint(checkpoints[0])
+        return checkpoints[0]
+    for checkpoint in checkpoints:
+        try:
+            verify_checkpoint(checkpoint)
+        except CheckpointError as error:
+            if os.environ.get("RANK", "0") == "0":
+                print(f"warning: {error}; trying the checkpoint before it", file=sys.stderr)
+        else:
+            return checkpoint
+    if checkpoints:
         raise CheckpointError(
-            f"{config.resume}: expected a complete checkpoint, found none; "
-            f"give a run's directory or one of its checkpoint-N"
+            f"{config.output_dir}: expected an undamaged checkpoint, found {len(checkpoints)} "
+            f"damaged; start again with --resume none --overwrite"
         )
-    if not _is_within(checkpoint, output_dir):
-        require_free(output_dir, marker=CONFIG_NAME, overwrite=config.overwrite)
-    verify_checkpoint(checkpoint)
-    return checkpoint
+    return None
 
 
 def make_output_dir(
@@ -68,23 +77,42 @@ def make_output_dir(
         write_file(output_dir / name, manifest.read_bytes())
 
 
-def _newest_undamaged(output_dir: Path) -> Path | None:
-    """The newest checkpoint whose files are as they were written, None if there is none at all."""
-    checkpoints = find_checkpoints(output_dir)
-    for checkpoint in checkpoints:
-        try:
-            verify_checkpoint(checkpoint)
-        except CheckpointError as error:
-            if os.environ.get("RANK", "0") == "0":
-                print(f"warning: {error}; trying the checkpoint before it", file=sys.stderr)
-        else:
-            return checkpoint
-    if checkpoints:
+def _candidates(config: TrainConfig) -> list[Path]:
+    """The checkpoints that this run can continue from, best first.
+
+    Raises:
+        CheckpointError: if one was asked for that is not there.
+        FileExistsError: if the directory of the run is in use.
+    """
+    output_dir = Path(config.output_dir)
+    if config.resume == "auto":
+        require_free(output_dir, marker=CONFIG_NAME, overwrite=True)
+        return find_checkpoints(output_dir)
+    checkpoints = find_checkpoints(Path(config.resume))
+    if not checkpoints:
         raise CheckpointError(
-            f"{output_dir}: expected an undamaged checkpoint, found {len(checkpoints)} damaged; "
-            f"start again with --resume none --overwrite"
+            f"{config.resume}: expected a complete checkpoint, found none; "
+            f"give a run's directory or one of its checkpoint-N"
         )
-    return None
+    if not _is_within(checkpoints[0], output_dir):
+        require_free(output_dir, marker=CONFIG_NAME, overwrite=config.overwrite)
+    return checkpoints
+
+
+def _as_main_process_sees(function: Callable[..., Result], *args) -> Result:
+    """What the function returns or raises on the main process, on all, if there is a group."""
+    if not dist.is_available() or not dist.is_initialized():
+        return function(*args)
+    outcome: list = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = function(*args)
+        except (ValueError, OSError) as error:
+            outcome[1] = error.with_traceback(None)
+    dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
 
 
 def _is_within(checkpoint: Path, output_dir: Path) -> bool:

@@ -4,6 +4,7 @@ Started by torchrun from a test: `sharded_checkpoints.py DIRECTORY`.
 """
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from modeling_gpt2scratch import checkpoint_snapshot, checkpointing
 from modeling_gpt2scratch.checkpoint_writer import CheckpointWriter
 from modeling_gpt2scratch.checkpointing import CheckpointError
 from modeling_gpt2scratch.optimization import adamw
+from modeling_gpt2scratch.run_directory import find_resume_point
+from modeling_gpt2scratch.train_config import TrainConfig
 
 OPTIONS = {"keep_checkpoints": 0, "keep_every": 0}
 # An odd number of rows, which two ranks cannot halve.
@@ -43,6 +46,7 @@ def main(directory: Path) -> None:
     checkpointing.load_optimizer(first, *sharded)
     train(*sharded, n_steps=1, seed=5)
     train(*again, n_steps=1, seed=5)
+    resuming(directory / "again")
     left, right = sharded[0].state_dict(), again[0].state_dict()
     assert all(torch.equal(left[name].to_local(), right[name].to_local()) for name in left)
 
@@ -130,6 +134,34 @@ def separate_directories(output_dir: Path, trained: tuple) -> None:
     else:
         raise AssertionError("expected an error")
     writer.close()
+
+
+def resuming(output_dir: Path) -> None:
+    """Both ranks take the same checkpoint, and learn of damage that only one of them has read."""
+    options = {"data": "data", "output_dir": str(output_dir), "resume": "auto"}
+    if dist.get_rank() == 0:
+        (output_dir / "train_config.json").write_text("{}")
+        shutil.copytree(output_dir / "checkpoint-2", output_dir / "checkpoint-3")
+        # The second largest file is the second rank's to verify.
+        weights = sorted((output_dir / "checkpoint-3").iterdir(), key=lambda f: -f.stat().st_size)
+        weights[1].write_bytes(weights[1].read_bytes()[:-1] + b"!")
+        (output_dir / "latest").unlink()
+    dist.barrier()
+    found = find_resume_point(TrainConfig(**options))
+    assert found == output_dir / "checkpoint-2", found
+    try:
+        find_resume_point(TrainConfig(**options | {"resume": str(output_dir / "checkpoint-3")}))
+    except CheckpointError as error:
+        assert "expected sha256" in str(error), error
+    else:
+        raise AssertionError("expected an error")
+    try:
+        find_resume_point(TrainConfig(**options | {"resume": str(output_dir / "nowhere")}))
+    except CheckpointError as error:
+        assert "found none" in str(error), error
+    else:
+        raise AssertionError("expected an error")
+    dist.barrier()
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ ALLOWED = {
         *("torch", "transformers", ".atomic_files", ".checkpoint_retention"),
         *(".checkpoint_snapshot", ".checkpointing", ".checksums"),
     },
-    "run_directory.py": {".atomic_files", ".checkpointing", ".train_config"},
+    "run_directory.py": {"torch", ".atomic_files", ".checkpointing", ".train_config"},
     "metrics.py": {"accelerate", ".atomic_files"},
     "validation.py": {"accelerate", "numpy", "torch", "transformers", ".shard_loader"},
     "train_config.py": {".atomic_files", ".command_line", ".mixture"},
