@@ -201,18 +201,19 @@ def on_main_process(function: Callable[..., Result], *args, **kwargs) -> Result:
     """What `function` returns on the main process, on every process.
 
     Raises:
-        OSError: on every process alike, if it raised one.
+        ValueError, OSError: what it raises there, on every process alike.
     """
-    answer: list = [None, None]
+    result, problem = None, None
     if PartialState().is_main_process:
         try:
-            answer[0] = function(*args, **kwargs)
-        except OSError as error:
-            answer[1] = str(error)
+            result = function(*args, **kwargs)
+        except (ValueError, OSError) as error:
+            problem = error.with_traceback(None)
+    answer = [result, problem]
     broadcast_object_list(answer)
     result, problem = answer
     if problem is not None:
-        raise OSError(problem)
+        raise problem
     return result
 
 

@@ -125,7 +125,8 @@ ALLOWED = {
         *(".checkpoint_snapshot", ".checkpointing", ".checksums"),
     },
     "run_directory.py": {
-        *("accelerate", ".atomic_files", ".checkpointing", ".train_config", ".training_progress"),
+        *("accelerate", ".atomic_files", ".checkpointing", ".processes", ".train_config"),
+        ".training_progress",
     },
     "guard_rails.py": set(),
     "training_progress.py": {".guard_rails", ".train_config"},
