@@ -1,63 +1,76 @@
 """Pre-trains a GPT-2: `accelerate launch train_accelerate.py recipes/quickstart.yaml`.
 
-The same script runs on one CPU core, one GPU or many nodes; only the Accelerate configuration
-differs. Without dropout, losses do not depend on the number of processes. A run can be stopped at
-any moment and continued with `--resume auto`.
+The same script runs on one CPU core, one GPU or many nodes, with replicas or with shards of the
+model; only the Accelerate configuration differs. Without dropout, losses do not depend on the
+number of processes. A run can be stopped at any moment and continued with `--resume auto`.
+
+Shapes: A micro-steps of an optimizer step.
 """
 
 import contextlib
 import dataclasses
-import math
 import os
 import sys
 import textwrap
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
-from tabulate import tabulate
-from torch import Tensor, nn
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM, checkpointing
+from modeling_gpt2scratch import checkpointing
 from modeling_gpt2scratch.checkpointing import CheckpointError
 from modeling_gpt2scratch.command_line import parse_config
-from modeling_gpt2scratch.metrics import METRICS_NAME, JsonlTracker, Throughput
-from modeling_gpt2scratch.optimization import adamw, learning_rate_at, set_learning_rate
+from modeling_gpt2scratch.compilation import n_compiled_graphs
+from modeling_gpt2scratch.devices import flops_per_token, mfu, peak_memory
+from modeling_gpt2scratch.guard_rails import DivergenceError, Finding
+from modeling_gpt2scratch.initial_weights import InitialWeightsError
+from modeling_gpt2scratch.metrics import Throughput
+from modeling_gpt2scratch.optimization import set_learning_rate
 from modeling_gpt2scratch.prefetcher import Prefetcher, StreamError
+from modeling_gpt2scratch.preflight import surprises_of_loss, try_one_batch
 from modeling_gpt2scratch.processes import (
+    Agreement,
     LaunchError,
+    StalledError,
     StopSignal,
     closing,
-    describe_environment,
     make_accelerator,
-    on_all_processes,
-    on_main_process,
-    require_agreement,
 )
-from modeling_gpt2scratch.run_directory import find_resume_point, make_output_dir
-from modeling_gpt2scratch.shard_loader import ShardLoader, TokenWindows
+from modeling_gpt2scratch.profiling import Profile, profiler
+from modeling_gpt2scratch.run_banner import banner, surprises
+from modeling_gpt2scratch.run_directory import find_resume_point, recorded_status
+from modeling_gpt2scratch.schedules import learning_rate_at
+from modeling_gpt2scratch.step_outcomes import (
+    StepOutcome,
+    read_outcomes,
+    skip_unless_finite,
+    worst_micro_batch,
+)
 from modeling_gpt2scratch.token_shards import ShardError
 from modeling_gpt2scratch.tokenization import TokenizerError
+from modeling_gpt2scratch.trackers import TrackerError
 from modeling_gpt2scratch.train_config import TrainConfig
 from modeling_gpt2scratch.training_data import TrainingData
+from modeling_gpt2scratch.training_run import TrainingRun, go_back, open_run
 from modeling_gpt2scratch.validation import sample_text, validation_loss
-
-
-class DivergenceError(RuntimeError):
-    """A loss or gradient that is no number any more."""
-
 
 # What the user can mend, and therefore sees as one line.
 EXPECTED_ERRORS = (
-    *(LaunchError, ShardError, TokenizerError, CheckpointError, DivergenceError),
-    OSError,
+    *(LaunchError, ShardError, TokenizerError, InitialWeightsError, CheckpointError),
+    *(TrackerError, DivergenceError, StalledError, OSError),
 )
+
+# In metrics.jsonl and the trackers, and too much for a line of the log.
+UNSHOWN = {
+    *("sample", "tokens", "elapsed_seconds", "save_stall_seconds", "compiled_graphs"),
+    *("peak_cuda_memory_gib", "peak_resident_memory_gib"),
+}
 
 
 def main() -> None:
@@ -70,7 +83,7 @@ def main() -> None:
         train(config)
     except EXPECTED_ERRORS as error:
         # One line, not one per process, unless the others know nothing of it.
-        if os.environ.get("RANK", "0") == "0" or isinstance(error, StreamError):
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, StreamError | StalledError):
             print(f"train_accelerate.py: error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, LaunchError) else 1)
 
@@ -78,200 +91,251 @@ def main() -> None:
 def train(config: TrainConfig) -> None:
     """Finds the point to start from and the other processes, and trains."""
     data = TrainingData(config)
-    checkpoint = find_resume_point(config)
-    start_step = 0
-    if checkpoint:
-        identity = data.identity() | config.identity()
-        start_step = checkpointing.load_state(checkpoint, expected=identity)["step"]
-    if start_step > config.max_steps:
-        raise LaunchError(
-            f"expected --max_steps of at least {start_step}, where {checkpoint} is, "
-            f"found {config.max_steps}"
-        )
-    metrics = JsonlTracker(Path(config.output_dir) / METRICS_NAME, resume_step=start_step)
     accelerator = make_accelerator(
         mixed_precision=config.mixed_precision,
-        trackers=[metrics, *config.report_to],
         project_dir=config.output_dir,
+        timeout_minutes=config.timeout_minutes,
     )
     with contextlib.closing(data), closing(accelerator):
-        train_from(checkpoint, start_step, config, data, accelerator)
+        checkpoint, state = find_resume_point(config), {}
+        if checkpoint:
+            identity = data.identity() | config.identity()
+            state = checkpointing.load_state(checkpoint, expected=identity)
+        train_from(checkpoint, state, config, data, accelerator)
 
 
 def train_from(
     checkpoint: Path | None,
-    start_step: int,
+    state: dict,
     config: TrainConfig,
     data: TrainingData,
     accelerator: Accelerator,
 ) -> None:
-    """Wires data, model and optimizer together, makes the steps that are left, and saves."""
-    require_agreement(data.identity(), "data")
-    loader, validation = on_all_processes(
-        data.open, rank=accelerator.process_index, world_size=accelerator.num_processes
-    )
-    accelerator.gradient_accumulation_steps = loader.micro_steps
-
-    torch.manual_seed(config.seed)  # the same weights on every rank
-    model, tokenizer = make_model(config, data)
-    if checkpoint:
-        checkpointing.load_weights(checkpoint, model)
-    if config.compile == "model":
-        model.compile()  # in place: the parameters keep their names
-    optimizer = adamw(model, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
-    wrapped_model, wrapped_optimizer = accelerator.prepare(model, optimizer)
-    if checkpoint:
-        checkpointing.load_optimizer(checkpoint, model, optimizer)
-
-    with Prefetcher(loader, start_step=start_step, device=accelerator.device) as batches:
-        run = Run(
-            config=config,
-            accelerator=accelerator,
-            model=model,
-            wrapped_model=wrapped_model,
-            optimizer=wrapped_optimizer,
-            tokenizer=tokenizer,
-            data=data,
-            loader=loader,
-            batches=batches,
-            validation=validation,
-        )
-        environment = describe_environment(accelerator)
-        on_main_process(make_output_dir, config, checkpoint, environment, data.manifest_files)
-        accelerator.init_trackers(
-            "gpt2scratch",
-            config=dataclasses.asdict(config),
-            init_kwargs={"wandb": {"name": Path(config.output_dir).name, "dir": config.output_dir}},
-        )
-        print_banner(run, start_step=start_step)
-        n_done = run_steps(run, start_step=start_step)
-    if n_done == config.max_steps:
-        on_main_process(checkpointing.save_model, model, tokenizer, Path(config.output_dir))
-        accelerator.print(f"finished: model and tokenizer are in {config.output_dir}")
-    else:
-        accelerator.print(f"stopped after step {n_done}; continue with --resume auto")
+    """Makes the steps that are left after a checkpoint, and saves the model."""
+    agreement = Agreement(n_flags=2, timeout_minutes=config.timeout_minutes)
+    run = open_run(config, data, accelerator, checkpoint=checkpoint, state=state)
+    output_dir = Path(config.output_dir)
+    with (
+        contextlib.closing(run.writer),
+        recorded_status(output_dir, run.progress) as outcome,
+        agreement.naming_the_stalled(),
+    ):
+        look_ahead(run)
+        end = make_steps(run, agreement)
+        run.writer.wait()
+        if end == "finished":
+            run.writer.save_model(run.model, run.tokenizer)
+            accelerator.print(f"finished: model and tokenizer are in {output_dir}")
+        else:
+            accelerator.print(f"stopped after step {run.progress.step}; go on with --resume auto")
+        outcome["status"] = end
 
 
-@dataclass(frozen=True)
-class Run:
-    """What the loop works with."""
-
-    config: TrainConfig
-    accelerator: Accelerator
-    model: GPT2ScratchForCausalLM  # never wrapped: for saving, validation and samples
-    wrapped_model: nn.Module  # the same parameters behind DDP
-    optimizer: AcceleratedOptimizer
-    tokenizer: PreTrainedTokenizerBase
-    data: TrainingData
-    loader: ShardLoader
-    batches: Prefetcher  # from the loader
-    validation: dict[str, tuple[TokenWindows, float]]  # windows and weight by source
+def look_ahead(run: TrainingRun) -> None:
+    """Says what is about to run, and tries once everything that it will do."""
+    config, accelerator, progress = run.config, run.accelerator, run.progress
+    notes = surprises(config, accelerator, run.model)
+    if config.preflight:
+        loss = try_one_batch(run.wrapped_model, run.loader, accelerator, step=progress.data_step)
+        if progress.step == 0 and config.init_from is None:
+            notes += surprises_of_loss(loss, run.model.config.vocab_size)
+        if run.validation and config.eval_every:
+            validate(run, n_windows=accelerator.num_processes)
+        run.writer.rehearse(**run.snapshot())
+    accelerator.print(banner(run, notes))
 
 
-def run_steps(run: Run, *, start_step: int) -> int:
-    """Makes the optimizer steps from `start_step` on.
+def make_steps(run: TrainingRun, agreement: Agreement) -> str:
+    """Makes the optimizer steps that are left, going back after spikes if so asked.
 
     Returns:
-        Steps of the run that are done: `max_steps`, or fewer if a signal stopped it.
+        "finished", or "stopped" if a signal asked for it.
     """
-    config, accelerator = run.config, run.accelerator
-    stop_signal = StopSignal()
-    throughput = Throughput()
-    n_done = start_step
-    progress = tqdm(
-        range(start_step, config.max_steps),
+    config, stop_signal = run.config, StopSignal()
+    while True:
+        first = run.progress.data_step
+        with (
+            Prefetcher(run.loader, start_step=first, device=run.accelerator.device) as batches,
+            profiler(run.accelerator, config) as profile,
+        ):
+            end = run_steps(run, batches, agreement, stop_signal, profile)
+        if end != "spiked":
+            return end
+        go_back(run)
+
+
+def run_steps(
+    run: TrainingRun,
+    batches: Prefetcher,
+    agreement: Agreement,
+    stop_signal: StopSignal,
+    profile: Profile,
+) -> str:
+    """Makes optimizer steps until there is a reason not to.
+
+    Returns:
+        "finished", "stopped", or "spiked" if the run has to go back.
+    """
+    config, accelerator, progress = run.config, run.accelerator, run.progress
+    throughput = Throughput(elapsed_seconds=progress.elapsed_seconds)
+    outcomes: list[StepOutcome] = []  # since the last log line
+    bar = tqdm(
         desc="training",
-        initial=start_step,
+        initial=progress.step,
         total=config.max_steps,
         disable=None if accelerator.is_main_process else True,  # None: only on a terminal
     )
-    for step in progress:
-        learning_rate = learning_rate_at(
-            step,
-            peak=config.learning_rate,
-            floor=config.min_learning_rate,
-            warmup_steps=config.warmup_steps,
-            max_steps=config.max_steps,
+    while progress.step < config.max_steps:
+        waited_before = batches.waited_seconds
+        learning_rate = learning_rate_of(config, progress.step)
+        outcomes.append(train_step(run, batches, learning_rate))
+        throughput.count(config.total_batch_tokens, batches.waited_seconds - waited_before)
+        progress.step += 1
+        bar.update()
+        profile.step()
+        is_stopped, has_lost_checkpoint = agreement.exchange(
+            [stop_signal.received, run.writer.problem is not None]
         )
-        waited_before = run.batches.waited_seconds
-        loss, grad_norm = train_step(run, step, learning_rate)
-        waited_seconds = run.batches.waited_seconds - waited_before
-        throughput.count(config.total_batch_tokens, waited_seconds)
-        if stop_signal.received:
-            accelerator.set_trigger()
-        is_stopped = accelerator.check_trigger()  # on every rank, if it is on any
+        if has_lost_checkpoint:
+            run.writer.wait()  # raises, on all processes alike
 
-        n_done = step + 1
-        is_last = n_done == config.max_steps
-        is_eval = bool(run.validation) and is_due(config.eval_every, n_done, is_last)
-        is_save = is_last or is_stopped or is_due(config.save_every, n_done, is_last)
-        if is_eval or is_save or n_done == 1 or n_done % config.log_every == 0:
-            data_wait = torch.tensor(throughput.data_wait, device=accelerator.device)
-            of_all_ranks = accelerator.gather(torch.stack([loss, data_wait])[None])  # (ranks, 2)
-            values = {
-                "loss": of_all_ranks[:, 0].mean().item(),
-                "learning_rate": learning_rate,
-                "grad_norm": float(grad_norm),
-                "tokens_per_second": throughput.tokens_per_second,
-                "data_wait": of_all_ranks[:, 1].max().item(),  # all wait for the slowest
-            }
-            refuse_divergence(config, n_done, values)
+        step = progress.step
+        is_last = step == config.max_steps
+        is_eval = bool(run.validation) and is_due(config.eval_every, step, is_last)
+        is_save = is_last or is_stopped or is_due(config.save_every, step, is_last)
+        if is_eval or is_save or step == 1 or step % config.log_every == 0:
+            progress.elapsed_seconds = throughput.elapsed_seconds
+            values, findings = look_back(run, outcomes)
+            if config.rollback_on_spike and any(found.kind == "spike" for found in findings):
+                return "spiked"
+            values |= {"learning_rate": learning_rate} | measure(run, throughput)
             if is_eval and not is_stopped:  # who asked it to stop waits for the checkpoint
                 values |= validate(run)
-            report(run, progress, n_done, values)
             if is_save:
-                on_main_process(save_checkpoint, run, n_done)
+                values["save_stall_seconds"] = run.writer.save(**run.snapshot())
+            report(run, bar, values)
+            outcomes.clear()
             throughput.restart()
-        if is_stopped:
-            break
-    return n_done
+        if is_stopped and not is_last:
+            return "stopped"
+    return "finished"
 
 
-def train_step(run: Run, step: int, learning_rate: float) -> tuple[Tensor, Tensor]:
-    """One optimizer update over `total_batch_tokens`.
-
-    Returns:
-        This rank's mean loss in nats per token, and the global norm of the unclipped gradient.
-    """
-    config, accelerator = run.config, run.accelerator
+def train_step(run: TrainingRun, batches: Prefetcher, learning_rate: float) -> StepOutcome:
+    """One optimizer update over `total_batch_tokens`; nothing here waits for the device."""
+    config, accelerator, progress = run.config, run.accelerator, run.progress
     # Dropout, too, is a function of the step, so that a resumed run needs no saved random state.
-    entropy = np.random.SeedSequence((config.seed, step, accelerator.process_index))
+    entropy = np.random.SeedSequence((config.seed, progress.data_step, accelerator.process_index))
     torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
-    set_learning_rate(run.optimizer, learning_rate)
+    set_learning_rate(run.optimizer.optimizer, learning_rate / config.learning_rate)
 
-    loss = torch.zeros((), device=accelerator.device)
+    micro_losses = []
     for _ in range(run.loader.micro_steps):
         batch = {
             name: ids.to(accelerator.device, non_blocking=True)
-            for name, ids in next(run.batches).items()
+            for name, ids in next(batches).items()
         }
         # `accumulate` synchronises gradients on the last micro-step only, and `backward` divides
         # by the number of micro-steps; all have equally many tokens, so the mean is exact.
         with accelerator.accumulate(run.wrapped_model):
             micro_loss = run.wrapped_model(**batch).loss
+            micro_losses.append(micro_loss.detach())
             accelerator.backward(micro_loss)
             if accelerator.sync_gradients:
-                grad_norm = accelerator.clip_grad_norm_(
-                    run.wrapped_model.parameters(), config.max_grad_norm
-                )
+                grad_norm = clip_gradients(run)
+                loss = accelerator.reduce(torch.stack(micro_losses).mean(), "mean")
+                skip_unless_finite(run.optimizer.optimizer, loss, grad_norm)
             run.optimizer.step()
             run.optimizer.zero_grad()
-        loss += micro_loss.detach() / run.loader.micro_steps
-    return loss, grad_norm
+    return StepOutcome(
+        step=progress.step + 1,
+        data_step=progress.data_step,
+        loss=loss,
+        grad_norm=grad_norm,
+        micro_losses=torch.stack(micro_losses),
+    )
 
 
-def validate(run: Run) -> dict:
+def clip_gradients(run: TrainingRun) -> Tensor:
+    """Clips, and returns the norm of the whole gradient before it, () on the device."""
+    norm = run.accelerator.clip_grad_norm_(run.wrapped_model.parameters(), run.config.max_grad_norm)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    return torch.as_tensor(norm, dtype=torch.float32, device=run.accelerator.device)
+
+
+def look_back(
+    run: TrainingRun, outcomes: Sequence[StepOutcome]
+) -> tuple[dict[str, float], list[Finding]]:
+    """Loss and gradient norm of the last step, and what was not as usual in any.
+
+    Raises:
+        DivergenceError: on every process alike, if too many steps in a row were skipped.
+    """
+    guard, findings = run.progress.guard, []
+    for outcome, (loss, grad_norm) in zip(outcomes, read_outcomes(outcomes), strict=True):
+        finding = guard.judge(outcome.step, loss, grad_norm)
+        if finding:
+            findings.append(finding)
+            record(run, outcome, finding)
+    guard.require_progress()
+    values = {"loss": loss, "grad_norm": grad_norm}
+    return values | (
+        {"skipped_steps": guard.skipped_steps} if guard.skipped_steps else {}
+    ), findings
+
+
+def record(run: TrainingRun, outcome: StepOutcome, finding: Finding) -> None:
+    """Writes down a step that was not as usual, with the place of its worst data."""
+    rank, micro_step = worst_micro_batch(outcome, run.accelerator)
+    rows = run.loader.locate(outcome.data_step, micro_step, rank)
+    event = dataclasses.asdict(finding)
+    run.events.write(event.pop("kind"), **event, process=rank, micro_step=micro_step, rows=rows)
+    source, file, token = rows[0]
+    run.accelerator.print(
+        f"step {finding.step}: {finding.kind}, loss {finding.loss:.4g}, gradient norm "
+        f"{finding.grad_norm:.4g}; data of process {rank} from {source}/{file}, token {token}"
+    )
+
+
+def measure(run: TrainingRun, throughput: Throughput) -> dict[str, float]:
+    """What the steps since the last log line cost."""
+    config, accelerator = run.config, run.accelerator
+    # All processes wait for the slowest, and the fullest one decides what fits.
+    own = {"data_wait": throughput.data_wait} | peak_memory(accelerator.device)
+    numbers = torch.tensor([list(own.values())], device=accelerator.device)
+    values = {
+        "tokens": run.progress.step * config.total_batch_tokens,
+        "elapsed_seconds": throughput.elapsed_seconds,
+        "tokens_per_second": throughput.tokens_per_second,
+    } | dict(zip(own, accelerator.gather(numbers).amax(0).tolist(), strict=True))
+    utilisation = mfu(
+        throughput.tokens_per_second,
+        flops_per_token=flops_per_token(run.model.config, config.sequence_length),
+        n_devices=accelerator.num_processes,
+        peak_flops=run.peak_flops,
+    )
+    if utilisation is not None:
+        values["mfu"] = utilisation
+    if config.compile != "no":
+        values["compiled_graphs"] = n_compiled_graphs()
+    return values
+
+
+def validate(run: TrainingRun, *, n_windows: int | None = None) -> dict:
     """Loss on the validation windows, of each source if there are several, and a sample.
 
-    The sample is made on the main process only.
+    Args:
+        run: whose model is looked at.
+        n_windows: of each source; None for all that `eval_tokens` allows.
     """
     losses = {
         name: validation_loss(
             run.model,
             windows,
             run.accelerator,
-            n_windows=run.data.n_validation_windows(windows),
-            batch_size=run.config.micro_batch_size,
+            n_windows=min(n_windows or len(windows), run.data.n_validation_windows(windows)),
+            batch_size=run.loader.micro_batch_size,
             document_start=run.data.document_start,
         )
         for name, (windows, _) in run.validation.items()
@@ -280,97 +344,45 @@ def validate(run: Run) -> dict:
     values = {"eval_loss": sum(weights[name] * loss for name, loss in losses.items())}
     if len(losses) > 1:
         values |= {f"eval_loss/{name}": loss for name, loss in losses.items()}
-    if run.accelerator.is_main_process:
-        values["sample"] = sample_text(run.model, run.tokenizer, seed=run.config.seed)
+    if run.is_sharded or run.accelerator.is_main_process:
+        values["sample"] = sample_text(
+            run.model, run.tokenizer, seed=run.config.seed, is_sharded=run.is_sharded
+        )
     return values
 
 
-def report(run: Run, progress: tqdm, step: int, values: dict) -> None:
+def report(run: TrainingRun, bar: tqdm, values: dict) -> None:
     """Sends the values to the trackers and shows them, as a line where there is no terminal."""
+    step = run.progress.step
     run.accelerator.log(values, step=step)
     if not run.accelerator.is_main_process:
         return
-    shown = {name: f"{value:.4g}" for name, value in values.items() if name != "sample"}
-    progress.set_postfix(shown)
-    if progress.disable:
+    shown = {name: f"{value:.4g}" for name, value in values.items() if name not in UNSHOWN}
+    bar.set_postfix(shown)
+    if bar.disable:
         line = ", ".join(f"{name} {text}" for name, text in shown.items())
         print(f"step {step}: {line}", flush=True)
     if "sample" in values:
-        progress.write(f"step {step}: eval_loss {values['eval_loss']:.4f}, sample:")
-        progress.write(textwrap.indent(values["sample"], "    "))
+        bar.write(f"step {step}: eval_loss {values['eval_loss']:.4f}, sample:")
+        bar.write(textwrap.indent(values["sample"], "    "))
 
 
-def refuse_divergence(config: TrainConfig, step: int, values: dict) -> None:
-    """Stops a run whose loss is lost, before it overwrites what is good."""
-    for name in ("loss", "grad_norm"):
-        if not math.isfinite(values[name]):
-            raise DivergenceError(
-                f"expected a finite {name} at step {step}, found {values[name]}; lower "
-                f"--learning_rate or resume an earlier checkpoint in {config.output_dir}"
-            )
-
-
-def save_checkpoint(run: Run, step: int) -> None:
-    """Writes `checkpoint-STEP`."""
-    checkpointing.save_checkpoint(
-        Path(run.config.output_dir),
-        model=run.model,
-        tokenizer=run.tokenizer,
-        optimizer=run.optimizer.optimizer,
-        state=run.data.identity()
-        | run.config.identity()
-        | {"step": step, "config": dataclasses.asdict(run.config)},
+def learning_rate_of(config: TrainConfig, step: int) -> float:
+    """The rate for a step, of the group with the peak `learning_rate`."""
+    return learning_rate_at(
+        step,
+        schedule=config.schedule,
+        peak=config.learning_rate,
+        floor=config.min_learning_rate,
+        warmup_steps=config.warmup_steps,
+        decay_steps=config.decay_steps,
+        max_steps=config.max_steps,
     )
 
 
 def is_due(every: int, step: int, is_last: bool) -> bool:
     """Whether something that happens every so many steps, and at the end, happens now."""
     return every > 0 and (is_last or step % every == 0)
-
-
-def make_model(
-    config: TrainConfig, data: TrainingData
-) -> tuple[GPT2ScratchForCausalLM, PreTrainedTokenizerBase]:
-    """A freshly initialised model for the tokenizer of the data, and that tokenizer."""
-    tokenizer, manifest = data.tokenizer(), data.manifest
-    tokenizer.model_max_length = config.n_positions
-    model_config = GPT2ScratchConfig(
-        vocab_size=manifest.vocab_size,
-        n_positions=config.n_positions,
-        n_embd=config.n_embd,
-        n_layer=config.n_layer,
-        n_head=config.n_head,
-        resid_pdrop=config.dropout,
-        embd_pdrop=config.dropout,
-        attn_pdrop=config.dropout,
-        bos_token_id=manifest.end_of_text_id,
-        eos_token_id=manifest.end_of_text_id,
-    )
-    model = GPT2ScratchForCausalLM(model_config)
-    model.generation_config.pad_token_id = manifest.end_of_text_id
-    return model, tokenizer
-
-
-def print_banner(run: Run, *, start_step: int) -> None:
-    """What is about to run, to be read before leaving it alone."""
-    config, accelerator, loader = run.config, run.accelerator, run.loader
-    n_parameters = run.model.num_parameters()
-    n_embedding = n_parameters - run.model.num_parameters(exclude_embeddings=True)
-    rows = {
-        "processes": f"{accelerator.num_processes} ({accelerator.distributed_type.value})",
-        "device": f"{accelerator.device}, precision {accelerator.mixed_precision}",
-        "parameters": f"{n_parameters:,} ({n_embedding:,} in embeddings)",
-        "tokens per step": f"{config.total_batch_tokens:,} = {config.sequence_length} per row x "
-        f"{config.micro_batch_size} rows x {loader.micro_steps} micro-steps x "
-        f"{accelerator.num_processes} processes",
-        "steps": f"{start_step:,} to {config.max_steps:,}",
-        "data": "; ".join(
-            f"{epochs:.2f} epochs of {source.n_tokens:,} tokens in {source.name}"
-            for source, epochs in zip(loader.sources, loader.epochs(config.max_steps), strict=True)
-        ),
-        "output": config.output_dir,
-    }
-    accelerator.print(tabulate(rows.items(), tablefmt="plain"))
 
 
 if __name__ == "__main__":

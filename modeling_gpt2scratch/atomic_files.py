@@ -27,7 +27,7 @@ def require_free(path: Path, *, marker: str, overwrite: bool) -> None:
     """
     if not path.name:
         raise FileExistsError(f"expected --output_dir to name a directory, found {str(path)!r}")
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if not path.exists() or (path.is_dir() and all(map(_is_partial, path.iterdir()))):
         return
     if not (path / marker).is_file():
         raise FileExistsError(
@@ -57,7 +57,7 @@ def write_file(path: Path, *chunks: bytes | memoryview) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error  # a write names no file
     finally:
         partial.unlink(missing_ok=True)
-    _fsync(path.parent)
+    fsync(path.parent)
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -93,7 +93,12 @@ def new_files(directory: Path) -> Iterator[Path]:
         _fsync_tree(partial)
         for file in sorted(partial.iterdir()):
             os.replace(file, directory / file.name)
-        _fsync(directory)
+        fsync(directory)
+
+
+def _is_partial(path: Path) -> bool:
+    """Whether a killed process left this behind before it was complete."""
+    return path.name.startswith(".") and path.name.endswith(".partial")
 
 
 @contextlib.contextmanager
@@ -114,18 +119,18 @@ def _swap_in(partial: Path, path: Path) -> None:
     if path.exists():
         os.rename(path, old)
     os.rename(partial, path)
-    _fsync(path.parent)
+    fsync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def _fsync_tree(directory: Path) -> None:
     """Flushes every file and folder below `directory`, and itself, to the disk."""
     for file in sorted(directory.rglob("*")):
-        _fsync(file)
-    _fsync(directory)
+        fsync(file)
+    fsync(directory)
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Flushes one file or folder; Windows cannot open folders and needs no flush for them."""
     if path.is_dir() and os.name == "nt":
         return

@@ -1,16 +1,62 @@
-"""A dataclass as the only source of a script's command line: a YAML recipe first, flags over it."""
+"""A dataclass as the only source of a script's command line: YAML recipes first, flags over them.
 
+Whatever is wrong with a value is said in one line that begins with where the value came from.
+"""
+
+import argparse
 import dataclasses
 import difflib
+import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
 
 Config = TypeVar("Config")
+# Name of an argument: the recipe's number and path, or the number after all recipes and no path.
+Origins = dict[str, tuple[int, str | None]]
+
+DEFAULT = "default"  # in place of a path
+EMPTY = ("", "null", "~")
+# argparse's complaints, and ours.
+READABLE = (
+    (r"invalid (\w+) value: (.*)", r"expected \1, found \2"),
+    (r"invalid choice: (.*?) \(choose from (.*)\)", r"expected one of \2, found \1"),
+    (r"Truthy value expected: got (.*?) but .*", r"expected true or false, found '\1'"),
+)
+
+
+class ArgumentError(ValueError):
+    """An argument that cannot be used, or several that do not go together.
+
+    Args:
+        names: of the arguments.
+        problem: "expected X, found Y; do Z".
+    """
+
+    def __init__(self, *names: str, problem: str):
+        super().__init__(f"{', '.join(f'--{name}' for name in names)}: {problem}")
+        self.names = names
+        self.problem = problem
+
+    def located(self, origins: Origins) -> str:
+        """The line for the user, with recipe and key, or the flag, in front of the problem."""
+        groups: dict[str | None, list[str]] = {}
+        for name in self.names:
+            groups.setdefault(origins.get(name, (0, DEFAULT))[1], []).append(name)
+        places = []
+        for path, names in groups.items():
+            if path is None:
+                places.append(", ".join(f"--{name}" for name in names))
+            elif path == DEFAULT:
+                places.append(f"{', '.join(names)} ({DEFAULT})")
+            else:
+                places.append(f"{path}: {', '.join(names)}")
+        return ": ".join(["; ".join(places), self.problem] if places else [self.problem])
 
 
 def argument(help: str, **default) -> Any:
@@ -22,63 +68,166 @@ def check_numbers(config: Any, *, positive: Sequence[str], non_negative: Sequenc
     """Refuses fields outside their range, which ends below 2**63; None passes.
 
     Raises:
-        ValueError: at the first such field.
+        ArgumentError: at the first such field.
     """
     for name in (*positive, *non_negative):
         value = getattr(config, name)
         bound = "above 0" if name in positive else "of at least 0"
         in_range = value is None or 0 < value < 2**63 or (value == 0 and name in non_negative)
         if not in_range:
-            raise ValueError(f"expected --{name} {bound}, found {value}")
+            raise ArgumentError(name, problem=f"expected a number {bound}, found {value}")
 
 
 def parse_config(
     config_class: type[Config], *, description: str | None, argv: Sequence[str] | None = None
 ) -> Config:
-    """Reads `[RECIPE.yaml] [--flag value ...]` into a dataclass.
+    """Reads `[RECIPE.yaml ...] [--flag value ...]` into a dataclass; what comes later wins.
 
-    The recipe's entries become flags in front of the user's, so that both go through the same
-    types and checks and the user's win. Exits with code 2 and one line if anything is wrong: an
-    unknown flag or key, a value of the wrong type, or whatever the dataclass itself refuses with a
-    ValueError or FileExistsError.
+    The recipes' entries become flags in front of the user's, so that all go through the same types
+    and checks. Exits with code 2 and one line if anything is wrong: an unknown flag or key, a value
+    of the wrong type, or whatever the dataclass itself refuses with a ValueError or
+    FileExistsError. A class attribute `only_with` names arguments that have an effect only beside
+    certain values of another one: {argument: (other, values)}.
     """
-    parser = OneLineErrorParser(config_class, description=description, allow_abbrev=False)
+    parser = OneLineErrorParser(
+        config_class, description=description, allow_abbrev=False, exit_on_error=False
+    )
+    parser.usage = f"{parser.prog} [RECIPE.yaml ...] [--flag value ...]"
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser.usage = f"{parser.prog} [RECIPE.yaml] [--flag value ...]"
+    n_recipes = next((n for n, part in enumerate(argv) if part.startswith("-")), len(argv))
+    paths, flags = argv[:n_recipes], argv[n_recipes:]
+    known = [field.name for field in dataclasses.fields(config_class)]
+    origins: Origins = {}
     try:
-        if argv and not argv[0].startswith("-"):
-            argv = _flags_of_recipe(Path(argv[0]), config_class) + argv[1:]
-        (config,) = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+        entries: dict[str, str | list[str]] = {}
+        for number, path in enumerate(paths):
+            recipe = _read_recipe(path, config_class)
+            entries |= recipe
+            origins |= dict.fromkeys(recipe, (number, path))
+        given = {_name_of(part, known) for part in flags if part.startswith("--")}
+        origins |= dict.fromkeys(given, (n_recipes, None))
+        in_front = [flag for name in entries.keys() - given for flag in _flags(name, entries[name])]
+        namespace, left = parser.parse_known_args([*in_front, *flags])
+        if left:
+            raise ValueError(_stray(left[0], known))
+        config = config_class(**vars(namespace))
+        _refuse_without_effect(config, origins)
+    except argparse.ArgumentError as error:
+        names = [_name_of(error.argument_name.split("/")[0], known)] if error.argument_name else []
+        parser.error(ArgumentError(*names, problem=_readable(error.message)).located(origins))
+    except ArgumentError as error:
+        parser.error(error.located(origins))
     except (ValueError, FileExistsError) as error:
         parser.error(str(error))
     return config
 
 
 class OneLineErrorParser(HfArgumentParser):
-    """A parser whose complaint is one line, without the usage before it."""
+    """A parser whose complaint is one line, without the usage before it, on each machine."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+        self.exit(2, f"{self.prog}: error: {message}\n" if is_first else None)
 
 
-def _flags_of_recipe(path: Path, config_class: type) -> list[str]:
-    """The entries of a recipe as command-line flags; an empty entry leaves the default."""
+class _RecipeLoader(yaml.BaseLoader):
+    """Every scalar as the text that stands there; a key that stands twice is refused.
+
+    YAML's own types would make `no` a false, and leave 3e-4 a text.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                line = key.start_mark.line + 1
+                raise yaml.YAMLError(f"the key {key.value!r} again in line {line}; leave one out")
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+def _read_recipe(path: str, config_class: type) -> dict[str, str | list[str]]:
+    """The entries of a recipe that are not empty."""
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        recipe = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_RecipeLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: expected a YAML recipe, found {reason}") from None
     if not isinstance(recipe, dict):
-        raise ValueError(f"{path}: expected `key: value` lines, found {type(recipe).__name__}")
-    known = [entry.name for entry in dataclasses.fields(config_class)]
-    for key in recipe:
+        kind = {list: "a list", str: "a single value"}.get(type(recipe), "nothing")
+        raise ValueError(f"{path}: expected `key: value` lines, found {kind}")
+    known = [field.name for field in dataclasses.fields(config_class)]
+    types = get_type_hints(config_class)
+    for key, value in recipe.items():
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
-            raise ValueError(f"{path}: unknown key {key!r}{hint}")
-    return [
-        part
-        for key, value in recipe.items()
-        if value is not None
-        for part in (f"--{key}", *(map(str, value) if isinstance(value, list) else [str(value)]))
-    ]
+            raise ValueError(f"{path}: unknown key {_with_hint(key, known)}")
+        problem = _problem_of_shape(value, is_list=get_origin(types[key]) is list)
+        if problem:
+            raise ValueError(f"{path}: {key}: {problem}")
+    return {key: value for key, value in recipe.items() if value not in EMPTY}
+
+
+def _problem_of_shape(value: Any, *, is_list: bool) -> str | None:
+    """What is wrong with a recipe's value before one looks at its type; None if nothing is."""
+    if isinstance(value, list):
+        if not is_list:
+            return f"expected one value, found a list of {len(value)}"
+        if not all(isinstance(entry, str) for entry in value):
+            return "expected a list of single values, found more below one of them"
+    elif isinstance(value, dict):
+        return "expected a value, found `key: value` lines below it"
+    elif is_list and value not in EMPTY:
+        return f"expected a list, found {value!r}; write [{value}]"
+    return None
+
+
+def _flags(name: str, value: str | list[str]) -> list[str]:
+    """An entry as the command line would have it; an empty list is the default of all lists."""
+    if isinstance(value, str):
+        return [f"--{name}={value}"]
+    return [f"--{name}", *value] if value else []
+
+
+def _name_of(flag: str, known: Sequence[str]) -> str:
+    """The argument that a flag sets: `max_steps` for --max-steps=3, `fast` for --no_fast."""
+    name = flag.split("=")[0].lstrip("-").replace("-", "_")
+    positive = name.removeprefix("no_")
+    return positive if name not in known and positive in known else name
+
+
+def _with_hint(name: str, known: Sequence[str], dashes: str = "") -> str:
+    """The name and the one that was meant, or all that there are."""
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {dashes}{close[0]}?" if close else f"known: {', '.join(known)}"
+    return f"{dashes}{name}; {hint}"
+
+
+def _stray(part: str, known: Sequence[str]) -> str:
+    """What is wrong with a part of the command line that belongs to no argument."""
+    if part.startswith("--"):
+        return f"unknown flag {_with_hint(_name_of(part, known), known, '--')}"
+    return f"expected recipes before all flags and one value for each, found {part!r}"
+
+
+def _readable(message: str) -> str:
+    """argparse's message in our words, as far as we know it."""
+    for pattern, replacement in READABLE:
+        message = re.sub(pattern, replacement, message)
+    return message
+
+
+def _refuse_without_effect(config: Any, origins: Origins) -> None:
+    """Refuses arguments that change nothing, because of what another one says."""
+    for name, (other, values) in getattr(config, "only_with", {}).items():
+        found = getattr(config, other)
+        has_effect = any(one in values for one in (found if isinstance(found, list) else [found]))
+        # Who switches a part of a recipe off with a flag need not edit the recipe for the rest.
+        was_switched_off = origins.get(other, (-1,))[0] > origins.get(name, (-1,))[0]
+        if name in origins and not has_effect and not was_switched_off:
+            needed = "without" if values == (None,) else "with"
+            wanted = "" if values == (None,) else f" {' or '.join(map(str, values))}"
+            raise ArgumentError(
+                *(name, other),
+                problem=f"expected {name} only {needed} {other}{wanted}, found {found or 'none'}; "
+                f"leave {name} out",
+            )

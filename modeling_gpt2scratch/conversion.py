@@ -217,7 +217,7 @@ def _save(
         save_tokenizer(tokenizer, directory)
         if isinstance(model, GPT2LMHeadModel):
             _save_classic_vocabulary(tokenizer, directory)
-    open_to_readers(directory)
+    open_to_readers(directory.iterdir())
 
 
 def _save_classic_vocabulary(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:

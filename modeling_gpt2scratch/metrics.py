@@ -1,14 +1,18 @@
 """What a run measures and where it writes it down."""
 
 import json
+import math
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
+from accelerate import PartialState
 from accelerate.tracking import GeneralTracker, on_main_process
 
 from .atomic_files import write_file
 
 METRICS_NAME = "metrics.jsonl"
+EVENTS_NAME = "events.jsonl"
 
 
 class JsonlTracker(GeneralTracker):
@@ -37,7 +41,12 @@ class JsonlTracker(GeneralTracker):
     @on_main_process
     def start(self) -> None:
         """Drops the lines that will be written again, and a last line that a kill cut short."""
-        kept = [json.dumps(r) for r in read_metrics(self._path) if r["step"] <= self.resume_step]
+        self.rewind(self.resume_step)
+
+    @on_main_process
+    def rewind(self, step: int) -> None:
+        """Drops the lines after a step to which the run goes back."""
+        kept = [json.dumps(row) for row in read_metrics(self._path) if row["step"] <= step]
         write_file(self._path, "".join(line + "\n" for line in kept).encode())
 
     @on_main_process
@@ -48,7 +57,36 @@ class JsonlTracker(GeneralTracker):
     def log(self, values: dict, step: int | None = None, **kwargs) -> None:
         """Appends one line."""
         with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step} | values) + "\n")
+            file.write(json.dumps({"step": step} | finite(values)) + "\n")
+
+
+class EventLog:
+    """What happened in a run besides its steps, one JSON object per line; nothing is ever dropped.
+
+    Args:
+        path: the file. Only the main process writes.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def write(self, event: str, *, step: int, **values) -> None:
+        """Appends one event, with the time in UTC."""
+        if not PartialState().is_main_process:
+            return
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(
+                json.dumps({"time": now, "event": event, "step": step} | finite(values)) + "\n"
+            )
+
+
+def finite(values: dict) -> dict:
+    """The values, None for numbers that JSON does not know."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
 
 
 def read_metrics(path: Path) -> list[dict]:
@@ -60,10 +98,20 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 class Throughput:
-    """Counts the tokens of all processes between two log lines, and what is waited for."""
+    """Counts the tokens of all processes between two log lines, and what is waited for.
 
-    def __init__(self):
+    Args:
+        elapsed_seconds: that the run has already taken.
+    """
+
+    def __init__(self, *, elapsed_seconds: float = 0.0):
+        self._origin = time.perf_counter() - elapsed_seconds
         self.restart()
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Of the whole run until now; starts at what was given."""
+        return time.perf_counter() - self._origin
 
     def restart(self) -> None:
         """Starts the clock again, after a log line or work that is no training."""

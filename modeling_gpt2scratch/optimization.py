@@ -1,66 +1,102 @@
-"""The optimizer and its learning rate."""
+"""The optimizer, its parameter groups and their learning rates."""
 
-import math
+from typing import Literal
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
+
+from .muon import MuonAdamW
 
 ADAM_BETAS = (0.9, 0.95)
 ADAM_EPSILON = 1e-8
 
 
-def learning_rate_at(
-    step: int, *, peak: float, floor: float, warmup_steps: int, max_steps: int
-) -> float:
-    """Learning rate for `step`: linear warmup to `peak`, then half a cosine down to `floor`.
-
-    A pure function of the step: there is no scheduler to save, and none that a launcher could
-    advance once per process.
+def make_optimizer(
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    name: Literal["adamw", "muon"] = "adamw",
+    muon_learning_rate: float | None = None,
+) -> Optimizer:
+    """The optimizer for a model; make it before Accelerate or FSDP2 wraps the two.
 
     Args:
-        step: optimizer updates already made, from 0.
-        peak: highest rate, reached on the last warmup step.
-        floor: rate from `max_steps` onward.
-        warmup_steps: optimizer updates spent warming up.
-        max_steps: optimizer updates in the whole run.
+        model: with its blocks in `model.base_model.h`.
+        learning_rate: peak of AdamW.
+        weight_decay: of matrices and embeddings.
+        name: "adamw" for everything, or "muon" for the matrices of the blocks and AdamW for the
+            rest.
+        muon_learning_rate: peak of Muon, on the same scale, see `update_scale`; AdamW's if None.
 
-    Raises:
-        ValueError: unless `0 <= warmup_steps < max_steps`.
-
-    Source: Brown et al. 2020 (GPT-3), appendix B.
+    Source: Brown et al. 2020 (GPT-3), appendix B, for AdamW's betas.
     """
-    if not 0 <= warmup_steps < max_steps:
-        raise ValueError(f"expected 0 <= warmup_steps < {max_steps}, found {warmup_steps}")
-    if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    progress = min(1.0, (step - warmup_steps) / (max_steps - warmup_steps))
-    return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Sets the rate of every parameter group."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-
-
-def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict]:
-    """Two groups: matrices and embeddings, which decay, and biases and norms, which do not."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-
-
-def adamw(model: nn.Module, *, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW with GPT-3's betas, one fused kernel per step.
-
-    Source: Brown et al. 2020 (GPT-3), appendix B; Loshchilov and Hutter 2019.
-    """
+    groups = parameter_groups(model, name=name, weight_decay=weight_decay)
+    for group in groups:
+        is_muon = group["rule"] == "muon" and muon_learning_rate is not None
+        peak = muon_learning_rate if is_muon else learning_rate
+        group["lr"] = group["initial_lr"] = peak
+    if name == "muon":
+        return MuonAdamW(groups, lr=learning_rate, betas=ADAM_BETAS, eps=ADAM_EPSILON)
     return torch.optim.AdamW(
-        parameter_groups(model, weight_decay=weight_decay),
-        lr=learning_rate,
-        betas=ADAM_BETAS,
-        eps=ADAM_EPSILON,
-        fused=True,
+        groups, lr=learning_rate, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True
     )
+
+
+def parameter_groups(
+    model: nn.Module, *, name: Literal["adamw", "muon"] = "adamw", weight_decay: float
+) -> list[dict]:
+    """Groups of all trainable parameters, each with its `rule`, `what` it holds and its decay.
+
+    Query, key and value are one parameter and three matrices. Muon takes them apart: they have
+    nothing in common but their input, and their gradients differ in size, which the smaller ones
+    would suffer from if all three were made orthogonal as one.
+    """
+    trainable = {p: key for key, p in model.named_parameters() if p.requires_grad}
+    matrices = {p: key for p, key in trainable.items() if p.dim() >= 2}
+    vectors = [p for p in trainable if p.dim() < 2]
+    hidden = {p for p in model.base_model.h.parameters() if p.dim() == 2} if name == "muon" else ()
+    stacked = [p for p, key in matrices.items() if p in hidden and "qkv_proj" in key]
+    single = [p for p, key in matrices.items() if p in hidden and "qkv_proj" not in key]
+    others = [p for p in matrices if p not in hidden]
+    decayed = {"weight_decay": weight_decay}
+    what = "embeddings" if name == "muon" else "matrices and embeddings"
+    groups = [
+        {"params": stacked, "rule": "muon", "what": "query, key, value", "parts": 3} | decayed,
+        {"params": single, "rule": "muon", "what": "other matrices of blocks"} | decayed,
+        {"params": others, "rule": "adamw", "what": what} | decayed,
+        {"params": vectors, "rule": "adamw", "what": "biases and norms", "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def set_learning_rate(optimizer: Optimizer, fraction: float) -> None:
+    """Sets the rate of every group to this fraction of the group's own peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * fraction
+
+
+def describe_groups(model: nn.Module, optimizer: Optimizer) -> list[dict]:
+    """A row for each group of an optimizer that `make_optimizer` made, and one for frozen weights.
+
+    Returns:
+        Rows for `tabulate(rows, headers="keys")`.
+    """
+    rows = [
+        {
+            "rule": group["rule"],
+            "what": group["what"],
+            "tensors": len(group["params"]),
+            "parameters": sum(parameter.numel() for parameter in group["params"]),
+            "peak rate": group["initial_lr"],
+            "decay": group["weight_decay"],
+        }
+        for group in optimizer.param_groups
+    ]
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    if frozen:
+        n_frozen = sum(parameter.numel() for parameter in frozen)
+        row = {"rule": "none", "what": "frozen", "tensors": len(frozen), "parameters": n_frozen}
+        rows.append(row | {"peak rate": 0.0, "decay": 0.0})
+    return rows

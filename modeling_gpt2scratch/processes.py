@@ -3,22 +3,28 @@
 import contextlib
 import os
 import platform
+import re
 import signal
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import accelerate
 import torch
+import torch.distributed as dist
 import transformers
 from accelerate import Accelerator, PartialState
-from accelerate.tracking import GeneralTracker
 from accelerate.utils import (
     DistributedDataParallelKwargs,
+    DistributedType,
+    FullyShardedDataParallelPlugin,
     GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
     broadcast_object_list,
     gather_object,
 )
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 Result = TypeVar("Result")
 
@@ -27,29 +33,38 @@ class LaunchError(ValueError):
     """A launch in which the processes cannot work together."""
 
 
+class StalledError(RuntimeError):
+    """A process that did not answer the others in time."""
+
+
 def make_accelerator(
-    *, mixed_precision: str, trackers: list[str | GeneralTracker], project_dir: str
+    *, mixed_precision: str, project_dir: str, timeout_minutes: float
 ) -> Accelerator:
     """The Accelerator of this launch, for a loop that brings its own data loader.
 
     Args:
-        mixed_precision: "no", "bf16", or "auto"; see `choose_precision`.
-        trackers: names or instances.
+        mixed_precision: "no", "bf16", "fp8", or "auto"; see `choose_precision`.
         project_dir: where trackers may put their files.
+        timeout_minutes: how long a process waits for another in any collective operation.
 
     Raises:
         LaunchError: if the launcher started several processes that do not know of each other, or
             its configuration asks for a precision that needs loss scaling.
     """
+    precision = choose_precision(mixed_precision)
+    plugin = _fsdp_plugin(precision)
     accelerator = Accelerator(
         # Without a GPU, torchrun's processes must be told to meet on the CPU, or each is alone.
         cpu=not torch.accelerator.is_available(),
-        mixed_precision=choose_precision(mixed_precision),
+        mixed_precision=precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=1, sync_with_dataloader=False
         ),
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-        log_with=trackers,
+        fsdp_plugin=plugin,
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes)),
+        ],
         project_dir=project_dir,
     )
     n_launched = int(os.environ.get("WORLD_SIZE", 1))
@@ -58,12 +73,62 @@ def make_accelerator(
             f"expected the {n_launched} processes that were launched to form one group, found "
             f"{accelerator.num_processes}; check distributed_type in the Accelerate configuration"
         )
-    if accelerator.mixed_precision not in ("no", "bf16"):
+    if accelerator.mixed_precision not in ("no", "bf16", "fp8"):
         raise LaunchError(
-            f"expected mixed_precision no or bf16, found {accelerator.mixed_precision} in the "
+            f"expected mixed_precision no, bf16 or fp8, found {accelerator.mixed_precision} in the "
             f"Accelerate configuration; --mixed_precision overrides it"
         )
+    if plugin is not None and accelerator.distributed_type == DistributedType.MULTI_CPU:
+        _shard_on_cpu(accelerator, plugin)
     return accelerator
+
+
+def prepare_accelerator(
+    accelerator: Accelerator, *, micro_batch_size: int, micro_steps: int, max_grad_norm: float
+) -> None:
+    """Tells Accelerate how many micro-steps a step has; DeepSpeed wants to know more."""
+    accelerator.gradient_accumulation_steps = micro_steps
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        accelerator.state.deepspeed_plugin.deepspeed_config |= {
+            "train_micro_batch_size_per_gpu": micro_batch_size,
+            "gradient_accumulation_steps": micro_steps,
+            "gradient_clipping": max_grad_norm,
+        }
+
+
+def _fsdp_plugin(precision: str | None) -> FullyShardedDataParallelPlugin | None:
+    """What the Accelerate configuration says of FSDP2, None if it does not ask for it.
+
+    Parameters are gathered in bfloat16 and gradients reduced in float32. Accelerate's own reading
+    of `mixed_precision: bf16` would reduce in bfloat16 as well, and lose small gradients.
+
+    Raises:
+        LaunchError: if it asks for the first version of FSDP.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return None
+    precision = precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    policy = None
+    if precision != "no":
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    plugin = FullyShardedDataParallelPlugin(mixed_precision_policy=policy)
+    if plugin.fsdp_version != 2:
+        raise LaunchError(
+            f"expected fsdp_version: 2, found {plugin.fsdp_version} in the Accelerate "
+            f"configuration; see accelerate_configs/fsdp2.yaml"
+        )
+    return plugin
+
+
+def _shard_on_cpu(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:
+    """Lets Accelerate take its FSDP path on processes that meet on the CPU.
+
+    torch shards over gloo as over NCCL, but Accelerate enters this state on accelerators only and
+    would train replicas without a word.
+    """
+    PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    accelerator.state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = plugin
 
 
 def describe_environment(accelerator: Accelerator) -> dict[str, str | int]:
@@ -115,17 +180,40 @@ def choose_precision(requested: str) -> str | None:
     return "no"
 
 
-def on_main_process(function: Callable, *args, **kwargs) -> None:
-    """Runs `function` on the main process; an OSError there is raised on every process alike."""
-    problem: list[str | None] = [None]
+def require_expected(found: dict[str, int], expected: dict[str, int | None]) -> None:
+    """Refuses a launch that is not the one the recipe was written for.
+
+    Args:
+        found: numbers by what they count.
+        expected: the same, None where any number will do.
+
+    Raises:
+        LaunchError: at the first that differs.
+    """
+    for name, number in found.items():
+        if expected[name] not in (None, number):
+            raise LaunchError(
+                f"expected {expected[name]:,} {name} as --expect_{name} says, found {number:,}"
+            )
+
+
+def on_main_process(function: Callable[..., Result], *args, **kwargs) -> Result:
+    """What `function` returns on the main process, on every process.
+
+    Raises:
+        OSError: on every process alike, if it raised one.
+    """
+    answer: list = [None, None]
     if PartialState().is_main_process:
         try:
-            function(*args, **kwargs)
+            answer[0] = function(*args, **kwargs)
         except OSError as error:
-            problem = [str(error)]
-    broadcast_object_list(problem)
-    if problem[0] is not None:
-        raise OSError(problem[0])
+            answer[1] = str(error)
+    broadcast_object_list(answer)
+    result, problem = answer
+    if problem is not None:
+        raise OSError(problem)
+    return result
 
 
 def on_all_processes(function: Callable[..., Result], *args, **kwargs) -> Result:
@@ -158,6 +246,73 @@ def require_agreement(value: Any, what: str) -> None:
                 f"expected the same {what} on all processes, found another one on process {rank}; "
                 f"copy it to every machine, or start again if it was changed meanwhile"
             )
+
+
+class Agreement:
+    """Lets all processes act at the same step on what any of them has noticed.
+
+    What is said with one call is known to all with the next, so that no process ever waits for
+    another one's device: the exchange goes over the CPU while the step is computed.
+
+    Args:
+        n_flags: how many things can be noticed.
+        timeout_minutes: how long to wait for the slowest process.
+    """
+
+    def __init__(self, n_flags: int, *, timeout_minutes: float):
+        self._timeout_minutes = timeout_minutes
+        self._flags = torch.zeros(n_flags)
+        self._pending = self._group = None
+        if PartialState().num_processes > 1:
+            timeout = timedelta(minutes=timeout_minutes)
+            self._group = dist.new_group(backend="gloo", timeout=timeout)
+
+    def exchange(self, flags: Sequence[bool]) -> list[bool]:
+        """Which of the flags any process raised in the previous call; alone, in this one."""
+        if self._group is None:
+            return list(flags)
+        if self._pending:
+            self._pending.wait()
+        known = [value > 0 for value in self._flags.tolist()]
+        self._flags = torch.tensor([float(flag) for flag in flags])
+        self._pending = dist.all_reduce(self._flags, group=self._group, async_op=True)
+        return known
+
+    @contextlib.contextmanager
+    def naming_the_stalled(self) -> Iterator[None]:
+        """Turns the failure of a collective operation into one line that says who is missing.
+
+        Raises:
+            StalledError: instead of torch's error.
+        """
+        try:
+            yield
+            if self._pending:
+                self._pending.wait()
+        except RuntimeError as error:
+            is_collective = isinstance(error, dist.DistBackendError) or "gloo" in str(error)
+            if self._group is None or not is_collective:
+                raise
+            if "imed out" in str(error):
+                raise StalledError(
+                    f"expected every process to answer within {self._timeout_minutes:g} minutes, "
+                    f"found none from {self._who_is_missing()}; go on with --resume auto, and "
+                    f"raise --timeout_minutes if it was only slow"
+                ) from error
+            raise StalledError(
+                "expected every process to go on, found that another one has ended; see its own "
+                "message, and go on with --resume auto"
+            ) from error
+
+    def _who_is_missing(self) -> str:
+        """The processes that do not come to a barrier."""
+        try:
+            dist.monitored_barrier(self._group, timedelta(seconds=5), wait_all_ranks=True)
+        except RuntimeError as error:
+            ranks = re.search(r"[Rr]anks? ([\d, ]+) failed", str(error))
+            if ranks:
+                return f"process {ranks[1].strip(' ,')}"
+        return "another process"
 
 
 class StopSignal:

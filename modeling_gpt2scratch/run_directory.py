@@ -1,26 +1,41 @@
 """The directory of a run: which checkpoint it continues from, what may be replaced, its records."""
 
+import contextlib
 import dataclasses
+import os
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from accelerate import PartialState
+
 from .atomic_files import require_free, write_file, write_json
-from .checkpointing import CheckpointError, find_checkpoint
+from .checkpointing import CheckpointError, find_checkpoint, find_checkpoints, verify_checkpoint
 from .train_config import CONFIG_NAME, TrainConfig
+from .training_progress import TrainingProgress
 
 DATA_MANIFEST_NAME = "data_manifest.json"  # a copy, for when the data are gone or elsewhere
 ENVIRONMENT_NAME = "environment.json"
+STATUS_NAME = "status.json"
 
 
 def find_resume_point(config: TrainConfig) -> Path | None:
-    """The checkpoint to continue from, None for a run from scratch."""
+    """The checkpoint to continue from, verified, None for a run from scratch.
+
+    With processes in a group, all of them call it, and share the work. Instead of a damaged one,
+    `--resume auto` takes the one before, and says so.
+
+    Raises:
+        CheckpointError: if the one that was asked for is damaged or not there, or all are damaged.
+        FileExistsError: if the directory of the run is in use.
+    """
     output_dir = Path(config.output_dir)
     if config.resume == "none":
         return None
     if config.resume == "auto":
         require_free(output_dir, marker=CONFIG_NAME, overwrite=True)
-        return find_checkpoint(output_dir)
+        return _newest_undamaged(output_dir)
     checkpoint = find_checkpoint(Path(config.resume))
     if checkpoint is None:
         raise CheckpointError(
@@ -29,6 +44,7 @@ def find_resume_point(config: TrainConfig) -> Path | None:
         )
     if not _is_within(checkpoint, output_dir):
         require_free(output_dir, marker=CONFIG_NAME, overwrite=config.overwrite)
+    verify_checkpoint(checkpoint)
     return checkpoint
 
 
@@ -55,6 +71,49 @@ def make_output_dir(
         # What describes one data set must not be taken for the description of a mixture.
         name = DATA_MANIFEST_NAME if len(manifests) == 1 else f"data_manifest-{number}.json"
         write_file(output_dir / name, manifest.read_bytes())
+
+
+@contextlib.contextmanager
+def recorded_status(output_dir: Path, progress: TrainingProgress) -> Iterator[dict[str, str]]:
+    """Keeps `status.json` for schedulers, which cannot tell a clean stop by the launcher's code.
+
+    It says "running" during the block, then "failed" with a message if the block raised, else what
+    the block put under "status" of the yielded dictionary. Only the main process writes.
+    """
+    outcome = {"status": "running"}
+
+    def write() -> None:
+        if PartialState().is_main_process:
+            write_json(output_dir / STATUS_NAME, outcome | {"step": progress.step})
+
+    write()
+    try:
+        yield outcome
+    except Exception as error:
+        outcome |= {"status": "failed", "message": str(error)}
+        raise
+    finally:
+        with contextlib.suppress(OSError):  # a full disk has been reported already
+            write()
+
+
+def _newest_undamaged(output_dir: Path) -> Path | None:
+    """The newest checkpoint whose files are as they were written, None if there is none at all."""
+    checkpoints = find_checkpoints(output_dir)
+    for checkpoint in checkpoints:
+        try:
+            verify_checkpoint(checkpoint)
+        except CheckpointError as error:
+            if os.environ.get("RANK", "0") == "0":
+                print(f"warning: {error}; trying the checkpoint before it", file=sys.stderr)
+        else:
+            return checkpoint
+    if checkpoints:
+        raise CheckpointError(
+            f"{output_dir}: expected an undamaged checkpoint, found {len(checkpoints)} damaged; "
+            f"start again with --resume none --overwrite"
+        )
+    return None
 
 
 def _is_within(checkpoint: Path, output_dir: Path) -> bool:

@@ -8,7 +8,7 @@ order windows are read, see `window_order.py`: the training state needs no posit
 Shapes: B rows of a micro-batch, T tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +95,16 @@ class TokenWindows:
         if tokens.max() >= self.vocab_size:
             self._refuse_id(tokens, positions)
         return tokens
+
+    def locate(self, indices: np.ndarray) -> list[tuple[str, int]]:
+        """Where these windows begin: the shard's file, and the token's place in it."""
+        positions = np.asarray(indices, dtype=np.int64) * self.sequence_length
+        shards = np.searchsorted(self._starts, positions, side="right") - 1
+        offsets = positions - self._starts[shards]
+        return [
+            (self.entries[shard].file, offset)
+            for shard, offset in zip(shards.tolist(), offsets.tolist(), strict=True)
+        ]
 
     def enter(self, group: int, next_group: int) -> None:
         """Waits for the shards of a group of windows, and orders those of the next in advance.
@@ -234,29 +244,50 @@ class ShardLoader:
         Raises:
             ShardError: if a shard is damaged or does not come.
         """
+        return model_inputs(
+            self._read(self.rows(step, micro_step)), document_start=self._document_start
+        )
+
+    def locate(self, step: int, micro_step: int, rank: int) -> list[tuple[str, str, int]]:
+        """Where the rows of a process's micro-batch come from: data set, shard's file, token."""
+        rows = self.rows(step, micro_step, rank)
+        places: list[tuple[str, str, int]] = [("", "", 0)] * len(rows)
+        for number, _, chosen, windows in self._windows(rows):
+            source = self.sources[number]
+            for place, (file, offset) in zip(chosen, source.locate(windows), strict=True):
+                places[place] = (source.name, file, offset)
+        return places
+
+    def rows(self, step: int, micro_step: int, rank: int | None = None) -> np.ndarray:
+        """Numbers of the run's rows (B,) that a process, this one if None, reads."""
+        rank = self._rank if rank is None else rank
         rows_of_all = self.micro_batch_size * self._world_size
         first = step * self.rows_per_step + micro_step * rows_of_all
-        first += self._rank * self.micro_batch_size
-        rows = np.arange(first, first + self.micro_batch_size, dtype=np.uint64)
-        return model_inputs(self._read(rows), document_start=self._document_start)
+        first += rank * self.micro_batch_size
+        return np.arange(first, first + self.micro_batch_size, dtype=np.uint64)
+
+    def _windows(self, rows: np.ndarray) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
+        """Where rows of the run (B,) are read: (source, visit, which of the rows, windows)."""
+        numbers, source_rows = np.zeros(len(rows), dtype=np.int64), rows
+        if self._mixture:
+            numbers, source_rows = self._mixture.locate(rows)
+        for number in np.unique(numbers).tolist():
+            own = np.flatnonzero(numbers == number)
+            for visit, chosen, windows in self._orders[number].windows(source_rows[own]):
+                yield number, visit, own[chosen], windows
 
     def _read(self, rows: np.ndarray) -> np.ndarray:
         """The tokens (B, T + 1) of these rows of the run."""
         tokens = None
-        numbers, source_rows = np.zeros(len(rows), dtype=np.int64), rows
-        if self._mixture:
-            numbers, source_rows = self._mixture.locate(rows)
-        for number in np.unique(numbers):
+        for number, visit, chosen, windows in self._windows(rows):
             source, order = self.sources[number], self._orders[number]
-            own = np.flatnonzero(numbers == number)
-            for visit, chosen, windows in order.windows(source_rows[own]):
-                source.enter(order.group_of_visit(visit), order.group_of_visit(visit + 1))
-                found = source.read(windows)
-                if len(found) == len(rows):
-                    return found
-                if tokens is None:
-                    tokens = np.empty((len(rows), found.shape[1]), dtype=found.dtype)
-                tokens[own[chosen]] = found
+            source.enter(order.group_of_visit(visit), order.group_of_visit(visit + 1))
+            found = source.read(windows)
+            if len(found) == len(rows):
+                return found
+            if tokens is None:
+                tokens = np.empty((len(rows), found.shape[1]), dtype=found.dtype)
+            tokens[chosen] = found
         return tokens
 
 

@@ -1,12 +1,11 @@
 """The arguments of `train_accelerate.py`, and the sizes a model can have."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from .atomic_files import require_free
-from .command_line import argument, check_numbers
-from .mixture import parse_mixture
+from .command_line import ArgumentError, argument
+from .initial_weights import SIZES, InitialWeightsError, stored_sizes
+from .train_checks import EVAL_TASKS, check_arguments
 
 CONFIG_NAME = "train_config.json"
 
@@ -19,22 +18,7 @@ MODEL_SIZES = {
     "gpt2-xl": {"n_layer": 48, "n_head": 25, "n_embd": 1600, "n_positions": 1024},
 }
 
-# Fields by their range.
-POSITIVE = (
-    *("n_layer", "n_head", "n_embd", "n_positions", "sequence_length", "total_batch_tokens"),
-    *("max_steps", "learning_rate", "muon_learning_rate", "max_grad_norm", "log_every"),
-    *("eval_tokens", "eval_tasks_limit", "data_cache_gb", "data_retry_seconds"),
-    *("decay_steps", "max_skipped_steps", "timeout_minutes", "peak_tflops"),
-    *("expect_processes", "expect_parameters"),
-)
-NON_NEGATIVE = (
-    *("min_learning_rate", "warmup_steps", "weight_decay", "dropout", "seed", "eval_every"),
-    *("eval_tasks_every", "save_every", "keep_checkpoints", "keep_every", "shuffle_shards"),
-    "spike_threshold",
-)
 AUTO = "auto"
-EVAL_TASKS = ("lambada", "hellaswag")
-TRACKERS = ("wandb", "tensorboard", "trackio")
 
 
 @dataclass(frozen=True)
@@ -169,62 +153,76 @@ class TrainConfig:
     profile: bool = argument("write a trace of a few steps to output_dir/profile", default=False)
     overwrite: bool = argument("delete the run in output_dir first", default=False)
 
+    # What has an effect only beside certain values of another argument; `parse_config` refuses it
+    # elsewhere.
+    only_with: ClassVar = {
+        "model": ("init_from", (None,)),
+        "muon_learning_rate": ("optimizer", ("muon",)),
+        "decay_steps": ("schedule", ("wsd",)),
+        "min_learning_rate": ("schedule", ("cosine", "wsd")),
+        "eval_tasks_every": ("eval_tasks", EVAL_TASKS),
+        "eval_tasks_limit": ("eval_tasks", EVAL_TASKS),
+        "lambada_data": ("eval_tasks", ("lambada",)),
+        "hellaswag_data": ("eval_tasks", ("hellaswag",)),
+    }
+
     def __post_init__(self):
-        for name, size in MODEL_SIZES[self.model].items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, size)
-        if self.sequence_length is None:
-            object.__setattr__(self, "sequence_length", self.n_positions)
-        if self.min_learning_rate is None:
-            object.__setattr__(self, "min_learning_rate", self.learning_rate / 10)
-        if self.warmup_steps is None:
-            object.__setattr__(self, "warmup_steps", self.max_steps // 25)
-        if self.muon_learning_rate is None:
-            object.__setattr__(self, "muon_learning_rate", self.learning_rate)
-        if self.decay_steps is None:
-            object.__setattr__(self, "decay_steps", max(1, self.max_steps // 5))
-        object.__setattr__(self, "micro_batch_size", _micro_batch_size(self.micro_batch_size))
-        _check_choices(self, "eval_tasks", EVAL_TASKS)
-        _check_choices(self, "report_to", TRACKERS)
-        parse_mixture(self.data, flag="--data")
-        check_numbers(self, positive=POSITIVE, non_negative=NON_NEGATIVE)
-        if self.sequence_length > self.n_positions:
-            raise ValueError(
-                f"expected --sequence_length of at most n_positions={self.n_positions}, "
-                f"found {self.sequence_length}; lower it or raise --n_positions"
-            )
-        if self.n_embd % self.n_head:
-            raise ValueError(
-                f"expected --n_embd divisible by --n_head, found {self.n_embd} and {self.n_head}"
-            )
-        if self.warmup_steps >= self.max_steps:
-            raise ValueError(
-                f"expected --warmup_steps below --max_steps={self.max_steps}, "
-                f"found {self.warmup_steps}"
-            )
-        if self.min_learning_rate > self.learning_rate:
-            raise ValueError(
-                f"expected --min_learning_rate of at most --learning_rate={self.learning_rate}, "
-                f"found {self.min_learning_rate}"
-            )
-        if self.dropout >= 1:
-            raise ValueError(f"expected --dropout below 1, found {self.dropout}")
-        if self.resume == "none":
-            require_free(Path(self.output_dir), marker=CONFIG_NAME, overwrite=self.overwrite)
+        self._set(micro_batch_size=_micro_batch_size(self.micro_batch_size))
+        for name in ("eval_tasks", "report_to"):
+            if getattr(self, name) == ["none"]:
+                self._set(**{name: []})
+        sizes = _initial_sizes(self) if self.init_from else MODEL_SIZES[self.model]
+        self._fill_in(**sizes)
+        self._fill_in(
+            sequence_length=self.n_positions,
+            min_learning_rate=self.learning_rate / 10,
+            warmup_steps=self.max_steps // 25,
+            muon_learning_rate=self.learning_rate,
+            decay_steps=max(1, self.max_steps // 5),
+        )
+        check_arguments(self, marker=CONFIG_NAME)
+
+    def _set(self, **values) -> None:
+        """Values in place of those that were given, before anybody has seen them."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def _fill_in(self, **values) -> None:
+        """Values for what was not given."""
+        self._set(**{name: value for name, value in values.items() if getattr(self, name) is None})
 
     def identity(self) -> dict:
         """What decides the loss curve apart from the data and the schedule.
 
         It may not change within a run.
         """
-        sizes = ("n_layer", "n_head", "n_embd", "n_positions")
         return {
-            "model": {name: getattr(self, name) for name in sizes},
+            "model": {name: getattr(self, name) for name in SIZES},
+            "init_from": self.init_from,
             "sequence_length": self.sequence_length,
             "total_batch_tokens": self.total_batch_tokens,
             "dropout": self.dropout,
             "seed": self.seed,
+            "optimizer": None if self.optimizer == "adamw" else self.optimizer,
         }
+
+
+def _initial_sizes(config: TrainConfig) -> dict[str, int]:
+    """Sizes of the weights to start from; only positions can be left out."""
+    try:
+        sizes = stored_sizes(config.init_from)
+    except InitialWeightsError as error:
+        raise ArgumentError("init_from", problem=str(error)) from error
+    for name, stored in sizes.items():
+        found = getattr(config, name)
+        if found not in (None, stored) and not (name == "n_positions" and found < stored):
+            bound = "of at most" if name == "n_positions" else "of"
+            problem = (
+                f"expected {name} {bound} {stored}, as in {config.init_from}, found {found}; "
+                f"leave it out"
+            )
+            raise ArgumentError(name, "init_from", problem=problem)
+    return sizes
 
 
 def _micro_batch_size(value: str | int) -> str | int:
@@ -232,16 +230,6 @@ def _micro_batch_size(value: str | int) -> str | int:
     if value == AUTO:
         return AUTO
     if not str(value).isdecimal() or int(value) == 0:
-        raise ValueError(f"expected --micro_batch_size above 0 or {AUTO}, found {value}")
+        problem = f"expected a number above 0 or {AUTO}, found {value}"
+        raise ArgumentError("micro_batch_size", problem=problem)
     return int(value)
-
-
-def _check_choices(config: TrainConfig, name: str, known: tuple[str, ...]) -> None:
-    """Refuses a list with a word that is not known; "none" alone stands for an empty list."""
-    values = getattr(config, name)
-    if values == ["none"]:
-        values = []
-        object.__setattr__(config, name, values)
-    for value in values:
-        if value not in known:
-            raise ValueError(f"expected --{name} among {', '.join(known)}, found {value!r}")

@@ -14,7 +14,7 @@ from .shard_loader import ShardLoader, TokenWindows
 from .shard_store import is_remote, open_store
 from .token_shards import MANIFEST_NAME, Manifest, ShardError
 from .tokenization import fingerprint, load_tokenizer
-from .train_config import TrainConfig
+from .train_config import AUTO, TrainConfig
 
 REMOTE_SHUFFLE_SHARDS = 8
 
@@ -113,17 +113,33 @@ class TrainingData:
         total = math.fsum(weight for _, weight in held_out.values())
         return {name: (windows, weight / total) for name, (windows, weight) in held_out.items()}
 
+    def rows_per_process(self, world_size: int) -> int:
+        """Rows of a step that each process reads.
+
+        Raises:
+            LaunchError: if the processes cannot share `total_batch_tokens` evenly.
+        """
+        config = self._config
+        size = config.micro_batch_size
+        _refuse_uneven_shares(config, world_size, 1 if size == AUTO else size)
+        return config.total_batch_tokens // (config.sequence_length * world_size)
+
     def open(
-        self, *, rank: int, world_size: int
+        self, *, rank: int, world_size: int, micro_batch_size: int
     ) -> tuple[ShardLoader, dict[str, tuple[TokenWindows, float]]]:
         """This process's training batches, and what `validation` returns.
+
+        Args:
+            rank: of this process.
+            world_size: number of processes.
+            micro_batch_size: rows per process and micro-step.
 
         Raises:
             LaunchError: if the processes cannot share `total_batch_tokens` evenly.
             ShardError: if the data must not be trained on.
         """
         config = self._config
-        _refuse_uneven_shares(config, world_size)
+        _refuse_uneven_shares(config, world_size, micro_batch_size)
         validation = self.validation()
         rows_per_step = config.total_batch_tokens // config.sequence_length
         for windows, weight in zip(self.train, self.weights, strict=True):
@@ -144,7 +160,7 @@ class TrainingData:
         loader = ShardLoader(
             self.train,
             rows_per_step=rows_per_step,
-            micro_batch_size=config.micro_batch_size,
+            micro_batch_size=micro_batch_size,
             rank=rank,
             world_size=world_size,
             seed=config.seed,
@@ -197,18 +213,18 @@ class TrainingData:
             )
 
 
-def _refuse_uneven_shares(config: TrainConfig, world_size: int) -> None:
+def _refuse_uneven_shares(config: TrainConfig, world_size: int, micro_batch_size: int) -> None:
     """Processes must be able to share `total_batch_tokens` evenly.
 
     Raises:
         LaunchError: if they are not.
     """
-    divisor = config.sequence_length * config.micro_batch_size * world_size
+    divisor = config.sequence_length * micro_batch_size * world_size
     if config.total_batch_tokens % divisor:
         nearest = max(1, round(config.total_batch_tokens / divisor)) * divisor
         raise LaunchError(
             f"expected --total_batch_tokens divisible by sequence_length x micro_batch_size x "
-            f"processes = {config.sequence_length} x {config.micro_batch_size} x {world_size} = "
+            f"processes = {config.sequence_length} x {micro_batch_size} x {world_size} = "
             f"{divisor}, found {config.total_batch_tokens}; the nearest is {nearest}"
         )
 

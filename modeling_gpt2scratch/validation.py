@@ -26,29 +26,46 @@ def validation_loss(
     depend on their number.
 
     Args:
-        model: without any wrapper, so that processes may make unequal numbers of calls.
+        model: without any wrapper.
         windows: of the validation split.
         accelerator: of the run.
         n_windows: how many to read.
         batch_size: windows per forward pass.
         document_start: id with which documents begin, if they are to be kept apart.
     """
-    own = np.arange(accelerator.process_index, n_windows, accelerator.num_processes)
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    own = np.arange(rank, n_windows, world_size)
+    n_calls = -(-n_windows // (world_size * batch_size))  # of the process with the most windows
     total = 0.0  # of the mean losses of this process's windows
     model.eval()
-    for first in range(0, len(own), batch_size):
-        tokens = windows.read(own[first : first + batch_size])
+    for call in range(n_calls):
+        indices = own[call * batch_size : (call + 1) * batch_size]
+        # Processes that share the model's parameters must call it equally often.
+        tokens = windows.read(indices if len(indices) else np.zeros(1, dtype=np.int64))
         batch = model_inputs(tokens, document_start=document_start)
         outputs = model(**{name: ids.to(accelerator.device) for name, ids in batch.items()})
-        total += outputs.loss.item() * len(tokens)
+        total += outputs.loss.item() * len(indices)
     model.train()
     share = torch.tensor(total / n_windows, device=accelerator.device)
     return accelerator.reduce(share, reduction="sum").item()
 
 
 @torch.no_grad()
-def sample_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> str:
-    """What the model writes after `<|endoftext|>`."""
+def sample_text(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    is_sharded: bool = False,
+) -> str:
+    """What the model writes after `<|endoftext|>`.
+
+    Args:
+        model: without any wrapper.
+        tokenizer: of the model.
+        seed: of the sample.
+        is_sharded: whether processes share the model's parameters, and all call this.
+    """
     torch.manual_seed(seed)
     prompt = torch.tensor([[tokenizer.eos_token_id]], device=model.device)
     model.eval()
@@ -59,6 +76,7 @@ def sample_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, s
             do_sample=True,
             top_k=50,
             max_new_tokens=min(SAMPLE_TOKENS, model.config.n_positions),
+            synced_gpus=is_sharded,
         )
     model.train()
     return tokenizer.decode(output_ids[0], skip_special_tokens=True)

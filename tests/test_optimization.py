@@ -5,7 +5,7 @@ import torch
 from transformers import get_cosine_schedule_with_warmup
 
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
-from modeling_gpt2scratch.optimization import adamw, learning_rate_at, set_learning_rate
+from modeling_gpt2scratch.optimization import learning_rate_at, make_optimizer, set_learning_rate
 
 SCHEDULE = {"peak": 1.0, "floor": 0.1, "warmup_steps": 4, "max_steps": 24}
 
@@ -42,7 +42,7 @@ def test_a_warmup_as_long_as_the_run_is_refused():
 def test_matrices_decay_and_vectors_do_not_and_nothing_is_left_out():
     config = GPT2ScratchConfig(vocab_size=50, n_positions=8, n_embd=8, n_layer=2, n_head=2)
     model = GPT2ScratchForCausalLM(config)
-    optimizer = adamw(model, learning_rate=1.0, weight_decay=0.1)
+    optimizer = make_optimizer(model, learning_rate=1.0, weight_decay=0.1)
     set_learning_rate(optimizer, 0.5)
     decayed, plain = optimizer.param_groups
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)

@@ -19,7 +19,9 @@ def test_the_quickstart_goes_from_text_to_a_scored_checkpoint(small_data, tmp_pa
             (tmp_path / path.name).symlink_to(path)
     recipe = (REPOSITORY / "recipes" / "quickstart.yaml").read_text()
     (tmp_path / "recipes").mkdir()
-    (tmp_path / "recipes" / "quickstart.yaml").write_text(recipe + "max_steps: 4\n")
+    assert recipe.count("max_steps: 1000\n") == 1
+    recipe = recipe.replace("max_steps: 1000\n", "max_steps: 4\n")
+    (tmp_path / "recipes" / "quickstart.yaml").write_text(recipe)
     script = (REPOSITORY / "quickstart.sh").read_text()
     assert script.count("--dataset docstrings ") == 1
     source = small_data.parent / "documents.txt"

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.state import AcceleratorState
 from conftest import REPOSITORY
 from safetensors.torch import load_file
@@ -345,14 +344,14 @@ def test_overwrite_replaces_a_run_and_nothing_else(
 @pytest.mark.parametrize(
     ("changes", "code", "message"),
     [
-        ({"total_batch_tokens": 500}, 2, "32 x 4 x 1 = 128, found 500; the nearest is 512"),
-        ({"sequence_length": 33}, 2, "of at most n_positions=32, found 33"),
-        ({"n_head": 3}, 2, "--n_embd divisible by --n_head, found 32 and 3"),
-        ({"warmup_steps": 12}, 2, "--warmup_steps below --max_steps=12, found 12"),
-        ({"min_learning_rate": 1}, 2, "at most --learning_rate=0.01, found 1.0"),
-        ({"learning_rate": "nan"}, 2, "--learning_rate above 0, found nan"),
-        ({"dropout": 1}, 2, "--dropout below 1, found 1.0"),
-        ({"model": "gpt3"}, 2, "invalid choice: 'gpt3'"),
+        ({"total_batch_tokens": 544}, 2, "32 x 4 x 1 = 128, found 544; the nearest is 512"),
+        ({"sequence_length": 33}, 2, "of at most n_positions = 32, found 33"),
+        ({"n_head": 3}, 2, "--n_embd, --n_head: expected n_embd divisible by n_head = 3, found 32"),
+        ({"warmup_steps": 12}, 2, "expected warmup_steps below max_steps = 12, found 12"),
+        ({"min_learning_rate": 1}, 2, "of at most learning_rate = 0.01, found 1.0"),
+        ({"learning_rate": "nan"}, 2, "--learning_rate: expected a number above 0, found nan"),
+        ({"dropout": 1}, 2, "--dropout: expected dropout below 1, found 1.0"),
+        ({"model": "gpt3"}, 2, "gpt2-xl', found 'gpt3'"),
         ({"lr": 1}, 2, "--lr"),
         ({"data": "nowhere"}, 1, "nowhere: expected a directory with manifest.json"),
         ({"resume": "nowhere"}, 1, "nowhere: expected a complete checkpoint, found none"),
@@ -400,7 +399,7 @@ def test_a_checkpoint_is_not_continued_on_data_of_another_tokenizer(
     manifest["tokenizer"]["fingerprint"] = "0" * 64
     (data / "manifest.json").write_text(json.dumps(manifest))
     code, error = refusal(monkeypatch, capsys, *flags(data, run_copy, resume="auto"))
-    assert code == 1 and "expected tokenizer = " in error
+    assert code == 1 and "expected tokenizer.fingerprint = " in error
     # Without a checkpoint, the tokenizer's own files give the swap away.
     code, error = refusal(monkeypatch, capsys, *flags(data, tmp_path / "new"))
     assert code == 1 and "expected the tokenizer that made the shards" in error
@@ -413,7 +412,9 @@ def test_a_resumed_run_may_not_end_before_its_checkpoint(run_copy, small_data, m
 
 
 def test_a_lost_loss_stops_the_run_before_it_saves(small_data, tmp_path, monkeypatch, capsys):
-    arguments = flags(small_data, tmp_path / "run", learning_rate=1e15, save_every=1)
+    # Each step multiplies the weights by -9, until float32 has no number for them.
+    steps = {"learning_rate": 1, "weight_decay": 10, "max_steps": 60, "save_every": 15}
+    arguments = flags(small_data, tmp_path / "run", eval_every=0, **steps)
     code, error = refusal(monkeypatch, capsys, *arguments)
     assert code == 1 and "expected a finite" in error
     for weights in (tmp_path / "run").glob("checkpoint-*/model.safetensors"):
@@ -438,19 +439,3 @@ def test_every_recipe_is_accepted(recipe, tmp_path):
     arguments = [str(recipe), "--output_dir", str(tmp_path)]
     config = parse_config(TrainConfig, description=None, argv=arguments)
     assert config.total_batch_tokens % (config.sequence_length * config.micro_batch_size) == 0
-
-
-@pytest.mark.parametrize(
-    ("name", "n_processes", "precision"),
-    [
-        ("cpu.yaml", 1, "no"),
-        ("cpu_2proc.yaml", 2, "no"),
-        ("single_gpu.yaml", 1, "bf16"),
-        ("ddp_8gpu.yaml", 8, "bf16"),
-    ],
-)
-def test_accelerate_reads_every_configuration(name, n_processes, precision):
-    # Unquoted, YAML reads `no` as false, and Accelerate then starts something else.
-    config = load_config_from_file(str(REPOSITORY / "accelerate_configs" / name))
-    assert (config.num_processes, config.mixed_precision) == (n_processes, precision)
-    assert config.distributed_type == ("NO" if n_processes == 1 else "MULTI_GPU")

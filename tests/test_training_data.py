@@ -14,6 +14,7 @@ from test_train_accelerate import curve, flags, launch, refusal, run_here
 
 from modeling_gpt2scratch import remote_files
 from modeling_gpt2scratch.metrics import read_metrics
+from modeling_gpt2scratch.model_making import make_model
 from modeling_gpt2scratch.shard_loader import model_inputs
 from modeling_gpt2scratch.token_shards import Manifest, ShardError, read_shard, write_shard
 from modeling_gpt2scratch.train_config import TrainConfig
@@ -183,11 +184,9 @@ def test_position_ids_restart_where_a_document_begins():
 
 
 def test_masked_documents_have_the_losses_that_each_has_alone(small_data, tmp_path):
-    from train_accelerate import make_model
-
     data = TrainingData(config_of(small_data, tmp_path, document_mask=True))
     torch.manual_seed(0)
-    model, _ = make_model(data._config, data)
+    model = make_model(data._config, manifest=data.manifest, tokenizer=data.tokenizer())
     model.eval()
     start = data.manifest.end_of_text_id
     tokens = np.array([[*range(10, 17), start, 7, 8, 9, start, *range(20, 30)]], dtype=np.uint16)

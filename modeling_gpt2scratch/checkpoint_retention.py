@@ -1,0 +1,87 @@
+"""Which checkpoints of a run there are, which may go, and what killed processes left behind."""
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+CHECKPOINT_PREFIX = "checkpoint-"
+STATE_NAME = "training_state.json"
+LATEST_NAME = "latest"  # a text file with the name of the checkpoint that was written last
+PARTIAL_SUFFIX, OLD_SUFFIX, PRUNED_SUFFIX = ".partial", ".old", ".pruned"
+
+
+def checkpoints_by_step(output_dir: Path) -> dict[int, Path]:
+    """The complete checkpoints of a run."""
+    found = {}
+    for path in output_dir.glob(f"{CHECKPOINT_PREFIX}*"):
+        step = path.name.removeprefix(CHECKPOINT_PREFIX)
+        if step.isdecimal() and (path / STATE_NAME).is_file():
+            found[int(step)] = path
+    return found
+
+
+def latest_step(output_dir: Path) -> int | None:
+    """The step of the checkpoint that `latest` names, None if there is no such checkpoint."""
+    try:
+        name = (output_dir / LATEST_NAME).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return None
+    steps = {path.name: step for step, path in checkpoints_by_step(output_dir).items()}
+    return steps.get(name)
+
+
+def expired(
+    steps: Iterable[int],
+    *,
+    written: int,
+    latest: int | None,
+    keep_checkpoints: int,
+    keep_every: int,
+) -> list[int]:
+    """Steps whose checkpoints may go, in order.
+
+    Checkpoints beyond the one just written belong to a continuation that this run has left by
+    resuming an earlier one. They do not count as newer, and stay until the run has passed them.
+
+    Args:
+        steps: of all checkpoints.
+        written: the step of the one just written, which stays.
+        latest: the step of the one that `latest` names, which stays.
+        keep_checkpoints: that many of the newest stay, 0 for all.
+        keep_every: multiples of it stay, 0 for none.
+    """
+    if keep_checkpoints == 0:
+        return []
+    past = sorted(step for step in set(steps) | {written} if step <= written)
+    kept = {written, latest, *past[-keep_checkpoints:]}
+    if keep_every:
+        kept |= {step for step in past if step % keep_every == 0}
+    return [step for step in past if step not in kept]
+
+
+def prune(output_dir: Path, *, written: int, keep_checkpoints: int, keep_every: int) -> None:
+    """Deletes the expired checkpoints, each under a hidden name, so that none is seen half gone."""
+    checkpoints = checkpoints_by_step(output_dir)
+    steps = expired(
+        checkpoints,
+        written=written,
+        latest=latest_step(output_dir),
+        keep_checkpoints=keep_checkpoints,
+        keep_every=keep_every,
+    )
+    for step in steps:
+        hidden = output_dir / f".{checkpoints[step].name}{PRUNED_SUFFIX}"
+        os.rename(checkpoints[step], hidden)
+        shutil.rmtree(hidden, ignore_errors=True)  # what cannot go now goes at the next start
+
+
+def clear_leftovers(output_dir: Path) -> None:
+    """Removes what killed saves and prunes left; an old checkpoint without a successor returns."""
+    (output_dir / f".{LATEST_NAME}{PARTIAL_SUFFIX}").unlink(missing_ok=True)
+    for path in output_dir.glob(f".{CHECKPOINT_PREFIX}*"):
+        replaced = output_dir / path.name.removeprefix(".").removesuffix(OLD_SUFFIX)
+        if path.suffix == OLD_SUFFIX and not replaced.exists():
+            os.rename(path, replaced)
+        elif path.suffix in (PARTIAL_SUFFIX, OLD_SUFFIX, PRUNED_SUFFIX):
+            shutil.rmtree(path)

@@ -1,0 +1,217 @@
+"""What a checkpoint holds, copied out of the way of the training, and written from there."""
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .atomic_files import fsync
+from .checkpoint_retention import STATE_NAME
+from .checkpointing import (
+    OPTIMIZER_NAME,
+    WEIGHTS_NAME,
+    named_tensors,
+    open_to_readers,
+    save_pretrained,
+)
+from .checksums import checksum, drop_from_cache
+from .sliced_tensors import is_first_copy, own_slice, write_slices
+
+
+class HostCopies:
+    """Copies of tensors in the memory of the host, which the next copies reuse.
+
+    Args:
+        is_aliasing: whether tensors that are there already may stand for their copies, because
+            nothing changes them before they are written.
+    """
+
+    def __init__(self, *, is_aliasing: bool):
+        self._is_aliasing = is_aliasing
+        self._buffers: dict[str, Tensor] = {}
+
+    def copy(self, key: str, tensor: Tensor) -> Tensor:
+        """The copy, which is complete after `finish`."""
+        if self._is_aliasing and tensor.device.type == "cpu":
+            return tensor.contiguous()
+        buffer = self._buffers.get(key)
+        if buffer is None or (buffer.shape, buffer.dtype) != (tensor.shape, tensor.dtype):
+            # Only from pinned memory can a GPU copy while the host goes on.
+            pinned = tensor.device.type == "cuda"
+            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+            self._buffers[key] = buffer
+        return buffer.copy_(tensor, non_blocking=True)
+
+    def finish(self) -> None:
+        """Waits for the copies."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What this rank writes of a checkpoint.
+
+    Attributes:
+        skeleton: a model without weights, for its configuration and its code.
+        tokenizer: of the data.
+        state: JSON text.
+        weights: whole, under all of their names; None on ranks that do not write them.
+        optimizer: this rank's slices by name, None if it writes none.
+        optimizer_name: of their file.
+        slices: shape and offset of each, None if they are whole.
+    """
+
+    skeleton: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    state: str
+    weights: dict[str, Tensor] | None
+    optimizer: dict[str, Tensor] | None
+    optimizer_name: str
+    slices: dict[str, dict] | None
+
+    def write(self, directory: Path) -> dict[str, dict]:
+        """Writes the files, reads them back, and returns their checksums by name.
+
+        Raises:
+            OSError: if they cannot be written, or are not on the disk as they should be.
+        """
+        names = set()
+        try:
+            if self.optimizer is not None:
+                path = directory / self.optimizer_name
+                write_slices(path, self.optimizer, self.slices)
+                open_to_readers([path])
+                _read_back(path, self.optimizer)
+                names.add(path.name)
+            if self.weights is not None:
+                names |= self._write_model(directory)
+        except SafetensorError as error:
+            raise OSError(f"{directory}: {error}") from error
+        return {name: checksum(directory / name) for name in sorted(names)}
+
+    def _write_model(self, directory: Path) -> set[str]:
+        """What `save_pretrained` writes, and the state of the run; the names of these files."""
+        # A directory of its own, because other ranks are writing into this one.
+        own = directory / ".model"
+        own.mkdir()
+        save_pretrained(self.skeleton, self.tokenizer, own, weights=dict(self.weights))
+        (own / STATE_NAME).write_text(self.state, encoding="utf-8")
+        _read_back(own / WEIGHTS_NAME, self.weights)
+        names = {file.name for file in own.iterdir()}
+        for name in names:
+            (own / name).rename(directory / name)
+        own.rmdir()
+        return names
+
+
+def take_snapshot(
+    copies: HostCopies,
+    *,
+    model: nn.Module,
+    skeleton: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    optimizer: torch.optim.Optimizer | None,
+    state: dict,
+) -> Snapshot:
+    """Copies what this rank will write. All ranks of a sharded model take part in gathering it.
+
+    Args:
+        copies: where they go.
+        model: without any wrapper, plain or sharded by FSDP2.
+        skeleton: from `make_skeleton`.
+        tokenizer: of the data.
+        optimizer: the torch optimizer itself, None for the model alone.
+        state: JSON values.
+    """
+    is_main = not dist.is_initialized() or dist.get_rank() == 0
+    sharded = is_sharded(model)
+    weights = _copy_weights(copies, model, is_main=is_main)
+    tensors, slices = {}, {}
+    for name, tensor in optimizer_tensors(model, optimizer).items():
+        if is_first_copy(tensor):
+            own, offset = own_slice(tensor.detach())
+            tensors[name] = copies.copy(f"optimizer.{name}", own)
+            slices[name] = {"shape": list(tensor.shape), "offset": list(offset)}
+    copies.finish()
+    rank, n_ranks = (dist.get_rank(), dist.get_world_size()) if sharded else (0, 1)
+    name = f"optimizer-{rank:05d}-of-{n_ranks:05d}.safetensors" if sharded else OPTIMIZER_NAME
+    return Snapshot(
+        skeleton=skeleton,
+        tokenizer=tokenizer,
+        state=json.dumps(state, indent=2) + "\n",
+        weights=weights if is_main else None,
+        # Before the first step there are none; safetensors cannot read a file of slices of nothing.
+        optimizer=tensors if tensors and (is_main or sharded) else None,
+        optimizer_name=name,
+        slices=slices if sharded else None,
+    )
+
+
+def make_skeleton(model: PreTrainedModel) -> PreTrainedModel:
+    """A model like this one, of the class it had before FSDP2, without memory for its weights.
+
+    It is saved in the place of the real one, which another thread is training.
+    """
+    cls = next(cls for cls in type(model).__mro__ if not issubclass(cls, FSDPModule))
+    with torch.device("meta"):
+        skeleton = cls(copy.deepcopy(model.config))
+    skeleton.generation_config = copy.deepcopy(model.generation_config)
+    return skeleton.to(model.dtype)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether each rank has only a slice of the parameters."""
+    return any(isinstance(tensor, DTensor) for _, tensor in named_tensors(model))
+
+
+def optimizer_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer | None
+) -> dict[str, Tensor]:
+    """The optimizer's tensors by name: parameter, a dot, and what it is (`exp_avg`, `step`)."""
+    if optimizer is None:
+        return {}
+    return {
+        f"{names[0]}.{moment}": tensor
+        for names, parameter in named_tensors(model)
+        for moment, tensor in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _copy_weights(copies: HostCopies, model: nn.Module, *, is_main: bool) -> dict[str, Tensor]:
+    """The whole weights on the main rank; one at a time is whole on the others."""
+    weights = {}
+    for names, tensor in named_tensors(model):
+        if isinstance(tensor, DTensor):
+            tensor = tensor.full_tensor()  # a collective
+        if is_main:
+            weights |= dict.fromkeys(names, copies.copy(f"model.{names[0]}", tensor.detach()))
+    return weights
+
+
+def _read_back(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Compares what the disk has of a file with the memory that it was written from.
+
+    Raises:
+        OSError: if a bit differs.
+    """
+    fsync(path)
+    drop_from_cache(path)
+    with safe_open(path, framework="pt") as file:
+        found = set(file.keys())
+        n_expected = len({tensor.data_ptr() for tensor in tensors.values()} - {0})
+        for name in found:
+            left, right = file.get_tensor(name), tensors[name]
+            # Bytes, because not even a lost number equals itself.
+            if not torch.equal(*(t.reshape(-1).view(torch.uint8) for t in (left, right))):
+                raise OSError(f"{path}: expected {name} as it was written, found other bits")
+    if len(found) < n_expected:
+        raise OSError(f"{path}: expected {n_expected} tensors, found {len(found)}")

@@ -1,0 +1,75 @@
+"""Sizes and sha256 of a directory's files, by which damage is found when they are read again."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+CHECKSUMS_NAME = "checksums.json"
+
+
+def checksum(path: Path) -> dict:
+    """Size in bytes and sha256 of a file."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"size": path.stat().st_size, "sha256": digest}
+
+
+def write_checksums(directory: Path, checksums: dict[str, dict]) -> None:
+    """`checksums.json`, in a directory not yet published: one entry of `checksum` per name."""
+    (directory / CHECKSUMS_NAME).write_text(_as_text(checksums), encoding="utf-8")
+
+
+def damage(directory: Path, *, part: int = 0, n_parts: int = 1) -> Iterator[str]:
+    """What is wrong with the files of a directory, one line each; nothing without checksums.
+
+    Files that are not listed are somebody's additions, and may be there.
+
+    Args:
+        directory: with `checksums.json`, or of a version that wrote none.
+        part: the share of this process, from 0.
+        n_parts: processes that share the work. Each takes files from the largest down.
+    """
+    path = directory / CHECKSUMS_NAME
+    try:
+        text = path.read_text(encoding="utf-8")
+        checksums = json.loads(text)
+        # A changed byte that JSON does not mind is damage, too.
+        if text != _as_text(checksums):
+            raise ValueError("not as it was written")
+        names = sorted(checksums, key=lambda name: -checksums[name]["size"])
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        yield f"{path}: expected checksums, found damage: {error}"
+        return
+    for name in names[part::n_parts]:
+        if problem := _difference(directory / name, checksums[name]):
+            yield problem
+
+
+def drop_from_cache(path: Path) -> None:
+    """Lets the next reader of a flushed file see the disk, where the system can do that."""
+    if hasattr(os, "posix_fadvise"):
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _difference(path: Path, expected: dict) -> str | None:
+    """How a file differs from its entry, None if it does not."""
+    try:
+        size = path.stat().st_size
+        if size != expected["size"]:
+            return f"{path}: expected {expected['size']} bytes, found {size}"
+        found = checksum(path)["sha256"]
+    except OSError as error:
+        return f"{path}: expected {expected['size']} bytes, found {error.strerror}"
+    if found != expected["sha256"]:
+        return f"{path}: expected sha256 {expected['sha256'][:12]}…, found {found[:12]}…"
+    return None
+
+
+def _as_text(checksums: dict) -> str:
+    """The one text of these checksums."""
+    return json.dumps(checksums, indent=2, sort_keys=True) + "\n"

@@ -1,0 +1,49 @@
+"""What optimizer steps found, left on the device until something is to be logged.
+
+Shapes: A micro-steps of a step, W processes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """One optimizer step; reading a number from here makes the device finish first."""
+
+    step: int  # optimizer updates made after it
+    data_step: int  # the step whose data it read
+    loss: Tensor  # () float32, nats per token, mean of all processes
+    grad_norm: Tensor  # () float32, before clipping, of the whole gradient
+    micro_losses: Tensor  # (A,) float32, of this process
+
+
+def read_outcomes(outcomes: Sequence[StepOutcome]) -> list[tuple[float, float]]:
+    """Loss and gradient norm of each step, in one transfer from the device."""
+    numbers = [torch.stack((outcome.loss, outcome.grad_norm)) for outcome in outcomes]
+    return [(loss, grad_norm) for loss, grad_norm in torch.stack(numbers).tolist()]
+
+
+def worst_micro_batch(outcome: StepOutcome, accelerator: Accelerator) -> tuple[int, int]:
+    """Rank and micro-step with the highest loss of a step; what is no number is higher than any.
+
+    All processes must call this together.
+    """
+    losses = accelerator.gather(outcome.micro_losses[None])  # (W, A)
+    worst = int(losses.nan_to_num(nan=torch.inf).argmax())
+    return divmod(worst, losses.shape[1])
+
+
+def skip_unless_finite(optimizer: torch.optim.Optimizer, loss: Tensor, grad_norm: Tensor) -> None:
+    """Lets the optimizer's next step change nothing unless both are finite.
+
+    The optimizer itself looks at the flag, on its device, so that nothing waits for the number.
+    Loss and norm are the same on all processes, and so is the decision.
+    """
+    is_finite = torch.isfinite(loss) & torch.isfinite(grad_norm)
+    optimizer.grad_scale = None
+    optimizer.found_inf = (~is_finite).to(torch.float32)

@@ -1,0 +1,212 @@
+"""The parts of a training run, wired together."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import DistributedType
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from .activation_checkpointing import checkpoint_activations
+from .checkpoint_writer import CheckpointWriter
+from .checkpointing import find_checkpoint, load_optimizer, load_state, load_weights
+from .compilation import compile_model
+from .devices import device_peak_flops, use_tf32
+from .metrics import EVENTS_NAME, METRICS_NAME, EventLog, JsonlTracker
+from .micro_batch import find_micro_batch_size
+from .model_making import make_model
+from .modeling_gpt2scratch import GPT2ScratchForCausalLM
+from .optimization import make_optimizer
+from .processes import (
+    LaunchError,
+    describe_environment,
+    on_all_processes,
+    on_main_process,
+    prepare_accelerator,
+    require_agreement,
+    require_expected,
+)
+from .run_directory import make_output_dir
+from .shard_loader import ShardLoader, TokenWindows
+from .trackers import start_trackers
+from .train_config import AUTO, TrainConfig
+from .training_data import TrainingData
+from .training_progress import TrainingProgress
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What the loop works with."""
+
+    config: TrainConfig
+    accelerator: Accelerator
+    progress: TrainingProgress  # changes as the run goes on
+    model: GPT2ScratchForCausalLM  # never behind DDP: for saving, validation and samples
+    wrapped_model: nn.Module  # the same parameters, as the loop calls them
+    optimizer: AcceleratedOptimizer
+    tokenizer: PreTrainedTokenizerBase
+    data: TrainingData
+    loader: ShardLoader
+    validation: dict[str, tuple[TokenWindows, float]]  # windows and weight by source
+    writer: CheckpointWriter
+    metrics: JsonlTracker
+    events: EventLog
+    tracker_ids: dict[str, str]  # under which trackers know the run
+    compiled: str  # in words
+    peak_flops: float | None  # of one device, in FLOP/s; None if unknown
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the processes share the model's parameters, and must call it together."""
+        return self.accelerator.distributed_type == DistributedType.FSDP
+
+    def snapshot(self) -> dict:
+        """What a checkpoint holds, as arguments of the writer."""
+        state = self.data.identity() | self.config.identity() | self.progress.to_state()
+        state |= {"trackers": self.tracker_ids, "config": dataclasses.asdict(self.config)}
+        return {
+            "model": self.model,
+            "tokenizer": self.tokenizer,
+            "optimizer": self.optimizer.optimizer,
+            "state": state,
+        }
+
+
+def open_run(
+    config: TrainConfig,
+    data: TrainingData,
+    accelerator: Accelerator,
+    *,
+    checkpoint: Path | None,
+    state: dict,
+) -> TrainingRun:
+    """Everything at the point from which training goes on; makes the run's directory.
+
+    Args:
+        config: of the run.
+        data: of the run.
+        accelerator: of the launch.
+        checkpoint: to continue from, None for a run from scratch.
+        state: of that checkpoint, else empty.
+
+    Raises:
+        ValueError, OSError: on every process alike, if the parts do not fit together.
+    """
+    require_agreement((data.identity(), state), "data and checkpoint")
+    progress = TrainingProgress.load(state, config)
+    if progress.step > config.max_steps:
+        raise LaunchError(
+            f"expected --max_steps of at least {progress.step}, where {checkpoint} is, "
+            f"found {config.max_steps}"
+        )
+    rows_per_process = data.rows_per_process(accelerator.num_processes)
+
+    torch.manual_seed(config.seed)  # the same weights on every rank
+    tokenizer = data.tokenizer()
+    model = make_model(config, manifest=data.manifest, tokenizer=tokenizer)
+    require_expected(
+        {"processes": accelerator.num_processes, "parameters": model.num_parameters()},
+        {"processes": config.expect_processes, "parameters": config.expect_parameters},
+    )
+    if checkpoint:
+        load_weights(checkpoint, model)
+    if config.activation_checkpointing:
+        checkpoint_activations(model)
+    micro_batch_size = config.micro_batch_size
+    if micro_batch_size == AUTO:
+        micro_batch_size = find_micro_batch_size(
+            model,
+            accelerator,
+            rows_per_rank=rows_per_process,
+            sequence_length=config.sequence_length,
+        )
+    loader, validation = on_all_processes(
+        data.open,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        micro_batch_size=micro_batch_size,
+    )
+    prepare_accelerator(
+        accelerator,
+        micro_batch_size=micro_batch_size,
+        micro_steps=loader.micro_steps,
+        max_grad_norm=config.max_grad_norm,
+    )
+    use_tf32(config.tf32)
+    compiled = on_all_processes(
+        compile_model, model, config.compile, device=accelerator.device, strict=config.strict
+    )
+    optimizer = make_optimizer(
+        model,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        name=config.optimizer,
+        muon_learning_rate=config.muon_learning_rate,
+    )
+    wrapped_model, wrapped_optimizer = accelerator.prepare(model, optimizer)
+    if checkpoint:
+        load_optimizer(checkpoint, model, optimizer)
+
+    output_dir = Path(config.output_dir)
+    environment = describe_environment(accelerator)
+    on_main_process(make_output_dir, config, checkpoint, environment, data.manifest_files)
+    metrics = JsonlTracker(output_dir / METRICS_NAME, resume_step=progress.step)
+    return TrainingRun(
+        config=config,
+        accelerator=accelerator,
+        progress=progress,
+        model=model,
+        wrapped_model=wrapped_model,
+        optimizer=wrapped_optimizer,
+        tokenizer=tokenizer,
+        data=data,
+        loader=loader,
+        validation=validation,
+        writer=CheckpointWriter(
+            output_dir,
+            keep_checkpoints=config.keep_checkpoints,
+            keep_every=config.keep_every,
+            in_background=config.save_in_background,
+            timeout_minutes=config.timeout_minutes,
+        ),
+        metrics=metrics,
+        events=EventLog(output_dir / EVENTS_NAME),
+        tracker_ids=start_trackers(
+            accelerator, config, jsonl=metrics, saved=state.get("trackers") or {}
+        ),
+        compiled=compiled,
+        peak_flops=device_peak_flops(
+            accelerator.device,
+            mixed_precision=accelerator.mixed_precision,
+            peak_tflops=config.peak_tflops,
+        ),
+    )
+
+
+def go_back(run: TrainingRun) -> None:
+    """Returns to the last checkpoint, and leaves out the data since then.
+
+    Raises:
+        DivergenceError: if it has been returned to too often.
+    """
+    accelerator, progress = run.accelerator, run.progress
+    run.writer.wait()
+    output_dir = Path(run.config.output_dir)
+    checkpoint = on_main_process(find_checkpoint, output_dir)
+    left_from = progress.step
+    if checkpoint is None:
+        accelerator.print(f"no checkpoint to go back to from step {left_from}; going on")
+        return
+    state = load_state(checkpoint, expected={})
+    load_weights(checkpoint, run.model)
+    load_optimizer(checkpoint, run.model, run.optimizer.optimizer)
+    progress.go_back(state)
+    run.metrics.rewind(progress.step)
+    run.events.write("rollback", step=left_from, to_step=progress.step)
+    accelerator.print(
+        f"went back from step {left_from} to {checkpoint.name}, leaving out the data between"
+    )
