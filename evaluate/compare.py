@@ -23,15 +23,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+import hellaswag
+import lambada
 import torch
 import transformers
+from hellaswag import HellaswagTask
 from lambada import LambadaTask
 from perplexity import ValidationTask
 from scoring import CausalScorer, Task, TaskResult
 from tabulate import tabulate
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 
-TASKS: dict[str, type[Task]] = {"val": ValidationTask, "lambada": LambadaTask}
+TASKS: dict[str, type[Task]] = {
+    "val": ValidationTask,
+    "lambada": LambadaTask,
+    "hellaswag": HellaswagTask,
+}
 DTYPES = ("float32", "bfloat16", "float16")
 RESULTS_FILE = "results.json"
 CELL_CHARACTERS = 120  # of an error in the table; results.json has it whole
@@ -45,14 +52,23 @@ class CompareConfig:
     tasks: list[str] = field(metadata={"help": "what to measure", "choices": list(TASKS)})
     limit: int | None = field(
         default=None,
-        metadata={"help": "first N samples of each task: passages of lambada, windows of val"},
+        metadata={
+            "help": "first N samples of each task: windows of val, passages of lambada, questions "
+            "of hellaswag"
+        },
     )
     val_data: str | None = field(
         default=None, metadata={"help": "shard directory of prepare_data.py, for the task val"}
     )
     lambada_data: str = field(
-        default="EleutherAI/lambada_openai",
+        default=lambada.HUB_NAME,
         metadata={"help": ".jsonl file with a field `text`, or a Hub data set with split `test`"},
+    )
+    hellaswag_data: str = field(
+        default=hellaswag.HUB_NAME,
+        metadata={
+            "help": ".jsonl file of the official format, or a Hub data set with split `validation`"
+        },
     )
     batch_tokens: int = field(default=8192, metadata={"help": "padded tokens of one forward pass"})
     device: str = field(

@@ -12,15 +12,16 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from sample_files import read_rows
 from scoring import CausalScorer, TaskResult, perplexity_estimate, ratio_estimate
 
 if TYPE_CHECKING:
     from compare import CompareConfig
+
+HUB_NAME = "EleutherAI/lambada_openai"
 
 
 @dataclass(frozen=True)
@@ -85,37 +86,8 @@ def read_texts(source: str, *, limit: int | None) -> list[str]:
     Raises:
         ValueError: for a line or a column that is not as above, or no passage at all.
     """
-    path = Path(source)
-    is_file = path.suffix == ".jsonl" or path.is_file()
-    texts = _read_jsonl(path, limit) if is_file else _read_hub(source, limit)
+    rows = read_rows(source, columns={"text": str}, split="test", limit=limit, revision=None)
+    texts = [row["text"] for _, row in rows]
     if not texts:
         raise ValueError(f"{source}: expected at least one passage, found none")
     return texts
-
-
-def _read_jsonl(path: Path, limit: int | None) -> list[str]:
-    """Field `text` of the first `limit` lines."""
-    texts = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(islice(lines, limit), start=1):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: expected JSON: {error}") from error
-            if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-                found = sorted(row) if isinstance(row, dict) else type(row).__name__
-                raise ValueError(
-                    f"{path}, line {number}: expected an object with a string `text`, found {found}"
-                )
-            texts.append(row["text"])
-    return texts
-
-
-def _read_hub(name: str, limit: int | None) -> list[str]:
-    """Column `text` of the first `limit` rows of split `test`."""
-    from datasets import load_dataset  # takes a second, which a local file need not pay
-
-    rows = load_dataset(name, split="test")
-    if "text" not in rows.column_names:
-        raise ValueError(f"{name}: expected a column `text`, found {rows.column_names}")
-    return list(rows["text"][:limit])

@@ -183,7 +183,7 @@ class CausalScorer:
 
     # Shapes: B rows, T input tokens of the longest, N scored tokens of the batch, C channels,
     # V vocabulary entries.
-    @torch.inference_mode()
+    @torch.no_grad()  # what a sharded model gathers in inference mode, it cannot train with
     def _score_batch(
         self, rows: list[np.ndarray], n_scored: list[int]
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -238,7 +238,7 @@ class CausalScorer:
             greedy.append(logits.argmax(dim=-1) == chunk_targets)
         return torch.cat(nats).cpu().numpy(), torch.cat(greedy).cpu().numpy()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _check_head(self) -> None:
         """Compare our logits with the model's own, on a few tokens.
 

@@ -139,9 +139,9 @@ def test_a_data_set_without_a_text_column_is_rejected(monkeypatch):
     import datasets
 
     rows = datasets.Dataset.from_dict({"passage": ["a b"]})
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: rows)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, **_: rows)
     with pytest.raises(
-        ValueError, match=r"some/set: expected a column `text`, found \['passage'\]"
+        ValueError, match=r"some/set, row 1: expected an object .* `text`, found \['passage'\]"
     ):
         read_texts("some/set", limit=None)
 
@@ -150,7 +150,7 @@ def test_file_and_data_set_of_the_same_passages_have_one_checksum(monkeypatch, t
     import datasets
 
     rows = datasets.Dataset.from_dict({"text": texts})
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: rows)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, **_: rows)
     path = tmp_path / "rows.jsonl"
     write_jsonl(path, [{"text": text} for text in texts])
     from_file = LambadaTask(read_texts(str(path), limit=None))

@@ -183,8 +183,8 @@ ALLOWED = {
     },
 }
 EVALUATE_ALLOWED = {
-    *("datasets", "huggingface_hub", "numpy", "tabulate", "torch", "tqdm", "transformers"),
-    *("compare", "lambada", "perplexity", "scoring"),
+    *("accelerate", "datasets", "huggingface_hub", "numpy", "tabulate", "torch", "tqdm"),
+    *("transformers", "compare", "hellaswag", "lambada", "perplexity", "sample_files", "scoring"),
 }
 
 

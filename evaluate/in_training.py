@@ -1,0 +1,207 @@
+"""Benchmarks of a model that is being trained, by the tasks and the arithmetic of `compare.py`.
+
+    benchmarks = load_benchmarks(["lambada"], sources={}, limit=None, accelerator=accelerator)
+    score_benchmarks(benchmarks, model, tokenizer, accelerator, batch_tokens=8192)
+
+The data is loaded once, before the first step. All processes of the run call both functions: they
+share out the batches of `compare.py` among themselves, so that the scores do not depend on their
+number.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import hellaswag
+import lambada
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from hellaswag import HellaswagTask, read_questions
+from lambada import LambadaTask, read_texts
+from scoring import CausalScorer, ContinuationScores, Task, pack_batches
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Task -> what reads its data, its class, and where the data is if no other place is given.
+BENCHMARKS: dict[str, tuple[Callable, type[Task], str]] = {
+    "lambada": (read_texts, LambadaTask, lambada.HUB_NAME),
+    "hellaswag": (read_questions, HellaswagTask, hellaswag.HUB_NAME),
+}
+
+
+class BenchmarkError(ValueError):
+    """Data of a benchmark that cannot be read."""
+
+
+def load_benchmarks(
+    names: Sequence[str],
+    *,
+    sources: dict[str, str | None],
+    limit: int | None,
+    accelerator: Accelerator,
+) -> dict[str, Task]:
+    """The benchmarks called `names`, with their data.
+
+    One process of each machine reads first, so that the others find what it downloaded.
+
+    Args:
+        names: of the benchmarks.
+        sources: by name, a local file or a Hub data set in place of the usual one.
+        limit: examples of each, None for all.
+        accelerator: of the run.
+
+    Raises:
+        BenchmarkError: if data cannot be read, on every process alike.
+    """
+    benchmarks = {}
+    for is_first in (True, False):
+        problem = None
+        if accelerator.is_local_main_process == is_first:
+            try:
+                benchmarks = {name: _load(name, sources.get(name), limit) for name in names}
+            except BenchmarkError as error:
+                problem = str(error)
+        for found in gather_object([problem]):
+            if found is not None:
+                raise BenchmarkError(found)
+    return benchmarks
+
+
+def score_benchmarks(
+    benchmarks: dict[str, Task],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    accelerator: Accelerator,
+    *,
+    batch_tokens: int,
+) -> dict[str, float]:
+    """Every metric of every benchmark, as "lambada/acc" and so on, on every process alike.
+
+    A benchmark that has no finite score is left out, and said to be; a run does not end for it.
+
+    Args:
+        benchmarks: from `load_benchmarks`.
+        model: of the run: not behind DDP, but itself if FSDP2 shards it. It keeps its mode.
+        tokenizer: the model's own.
+        accelerator: of the run.
+        batch_tokens: padded tokens of one forward pass of one process.
+    """
+    values = {}
+    was_training = model.training
+    # Batches have all sizes, and each would be compiled anew.
+    with torch.compiler.set_stance("force_eager"), torch.autocast(model.device.type, enabled=False):
+        try:
+            scorer = SharedScorer(model, tokenizer, accelerator, batch_tokens=batch_tokens)
+            for name, task in benchmarks.items():
+                try:
+                    estimates = task.evaluate(scorer).estimates
+                except (ValueError, OverflowError) as error:
+                    accelerator.print(f"no score of {name}: {error}")
+                    continue
+                values |= {f"{name}/{metric}": e.value for metric, e in estimates.items()}
+        finally:
+            model.train(was_training)
+    return values
+
+
+class SharedScorer(CausalScorer):
+    """A scorer of which each process of a run makes the same number of forward passes.
+
+    Args:
+        model: see `score_benchmarks`.
+        tokenizer: the model's own.
+        accelerator: of the run.
+        batch_tokens: padded input tokens of one forward pass.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        accelerator: Accelerator,
+        *,
+        batch_tokens: int,
+    ) -> None:
+        super().__init__(model, tokenizer, batch_tokens=batch_tokens)
+        self._accelerator = accelerator
+        self._n_failed = 0  # batches of this process without a finite score
+        self._is_sharded = isinstance(model, FSDPModule)
+        if self._is_sharded:
+            weight = self._head.weight
+            weight = weight.full_tensor() if isinstance(weight, DTensor) else weight
+            self._head = partial(F.linear, weight=weight.detach())
+
+    def score_continuations(
+        self, pairs: Sequence[tuple[str, str]], *, description: str = "continuations"
+    ) -> ContinuationScores:
+        """What one process would score alone.
+
+        Raises:
+            ValueError: if one process has a score that is not finite; on every process alike.
+        """
+        self._n_failed = 0
+        own = super().score_continuations(pairs, description=description)
+        if self._accelerator.num_processes > 1:
+            device = self._accelerator.device
+        else:
+            device = torch.device("cpu")  # MPS, which has no float64, is always alone
+        sums = np.stack([own.log_probs, own.is_greedy, np.full(len(pairs), self._n_failed)])
+        sums = self._accelerator.reduce(torch.tensor(sums, device=device), reduction="sum")
+        log_probs, n_greedy, n_failed = sums.cpu().numpy()
+        if n_failed.any():
+            raise ValueError(
+                f"expected finite log-probs, found others in {n_failed[0]:.0f} batches"
+            )
+        return ContinuationScores(log_probs, n_greedy > 0, own.n_tokens)
+
+    def _score_tails(
+        self, rows: Sequence[np.ndarray], n_scored: Sequence[int], description: str
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Index, nats and argmax flags of this process's share of the rows.
+
+        Batches go round in turn. FSDP2 waits for all processes in each forward pass, so whoever has
+        none left makes another's once more and drops its scores.
+        """
+        n_processes = self._accelerator.num_processes
+        batches = list(pack_batches([len(row) - 1 for row in rows], self.batch_tokens))
+        for first in range(0, len(batches), n_processes):
+            number = first + self._accelerator.process_index
+            is_own = number < len(batches)
+            batch = batches[number if is_own else first]
+            try:
+                scores = self._score_batch([rows[i] for i in batch], [n_scored[i] for i in batch])
+            except ValueError:  # the others must not wait for this process
+                self._n_failed += 1
+                continue
+            if is_own:
+                yield from zip(batch, *scores, strict=True)
+
+    def _hidden_states(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """What the head sees: (B, T) -> (B, T, C)."""
+        if not self._is_sharded:
+            return super()._hidden_states(input_ids)
+        # Only a call of the whole model gathers the parameters outside its blocks.
+        outputs = []
+        hook = self.model.base_model.register_forward_hook(lambda *args: outputs.append(args[2][0]))
+        try:
+            self.model(input_ids=input_ids.to(self.model.device), use_cache=False, logits_to_keep=1)
+        finally:
+            hook.remove()
+        return outputs[0].to(self._head.keywords["weight"].dtype)
+
+    def _check_head(self) -> None:
+        """Nothing: a trained model's own logits may be in another precision, and need no check."""
+
+
+def _load(name: str, source: str | None, limit: int | None) -> Task:
+    """One benchmark with its data."""
+    read, task_class, hub_name = BENCHMARKS[name]
+    try:
+        return task_class(read(source or hub_name, limit=limit))
+    except Exception as error:  # `datasets` has many ways to find no network
+        reason = " ".join(str(error).split()) or type(error).__name__
+        hint = "" if source else f"; give a local file with --{name}_data"
+        raise BenchmarkError(f"{name}: expected its examples, found: {reason}{hint}") from error

@@ -1,0 +1,153 @@
+import hashlib
+import json
+
+import evaluate_path
+import numpy as np
+import pytest
+
+# isort: split
+from hellaswag import HellaswagTask, clean_text, read_questions
+from scoring import CausalScorer
+
+OFFICIAL = evaluate_path.SHARED_DATA / "hellaswag" / "hellaswag_val_subset_official_format.jsonl"
+ROW = {
+    "activity_label": "The mat",
+    "ctx_a": "A cat sat.",
+    "ctx_b": "the DOG",
+    "endings": ["sat on the cat.", "was a mat.", "[header] sat.", "was the end of the mat."],
+    "label": 2,
+}
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Questions over the words that the tiny tokenizer knows, with WikiHow's marks in some."""
+    random = np.random.default_rng(0)
+    words = ("the", "cat", "sat", "on", "mat", "[title] dog", "[step]", "naïve", "end.", "“a”")
+
+    def text(size):
+        return " ".join(random.choice(words[:5] + words, size=size))
+
+    return [
+        ROW
+        | {"activity_label": text(1), "ctx_a": text(5), "ctx_b": text(i % 3)}
+        | {"endings": [f"the {text(n)}" for n in random.integers(1, 8, size=4)], "label": i % 4}
+        for i in range(40)
+    ]
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    tokenizer = evaluate_path.tiny_tokenizer()
+    model = evaluate_path.tiny_gpt2(tokenizer, n_positions=512)
+    return CausalScorer(model, tokenizer, batch_tokens=2048)
+
+
+def harness_results(scorer, rows):
+    """What lm-evaluation-harness makes of the same rows with its own file of the task."""
+    lm_eval = pytest.importorskip("lm_eval", reason="needs the extra `eval`")
+    from datasets import Dataset
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks.hellaswag import utils
+
+    task = ConfigurableTask(
+        config={
+            "task": "hellaswag_local",
+            "custom_dataset": lambda **_: {"validation": Dataset.from_list(rows)},
+            "output_type": "multiple_choice",
+            "validation_split": "validation",
+            "process_docs": utils.process_docs,
+            "doc_to_text": "{{query}}",
+            "doc_to_target": "{{label}}",
+            "doc_to_choice": "choices",
+            "metric_list": [
+                {"metric": name, "aggregation": "mean", "higher_is_better": True}
+                for name in ("acc", "acc_norm")
+            ],
+        }
+    )
+    harness = HFLM(pretrained=scorer.model, tokenizer=scorer.tokenizer, batch_size=8, device="cpu")
+    return lm_eval.simple_evaluate(harness, tasks=[task], bootstrap_iters=0)
+
+
+def test_a_question_is_read_as_the_harness_words_it(tmp_path):
+    (question,) = read_questions(write_jsonl(tmp_path / "rows.jsonl", [ROW]), limit=None)
+    assert question.context == "The mat: A cat sat. The dog"
+    assert question.endings == ("sat on the cat.", "was a mat.", " sat.", "was the end of the mat.")
+    assert question.answer == 2
+    assert clean_text(" How to sit [title] Sit.  [step] Down ") == "How to sit. Sit.  Down"
+
+
+def test_accuracies_are_those_of_a_loop_over_whole_logits(scorer, rows, tmp_path):
+    questions = read_questions(write_jsonl(tmp_path / "rows.jsonl", rows), limit=None)
+    best, best_norm = [], []
+    for question in questions:
+        n_context = len(scorer.tokenizer(question.context.rstrip())["input_ids"])
+        sums = []
+        for ending in question.endings:
+            row = scorer.tokenizer(f"{question.context} {ending}")["input_ids"]
+            nats = evaluate_path.naive_nats(scorer.model, row)
+            sums.append(-float(nats[n_context - 1 :].sum()))
+        best.append(np.argmax(sums) == question.answer)
+        per_character = np.array(sums) / [len(ending) for ending in question.endings]
+        best_norm.append(np.argmax(per_character) == question.answer)
+    result = HellaswagTask(questions).evaluate(scorer)
+    assert result.n_samples == len(rows)
+    assert 0 < np.mean(best) < 1 and np.mean(best) != np.mean(best_norm)
+    assert result.estimates["acc"].value == np.mean(best)
+    assert result.estimates["acc_norm"].value == np.mean(best_norm)
+
+
+@pytest.mark.gate
+def test_accuracies_are_those_of_lm_evaluation_harness(scorer, rows, tmp_path):
+    if OFFICIAL.exists():
+        rows = rows + [json.loads(line) for line in OFFICIAL.read_text().splitlines()[:40]]
+        rows = [{name: row[name] for name in ROW} for row in rows]
+    expected = harness_results(scorer, rows)
+    questions = read_questions(write_jsonl(tmp_path / "rows.jsonl", rows), limit=None)
+    found = HellaswagTask(questions).evaluate(scorer).estimates
+    for metric in ("acc", "acc_norm"):
+        assert found[metric].value == expected["results"]["hellaswag_local"][f"{metric},none"]
+    samples = expected["samples"]["hellaswag_local"]
+    pairs = [(q.context, " " + ending) for q in questions for ending in q.endings]
+    np.testing.assert_allclose(
+        scorer.score_continuations(pairs).log_probs,
+        [float(nats) for sample in samples for nats, _ in sample["filtered_resps"]],
+        rtol=1e-4,
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ctx_a": None}, r"rows\.jsonl, line 2: expected an object with a str `ctx_a`, found \["),
+        ({"label": ""}, r"line 2: expected a `label` below 4, found ''; the test split has none"),
+        ({"label": 4}, r"line 2: expected a `label` below 4, found 4"),
+        ({"endings": ["a", "b"]}, r"line 2: expected 4 texts as `endings`, found \['a', 'b'\]"),
+        ({"endings": ["a", "b", "c", "[d]"]}, "line 2: expected 4 endings with text, found"),
+    ],
+)
+def test_a_bad_question_is_named_by_its_line(tmp_path, change, message):
+    path = write_jsonl(tmp_path / "rows.jsonl", [ROW, ROW | change])
+    assert len(read_questions(path, limit=1)) == 1
+    with pytest.raises(ValueError, match=message):
+        read_questions(path, limit=None)
+
+
+def test_file_and_data_set_of_the_same_questions_have_one_checksum(monkeypatch, tmp_path, rows):
+    import datasets
+
+    asked = []
+    of_hub = datasets.Dataset.from_list([row | {"label": str(row["label"])} for row in rows])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: asked.append((a, k)) or of_hub)
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    from_file = HellaswagTask(read_questions(path, limit=None))
+    assert from_file.sha256 == HellaswagTask(read_questions("Rowan/hellaswag", limit=None)).sha256
+    assert len(from_file.sha256) == len(hashlib.sha256().hexdigest())
+    assert len(asked[0][1]["revision"]) == 40
