@@ -176,6 +176,12 @@ ALLOWED = {
         *("huggingface_hub", ".atomic_files", ".command_line", ".data_card", ".hub_retries"),
         *(".source_error", ".token_shards"),
     },
+    "doctor.py": {"tabulate", ".", ".command_line", ".machine_checks"},
+    "machine_checks.py": {"packaging", "psutil", "torch", ".atomic_files"},
+    "network_checks.py": {
+        *("huggingface_hub", ".document_encoder", ".machine_checks", ".tokenization"),
+    },
+    "all_reduce.py": {"torch"},
     "publishing.py": {
         *("huggingface_hub", "transformers", ".atomic_files", ".checkpointing", ".command_line"),
         *(".conversion", ".loss_plot", ".metrics", ".model_card", ".run_records"),

@@ -429,13 +429,3 @@ def test_processes_that_do_not_find_each_other_are_refused(monkeypatch, tmp_path
     monkeypatch.setattr(processes, "Accelerator", lambda **options: Alone())
     with pytest.raises(processes.LaunchError, match="expected the 2 processes .* found 1"):
         processes.make_accelerator(mixed_precision="no", trackers=[], project_dir=str(tmp_path))
-
-
-@pytest.mark.parametrize("recipe", sorted(REPOSITORY.glob("recipes/*.yaml")), ids=lambda r: r.name)
-def test_every_recipe_is_accepted(recipe, tmp_path):
-    from modeling_gpt2scratch.command_line import parse_config
-    from modeling_gpt2scratch.train_config import TrainConfig
-
-    arguments = [str(recipe), "--output_dir", str(tmp_path)]
-    config = parse_config(TrainConfig, description=None, argv=arguments)
-    assert config.total_batch_tokens % (config.sequence_length * config.micro_batch_size) == 0
