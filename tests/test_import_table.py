@@ -151,7 +151,13 @@ ALLOWED = {
         *("accelerate", "psutil", "torch", ".modeling_gpt2scratch", ".processes"),
     },
     "profiling.py": {"accelerate", "torch", ".train_config"},
-    "validation.py": {"accelerate", "numpy", "torch", "transformers", ".shard_loader"},
+    "run_measurements.py": {
+        *("torch", ".compilation", ".devices", ".guard_rails", ".metrics", ".step_outcomes"),
+        ".training_run",
+    },
+    "validation.py": {
+        *("accelerate", "numpy", "torch", "transformers", ".shard_loader", ".training_run"),
+    },
     "train_checks.py": {".atomic_files", ".command_line", ".mixture"},
     "train_config.py": {".command_line", ".initial_weights", ".train_checks"},
     "initial_weights.py": {
