@@ -29,7 +29,7 @@ VOCABULARY = 271
 
 
 def round_trip(directory: Path) -> None:
-    """Sharded, then replicated from that, then sharded from that; and what has to be refused."""
+    """Sharded, replicated from that, and sharded from that; and what has to be refused."""
     mesh = init_device_mesh("cpu", (2,))
     sharded = make(mesh)
     train(*sharded, n_steps=2)
@@ -41,6 +41,9 @@ def round_trip(directory: Path) -> None:
     second = save(directory / "replicated", replicated, in_background=True)
     again = make(mesh, checkpoint=second)
     save(directory / "again", again, in_background=False)
+    # Two copies of one slice, of which only the first is written.
+    hybrid = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))
+    save(directory / "hybrid", make(hybrid, checkpoint=first), in_background=True)
 
     # A return to an earlier checkpoint within a run, and the same steps from there.
     train(*sharded, n_steps=1)

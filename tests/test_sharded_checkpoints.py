@@ -56,6 +56,9 @@ def test_sharded_and_replicated_checkpoints_hold_the_same_bits(written):
     left, right = moments(first), load_file(second / "optimizer.safetensors")
     assert left.keys() == right.keys()
     assert all(torch.equal(left[name], right[name]) for name in left)
+    hybrid = moments(written / "hybrid" / "checkpoint-2")
+    assert hybrid.keys() == right.keys()
+    assert all(torch.equal(hybrid[name], right[name]) for name in hybrid)
     for file in first.glob("*.safetensors"):
         again = written / "again" / "checkpoint-2" / file.name
         assert again.read_bytes() == file.read_bytes()
