@@ -84,6 +84,7 @@ ALLOWED = {
     "mixture.py": set(),
     "window_order.py": {"numpy"},
     "shard_loader.py": {"numpy", "torch", ".shard_store", ".token_shards", ".window_order"},
+    "trainer_dataset.py": {"numpy", "torch", ".shard_loader"},
     "prefetcher.py": {"torch", ".shard_loader", ".token_shards"},
     "remote_files.py": {"aiohttp", "fsspec", "tenacity", ".token_shards"},
     "shard_cache.py": {"filelock"},
