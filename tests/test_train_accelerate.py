@@ -42,7 +42,7 @@ def flags(data: Path, output_dir: Path, /, **changes) -> list[str]:
 def launcher_of(config: str) -> list[str]:
     """`accelerate launch` with one of our configurations, as Python's arguments."""
     command = ["-m", "accelerate.commands.accelerate_cli", "launch"]
-    return [*command, "--config_file", f"accelerate_configs/{config}"]
+    return [*command, "--config_file", str(Path("accelerate_configs") / config)]
 
 
 def launch(*arguments: str, config: str | None = None, **options) -> subprocess.CompletedProcess:
