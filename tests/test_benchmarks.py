@@ -39,6 +39,11 @@ def test_the_loss_benchmark_prints_both_losses_and_their_ratio():
     assert [row[0] for row in rows] == ["plain", "chunked", "plain / chunked"]
 
 
+def test_the_checkpoint_benchmark_prints_both_ways_and_their_ratio():
+    rows = table_of(run("checkpoint_stall.py", "--model", "tiny", "--repeats", "1"))
+    assert [row[0] for row in rows] == ["at once", "in the background", "at once / background"]
+
+
 @on_linux
 def test_the_loader_benchmark_prints_both_approaches_and_their_ratio():
     arguments = "--shard_tokens 10000 --sequence_length 16 --micro_batch_size 4"
