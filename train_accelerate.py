@@ -42,6 +42,7 @@ from modeling_gpt2scratch.profiling import Profile, profiler
 from modeling_gpt2scratch.run_banner import banner, surprises
 from modeling_gpt2scratch.run_directory import find_resume_point, recorded_status
 from modeling_gpt2scratch.run_measurements import look_back, measure
+from modeling_gpt2scratch.run_report import report_at_end
 from modeling_gpt2scratch.schedules import learning_rate_at
 from modeling_gpt2scratch.step_outcomes import StepOutcome, skip_unless_finite
 from modeling_gpt2scratch.token_shards import ShardError
@@ -145,6 +146,8 @@ def train_from(
         if end == "finished":
             run.writer.save_model(run.model, run.tokenizer)
             accelerator.print(f"finished: model and tokenizer are in {output_dir}")
+            if accelerator.is_main_process:
+                print(report_at_end(output_dir))
         else:
             step = run.progress.step
             accelerator.print(f"stopped after step {step}; continue with --resume auto")

@@ -21,9 +21,19 @@ PICTURE_NAME = "loss.png"
 
 # Arguments that another section shows, or that the model does not depend on.
 HIDDEN_ARGUMENTS = (
-    *("model", "n_layer", "n_head", "n_embd", "n_positions"),
-    *("eval_every", "save_every", "log_every", "report_to", "overwrite"),
+    *("model", "n_layer", "n_head", "n_embd", "n_positions", "init_from"),
+    *("verify", "data_cache_gb", "data_retry_seconds", "eval_every", "eval_tasks_every"),
+    *("eval_tasks_limit", "save_every", "keep_checkpoints", "keep_every", "save_in_background"),
+    *("log_every", "max_skipped_steps", "timeout_minutes", "preflight", "expect_processes"),
+    *("expect_parameters", "strict", "activation_checkpointing", "peak_tflops", "profile"),
+    "overwrite",
 )
+# Arguments that count only if another one has this value.
+DEPENDENT_ARGUMENTS = {
+    "muon_learning_rate": ("optimizer", "muon"),
+    "decay_steps": ("schedule", "wsd"),
+    "spike_threshold": ("rollback_on_spike", True),
+}
 USAGE = """\
 ## How to use
 
@@ -102,14 +112,21 @@ def _introduction(records: RunRecords) -> str:
     """What the model is, and how large."""
     origin = "in GPT2Scratch's format; how it was trained was not recorded"
     if records.tokens_seen is not None:
-        data = f" of {_data_links(records.data)}" if records.data else ""
-        origin = f"trained from scratch with GPT2Scratch on {records.tokens_seen:,} tokens{data}"
+        data = f" of {data_links(records.data)}" if records.data else ""
+        start = origin_of_weights(records)
+        origin = f"trained {start} with GPT2Scratch on {records.tokens_seen:,} tokens{data}"
     sizes = [[text, f"{records.sizes[name]:,}"] for name, text in SIZES.items()]
     return (
         f"A GPT-2 language model of {records.sizes['parameters']:,} parameters, {origin}. It is a "
         f"base model: it continues a text, and was not taught to answer or to follow "
         f"instructions.\n\n{_table(['', ''], sizes)}"
     )
+
+
+def origin_of_weights(records: RunRecords) -> str:
+    """Where training started: "from scratch", or with other weights."""
+    name = records.arguments.get("init_from")
+    return f"from the weights of `{name}`" if name else "from scratch"
 
 
 def _results(results: dict | None, repository: str) -> str:
@@ -177,8 +194,9 @@ def _training(records: RunRecords, has_picture: bool) -> str:
         passes = records.tokens_seen / records.data.splits["train"].n_tokens
         rows.append(["Passes over the training split", f"{passes:.2f}"])
     if records.metrics:
-        last = records.metrics[-1]
-        rows.append(["Training loss of the last step, nats per token", f"{last['loss']:.4f}"])
+        for row in [row for row in records.metrics if "loss" in row][-1:]:
+            when = "the last step" if row is records.metrics[-1] else f"step {row['step']:,}"
+            rows.append([f"Training loss of {when}, nats per token", f"{row['loss']:.4f}"])
         for row in [row for row in records.metrics if "eval_loss" in row][-1:]:
             title = f"Validation loss after step {row['step']:,}, nats per token"
             rows.append([title, f"{row['eval_loss']:.4f}"])
@@ -189,7 +207,7 @@ def _training(records: RunRecords, has_picture: bool) -> str:
     arguments = [
         [f"`{name}`", f"{value:g}" if isinstance(value, float) else f"{value}"]
         for name, value in records.arguments.items()
-        if name not in HIDDEN_ARGUMENTS
+        if _is_shown(name, records.arguments)
     ]
     where = "The hardware was not recorded."
     if records.environment:
@@ -200,6 +218,12 @@ def _training(records: RunRecords, has_picture: bool) -> str:
         f"## Training\n\n{_table(['', ''], rows)}\n\n{picture}{where} "
         f"Arguments of `train_accelerate.py`:\n\n{_table(['Argument', 'Value'], arguments)}"
     )
+
+
+def _is_shown(name: str, arguments: dict) -> bool:
+    """Whether the model depends on this argument, and no other section has it."""
+    other, value = DEPENDENT_ARGUMENTS.get(name, (None, None))
+    return name not in HIDDEN_ARGUMENTS and arguments.get(other, value) == value
 
 
 def _data(data: DataRecord | None) -> str:
@@ -216,7 +240,7 @@ def _data(data: DataRecord | None) -> str:
         for name, split in data.splits.items()
     ]
     table = _table(["Split", "Documents", "Tokens", "Bytes of text"], rows)
-    return f"## Data\n\nText: {_data_links(data)}. Tokenizer: {tokenizer}.\n\n{table}"
+    return f"## Data\n\nText: {data_links(data)}. Tokenizer: {tokenizer}.\n\n{table}"
 
 
 def _hub_names(data: DataRecord | None) -> list[str]:
@@ -224,7 +248,7 @@ def _hub_names(data: DataRecord | None) -> list[str]:
     return [source.name for source in data.sources if source.is_on_hub] if data else []
 
 
-def _data_links(data: DataRecord) -> str:
+def data_links(data: DataRecord) -> str:
     """The sources in words."""
     return " and ".join(_source_link(source) for source in data.sources)
 

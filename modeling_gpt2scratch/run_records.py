@@ -7,7 +7,7 @@ What is made from these records can be published.
 import glob
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_origin, get_type_hints
 
@@ -73,7 +73,7 @@ class RecordsError(ValueError):
 def read_records(
     run: Path, *, repository: str, sizes: dict[str, int], results: Path | None = None
 ) -> RunRecords:
-    """The records of a finished run; those that are not there are empty.
+    """The records of a finished run, to be published; those that are not there are empty.
 
     Args:
         run: output directory of the training script.
@@ -85,21 +85,34 @@ def read_records(
         RecordsError: if a file cannot be read, or if the run was continued or measured at another
             time than the model was saved.
     """
-    arguments = _read_arguments(run / CONFIG_NAME)
-    metrics = _read_metrics(run / METRICS_NAME)
-    if arguments and metrics and metrics[-1]["step"] != arguments["max_steps"]:
+    records = read_training(run, sizes=sizes)
+    max_steps = records.arguments.get("max_steps")
+    if max_steps and records.metrics and records.metrics[-1]["step"] != max_steps:
         raise RecordsError(
-            f"{run}: expected a finished run, found step {metrics[-1]['step']} of "
-            f"{arguments['max_steps']}; finish it with train_accelerate.py --resume auto"
+            f"{run}: expected a finished run, found step {records.metrics[-1]['step']} of "
+            f"{max_steps}; finish it with train_accelerate.py --resume auto"
         )
+    return replace(records, results=_read_results(run, repository, results))
+
+
+def read_training(run: Path, *, sizes: dict[str, int]) -> RunRecords:
+    """The records of a run's training, as far as it has come, without results.
+
+    Args:
+        run: output directory of the training script.
+        sizes: of the model, by name.
+
+    Raises:
+        RecordsError: if a file cannot be read.
+    """
     environment = run / ENVIRONMENT_NAME
     return RunRecords(
         sizes=sizes,
-        arguments=_public_arguments(arguments),
+        arguments=_public_arguments(_read_arguments(run / CONFIG_NAME)),
         environment=_read_json(environment) if environment.is_file() else {},
-        metrics=metrics,
+        metrics=_read_metrics(run / METRICS_NAME),
         data=_read_data(run),
-        results=_read_results(run, repository, results),
+        results=None,
     )
 
 
@@ -132,24 +145,30 @@ def _read_arguments(path: Path) -> dict:
 
 
 def _public_arguments(arguments: dict) -> dict:
-    """Arguments without free text, which could be a path."""
+    """Arguments without free text, which could be a path; of a model's, the last part stays."""
     choices = {
         name for name, kind in get_type_hints(TrainConfig).items() if get_origin(kind) is Literal
     }
-    return {
+    public = {
         name: value
         for name, value in arguments.items()
         if name in choices or isinstance(value, int | float)
     }
+    if arguments.get("init_from"):
+        public["init_from"] = public_name(arguments["init_from"])
+    return public
 
 
 def _read_metrics(path: Path) -> list[dict]:
-    """The numbers of each logged step, without its sample of text."""
+    """The finite numbers of each logged step, without its sample of text."""
     try:
+        rows = read_metrics(path)
+        missing = [key for row in rows for key in ROW_KEYS if key not in row]
+        if missing:
+            raise KeyError(missing[0])
         return [
-            {key: row[key] for key in ROW_KEYS}
-            | {key: value for key, value in row.items() if isinstance(value, int | float)}
-            for row in read_metrics(path)
+            {key: value for key, value in row.items() if isinstance(value, int | float)}
+            for row in rows
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecordsError(f"{path}: expected logged steps, found {error!r}") from error

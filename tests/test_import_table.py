@@ -174,6 +174,10 @@ ALLOWED = {
         *("huggingface_hub", ".metrics", ".run_directory"),
         *(".docstrings", ".row_readers", ".token_shards", ".train_config"),
     },
+    "run_report.py": {
+        *("safetensors", "tabulate", ".atomic_files", ".checkpointing", ".command_line"),
+        *(".loss_plot", ".metrics", ".model_card", ".run_records", ".train_config"),
+    },
     "model_card.py": {"huggingface_hub", "tabulate", ".docstrings", ".run_records"},
     "data_card.py": {
         *("huggingface_hub", "tabulate"),

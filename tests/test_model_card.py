@@ -1,7 +1,9 @@
 """The card of a run and the records behind it: what is said, what is left out, what is refused."""
 
+import dataclasses
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -13,10 +15,11 @@ from huggingface_hub import ModelCard
 
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM, loss_plot, publishing
 from modeling_gpt2scratch.checkpointing import save_model
-from modeling_gpt2scratch.model_card import model_card
+from modeling_gpt2scratch.model_card import DEPENDENT_ARGUMENTS, HIDDEN_ARGUMENTS, model_card
 from modeling_gpt2scratch.run_records import RecordsError, read_records
 from modeling_gpt2scratch.token_shards import Manifest, ShardEntry, Split
 from modeling_gpt2scratch.tokenization import train_tokenizer
+from modeling_gpt2scratch.train_config import TrainConfig
 
 REPOSITORY = "someone/tiny"
 SECRET = "hf_xJ4tP0qLw7"
@@ -206,8 +209,43 @@ def test_records_that_do_not_fit_the_model_are_refused(run, tmp_path):
     assert "expected results of evaluate/compare.py, found KeyError('protocol')" in error()
     results.write_text("{")
     assert "results.json: expected JSON" in error()
-    (run / "metrics.jsonl").write_text('{"step": 20}\n')
+    (run / "metrics.jsonl").write_text('{"step": 20, "tokens_per_second": 1.0}\n')
     assert "metrics.jsonl: expected logged steps, found KeyError('loss')" in error()
+
+
+def test_a_card_has_every_argument_that_the_model_depends_on_and_no_other(run):
+    arguments = dataclasses.asdict(TrainConfig(data="d", output_dir="new", micro_batch_size="4"))
+    free_text = {name for name, value in arguments.items() if isinstance(value, list)}
+    free_text |= {"data", "output_dir", "resume", "data_cache", "project"}
+    free_text |= {"lambada_data", "hellaswag_data"}
+    hidden = set(HIDDEN_ARGUMENTS) | set(DEPENDENT_ARGUMENTS) | free_text
+    assert set(arguments) - hidden == {
+        *("sequence_length", "total_batch_tokens", "micro_batch_size", "max_steps", "optimizer"),
+        *("learning_rate", "schedule", "min_learning_rate", "warmup_steps", "weight_decay"),
+        *("max_grad_norm", "dropout", "seed", "shuffle_shards", "document_mask", "eval_tokens"),
+        *("rollback_on_spike", "mixed_precision", "tf32", "compile"),
+    }
+    assert hidden <= set(arguments)
+    changes = {"max_steps": 20, "shuffle_shards": 0, "optimizer": "muon"}
+    (run / "train_config.json").write_text(json.dumps(arguments | changes))
+    card = card_of(run).text
+    shown = set(re.findall(r"^\| `(\w+)`", card, re.MULTILINE))
+    assert shown == set(arguments) - hidden | {"muon_learning_rate"}
+
+
+def test_a_model_that_began_with_other_weights_does_not_claim_to_be_from_scratch(run):
+    arguments = json.loads((run / "train_config.json").read_text())
+    for name, said in (("openai-community/gpt2", "openai-community/gpt2"), ("/home/me/a", "a")):
+        (run / "train_config.json").write_text(json.dumps(arguments | {"init_from": name}))
+        card = card_of(run).text
+        assert f"trained from the weights of `{said}` with GPT2Scratch on 2,560 tokens" in card
+        assert "from scratch" not in card
+
+
+def test_a_last_step_that_was_skipped_leaves_the_loss_of_the_one_before(run):
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 20, "loss": null, "tokens_per_second": 1.0}\n')
+    assert "Training loss of step 20, nats per token" in card_of(run).text
 
 
 def test_a_dry_run_needs_neither_login_nor_network_nor_matplotlib(run, monkeypatch, capsys):
