@@ -23,8 +23,10 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from modeling_gpt2scratch import checkpointing
+from modeling_gpt2scratch.agreement import StalledError, StopSignal
 from modeling_gpt2scratch.checkpointing import CheckpointError
 from modeling_gpt2scratch.command_line import parse_config
+from modeling_gpt2scratch.devices import require_fp8
 from modeling_gpt2scratch.guard_rails import DivergenceError
 from modeling_gpt2scratch.initial_weights import InitialWeightsError
 from modeling_gpt2scratch.metrics import Throughput
@@ -33,8 +35,7 @@ from modeling_gpt2scratch.prefetcher import Prefetcher, StreamError
 from modeling_gpt2scratch.preflight import surprises_of_loss, try_one_batch
 from modeling_gpt2scratch.processes import (
     LaunchError,
-    StalledError,
-    StopSignal,
+    asks_for_fp8,
     closing,
     make_accelerator,
 )
@@ -84,6 +85,8 @@ def main() -> None:
 
 def train(config: TrainConfig) -> None:
     """Finds the point to start from and the other processes, and trains."""
+    if asks_for_fp8(config.mixed_precision):
+        require_fp8()
     data = TrainingData(config)
     accelerator = make_accelerator(
         mixed_precision=config.mixed_precision,
@@ -136,6 +139,7 @@ def train_from(
     run = open_run(config, data, accelerator, score, checkpoint=checkpoint, state=state)
     output_dir = Path(config.output_dir)
     with (
+        contextlib.closing(run.lock),
         contextlib.closing(run.writer),
         recorded_status(output_dir, run.progress) as outcome,
         run.agreement.naming_the_stalled(),

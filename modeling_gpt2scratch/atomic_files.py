@@ -13,6 +13,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+LOCK_NAME = "run.lock"  # of a run that uses a directory; counts for nothing
+
 
 def require_free(path: Path, *, marker: str, overwrite: bool) -> None:
     """Refuses a destination that holds anything, unless it is an old result and may be replaced.
@@ -27,7 +29,7 @@ def require_free(path: Path, *, marker: str, overwrite: bool) -> None:
     """
     if not path.name:
         raise FileExistsError(f"expected --output_dir to name a directory, found {str(path)!r}")
-    if not path.exists() or (path.is_dir() and all(map(_is_partial, path.iterdir()))):
+    if not path.exists() or (path.is_dir() and all(map(_counts_for_nothing, path.iterdir()))):
         return
     if not (path / marker).is_file():
         raise FileExistsError(
@@ -96,9 +98,10 @@ def new_files(directory: Path) -> Iterator[Path]:
         fsync(directory)
 
 
-def _is_partial(path: Path) -> bool:
-    """Whether a killed process left this behind before it was complete."""
-    return path.name.startswith(".") and path.name.endswith(".partial")
+def _counts_for_nothing(path: Path) -> bool:
+    """Whether a killed process left this behind before it was complete, or a run its lock."""
+    is_partial = path.name.startswith(".") and path.name.endswith(".partial")
+    return is_partial or path.name == LOCK_NAME
 
 
 @contextlib.contextmanager

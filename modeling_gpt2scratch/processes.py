@@ -3,10 +3,8 @@
 import contextlib
 import os
 import platform
-import re
-import signal
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -31,10 +29,6 @@ Result = TypeVar("Result")
 
 class LaunchError(ValueError):
     """A launch in which the processes cannot work together."""
-
-
-class StalledError(RuntimeError):
-    """A process that did not answer the others in time."""
 
 
 def make_accelerator(
@@ -219,6 +213,12 @@ def require_expected(found: dict[str, int], expected: dict[str, int | None]) -> 
             )
 
 
+def asks_for_fp8(mixed_precision: str) -> bool:
+    """Whether this argument, or with "auto" Accelerate's configuration, wants fp8."""
+    configured = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    return (configured if mixed_precision == "auto" else mixed_precision) == "fp8"
+
+
 def on_main_process(function: Callable[..., Result], *args, **kwargs) -> Result:
     """What `function` returns on the main process, on every process.
 
@@ -269,83 +269,3 @@ def require_agreement(value: Any, what: str) -> None:
                 f"expected the same {what} on all processes, found another one on process {rank}; "
                 f"copy it to every machine, or start again if it was changed meanwhile"
             )
-
-
-class Agreement:
-    """Lets all processes act at the same step on what any of them has noticed.
-
-    What is said with one call is known to all with the next, so that no process ever waits for
-    another one's device: the exchange goes over the CPU while the step is computed.
-
-    Args:
-        n_flags: how many things can be noticed.
-        timeout_minutes: how long to wait for the slowest process.
-    """
-
-    def __init__(self, n_flags: int, *, timeout_minutes: float):
-        self._timeout_minutes = timeout_minutes
-        self._flags = torch.zeros(n_flags)
-        self._pending = self._group = None
-        if PartialState().num_processes > 1:
-            timeout = timedelta(minutes=timeout_minutes)
-            self._group = dist.new_group(backend="gloo", timeout=timeout)
-
-    def exchange(self, flags: Sequence[bool]) -> list[bool]:
-        """Which of the flags any process raised in the previous call; alone, in this one."""
-        if self._group is None:
-            return list(flags)
-        if self._pending:
-            self._pending.wait()
-        known = [value > 0 for value in self._flags.tolist()]
-        self._flags = torch.tensor([float(flag) for flag in flags])
-        self._pending = dist.all_reduce(self._flags, group=self._group, async_op=True)
-        return known
-
-    @contextlib.contextmanager
-    def naming_the_stalled(self) -> Iterator[None]:
-        """Turns the failure of a collective operation into one line that says who is missing.
-
-        Raises:
-            StalledError: instead of torch's error.
-        """
-        try:
-            yield
-            if self._pending:
-                self._pending.wait()
-        except RuntimeError as error:
-            is_collective = isinstance(error, dist.DistBackendError) or "gloo" in str(error)
-            if self._group is None or not is_collective:
-                raise
-            if "imed out" in str(error):
-                raise StalledError(
-                    f"expected every process to answer within {self._timeout_minutes:g} minutes, "
-                    f"found none from {self._who_is_missing()}; go on with --resume auto, and "
-                    f"raise --timeout_minutes if it was only slow"
-                ) from error
-            raise StalledError(
-                "expected every process to go on, found that another one has ended; see its own "
-                "message, and go on with --resume auto"
-            ) from error
-
-    def _who_is_missing(self) -> str:
-        """The processes that do not come to a barrier."""
-        try:
-            dist.monitored_barrier(self._group, timedelta(seconds=5), wait_all_ranks=True)
-        except RuntimeError as error:
-            ranks = re.search(r"[Rr]anks? ([\d, ]+) failed", str(error))
-            if ranks:
-                return f"process {ranks[1].strip(' ,')}"
-        return "another process"
-
-
-class StopSignal:
-    """Turns SIGTERM and Ctrl-C into a request to stop; a second Ctrl-C interrupts at once."""
-
-    def __init__(self):
-        self.received = False
-        signal.signal(signal.SIGTERM, self._handle)
-        signal.signal(signal.SIGINT, self._handle)
-
-    def _handle(self, number: int, frame) -> None:
-        self.received = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)

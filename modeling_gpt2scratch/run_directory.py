@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from accelerate import PartialState
+from filelock import FileLock, Timeout
 
-from .atomic_files import require_free, write_file, write_json
+from .atomic_files import LOCK_NAME, require_free, write_file, write_json
 from .checkpointing import CheckpointError, find_checkpoints, verify_checkpoint
-from .processes import on_main_process
+from .processes import LaunchError, on_main_process
 from .train_config import CONFIG_NAME, TrainConfig
 from .training_progress import TrainingProgress
 
@@ -53,10 +54,41 @@ def find_resume_point(config: TrainConfig) -> Path | None:
     return None
 
 
+class OutputLock:
+    """Keeps other runs out of a directory, from `acquire` to `close` or the end of this process.
+
+    Args:
+        output_dir: of the run.
+    """
+
+    def __init__(self, output_dir: Path):
+        self._output_dir = output_dir
+        self._lock = FileLock(output_dir / LOCK_NAME)
+
+    def acquire(self) -> None:
+        """Makes the directory, and takes it.
+
+        Raises:
+            LaunchError: if another run has it.
+        """
+        self._output_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise LaunchError(
+                f"expected no other run in {self._output_dir}, found one that is still going on; "
+                f"wait for it, stop it, or choose another --output_dir"
+            ) from None
+
+    def close(self) -> None:
+        """Gives the directory back."""
+        self._lock.release()
+
+
 def make_output_dir(
     config: TrainConfig, checkpoint: Path | None, environment: dict, manifests: Sequence[Path]
 ) -> None:
-    """The directory of the run with a record of what it is; `--overwrite` empties it first.
+    """Puts a record of what the run is into its directory; `--overwrite` empties that first.
 
     Args:
         config: written as it is, every argument resolved.
@@ -67,9 +99,8 @@ def make_output_dir(
     """
     output_dir = Path(config.output_dir)
     is_continued = config.resume == "auto" or (checkpoint and _is_within(checkpoint, output_dir))
-    if config.overwrite and not is_continued and output_dir.exists():
-        shutil.rmtree(output_dir)  # `require_free` has seen that it holds a run
-    output_dir.mkdir(parents=True, exist_ok=True)
+    if config.overwrite and not is_continued:
+        empty_directory(output_dir)  # `require_free` has seen that it holds a run
     write_json(output_dir / CONFIG_NAME, dataclasses.asdict(config))
     write_json(output_dir / ENVIRONMENT_NAME, environment)
     for number, manifest in enumerate(manifests, start=1):
@@ -100,6 +131,15 @@ def recorded_status(output_dir: Path, progress: TrainingProgress) -> Iterator[di
     finally:
         with contextlib.suppress(OSError):  # a full disk has been reported already
             write()
+
+
+def empty_directory(directory: Path) -> None:
+    """Deletes everything in a directory but the lock."""
+    for path in directory.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK_NAME:
+            path.unlink()
 
 
 def _candidates(config: TrainConfig) -> list[Path]:

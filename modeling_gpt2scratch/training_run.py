@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from .activation_checkpointing import checkpoint_activations
+from .agreement import Agreement
 from .checkpoint_writer import CheckpointWriter
 from .checkpointing import find_checkpoint, load_optimizer, load_state, load_weights
 from .compilation import compile_model
@@ -23,7 +24,6 @@ from .model_making import make_model
 from .modeling_gpt2scratch import GPT2ScratchForCausalLM
 from .optimization import make_optimizer
 from .processes import (
-    Agreement,
     LaunchError,
     describe_environment,
     on_all_processes,
@@ -32,7 +32,7 @@ from .processes import (
     require_agreement,
     require_expected,
 )
-from .run_directory import make_output_dir
+from .run_directory import OutputLock, make_output_dir
 from .shard_loader import ShardLoader, TokenWindows
 from .trackers import start_trackers
 from .train_config import AUTO, TrainConfig
@@ -59,6 +59,7 @@ class TrainingRun:
     loader: ShardLoader
     validation: dict[str, tuple[TokenWindows, float]]  # windows and weight by source
     score: Score  # on the benchmarks of `--eval_tasks`
+    lock: OutputLock
     writer: CheckpointWriter
     metrics: JsonlTracker
     events: EventLog
@@ -162,6 +163,8 @@ def open_run(
 
     output_dir = Path(config.output_dir)
     environment = describe_environment(accelerator)
+    lock = OutputLock(output_dir)
+    on_main_process(lock.acquire)
     on_main_process(make_output_dir, config, checkpoint, environment, data.manifest_files)
     metrics = JsonlTracker(output_dir / METRICS_NAME, resume_step=progress.step)
     return TrainingRun(
@@ -177,6 +180,7 @@ def open_run(
         loader=loader,
         validation=validation,
         score=score,
+        lock=lock,
         writer=CheckpointWriter(
             output_dir,
             keep_checkpoints=config.keep_checkpoints,

@@ -100,6 +100,7 @@ ALLOWED = {
     "matrix_sharing.py": {"torch", ".newton_schulz"},
     "muon.py": {"torch", ".matrix_sharing", ".newton_schulz"},
     "optimization.py": {"torch", ".muon"},
+    "agreement.py": {"accelerate", "torch"},
     "processes.py": {"accelerate", "torch", "transformers"},
     "conversion.py": {
         *("safetensors", "transformers", ".atomic_files", ".checkpointing", ".command_line"),
@@ -126,15 +127,15 @@ ALLOWED = {
         *(".checkpoint_snapshot", ".checkpointing", ".checksums"),
     },
     "run_directory.py": {
-        *("accelerate", ".atomic_files", ".checkpointing", ".processes", ".train_config"),
-        ".training_progress",
+        *("accelerate", "filelock", ".atomic_files", ".checkpointing", ".processes"),
+        *(".train_config", ".training_progress"),
     },
     "guard_rails.py": set(),
     "training_progress.py": {".guard_rails", ".train_config"},
     "step_outcomes.py": {"accelerate", "torch"},
     "preflight.py": {"accelerate", "numpy", "torch", ".processes", ".shard_loader"},
     "training_run.py": {
-        *("accelerate", "torch", "transformers", ".activation_checkpointing"),
+        *("accelerate", "torch", "transformers", ".activation_checkpointing", ".agreement"),
         *(".checkpoint_writer", ".checkpointing", ".compilation", ".devices", ".metrics"),
         *(".micro_batch", ".model_making", ".modeling_gpt2scratch", ".optimization"),
         *(".processes", ".run_directory", ".shard_loader", ".trackers", ".train_config"),

@@ -8,12 +8,13 @@ from accelerate.state import AcceleratorState
 from conftest import REPOSITORY
 
 from modeling_gpt2scratch import processes
-from modeling_gpt2scratch.processes import Agreement, LaunchError, require_expected
+from modeling_gpt2scratch.agreement import Agreement
+from modeling_gpt2scratch.processes import LaunchError, require_expected
 
 # One process raises a flag at its second step; all know it one step later, and none before.
 TOGETHER = """
 from accelerate import PartialState
-from modeling_gpt2scratch.processes import Agreement
+from modeling_gpt2scratch.agreement import Agreement
 state = PartialState(cpu=True)
 agreement = Agreement(n_flags=2, timeout_minutes=1)
 with agreement.naming_the_stalled():

@@ -23,6 +23,7 @@ import train_accelerate
 from modeling_gpt2scratch import processes
 from modeling_gpt2scratch.devices import peak_memory
 from modeling_gpt2scratch.metrics import read_metrics
+from modeling_gpt2scratch.run_directory import OutputLock
 from modeling_gpt2scratch.token_shards import HEADER_BYTES, Manifest
 
 # Dropout is on, so that a resumed run must also repeat its random numbers.
@@ -436,3 +437,17 @@ def test_processes_that_do_not_find_each_other_are_refused(monkeypatch, tmp_path
         processes.make_accelerator(
             mixed_precision="no", project_dir=str(tmp_path), timeout_minutes=1.0
         )
+
+
+def test_a_directory_in_which_a_run_is_going_on_is_refused(
+    run_copy, small_data, monkeypatch, capsys
+):
+    lock = OutputLock(run_copy)
+    lock.acquire()
+    for more in ({"resume": "auto"}, {"overwrite": True}):
+        arguments = flags(small_data, run_copy, **more)
+        code, error = refusal(monkeypatch, capsys, *arguments)
+        assert code == 2 and "found one that is still going on; wait for it" in error
+    assert (run_copy / "checkpoint-8" / "model.safetensors").exists()
+    lock.close()
+    assert run_here(monkeypatch, *flags(small_data, run_copy, resume="auto")) == 0
