@@ -81,10 +81,11 @@ from accelerate import Accelerator
 from modeling_gpt2scratch.metrics import JsonlTracker
 from modeling_gpt2scratch.trackers import TrackerError, start_trackers
 from modeling_gpt2scratch.train_config import TrainConfig
-accelerator, outcome = Accelerator(cpu=True), []
+outcome = []
 for module in ("torch.utils.tensorboard", "tensorboardX"):
     sys.modules[module] = None
 for strict in (False, True):
+    accelerator = Accelerator(cpu=True)
     jsonl = JsonlTracker(Path("metrics.jsonl"), resume_step=int(strict))
     config = TrainConfig(
         data="d", output_dir="x", resume="auto", report_to=["tensorboard"], strict=strict
