@@ -8,11 +8,10 @@ Shapes: A micro-steps of an optimizer step.
 """
 
 import contextlib
-import dataclasses
 import os
 import sys
 import textwrap
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,16 +25,13 @@ from transformers.utils import logging as transformers_logging
 from modeling_gpt2scratch import checkpointing
 from modeling_gpt2scratch.checkpointing import CheckpointError
 from modeling_gpt2scratch.command_line import parse_config
-from modeling_gpt2scratch.compilation import n_compiled_graphs
-from modeling_gpt2scratch.devices import flops_per_token, mfu, peak_memory
-from modeling_gpt2scratch.guard_rails import DivergenceError, Finding
+from modeling_gpt2scratch.guard_rails import DivergenceError
 from modeling_gpt2scratch.initial_weights import InitialWeightsError
 from modeling_gpt2scratch.metrics import Throughput
 from modeling_gpt2scratch.optimization import set_learning_rate
 from modeling_gpt2scratch.prefetcher import Prefetcher, StreamError
 from modeling_gpt2scratch.preflight import surprises_of_loss, try_one_batch
 from modeling_gpt2scratch.processes import (
-    Agreement,
     LaunchError,
     StalledError,
     StopSignal,
@@ -45,20 +41,17 @@ from modeling_gpt2scratch.processes import (
 from modeling_gpt2scratch.profiling import Profile, profiler
 from modeling_gpt2scratch.run_banner import banner, surprises
 from modeling_gpt2scratch.run_directory import find_resume_point, recorded_status
+from modeling_gpt2scratch.run_measurements import look_back, measure
+from modeling_gpt2scratch.run_report import report_at_end
 from modeling_gpt2scratch.schedules import learning_rate_at
-from modeling_gpt2scratch.step_outcomes import (
-    StepOutcome,
-    read_outcomes,
-    skip_unless_finite,
-    worst_micro_batch,
-)
+from modeling_gpt2scratch.step_outcomes import StepOutcome, skip_unless_finite
 from modeling_gpt2scratch.token_shards import ShardError
 from modeling_gpt2scratch.tokenization import TokenizerError
 from modeling_gpt2scratch.trackers import TrackerError
 from modeling_gpt2scratch.train_config import TrainConfig
 from modeling_gpt2scratch.training_data import TrainingData
-from modeling_gpt2scratch.training_run import TrainingRun, go_back, open_run
-from modeling_gpt2scratch.validation import sample_text, validation_loss
+from modeling_gpt2scratch.training_run import Score, TrainingRun, go_back, open_run
+from modeling_gpt2scratch.validation import validate
 
 # What the user can mend, and therefore sees as one line.
 EXPECTED_ERRORS = (
@@ -66,6 +59,7 @@ EXPECTED_ERRORS = (
     *(TrackerError, DivergenceError, StalledError, OSError),
 )
 
+BENCHMARK_TOKENS = 8192  # padded tokens of one forward pass of a benchmark
 # In metrics.jsonl and the trackers, and too much for a line of the log.
 UNSHOWN = {
     *("sample", "tokens", "elapsed_seconds", "save_stall_seconds", "compiled_graphs"),
@@ -104,6 +98,32 @@ def train(config: TrainConfig) -> None:
         train_from(checkpoint, state, config, data, accelerator)
 
 
+def open_benchmarks(config: TrainConfig, accelerator: Accelerator) -> Score:
+    """What scores a model and its tokenizer on `--eval_tasks`, by the code of `evaluate/`.
+
+    Raises:
+        FileNotFoundError: on every process alike, if data of a benchmark cannot be read.
+    """
+    if not config.eval_tasks:
+        return lambda model, tokenizer: {}
+    # Beside this script, and no package: it would hide the one of that name on PyPI.
+    sys.path.insert(0, str(Path(__file__).with_name("evaluate")))
+    from in_training import BenchmarkError, load_benchmarks, score_benchmarks
+
+    try:
+        benchmarks = load_benchmarks(
+            config.eval_tasks,
+            sources={name: getattr(config, f"{name}_data") for name in config.eval_tasks},
+            limit=config.eval_tasks_limit,
+            accelerator=accelerator,
+        )
+    except BenchmarkError as error:
+        raise FileNotFoundError(str(error)) from error
+    return partial(
+        score_benchmarks, benchmarks, accelerator=accelerator, batch_tokens=BENCHMARK_TOKENS
+    )
+
+
 def train_from(
     checkpoint: Path | None,
     state: dict,
@@ -112,22 +132,25 @@ def train_from(
     accelerator: Accelerator,
 ) -> None:
     """Makes the steps that are left after a checkpoint, and saves the model."""
-    agreement = Agreement(n_flags=2, timeout_minutes=config.timeout_minutes)
-    run = open_run(config, data, accelerator, checkpoint=checkpoint, state=state)
+    score = open_benchmarks(config, accelerator)
+    run = open_run(config, data, accelerator, score, checkpoint=checkpoint, state=state)
     output_dir = Path(config.output_dir)
     with (
         contextlib.closing(run.writer),
         recorded_status(output_dir, run.progress) as outcome,
-        agreement.naming_the_stalled(),
+        run.agreement.naming_the_stalled(),
     ):
         look_ahead(run)
-        end = make_steps(run, agreement)
+        end = make_steps(run)
         run.writer.wait()
         if end == "finished":
             run.writer.save_model(run.model, run.tokenizer)
             accelerator.print(f"finished: model and tokenizer are in {output_dir}")
+            if accelerator.is_main_process:
+                print(report_at_end(output_dir))
         else:
-            accelerator.print(f"stopped after step {run.progress.step}; go on with --resume auto")
+            step = run.progress.step
+            accelerator.print(f"stopped after step {step}; continue with --resume auto")
         outcome["status"] = end
 
 
@@ -145,7 +168,7 @@ def look_ahead(run: TrainingRun) -> None:
     accelerator.print(banner(run, notes))
 
 
-def make_steps(run: TrainingRun, agreement: Agreement) -> str:
+def make_steps(run: TrainingRun) -> str:
     """Makes the optimizer steps that are left, going back after spikes if so asked.
 
     Returns:
@@ -158,18 +181,14 @@ def make_steps(run: TrainingRun, agreement: Agreement) -> str:
             Prefetcher(run.loader, start_step=first, device=run.accelerator.device) as batches,
             profiler(run.accelerator, config) as profile,
         ):
-            end = run_steps(run, batches, agreement, stop_signal, profile)
+            end = run_steps(run, batches, stop_signal, profile)
         if end != "spiked":
             return end
         go_back(run)
 
 
 def run_steps(
-    run: TrainingRun,
-    batches: Prefetcher,
-    agreement: Agreement,
-    stop_signal: StopSignal,
-    profile: Profile,
+    run: TrainingRun, batches: Prefetcher, stop_signal: StopSignal, profile: Profile
 ) -> str:
     """Makes optimizer steps until there is a reason not to.
 
@@ -193,7 +212,7 @@ def run_steps(
         progress.step += 1
         bar.update()
         profile.step()
-        is_stopped, has_lost_checkpoint = agreement.exchange(
+        is_stopped, has_lost_checkpoint = run.agreement.exchange(
             [stop_signal.received, run.writer.problem is not None]
         )
         if has_lost_checkpoint:
@@ -202,15 +221,19 @@ def run_steps(
         step = progress.step
         is_last = step == config.max_steps
         is_eval = bool(run.validation) and is_due(config.eval_every, step, is_last)
+        is_score = bool(config.eval_tasks) and (
+            is_last or is_due(config.eval_tasks_every, step, is_last)
+        )
         is_save = is_last or is_stopped or is_due(config.save_every, step, is_last)
-        if is_eval or is_save or step == 1 or step % config.log_every == 0:
+        if is_eval or is_score or is_save or step == 1 or step % config.log_every == 0:
             progress.elapsed_seconds = throughput.elapsed_seconds
             values, findings = look_back(run, outcomes)
             if config.rollback_on_spike and any(found.kind == "spike" for found in findings):
                 return "spiked"
             values |= {"learning_rate": learning_rate} | measure(run, throughput)
-            if is_eval and not is_stopped:  # who asked it to stop waits for the checkpoint
-                values |= validate(run)
+            if not is_stopped:  # who asked it to stop waits for the checkpoint
+                values |= validate(run) if is_eval else {}
+                values |= run.score(run.model, run.tokenizer) if is_score else {}
             if is_save:
                 values["save_stall_seconds"] = run.writer.save(**run.snapshot())
             report(run, bar, values)
@@ -262,93 +285,6 @@ def clip_gradients(run: TrainingRun) -> Tensor:
     if isinstance(norm, DTensor):
         norm = norm.full_tensor()
     return torch.as_tensor(norm, dtype=torch.float32, device=run.accelerator.device)
-
-
-def look_back(
-    run: TrainingRun, outcomes: Sequence[StepOutcome]
-) -> tuple[dict[str, float], list[Finding]]:
-    """Loss and gradient norm of the last step, and what was not as usual in any.
-
-    Raises:
-        DivergenceError: on every process alike, if too many steps in a row were skipped.
-    """
-    guard, findings = run.progress.guard, []
-    for outcome, (loss, grad_norm) in zip(outcomes, read_outcomes(outcomes), strict=True):
-        finding = guard.judge(outcome.step, loss, grad_norm)
-        if finding:
-            findings.append(finding)
-            record(run, outcome, finding)
-    guard.require_progress()
-    values = {"loss": loss, "grad_norm": grad_norm}
-    return values | (
-        {"skipped_steps": guard.skipped_steps} if guard.skipped_steps else {}
-    ), findings
-
-
-def record(run: TrainingRun, outcome: StepOutcome, finding: Finding) -> None:
-    """Writes down a step that was not as usual, with the place of its worst data."""
-    rank, micro_step = worst_micro_batch(outcome, run.accelerator)
-    rows = run.loader.locate(outcome.data_step, micro_step, rank)
-    event = dataclasses.asdict(finding)
-    run.events.write(event.pop("kind"), **event, process=rank, micro_step=micro_step, rows=rows)
-    source, file, token = rows[0]
-    run.accelerator.print(
-        f"step {finding.step}: {finding.kind}, loss {finding.loss:.4g}, gradient norm "
-        f"{finding.grad_norm:.4g}; data of process {rank} from {source}/{file}, token {token}"
-    )
-
-
-def measure(run: TrainingRun, throughput: Throughput) -> dict[str, float]:
-    """What the steps since the last log line cost."""
-    config, accelerator = run.config, run.accelerator
-    # All processes wait for the slowest, and the fullest one decides what fits.
-    own = {"data_wait": throughput.data_wait} | peak_memory(accelerator.device)
-    numbers = torch.tensor([list(own.values())], device=accelerator.device)
-    values = {
-        "tokens": run.progress.step * config.total_batch_tokens,
-        "elapsed_seconds": throughput.elapsed_seconds,
-        "tokens_per_second": throughput.tokens_per_second,
-    } | dict(zip(own, accelerator.gather(numbers).amax(0).tolist(), strict=True))
-    utilisation = mfu(
-        throughput.tokens_per_second,
-        flops_per_token=flops_per_token(run.model.config, config.sequence_length),
-        n_devices=accelerator.num_processes,
-        peak_flops=run.peak_flops,
-    )
-    if utilisation is not None:
-        values["mfu"] = utilisation
-    if config.compile != "no":
-        values["compiled_graphs"] = n_compiled_graphs()
-    return values
-
-
-def validate(run: TrainingRun, *, n_windows: int | None = None) -> dict:
-    """Loss on the validation windows, of each source if there are several, and a sample.
-
-    Args:
-        run: whose model is looked at.
-        n_windows: of each source; None for all that `eval_tokens` allows.
-    """
-    losses = {
-        name: validation_loss(
-            run.model,
-            windows,
-            run.accelerator,
-            n_windows=min(n_windows or len(windows), run.data.n_validation_windows(windows)),
-            batch_size=run.loader.micro_batch_size,
-            document_start=run.data.document_start,
-        )
-        for name, (windows, _) in run.validation.items()
-    }
-    weights = {name: weight for name, (_, weight) in run.validation.items()}
-    values = {"eval_loss": sum(weights[name] * loss for name, loss in losses.items())}
-    if len(losses) > 1:
-        values |= {f"eval_loss/{name}": loss for name, loss in losses.items()}
-    if run.is_sharded or run.accelerator.is_main_process:
-        values["sample"] = sample_text(
-            run.model, run.tokenizer, seed=run.config.seed, is_sharded=run.is_sharded
-        )
-    return values
 
 
 def report(run: TrainingRun, bar: tqdm, values: dict) -> None:

@@ -18,6 +18,7 @@ _HOME_OF = {
     "GPT2ScratchModel": _MODELING,
     "GPT2ScratchPreTrainedModel": _MODELING,
     "ShardLoader": "shard_loader",
+    "WindowDataset": "trainer_dataset",
 }
 __all__ = sorted(_HOME_OF)
 

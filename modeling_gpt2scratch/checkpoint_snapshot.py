@@ -42,13 +42,13 @@ class HostCopies:
         """The copy, which is complete after `finish`."""
         if self._is_aliasing and tensor.device.type == "cpu":
             return tensor.contiguous()
+        is_cuda = tensor.device.type == "cuda"
         buffer = self._buffers.get(key)
         if buffer is None or (buffer.shape, buffer.dtype) != (tensor.shape, tensor.dtype):
-            # Only from pinned memory can a GPU copy while the host goes on.
-            pinned = tensor.device.type == "cuda"
-            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+            # Only into pinned memory can a GPU copy while the host goes on.
+            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=is_cuda)
             self._buffers[key] = buffer
-        return buffer.copy_(tensor, non_blocking=True)
+        return buffer.copy_(tensor, non_blocking=is_cuda)
 
     def finish(self) -> None:
         """Waits for the copies."""

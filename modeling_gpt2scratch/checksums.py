@@ -32,6 +32,9 @@ def damage(directory: Path, *, part: int = 0, n_parts: int = 1) -> Iterator[str]
         n_parts: processes that share the work. Each takes files from the largest down.
     """
     path = directory / CHECKSUMS_NAME
+    if not directory.is_dir():
+        yield f"{directory}: expected a directory that all processes see, found none"
+        return
     try:
         text = path.read_text(encoding="utf-8")
         checksums = json.loads(text)

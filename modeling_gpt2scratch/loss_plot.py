@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from .command_line import argument, parse_config
 from .metrics import METRICS_NAME, read_metrics
@@ -32,6 +32,7 @@ class PlotConfig:
 
     runs: list[str] = argument("output directories of train_accelerate.py")
     output: str = argument("picture to write; its ending decides the format")
+    x: Literal["step", "tokens"] = argument("what losses are drawn over", default="step")
 
 
 class PlotError(ValueError):
@@ -42,27 +43,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parses, draws, and turns what is wrong with the input into one line and an exit code."""
     config = parse_config(PlotConfig, description=__doc__, argv=argv)
     try:
-        draw_losses([Path(run) for run in config.runs], Path(config.output))
+        draw_losses([Path(run) for run in config.runs], Path(config.output), x=config.x)
     except (PlotError, OSError) as error:
         sys.exit(f"loss_plot.py: error: {error}")
 
 
-def draw_losses(runs: Sequence[Path], output: Path) -> None:
+def draw_losses(runs: Sequence[Path], output: Path, *, x: str = "step") -> None:
     """Writes a picture: one line per run for the training loss, and dots for the validation loss.
 
     Args:
         runs: output directories of the training script; several are told apart by their names.
         output: the picture; its ending decides the format.
+        x: "step", or "tokens" for runs whose steps have different numbers of them.
 
     Raises:
         PlotError: without matplotlib, without losses, or if there is no such format.
     """
-    logged = [_losses(run) for run in runs]
+    logged = [_losses(run, x) for run in runs]
     figure = _figure((7, 4))
     axes = figure.subplots()
     for run, rows in zip(runs, logged, strict=True):
-        _draw_loss(axes, rows, name=f"{run.name}: " if len(runs) > 1 else "")
-    axes.set_xlabel("step")
+        _draw_loss(axes, rows, name=f"{run.name}: " if len(runs) > 1 else "", x=x)
+    axes.set_xlabel(x)
     try:
         figure.savefig(output, dpi=120)
     except ValueError as error:
@@ -102,26 +104,28 @@ def _figure(inches: tuple[float, float]) -> Figure:
     return Figure(figsize=inches, layout="constrained")
 
 
-def _draw_loss(axes: Axes, rows: Sequence[dict], *, name: str) -> None:
+def _draw_loss(axes: Axes, rows: Sequence[dict], *, name: str, x: str = "step") -> None:
     """Training loss as a line and validation loss as dots, after `name` in the legend."""
-    line = _draw(axes, rows, "loss", "-", linewidth=1, alpha=0.6, label=f"{name}training")
+    line = _draw(axes, rows, "loss", "-", x=x, linewidth=1, alpha=0.6, label=f"{name}training")
     label = f"{name}validation"
-    _draw(axes, rows, "eval_loss", "o-", markersize=4, color=line.get_color(), label=label)
+    _draw(axes, rows, "eval_loss", "o-", x=x, markersize=4, color=line.get_color(), label=label)
     axes.set_ylabel("loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
 
 
-def _draw(axes: Axes, rows: Sequence[dict], name: str, style: str, **options) -> Line2D:
-    """What was logged as `name`, over the steps; a value that was not finite leaves a gap."""
+def _draw(
+    axes: Axes, rows: Sequence[dict], name: str, style: str, *, x: str = "step", **options
+) -> Line2D:
+    """What was logged as `name`, over `x`; a value that was not finite leaves a gap."""
     points = [row for row in rows if name in row]
     values = [math.nan if row[name] is None else row[name] for row in points]
-    (line,) = axes.plot([row["step"] for row in points], values, style, **options)
+    (line,) = axes.plot([row[x] for row in points], values, style, **options)
     return line
 
 
-def _losses(run: Path) -> list[dict]:
-    """The logged steps of a run, at least one."""
+def _losses(run: Path, x: str = "step") -> list[dict]:
+    """The logged steps of a run, at least one, each with its place on the x axis."""
     path = run / METRICS_NAME
     try:
         rows = [row for row in read_metrics(path) if "loss" in row]
@@ -129,6 +133,8 @@ def _losses(run: Path) -> list[dict]:
         raise PlotError(f"{path}: expected a JSON object per line, found {error}") from error
     if not rows:
         raise PlotError(f"{path}: expected logged steps of a run, found none")
+    if any(x not in row for row in rows):
+        raise PlotError(f"{path}: expected {x} in each line, found a line without; draw over steps")
     return rows
 
 

@@ -55,6 +55,7 @@ def orthogonalize_replicated(
         works = [
             dist.broadcast(flat, group=group, group_src=owner, async_op=True)
             for owner, flat in pending
+            if flat.numel()
         ]
         for work in works:
             work.wait()

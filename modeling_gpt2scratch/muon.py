@@ -137,9 +137,10 @@ class MuonAdamW(Optimizer):
         """Momentum and update for parameters that are all whole or all sharded."""
         if not matrices:
             return
+        device = matrices[0][0].device
         found_inf = self._found_inf()
-        is_skipped = None if found_inf is None else found_inf.bool()
-        dtype = iteration_dtype(matrices[0][0].device)
+        is_skipped = None if found_inf is None else found_inf.to(device, non_blocking=True).bool()
+        dtype = iteration_dtype(device)
         jobs = []
         for parameter, group in matrices:
             _check_matrix(parameter, group["parts"])

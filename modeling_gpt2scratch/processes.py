@@ -51,6 +51,8 @@ def make_accelerator(
         LaunchError: if the launcher started several processes that do not know of each other, or
             its configuration asks for a precision that needs loss scaling.
     """
+    timeout = timedelta(minutes=timeout_minutes)
+    _join_after_restart(timeout)
     precision = choose_precision(mixed_precision)
     plugin = _fsdp_plugin(precision)
     accelerator = Accelerator(
@@ -63,7 +65,7 @@ def make_accelerator(
         fsdp_plugin=plugin,
         kwargs_handlers=[
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes)),
+            InitProcessGroupKwargs(timeout=timeout),
         ],
         project_dir=project_dir,
     )
@@ -94,6 +96,26 @@ def prepare_accelerator(
             "gradient_accumulation_steps": micro_steps,
             "gradient_clipping": max_grad_norm,
         }
+
+
+def _join_after_restart(timeout: timedelta) -> None:
+    """Joins the group of an attempt that the launcher started after an earlier one had failed.
+
+    torch's launcher keeps one store for all attempts. Without a prefix of its own, this attempt
+    would find the addresses of dead processes there, and wait for them.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
+        return
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, is_master=False, timeout=timeout)
+    dist.init_process_group(
+        "cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo",
+        store=dist.PrefixStore(f"attempt-{attempt}", store),
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        timeout=timeout,
+    )
 
 
 def _fsdp_plugin(precision: str | None) -> FullyShardedDataParallelPlugin | None:
@@ -201,18 +223,19 @@ def on_main_process(function: Callable[..., Result], *args, **kwargs) -> Result:
     """What `function` returns on the main process, on every process.
 
     Raises:
-        OSError: on every process alike, if it raised one.
+        ValueError, OSError: what it raises there, on every process alike.
     """
-    answer: list = [None, None]
+    result, problem = None, None
     if PartialState().is_main_process:
         try:
-            answer[0] = function(*args, **kwargs)
-        except OSError as error:
-            answer[1] = str(error)
+            result = function(*args, **kwargs)
+        except (ValueError, OSError) as error:
+            problem = error.with_traceback(None)
+    answer = [result, problem]
     broadcast_object_list(answer)
     result, problem = answer
     if problem is not None:
-        raise OSError(problem)
+        raise problem
     return result
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from accelerate import PartialState
 
 from .atomic_files import require_free, write_file, write_json
-from .checkpointing import CheckpointError, find_checkpoint, find_checkpoints, verify_checkpoint
+from .checkpointing import CheckpointError, find_checkpoints, verify_checkpoint
+from .processes import on_main_process
 from .train_config import CONFIG_NAME, TrainConfig
 from .training_progress import TrainingProgress
 
@@ -30,22 +31,26 @@ def find_resume_point(config: TrainConfig) -> Path | None:
         CheckpointError: if the one that was asked for is damaged or not there, or all are damaged.
         FileExistsError: if the directory of the run is in use.
     """
-    output_dir = Path(config.output_dir)
     if config.resume == "none":
         return None
-    if config.resume == "auto":
-        require_free(output_dir, marker=CONFIG_NAME, overwrite=True)
-        return _newest_undamaged(output_dir)
-    checkpoint = find_checkpoint(Path(config.resume))
-    if checkpoint is None:
+    checkpoints = on_main_process(_candidates, config)
+    if config.resume != "auto":
+        verify_checkpoint(checkpoints[0])
+        return checkpoints[0]
+    for checkpoint in checkpoints:
+        try:
+            verify_checkpoint(checkpoint)
+        except CheckpointError as error:
+            if os.environ.get("RANK", "0") == "0":
+                print(f"warning: {error}; trying the checkpoint before it", file=sys.stderr)
+        else:
+            return checkpoint
+    if checkpoints:
         raise CheckpointError(
-            f"{config.resume}: expected a complete checkpoint, found none; "
-            f"give a run's directory or one of its checkpoint-N"
+            f"{config.output_dir}: expected an undamaged checkpoint, found {len(checkpoints)} "
+            f"damaged; start again with --resume none --overwrite"
         )
-    if not _is_within(checkpoint, output_dir):
-        require_free(output_dir, marker=CONFIG_NAME, overwrite=config.overwrite)
-    verify_checkpoint(checkpoint)
-    return checkpoint
+    return None
 
 
 def make_output_dir(
@@ -97,23 +102,26 @@ def recorded_status(output_dir: Path, progress: TrainingProgress) -> Iterator[di
             write()
 
 
-def _newest_undamaged(output_dir: Path) -> Path | None:
-    """The newest checkpoint whose files are as they were written, None if there is none at all."""
-    checkpoints = find_checkpoints(output_dir)
-    for checkpoint in checkpoints:
-        try:
-            verify_checkpoint(checkpoint)
-        except CheckpointError as error:
-            if os.environ.get("RANK", "0") == "0":
-                print(f"warning: {error}; trying the checkpoint before it", file=sys.stderr)
-        else:
-            return checkpoint
-    if checkpoints:
+def _candidates(config: TrainConfig) -> list[Path]:
+    """The checkpoints that this run can continue from, best first.
+
+    Raises:
+        CheckpointError: if one was asked for that is not there.
+        FileExistsError: if the directory of the run is in use.
+    """
+    output_dir = Path(config.output_dir)
+    if config.resume == "auto":
+        require_free(output_dir, marker=CONFIG_NAME, overwrite=True)
+        return find_checkpoints(output_dir)
+    checkpoints = find_checkpoints(Path(config.resume))
+    if not checkpoints:
         raise CheckpointError(
-            f"{output_dir}: expected an undamaged checkpoint, found {len(checkpoints)} damaged; "
-            f"start again with --resume none --overwrite"
+            f"{config.resume}: expected a complete checkpoint, found none; "
+            f"give a run's directory or one of its checkpoint-N"
         )
-    return None
+    if not _is_within(checkpoints[0], output_dir):
+        require_free(output_dir, marker=CONFIG_NAME, overwrite=config.overwrite)
+    return checkpoints
 
 
 def _is_within(checkpoint: Path, output_dir: Path) -> bool:

@@ -51,8 +51,8 @@ def write_slices(path: Path, tensors: dict[str, Tensor], slices: dict[str, dict]
         tensors: on the CPU, contiguous.
         slices: for each name the `shape` of the whole tensor and the `offset` of the slice.
     """
-    metadata = slices and {SLICES_KEY: json.dumps(slices, sort_keys=True)}
-    save_file(tensors, path, metadata=metadata)
+    text = json.dumps(slices, sort_keys=True)
+    save_file(tensors, path, metadata=None if slices is None else {SLICES_KEY: text})
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The parts of a training run, wired together."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from .model_making import make_model
 from .modeling_gpt2scratch import GPT2ScratchForCausalLM
 from .optimization import make_optimizer
 from .processes import (
+    Agreement,
     LaunchError,
     describe_environment,
     on_all_processes,
@@ -37,6 +39,9 @@ from .train_config import AUTO, TrainConfig
 from .training_data import TrainingData
 from .training_progress import TrainingProgress
 
+# Of a model and its tokenizer: the metrics of benchmarks, by name.
+Score = Callable[[GPT2ScratchForCausalLM, PreTrainedTokenizerBase], dict[str, float]]
+
 
 @dataclass(frozen=True)
 class TrainingRun:
@@ -44,6 +49,7 @@ class TrainingRun:
 
     config: TrainConfig
     accelerator: Accelerator
+    agreement: Agreement
     progress: TrainingProgress  # changes as the run goes on
     model: GPT2ScratchForCausalLM  # never behind DDP: for saving, validation and samples
     wrapped_model: nn.Module  # the same parameters, as the loop calls them
@@ -52,6 +58,7 @@ class TrainingRun:
     data: TrainingData
     loader: ShardLoader
     validation: dict[str, tuple[TokenWindows, float]]  # windows and weight by source
+    score: Score  # on the benchmarks of `--eval_tasks`
     writer: CheckpointWriter
     metrics: JsonlTracker
     events: EventLog
@@ -80,6 +87,7 @@ def open_run(
     config: TrainConfig,
     data: TrainingData,
     accelerator: Accelerator,
+    score: Score,
     *,
     checkpoint: Path | None,
     state: dict,
@@ -90,6 +98,7 @@ def open_run(
         config: of the run.
         data: of the run.
         accelerator: of the launch.
+        score: scores a model on the run's benchmarks.
         checkpoint: to continue from, None for a run from scratch.
         state: of that checkpoint, else empty.
 
@@ -158,6 +167,7 @@ def open_run(
     return TrainingRun(
         config=config,
         accelerator=accelerator,
+        agreement=Agreement(n_flags=2, timeout_minutes=config.timeout_minutes),
         progress=progress,
         model=model,
         wrapped_model=wrapped_model,
@@ -166,6 +176,7 @@ def open_run(
         data=data,
         loader=loader,
         validation=validation,
+        score=score,
         writer=CheckpointWriter(
             output_dir,
             keep_checkpoints=config.keep_checkpoints,

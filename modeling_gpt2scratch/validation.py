@@ -6,8 +6,38 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .shard_loader import TokenWindows, model_inputs
+from .training_run import TrainingRun
 
 SAMPLE_TOKENS = 64
+
+
+def validate(run: TrainingRun, *, n_windows: int | None = None) -> dict:
+    """Loss on the validation windows, of each source if there are several, and a sample.
+
+    Args:
+        run: whose model is looked at.
+        n_windows: of each source; None for all that `eval_tokens` allows.
+    """
+    losses = {
+        name: validation_loss(
+            run.model,
+            windows,
+            run.accelerator,
+            n_windows=min(n_windows or len(windows), run.data.n_validation_windows(windows)),
+            batch_size=run.loader.micro_batch_size,
+            document_start=run.data.document_start,
+        )
+        for name, (windows, _) in run.validation.items()
+    }
+    weights = {name: weight for name, (_, weight) in run.validation.items()}
+    values = {"eval_loss": sum(weights[name] * loss for name, loss in losses.items())}
+    if len(losses) > 1:
+        values |= {f"eval_loss/{name}": loss for name, loss in losses.items()}
+    if run.is_sharded or run.accelerator.is_main_process:
+        values["sample"] = sample_text(
+            run.model, run.tokenizer, seed=run.config.seed, is_sharded=run.is_sharded
+        )
+    return values
 
 
 @torch.no_grad()

@@ -1,12 +1,15 @@
 """Two processes that write checkpoints of a sharded model and of a replicated one.
 
-Started by torchrun from a test: `sharded_checkpoints.py DIRECTORY`.
+Started by tests: `sharded_checkpoints.py round_trip DIRECTORY`.
 """
 
 import os
+import shutil
+import signal
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 from tiny_models import random_ids, tiny_model, tiny_tokenizer
@@ -17,14 +20,16 @@ from modeling_gpt2scratch import checkpoint_snapshot, checkpointing
 from modeling_gpt2scratch.checkpoint_writer import CheckpointWriter
 from modeling_gpt2scratch.checkpointing import CheckpointError
 from modeling_gpt2scratch.optimization import make_optimizer
+from modeling_gpt2scratch.run_directory import find_resume_point
+from modeling_gpt2scratch.train_config import TrainConfig
 
 OPTIONS = {"keep_checkpoints": 0, "keep_every": 0}
 # An odd number of rows, which two ranks cannot halve.
 VOCABULARY = 271
 
 
-def main(directory: Path) -> None:
-    """Sharded, then replicated from that, then sharded from that; and what has to be refused."""
+def round_trip(directory: Path) -> None:
+    """Sharded, replicated from that, and sharded from that; and what has to be refused."""
     mesh = init_device_mesh("cpu", (2,))
     sharded = make(mesh)
     train(*sharded, n_steps=2)
@@ -36,6 +41,9 @@ def main(directory: Path) -> None:
     second = save(directory / "replicated", replicated, in_background=True)
     again = make(mesh, checkpoint=second)
     save(directory / "again", again, in_background=False)
+    # Two copies of one slice, of which only the first is written.
+    hybrid = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))
+    save(directory / "hybrid", make(hybrid, checkpoint=first), in_background=True)
 
     # A return to an earlier checkpoint within a run, and the same steps from there.
     train(*sharded, n_steps=1)
@@ -43,6 +51,7 @@ def main(directory: Path) -> None:
     checkpointing.load_optimizer(first, *sharded)
     train(*sharded, n_steps=1, seed=5)
     train(*again, n_steps=1, seed=5)
+    resuming(directory / "again")
     left, right = sharded[0].state_dict(), again[0].state_dict()
     assert all(torch.equal(left[name].to_local(), right[name].to_local()) for name in left)
 
@@ -101,12 +110,8 @@ def failing_rank(output_dir: Path, trained: tuple) -> None:
     if dist.get_rank() == 1:
         checkpoint_snapshot.write_slices = disk_full
     writer.save(**parts, state={"step": 3})
-    try:
+    with pytest.raises(OSError, match="process 1: .* No space left"):
         writer.wait()
-    except OSError as error:
-        assert "process 1: [Errno 28] No space left" in str(error), error
-    else:
-        raise AssertionError("expected an error")
     checkpoint_snapshot.write_slices = write_slices
     dist.barrier()
     assert not list(output_dir.iterdir())
@@ -123,17 +128,52 @@ def separate_directories(output_dir: Path, trained: tuple) -> None:
     own = output_dir / str(dist.get_rank())
     writer = CheckpointWriter(own, in_background=True, **OPTIONS)
     parts = {"model": model, "tokenizer": tiny_tokenizer(), "optimizer": optimizer}
-    try:
+    with pytest.raises(CheckpointError, match="one directory that all processes share"):
         writer.rehearse(**parts, state={"step": 0})
-    except CheckpointError as error:
-        assert "one directory that all processes share" in str(error)
-    else:
-        raise AssertionError("expected an error")
     writer.close()
+
+
+def resuming(output_dir: Path) -> None:
+    """Both ranks take the same checkpoint, and learn of damage that only one of them has read."""
+    options = {"data": "data", "output_dir": str(output_dir), "resume": "auto"}
+    if dist.get_rank() == 0:
+        (output_dir / "train_config.json").write_text("{}")
+        shutil.copytree(output_dir / "checkpoint-2", output_dir / "checkpoint-3")
+        # The second largest file is the second rank's to verify.
+        weights = sorted((output_dir / "checkpoint-3").iterdir(), key=lambda f: -f.stat().st_size)
+        weights[1].write_bytes(weights[1].read_bytes()[:-1] + b"!")
+        (output_dir / "latest").unlink()
+    dist.barrier()
+    found = find_resume_point(TrainConfig(**options))
+    assert found == output_dir / "checkpoint-2", found
+    with pytest.raises(CheckpointError, match="expected sha256"):
+        find_resume_point(TrainConfig(**options | {"resume": str(output_dir / "checkpoint-3")}))
+    with pytest.raises(CheckpointError, match="found none"):
+        find_resume_point(TrainConfig(**options | {"resume": str(output_dir / "nowhere")}))
+    dist.barrier()
+
+
+def dying_rank(output_dir: Path) -> None:
+    """The second rank is killed within a save: the first learns of it, and publishes nothing."""
+
+    def die(*arguments):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    model, optimizer = make(init_device_mesh("cpu", (2,)))
+    writer = CheckpointWriter(output_dir, in_background=True, **OPTIONS)
+    parts = {"model": model, "tokenizer": tiny_tokenizer(), "optimizer": optimizer}
+    if dist.get_rank() == 1:
+        checkpoint_snapshot.write_slices = die
+    writer.save(**parts, state={"step": 1})
+    with pytest.raises(OSError, match="checkpoint-1: "):
+        writer.wait()
+    writer.close()
+    assert not list(output_dir.iterdir())
+    os._exit(0)  # the group cannot be left in an orderly way
 
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     dist.init_process_group("gloo")
-    main(Path(sys.argv[1]))
+    {"round_trip": round_trip, "dying_rank": dying_rank}[sys.argv[1]](Path(sys.argv[2]))
     dist.destroy_process_group()

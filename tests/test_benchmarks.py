@@ -39,6 +39,11 @@ def test_the_loss_benchmark_prints_both_losses_and_their_ratio():
     assert [row[0] for row in rows] == ["plain", "chunked", "plain / chunked"]
 
 
+def test_the_checkpoint_benchmark_prints_both_ways_and_their_ratio():
+    rows = table_of(run("checkpoint_stall.py", "--model", "tiny", "--repeats", "1"))
+    assert [row[0] for row in rows] == ["at once", "in the background", "at once / background"]
+
+
 @on_linux
 def test_the_loader_benchmark_prints_both_approaches_and_their_ratio():
     arguments = "--shard_tokens 10000 --sequence_length 16 --micro_batch_size 4"
@@ -69,3 +74,23 @@ def test_the_preparation_benchmark_prints_three_ways_that_count_the_same_tokens(
     ]
     assert [row[3] for row in rows if row[0] == "bare"] == ["1.00", "1.00"]
     assert [row[4] for row in rows if row[0] == "recipe"] == ["1.00", "1.00"]
+
+
+def test_the_optimizer_benchmark_trains_what_is_missing_and_prints_a_row_for_each_run(
+    small_data, tmp_path
+):
+    sizes = "--n_layer 1 --n_head 1 --n_embd 8 --n_positions 16 --total_batch_tokens 32"
+    grid = "--adamw_rates 0.01 --muon_rates 0.02 --max_steps 20 --micro_batch_size 2"
+    table = tmp_path / "curves.csv"
+    arguments = f"{sizes} {grid} --eval_tokens 32 --mixed_precision no --csv {table}".split()
+    process = run("optimizers.py", "--data", small_data, "--output_dir", tmp_path, *arguments)
+    rows = table_of(process)
+    assert [row[:4] for row in rows] == [
+        ["adamw", "0.01", "20", "640"],
+        ["muon", "0.02", "14", "448"],
+    ]
+    assert "Muon's best on 70% of the tokens minus AdamW's best: " in process.stdout
+    again = run("optimizers.py", "--data", small_data, "--output_dir", tmp_path, *arguments)
+    assert again.stdout == process.stdout and "training" not in again.stderr
+    last = table.read_text().splitlines()[-1].split(",")
+    assert last[:4] == ["muon", "0.02", "14", "448"] and float(last[-1]) > 0

@@ -1,7 +1,7 @@
 """Which checkpoints stay, which is the newest, and what becomes of leftovers."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_gpt2scratch.checkpoint_retention import clear_leftovers, expired, prune
@@ -23,6 +23,7 @@ def names(directory):
 STEPS = st.integers(0, 60)
 
 
+@settings(deadline=None)
 @given(st.sets(STEPS), STEPS, st.none() | STEPS, st.integers(0, 5), st.integers(0, 9))
 def test_expired_checkpoints_are_old_and_no_multiples(steps, written, latest, keep, every):
     gone = expired(steps, written=written, latest=latest, keep_checkpoints=keep, keep_every=every)
@@ -40,6 +41,7 @@ def test_expired_checkpoints_are_old_and_no_multiples(steps, written, latest, ke
     assert past - set(gone) == set(newest) | multiples | ({latest} & past) | {written}
 
 
+@settings(deadline=None)
 @given(st.sets(STEPS, min_size=1), st.integers(1, 4), st.integers(0, 9))
 def test_a_run_keeps_the_newest_and_the_multiples_whenever_it_saves(steps, keep, every):
     on_disk = set()

@@ -84,6 +84,7 @@ ALLOWED = {
     "mixture.py": set(),
     "window_order.py": {"numpy"},
     "shard_loader.py": {"numpy", "torch", ".shard_store", ".token_shards", ".window_order"},
+    "trainer_dataset.py": {"numpy", "torch", ".shard_loader"},
     "prefetcher.py": {"torch", ".shard_loader", ".token_shards"},
     "remote_files.py": {"aiohttp", "fsspec", "tenacity", ".token_shards"},
     "shard_cache.py": {"filelock"},
@@ -125,7 +126,8 @@ ALLOWED = {
         *(".checkpoint_snapshot", ".checkpointing", ".checksums"),
     },
     "run_directory.py": {
-        *("accelerate", ".atomic_files", ".checkpointing", ".train_config", ".training_progress"),
+        *("accelerate", ".atomic_files", ".checkpointing", ".processes", ".train_config"),
+        ".training_progress",
     },
     "guard_rails.py": set(),
     "training_progress.py": {".guard_rails", ".train_config"},
@@ -150,7 +152,13 @@ ALLOWED = {
         *("accelerate", "psutil", "torch", ".modeling_gpt2scratch", ".processes"),
     },
     "profiling.py": {"accelerate", "torch", ".train_config"},
-    "validation.py": {"accelerate", "numpy", "torch", "transformers", ".shard_loader"},
+    "run_measurements.py": {
+        *("torch", ".compilation", ".devices", ".guard_rails", ".metrics", ".step_outcomes"),
+        ".training_run",
+    },
+    "validation.py": {
+        *("accelerate", "numpy", "torch", "transformers", ".shard_loader", ".training_run"),
+    },
     "train_checks.py": {".atomic_files", ".command_line", ".mixture"},
     "train_config.py": {".command_line", ".initial_weights", ".train_checks"},
     "initial_weights.py": {
@@ -179,6 +187,12 @@ ALLOWED = {
         *("huggingface_hub", ".atomic_files", ".command_line", ".data_card", ".hub_retries"),
         *(".source_error", ".token_shards"),
     },
+    "doctor.py": {"tabulate", ".", ".command_line", ".machine_checks"},
+    "machine_checks.py": {"packaging", "psutil", "torch", ".atomic_files"},
+    "network_checks.py": {
+        *("huggingface_hub", ".document_encoder", ".machine_checks", ".tokenization"),
+    },
+    "all_reduce.py": {"torch"},
     "publishing.py": {
         *("huggingface_hub", "transformers", ".atomic_files", ".checkpointing", ".command_line"),
         *(".conversion", ".loss_plot", ".metrics", ".model_card", ".run_records"),

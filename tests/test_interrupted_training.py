@@ -38,7 +38,7 @@ def wait_until(condition, process) -> None:
 
 
 def wait_for_a_moment(process, output_dir: Path, generator: random.Random, number: int) -> None:
-    """Every fifth time soon after the start, else after some steps, or then within a save."""
+    """Every fifth time soon after the start, else after its share of the run, or in a save then."""
     if number % 5 == 0:
         process.join(timeout=generator.uniform(0.05, 0.8))
         return
@@ -46,9 +46,9 @@ def wait_for_a_moment(process, output_dir: Path, generator: random.Random, numbe
     # A resumed run replaces the file by one without the steps that it will repeat.
     started_with = os.stat(metrics).st_ino if metrics.exists() else None
     wait_until(lambda: metrics.exists() and os.stat(metrics).st_ino != started_with, process)
-    n_lines = len(read_metrics(metrics))
-    n_more = generator.randint(3, 7)
-    wait_until(lambda: len(read_metrics(metrics)) >= n_lines + n_more, process)
+    share = MAX_STEPS * (number + 1) // (N_KILLS + 6) + generator.randint(0, 3)
+    n_steps = max(share, len(read_metrics(metrics)) + 3)
+    wait_until(lambda: len(read_metrics(metrics)) >= n_steps, process)
     if number % 2:
         wait_until(lambda: any(output_dir.glob(".checkpoint-*.partial")), process)
     time.sleep(generator.uniform(0, 0.02))

@@ -1,54 +1,82 @@
-"""Learning rate and parameter groups."""
+"""The optimizer for a model: which parameter follows which rule at which rate."""
 
 import pytest
 import torch
-from transformers import get_cosine_schedule_with_warmup
+from tiny_models import SIZES, tiny_model
 
-from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
-from modeling_gpt2scratch.optimization import learning_rate_at, make_optimizer, set_learning_rate
+from modeling_gpt2scratch.muon import MuonAdamW
+from modeling_gpt2scratch.optimization import describe_groups, make_optimizer, set_learning_rate
 
-SCHEDULE = {"peak": 1.0, "floor": 0.1, "warmup_steps": 4, "max_steps": 24}
-
-
-def test_the_rate_warms_up_linearly_and_falls_along_half_a_cosine():
-    rates = [learning_rate_at(step, **SCHEDULE) for step in range(30)]
-    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
-    assert rates[4] == 1.0
-    assert rates[14] == pytest.approx(0.55)  # half-way: the mean of peak and floor
-    assert rates[24:] == [pytest.approx(0.1)] * 6
+RATES = {"learning_rate": 1.0, "muon_learning_rate": 4.0, "weight_decay": 0.1}
 
 
-def test_the_cosine_is_that_of_transformers_when_it_falls_to_zero():
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-    theirs = get_cosine_schedule_with_warmup(optimizer, 4, 24)
-    for step in range(24):
-        # transformers starts from zero, one step behind us during the warmup.
-        ours = learning_rate_at(step, **SCHEDULE | {"floor": 0.0})
-        if step >= 4:
-            assert ours == pytest.approx(theirs.get_last_lr()[0])
-        optimizer.step()
-        theirs.step()
+def names_by_group(model, optimizer):
+    """The last two parts of the names of each group's parameters, without the block numbers."""
+    name_of = {parameter: name for name, parameter in model.named_parameters()}
+    return [
+        {".".join(name_of[parameter].split(".")[-2:]) for parameter in group["params"]}
+        for group in optimizer.param_groups
+    ]
 
 
-def test_no_warmup_starts_at_the_peak():
-    assert learning_rate_at(0, peak=1.0, floor=0.0, warmup_steps=0, max_steps=2) == 1.0
-
-
-def test_a_warmup_as_long_as_the_run_is_refused():
-    with pytest.raises(ValueError, match="expected 0 <= warmup_steps < 24, found 24"):
-        learning_rate_at(0, **SCHEDULE | {"warmup_steps": 24})
-
-
-def test_matrices_decay_and_vectors_do_not_and_nothing_is_left_out():
-    config = GPT2ScratchConfig(vocab_size=50, n_positions=8, n_embd=8, n_layer=2, n_head=2)
-    model = GPT2ScratchForCausalLM(config)
-    optimizer = make_optimizer(model, learning_rate=1.0, weight_decay=0.1)
-    set_learning_rate(optimizer, 0.5)
-    decayed, plain = optimizer.param_groups
-    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
-    assert decayed["lr"] == plain["lr"] == 0.5
-    assert all(parameter.dim() == 2 for parameter in decayed["params"])
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_matrices_decay_and_vectors_do_not_and_nothing_is_left_out(name):
+    model = tiny_model()
+    optimizer = make_optimizer(model, name=name, **RATES)
+    *decayed, plain = optimizer.param_groups
+    assert [group["weight_decay"] for group in (*decayed, plain)] == [0.1] * len(decayed) + [0.0]
+    assert all(parameter.dim() == 2 for group in decayed for parameter in group["params"])
     assert all(parameter.dim() == 1 for parameter in plain["params"])
-    n_grouped = sum(p.numel() for p in (*decayed["params"], *plain["params"]))
-    assert n_grouped == model.num_parameters()
-    assert decayed["betas"] == (0.9, 0.95)
+    grouped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    assert sum(p.numel() for p in grouped) == model.num_parameters()
+    assert all(group["betas"] == (0.9, 0.95) for group in optimizer.param_groups)
+
+
+def test_adamw_is_that_of_torch_with_one_kernel_per_step():
+    optimizer = make_optimizer(tiny_model(), name="adamw", **RATES)
+    assert type(optimizer) is torch.optim.AdamW
+    assert all(group["fused"] for group in optimizer.param_groups)
+
+
+def test_muon_takes_the_matrices_of_the_blocks_and_the_query_key_and_value_apart():
+    model = tiny_model()
+    optimizer = make_optimizer(model, name="muon", **RATES)
+    assert type(optimizer) is MuonAdamW
+    stacked, single, embeddings, vectors = names_by_group(model, optimizer)
+    assert stacked == {"qkv_proj.weight"}
+    assert single == {"o_proj.weight", "up_proj.weight", "down_proj.weight"}
+    assert embeddings == {"wte.weight", "wpe.weight"}  # the head's weight is that of wte
+    assert not vectors & (stacked | single | embeddings)
+    assert [group["rule"] for group in optimizer.param_groups] == ["muon"] * 2 + ["adamw"] * 2
+    assert [group["parts"] for group in optimizer.param_groups] == [3, 1, 1, 1]
+
+
+def test_each_group_follows_the_schedule_below_its_own_peak():
+    optimizer = make_optimizer(tiny_model(), name="muon", **RATES)
+    for fraction in (0.5, 0.25):
+        set_learning_rate(optimizer, fraction)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        assert rates == [4 * fraction] * 2 + [fraction] * 2
+
+
+def test_the_description_counts_every_parameter_once():
+    model = tiny_model()
+    model.transformer.wpe.requires_grad_(False)
+    rows = describe_groups(model, make_optimizer(model, name="muon", **RATES))
+    assert [(row["rule"], row["peak rate"]) for row in rows] == [
+        ("muon", 4.0),
+        ("muon", 4.0),
+        ("adamw", 1.0),
+        ("adamw", 1.0),
+        ("none", 0.0),
+    ]
+    assert sum(row["parameters"] for row in rows) == model.num_parameters()
+    assert rows[0]["parameters"] == SIZES["n_layer"] * 3 * SIZES["n_embd"] ** 2
+    assert [row["tensors"] for row in rows[:2]] == [2, 6]
+
+
+def test_a_group_without_parameters_is_left_out():
+    model = tiny_model()
+    model.transformer.h.requires_grad_(False)
+    rows = describe_groups(model, make_optimizer(model, name="muon", **RATES))
+    assert [row["what"] for row in rows] == ["embeddings", "biases and norms", "frozen"]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from modeling_gpt2scratch.shard_loader import ShardLoader, TokenWindows, model_inputs
 from modeling_gpt2scratch.split_writer import SplitWriter
-from modeling_gpt2scratch.token_shards import Manifest, ShardError, write_shard
+from modeling_gpt2scratch.token_shards import HEADER_BYTES, Manifest, ShardError, write_shard
 from modeling_gpt2scratch.window_order import MixtureOrder, WindowOrder, shuffled
 
 VOCAB_SIZE = 2**16
@@ -387,3 +387,20 @@ def test_importing_needs_neither_torch_nor_transformers(module):
     loaded = json.loads(finished.stdout)
     assert module in loaded
     assert {"torch", "transformers"}.isdisjoint(loaded)
+
+
+def test_the_places_of_a_micro_batch_are_where_its_rows_begin(tmp_path):
+    for name, n_tokens, shard_tokens in (("a", 40, 8), ("b", 60, 16)):
+        (tmp_path / name).mkdir()
+        write_stream(tmp_path / name, n_tokens, shard_tokens=shard_tokens)
+    sources = [TokenWindows(tmp_path / name, "train", sequence_length=4) for name in ("a", "b")]
+    options = {"rows_per_step": 8, "micro_batch_size": 2, "world_size": 2, "seed": 1}
+    for rank in (0, 1):
+        loader = ShardLoader(sources, rank=rank, **options)
+        for step, micro_step in ((0, 0), (0, 1), (5, 1)):
+            batch = loader.batch(step, micro_step)["input_ids"]
+            places = ShardLoader(sources, **options).locate(step, micro_step, rank)
+            for row, (name, file, offset) in zip(batch, places, strict=True):
+                path = tmp_path / name.rpartition("/")[2] / file
+                shard = np.fromfile(path, dtype="<u2", offset=HEADER_BYTES)
+                assert shard[offset] == row[0]

@@ -1,6 +1,8 @@
 """Checkpoints of sharded models: whole weights, sliced moments, and any number of readers."""
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,15 +19,16 @@ from modeling_gpt2scratch.checkpoint_writer import CheckpointWriter
 from modeling_gpt2scratch.optimization import make_optimizer
 from modeling_gpt2scratch.sliced_tensors import SlicedTensors
 
+SCRIPT = REPOSITORY / "tests" / "sharded_checkpoints.py"
+
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> Path:
     """What two processes wrote: a sharded model, a replicated one from it, a sharded one again."""
     directory = tmp_path_factory.mktemp("checkpoints")
-    script = REPOSITORY / "tests" / "sharded_checkpoints.py"
     command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     process = subprocess.run(
-        [sys.executable, *command, str(script), str(directory)],
+        [sys.executable, *command, str(SCRIPT), "round_trip", str(directory)],
         **{"capture_output": True, "text": True, "timeout": 120},
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
     )
@@ -53,6 +56,9 @@ def test_sharded_and_replicated_checkpoints_hold_the_same_bits(written):
     left, right = moments(first), load_file(second / "optimizer.safetensors")
     assert left.keys() == right.keys()
     assert all(torch.equal(left[name], right[name]) for name in left)
+    hybrid = moments(written / "hybrid" / "checkpoint-2")
+    assert hybrid.keys() == right.keys()
+    assert all(torch.equal(hybrid[name], right[name]) for name in hybrid)
     for file in first.glob("*.safetensors"):
         again = written / "again" / "checkpoint-2" / file.name
         assert again.read_bytes() == file.read_bytes()
@@ -92,3 +98,16 @@ def test_a_missing_file_of_slices_is_noticed(written, tmp_path):
     optimizer = make_optimizer(model, learning_rate=0.01, weight_decay=0.1)
     with pytest.raises(checkpointing.CheckpointError, match="expected 2 files .* found 1"):
         checkpointing.load_optimizer(checkpoint, model, optimizer)
+
+
+@pytest.mark.gate
+def test_a_rank_that_dies_within_a_save_is_noticed_and_nothing_is_published(tmp_path):
+    # Not by torchrun, which would end the rank that is left.
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    group = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    command = [sys.executable, str(SCRIPT), "dying_rank", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)} | group
+    ranks = [subprocess.Popen(command, env=environment | {"RANK": str(rank)}) for rank in range(2)]
+    assert [rank.wait(timeout=100) for rank in ranks] == [0, -signal.SIGKILL]

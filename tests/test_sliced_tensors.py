@@ -45,6 +45,12 @@ def test_whole_tensors_and_numbers_need_no_metadata(tmp_path):
     assert stored.read("weight", offset=(1, 1), shape=(1, 2)).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("slices", [None, {}])
+def test_a_rank_may_have_nothing_to_write(tmp_path, slices):
+    write_slices(tmp_path / "empty.safetensors", {}, slices)
+    assert SlicedTensors([tmp_path / "empty.safetensors"]).shapes == {}
+
+
 def test_a_hole_between_the_files_is_refused(tmp_path):
     paths = write_rows(tmp_path, torch.ones(6, 2), 3)
     stored = SlicedTensors([paths[0], paths[2]])

@@ -1,0 +1,81 @@
+"""Processes that act together on what one of them has noticed."""
+
+import subprocess
+import sys
+
+import pytest
+from accelerate.state import AcceleratorState
+from conftest import REPOSITORY
+
+from modeling_gpt2scratch import processes
+from modeling_gpt2scratch.processes import Agreement, LaunchError, require_expected
+
+# One process raises a flag at its second step; all know it one step later, and none before.
+TOGETHER = """
+from accelerate import PartialState
+from modeling_gpt2scratch.processes import Agreement
+state = PartialState(cpu=True)
+agreement = Agreement(n_flags=2, timeout_minutes=1)
+with agreement.naming_the_stalled():
+    for step in range(4):
+        known = agreement.exchange([step == 1 and state.process_index == 1, False])
+        assert known == [step == 2, False], (state.process_index, step, known)
+print("agreed")
+state.destroy_process_group()
+"""
+
+
+def test_a_process_alone_agrees_with_itself_at_once():
+    try:
+        agreement = Agreement(n_flags=2, timeout_minutes=1)
+        assert agreement.exchange([True, False]) == [True, False]
+        assert agreement.exchange([False, False]) == [False, False]
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.slow
+def test_what_one_process_notices_all_know_at_the_next_step():
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    process = subprocess.run(
+        [sys.executable, *launcher, "--no-python", sys.executable, "-c", TOGETHER],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("agreed") == 2
+
+
+def test_an_error_that_is_no_failed_operation_stays_what_it_is():
+    try:
+        agreement = Agreement(n_flags=1, timeout_minutes=1)
+        with pytest.raises(RuntimeError, match="shapes"), agreement.naming_the_stalled():
+            raise RuntimeError("shapes do not fit")
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_a_launch_that_is_not_the_expected_one_is_refused_by_name():
+    found = {"processes": 8, "parameters": 124_439_808}
+    require_expected(found, {"processes": None, "parameters": 124_439_808})
+    with pytest.raises(LaunchError, match="expected 16 processes as --expect_processes says"):
+        require_expected(found, {"processes": 16, "parameters": None})
+
+
+@pytest.mark.parametrize(
+    ("precision", "version", "expected"),
+    [("bf16", "2", "torch.bfloat16 torch.float32"), ("no", "2", None), ("no", "1", "version")],
+)
+def test_shards_compute_in_bfloat16_and_add_gradients_in_float32(
+    monkeypatch, precision, version, expected
+):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", version)
+    if version == "1":
+        with pytest.raises(LaunchError, match="expected fsdp_version: 2, found 1"):
+            processes._fsdp_plugin(precision)
+        return
+    policy = processes._fsdp_plugin(precision).mixed_precision_policy
+    assert (policy and f"{policy.param_dtype} {policy.reduce_dtype}") == expected
