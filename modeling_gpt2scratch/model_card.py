@@ -129,6 +129,17 @@ def origin_of_weights(records: RunRecords) -> str:
     return f"from the weights of `{name}`" if name else "from scratch"
 
 
+def is_shown(name: str, arguments: dict) -> bool:
+    """Whether the model depends on this argument, and no other section has it."""
+    other, value = DEPENDENT_ARGUMENTS.get(name, (None, None))
+    return name not in HIDDEN_ARGUMENTS and arguments.get(other, value) == value
+
+
+def data_links(data: DataRecord) -> str:
+    """The sources in words."""
+    return " and ".join(_source_link(source) for source in data.sources)
+
+
 def _results(results: dict | None, repository: str) -> str:
     """Every measured number with its protocol, or that there is none."""
     if not results or not results["results"][repository]:
@@ -207,7 +218,7 @@ def _training(records: RunRecords, has_picture: bool) -> str:
     arguments = [
         [f"`{name}`", f"{value:g}" if isinstance(value, float) else f"{value}"]
         for name, value in records.arguments.items()
-        if _is_shown(name, records.arguments)
+        if is_shown(name, records.arguments)
     ]
     where = "The hardware was not recorded."
     if records.environment:
@@ -218,12 +229,6 @@ def _training(records: RunRecords, has_picture: bool) -> str:
         f"## Training\n\n{_table(['', ''], rows)}\n\n{picture}{where} "
         f"Arguments of `train_accelerate.py`:\n\n{_table(['Argument', 'Value'], arguments)}"
     )
-
-
-def _is_shown(name: str, arguments: dict) -> bool:
-    """Whether the model depends on this argument, and no other section has it."""
-    other, value = DEPENDENT_ARGUMENTS.get(name, (None, None))
-    return name not in HIDDEN_ARGUMENTS and arguments.get(other, value) == value
 
 
 def _data(data: DataRecord | None) -> str:
@@ -246,11 +251,6 @@ def _data(data: DataRecord | None) -> str:
 def _hub_names(data: DataRecord | None) -> list[str]:
     """The sources that are data sets of the Hub."""
     return [source.name for source in data.sources if source.is_on_hub] if data else []
-
-
-def data_links(data: DataRecord) -> str:
-    """The sources in words."""
-    return " and ".join(_source_link(source) for source in data.sources)
 
 
 def _source_link(source: SourceRecord) -> str:

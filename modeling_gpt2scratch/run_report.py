@@ -22,7 +22,7 @@ from .checkpointing import WEIGHTS_NAME, find_checkpoint
 from .command_line import argument, parse_config
 from .loss_plot import PlotError, draw_curves
 from .metrics import EVENTS_NAME, METRICS_NAME, read_metrics
-from .model_card import data_links, origin_of_weights
+from .model_card import data_links, is_shown, origin_of_weights
 from .run_records import RESULTS_NAME, RecordsError, RunRecords, read_training
 from .train_config import CONFIG_NAME
 
@@ -132,7 +132,9 @@ def _introduction(records: RunRecords) -> str:
             training += f" ({passes:.2f} passes over its training split)"
     text = f"A GPT-2{parameters}{f' ({shape})' * bool(shape)}{training}."
     settings = [
-        f"{name} {records.arguments[name]}" for name in SETTINGS if name in records.arguments
+        f"{name} {value}"
+        for name, value in records.arguments.items()
+        if name in SETTINGS and is_shown(name, records.arguments)
     ]
     if settings:
         text += f"\n\nSettings: {', '.join(settings)}."
@@ -155,8 +157,10 @@ def _results(records: RunRecords, events: dict[str, int]) -> Iterator[tuple[str,
         yield "Validation loss, last", f"{_loss(last)}, perplexity {_perplexity(last)}"
         yield "Validation loss, best", f"{_loss(best)}, perplexity {_perplexity(best)}"
     benchmarks = {name: row for row in rows for name in row if "/" in name and name[:5] != "eval_"}
+    limit = records.arguments.get("eval_tasks_limit")
+    partial = f", first {limit:,} examples" if limit else ""
     for name, row in benchmarks.items():
-        yield name.replace("/", ", "), f"{row[name]:.4f} after step {row['step']:,}"
+        yield name.replace("/", ", ") + partial, f"{row[name]:.4f} after step {row['step']:,}"
     yield from _costs(rows)
     for event, name in EVENTS.items():
         if event in events:

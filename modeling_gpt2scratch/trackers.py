@@ -161,7 +161,9 @@ class WandbRun(WandBTracker):
         """Starts or continues the run, in the mode that WANDB_MODE or `wandb offline` chose.
 
         Raises:
-            ValueError: without credentials, or if wandb cannot be reached and may not be offline.
+            ValueError: without credentials.
+            CommError: if wandb cannot be reached, or refuses the credentials, and the run may not
+                be offline.
         """
         import wandb
 
@@ -178,11 +180,11 @@ class WandbRun(WandBTracker):
             super().start()
         except wandb.errors.CommError as error:
             if not self._may_be_offline:
-                raise ValueError(f"wandb cannot be reached: {error}") from error
+                raise
             self.init_kwargs["mode"] = "offline"
             super().start()
-            directory = Path(self.run.dir).parent
-            print(f"wandb cannot be reached; after the run, `wandb sync {directory}` uploads it")
+            reason, directory = " ".join(str(error).split()), Path(self.run.dir).parent
+            print(f"wandb offline: {reason}; after the run, `wandb sync {directory}` uploads it")
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
 

@@ -31,7 +31,13 @@ def run(tmp_path):
     """The directory of a run of 40 steps that was stopped after 30."""
     run = tmp_path / "alice"
     save_model(tiny_model(), tiny_tokenizer(), run)
-    arguments = {"max_steps": 40, "total_batch_tokens": 128, "learning_rate": 0.003}
+    arguments = {
+        "eval_tasks_limit": 7,
+        "muon_learning_rate": 0.003,
+        "max_steps": 40,
+        "total_batch_tokens": 128,
+        "learning_rate": 0.003,
+    }
     arguments |= {"data": "/home/alice/data", "output_dir": str(run), "optimizer": "adamw"}
     (run / "train_config.json").write_text(json.dumps(arguments))
     (run / "environment.json").write_text(json.dumps({"device": "cpu", "processes": 2}))
@@ -54,8 +60,8 @@ def test_a_report_says_what_the_run_recorded(run):
         ("Training loss, last", "4.0000 nats per token"),
         ("Validation loss, last", "3.0000 nats per token after step 30, perplexity 20.09"),
         ("Validation loss, best", "2.0000 nats per token after step 20, perplexity 7.39"),
-        ("lambada, acc", "0.5000 after step 30"),
-        ("lambada, perplexity", "80.0000 after step 20"),
+        ("lambada, acc, first 7 examples", "0.5000 after step 30"),
+        ("lambada, perplexity, first 7 examples", "80.0000 after step 20"),
         ("Time in training", "1:02:05"),
         ("Tokens per second, median", "1,000"),
         ("Model FLOP/s utilisation, median", "40.0%"),
@@ -69,6 +75,7 @@ def test_a_report_says_what_the_run_recorded(run):
     assert "trained from scratch on 3,840 tokens." in report
     assert "## Sample after step 30\n\n    once\n    \n    `upon`\n" in report
     assert "early" not in report
+    assert "Settings: total_batch_tokens 128, learning_rate 0.003, optimizer adamw." in report
     assert "Where it ran: device cpu, processes 2." in report
     assert "- `metrics.jsonl`: every logged step" in report
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")

@@ -1,7 +1,9 @@
 """Trackers beside metrics.jsonl: what they are given, and that a run survives their failures."""
 
 import json
+import os
 import struct
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
+from conftest import REPOSITORY
 
 from modeling_gpt2scratch import trackers
 from modeling_gpt2scratch.metrics import JsonlTracker, read_metrics
@@ -68,6 +71,34 @@ class FakeWandb(SimpleNamespace):
         nothing = lambda *_, **__: None  # noqa: E731
         methods = {"define_metric": nothing, "log": nothing, "finish": nothing}
         return SimpleNamespace(id=kwargs["id"] or "new", dir="run-1/files", **methods)
+
+
+# One of several processes, of which only the first knows that there is no TensorBoard.
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from accelerate import Accelerator
+from modeling_gpt2scratch.metrics import JsonlTracker
+from modeling_gpt2scratch.trackers import TrackerError, start_trackers
+from modeling_gpt2scratch.train_config import TrainConfig
+outcome = []
+for module in ("torch.utils.tensorboard", "tensorboardX"):
+    sys.modules[module] = None
+for strict in (False, True):
+    accelerator = Accelerator(cpu=True)
+    jsonl = JsonlTracker(Path("metrics.jsonl"), resume_step=int(strict))
+    config = TrainConfig(
+        data="d", output_dir="x", resume="auto", report_to=["tensorboard"], strict=strict
+    )
+    try:
+        start_trackers(accelerator, config, jsonl=jsonl, saved={})
+        accelerator.log({"loss": 1.0}, step=1)
+        outcome.append("started")
+    except TrackerError as error:
+        outcome.append(str(error))
+Path(f"rank{accelerator.process_index}.json").write_text(json.dumps(outcome))
+accelerator.end_training()
+"""
 
 
 def start(output_dir: Path, name: str, *, saved=None, strict=False, resume_step=0):
@@ -142,6 +173,28 @@ def test_under_strict_a_tracker_that_cannot_start_ends_the_run(tmp_path, monkeyp
         start(tmp_path, "wandb", strict=True)
 
 
+@pytest.mark.gate
+def test_all_processes_go_on_or_end_alike(tmp_path):
+    (tmp_path / "start.py").write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.run(
+        [*command, "2", "start.py"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert first[0] == "started"
+    assert first[1].startswith("without tensorboard: expected the package")
+    assert process.stdout.count("the run goes on with metrics.jsonl") == 1
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 1.0}]
+
+
 @pytest.mark.parametrize("at", ["log", "finish"])
 def test_a_tracker_that_fails_later_is_said_once(at, tmp_path, monkeypatch, capsys):
     failing = Failing(at)
@@ -176,8 +229,9 @@ def test_wandb_out_of_reach_goes_on_offline_under_the_saved_identity(tmp_path, m
         ("offline", "old", "allow"),
     ]
     assert ids == {"wandb": "old"}
-    assert "cannot be reached; after the run, `wandb sync run-1`" in capsys.readouterr().out
-    with pytest.raises(TrackerError, match="without wandb: wandb cannot be reached: no such host"):
+    said = "wandb offline: no such host; after the run, `wandb sync run-1` uploads it"
+    assert said in capsys.readouterr().out
+    with pytest.raises(TrackerError, match="without wandb: no such host"):
         start(tmp_path, "wandb", strict=True)
 
 
