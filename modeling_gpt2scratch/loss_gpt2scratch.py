@@ -19,6 +19,9 @@ IGNORED = -100  # the target that counts for nothing, as everywhere in torch and
 # products; on a CPU, small enough for its cache.
 CHUNK_TOKENS = {"cpu": 256}
 DEFAULT_CHUNK_TOKENS = 2048
+# Rows of the weight's gradient that are added at a time where the product has another type: a copy
+# of the product in the sum's type is made on the way, which on a CPU should stay in its cache.
+SUM_ROWS = {"cpu": 4096}
 # Tensor cores need aligned rows, and 50,257 is odd; CPUs gain nothing.
 ALIGNED_VOCABULARY = {"cuda": 64}
 
@@ -54,6 +57,8 @@ def linear_cross_entropy(
         dtype,
         torch.is_grad_enabled(),
         CHUNK_TOKENS.get(device_type, DEFAULT_CHUNK_TOKENS),
+        # Compiled, the copy does not exist, and fewer operations compile faster.
+        len(weight) if torch.compiler.is_compiling() else SUM_ROWS.get(device_type, len(weight)),
         ALIGNED_VOCABULARY.get(device_type, 1),
     )
     return total / num_items_in_batch
@@ -71,15 +76,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype,
         is_grad_enabled: bool,
         chunk_tokens: int,
+        sum_rows: int,
         aligned: int,
     ) -> Tensor:
         """(N, C), (V, C), (N,) -> scalar; the matrix products are made in `dtype`."""
         n_vocab, n_chunk = len(weight), min(chunk_tokens, len(targets))
-        # Rows of zeros make aligned products; their logits stay zero and out of the softmax.
-        padded = F.pad(weight.to(dtype), (0, 0, 0, -n_vocab % aligned))  # (V', C)
+        padded = weight.to(dtype)  # (V', C)
+        if n_vocab % aligned:
+            # Rows of zeros make aligned products; their logits stay zero and out of the softmax.
+            padded = F.pad(padded, (0, 0, 0, -n_vocab % aligned))
         with_hidden, with_weight = (is_grad_enabled and need for need in ctx.needs_input_grad[:2])
         hidden_grad = torch.empty_like(hidden_states) if with_hidden else None
-        weight_grad = product = None
+        weight_grad = None
         # Used again by each chunk: the system hands out fresh pages slowly.
         logits_space = padded.new_empty(n_chunk, len(padded))
         log_probs_space = padded.new_empty(n_chunk, n_vocab, dtype=torch.float32)
@@ -102,11 +110,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits.scatter_add_(1, target.clamp(min=0).unsqueeze(-1), -counts)
             if with_hidden:
                 hidden_grad[chunk] = (logits @ padded) * counts
-            if with_weight and weight_grad is None:
-                weight_grad = torch.mm(logits.t(), hidden * counts).float()
-            elif with_weight:
-                product = torch.mm(logits.t(), hidden * counts, out=product)
-                weight_grad += product
+            if with_weight:
+                is_first = weight_grad is None
+                if is_first:
+                    weight_grad = torch.empty_like(padded, dtype=torch.float32)
+                _add_product(weight_grad, logits.t(), hidden * counts, sum_rows, is_first=is_first)
         if weight_grad is not None:
             weight_grad = weight_grad[:n_vocab].to(weight.dtype)
         ctx.save_for_backward(hidden_grad, weight_grad)
@@ -116,4 +124,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor):
         """Scales what the forward pass found."""
-        return *(None if g is None else g * grad for g in ctx.saved_tensors), *[None] * 5
+        return *(None if g is None else g * grad for g in ctx.saved_tensors), *[None] * 6
+
+
+def _add_product(
+    total: Tensor, left: Tensor, right: Tensor, sum_rows: int, *, is_first: bool
+) -> None:
+    """Adds `left @ right` to a float32 matrix, or overwrites it with the first product."""
+    if left.dtype == total.dtype:
+        torch.addmm(total, left, right, beta=0 if is_first else 1, out=total)
+        return
+    for start in range(0, len(total), sum_rows):
+        rows = slice(start, start + sum_rows)
+        product = left[rows] @ right
+        if is_first:
+            total[rows] = product
+        else:
+            total[rows] += product

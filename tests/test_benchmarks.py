@@ -44,6 +44,19 @@ def test_the_checkpoint_benchmark_prints_both_ways_and_their_ratio():
     assert [row[0] for row in rows] == ["at once", "in the background", "at once / background"]
 
 
+def test_the_step_benchmark_prints_each_contestant_and_how_far_bf16_strays():
+    arguments = (
+        "--model tiny --vocab_size 600 --sequence_length 16 --micro_batch_size 2 --rounds 1 "
+        "--clock cpu"
+    )
+    process = run("train_step.py", *arguments.split())
+    rows = table_of(process)
+    names = ["ours bf16", "ours fp32", "transformers bf16", "transformers fp32", "plain fp32"]
+    assert [row[0] for row in rows] == names
+    assert [rows[2][3], rows[3][4], rows[4][5]] == ["1.00"] * 3  # each is as fast as itself
+    assert float(process.stdout.rpartition("strays by at most ")[2].split()[0]) < 1
+
+
 @on_linux
 def test_the_loader_benchmark_prints_both_approaches_and_their_ratio():
     arguments = "--shard_tokens 10000 --sequence_length 16 --micro_batch_size 4"

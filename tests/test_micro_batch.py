@@ -1,9 +1,15 @@
 """How many rows fit, by trying and by estimate."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from conftest import REPOSITORY
 from tiny_models import tiny_model
 
 from modeling_gpt2scratch import micro_batch
@@ -112,3 +118,36 @@ def test_a_sharded_model_is_refused(accelerator, monkeypatch):
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
     with pytest.raises(LaunchError, match="a number for --micro_batch_size under FSDP, found auto"):
         found(accelerator)
+
+
+SCRIPT = """
+import os
+from accelerate import Accelerator
+from tiny_models import tiny_model
+from modeling_gpt2scratch import micro_batch
+
+accelerator = Accelerator(cpu=True)
+rank = accelerator.process_index
+micro_batch.largest_by_estimate = lambda trial, sizes: sizes[rank]
+print("found", micro_batch.find_micro_batch_size(
+    tiny_model(), accelerator, rows_per_rank=6, sequence_length=8
+), flush=True)
+accelerator.end_training()
+"""
+
+
+@pytest.mark.gate
+def test_processes_take_what_fits_on_all_of_them(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    path = os.pathsep.join([str(Path(__file__).parent), str(REPOSITORY)])
+    process = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        + [str(script)],
+        env=os.environ | {"PYTHONPATH": path, "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("found 3") == 2  # the second of 6, 3, 2 and 1, on both
