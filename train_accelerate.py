@@ -38,6 +38,8 @@ from modeling_gpt2scratch.processes import (
     asks_for_fp8,
     closing,
     make_accelerator,
+    on_main_process,
+    say,
 )
 from modeling_gpt2scratch.profiling import Profile, profiler
 from modeling_gpt2scratch.run_banner import banner, surprises
@@ -149,12 +151,11 @@ def train_from(
         run.writer.wait()
         if end == "finished":
             run.writer.save_model(run.model, run.tokenizer)
-            accelerator.print(f"finished: model and tokenizer are in {output_dir}")
-            if accelerator.is_main_process:
-                print(report_at_end(output_dir))
+            say(f"finished: model and tokenizer are in {output_dir}")
+            say(on_main_process(report_at_end, output_dir))
         else:
             step = run.progress.step
-            accelerator.print(f"stopped after step {step}; continue with --resume auto")
+            say(f"stopped after step {step}; continue with --resume auto")
         outcome["status"] = end
 
 
@@ -169,7 +170,7 @@ def look_ahead(run: TrainingRun) -> None:
         if run.validation and config.eval_every:
             validate(run, n_windows=accelerator.num_processes)
         run.writer.rehearse(**run.snapshot())
-    accelerator.print(banner(run, notes))
+    say(banner(run, notes))
 
 
 def make_steps(run: TrainingRun) -> str:

@@ -219,6 +219,12 @@ def asks_for_fp8(mixed_precision: str) -> bool:
     return (configured if mixed_precision == "auto" else mixed_precision) == "fp8"
 
 
+def say(text: str) -> None:
+    """Prints on the main process; Accelerate's own `print` does so once for each machine."""
+    if PartialState().is_main_process:
+        print(text, flush=True)
+
+
 def on_main_process(function: Callable[..., Result], *args, **kwargs) -> Result:
     """What `function` returns on the main process, on every process.
 

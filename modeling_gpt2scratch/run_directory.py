@@ -98,7 +98,7 @@ def make_output_dir(
             `data_manifest-1.json` and so on.
     """
     output_dir = Path(config.output_dir)
-    is_continued = config.resume == "auto" or (checkpoint and _is_within(checkpoint, output_dir))
+    is_continued = config.resume == "auto" or (checkpoint and is_within(checkpoint, output_dir))
     if config.overwrite and not is_continued:
         empty_directory(output_dir)  # `require_free` has seen that it holds a run
     write_json(output_dir / CONFIG_NAME, dataclasses.asdict(config))
@@ -159,11 +159,11 @@ def _candidates(config: TrainConfig) -> list[Path]:
             f"{config.resume}: expected a complete checkpoint, found none; "
             f"give a run's directory or one of its checkpoint-N"
         )
-    if not _is_within(checkpoints[0], output_dir):
+    if not is_within(checkpoints[0], output_dir):
         require_free(output_dir, marker=CONFIG_NAME, overwrite=config.overwrite)
     return checkpoints
 
 
-def _is_within(checkpoint: Path, output_dir: Path) -> bool:
+def is_within(checkpoint: Path, output_dir: Path) -> bool:
     """Whether the checkpoint belongs to the run in `output_dir`."""
     return checkpoint.resolve().is_relative_to(output_dir.resolve())

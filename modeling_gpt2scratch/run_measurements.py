@@ -9,6 +9,7 @@ from .compilation import n_compiled_graphs
 from .devices import flops_per_token, mfu, peak_memory
 from .guard_rails import Finding
 from .metrics import Throughput
+from .processes import say
 from .step_outcomes import StepOutcome, read_outcomes, worst_micro_batch
 from .training_run import TrainingRun
 
@@ -65,7 +66,7 @@ def _record(run: TrainingRun, outcome: StepOutcome, finding: Finding) -> None:
     event = dataclasses.asdict(finding)
     run.events.write(event.pop("kind"), **event, process=rank, micro_step=micro_step, rows=rows)
     source, file, token = rows[0]
-    run.accelerator.print(
+    say(
         f"step {finding.step}: {finding.kind}, loss {finding.loss:.4g}, gradient norm "
         f"{finding.grad_norm:.4g}; data of process {rank} from {source}/{file}, token {token}"
     )

@@ -17,7 +17,7 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTrack
 from accelerate.utils import broadcast_object_list
 
 from .metrics import JsonlTracker
-from .processes import on_main_process
+from .processes import on_main_process, say
 from .train_config import TrainConfig
 
 # wandb's own waiting, before a run goes on offline and after it is over; data that were not sent
@@ -66,7 +66,7 @@ def start_trackers(
     if problems and config.strict:
         raise TrackerError("; ".join(problems))
     for problem in problems:
-        accelerator.print(f"{problem}; the run goes on with {jsonl.tracker.name}")
+        say(f"{problem}; the run goes on with {jsonl.tracker.name}")
     return saved | ids
 
 

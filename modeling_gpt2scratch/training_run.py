@@ -31,8 +31,9 @@ from .processes import (
     prepare_accelerator,
     require_agreement,
     require_expected,
+    say,
 )
-from .run_directory import OutputLock, make_output_dir
+from .run_directory import OutputLock, is_within, make_output_dir
 from .shard_loader import ShardLoader, TokenWindows
 from .trackers import start_trackers
 from .train_config import AUTO, TrainConfig
@@ -167,6 +168,9 @@ def open_run(
     on_main_process(lock.acquire)
     on_main_process(make_output_dir, config, checkpoint, environment, data.manifest_files)
     metrics = JsonlTracker(output_dir / METRICS_NAME, resume_step=progress.step)
+    # Another run's checkpoint begins a run of its own in the trackers.
+    is_own = checkpoint is not None and is_within(checkpoint, output_dir)
+    saved = state.get("trackers", {}) if is_own else {}
     return TrainingRun(
         config=config,
         accelerator=accelerator,
@@ -190,9 +194,7 @@ def open_run(
         ),
         metrics=metrics,
         events=EventLog(output_dir / EVENTS_NAME),
-        tracker_ids=start_trackers(
-            accelerator, config, jsonl=metrics, saved=state.get("trackers") or {}
-        ),
+        tracker_ids=start_trackers(accelerator, config, jsonl=metrics, saved=saved),
         compiled=compiled,
         peak_flops=device_peak_flops(
             accelerator.device,
@@ -208,13 +210,13 @@ def go_back(run: TrainingRun) -> None:
     Raises:
         DivergenceError: if it has been returned to too often.
     """
-    accelerator, progress = run.accelerator, run.progress
+    progress = run.progress
     run.writer.wait()
     output_dir = Path(run.config.output_dir)
     checkpoint = on_main_process(find_checkpoint, output_dir)
     left_from = progress.step
     if checkpoint is None:
-        accelerator.print(f"no checkpoint to go back to from step {left_from}; going on")
+        say(f"no checkpoint to go back to from step {left_from}; going on")
         return
     state = load_state(checkpoint, expected={})
     load_weights(checkpoint, run.model)
@@ -222,6 +224,4 @@ def go_back(run: TrainingRun) -> None:
     progress.go_back(state)
     run.metrics.rewind(progress.step)
     run.events.write("rollback", step=left_from, to_step=progress.step)
-    accelerator.print(
-        f"went back from step {left_from} to {checkpoint.name}, leaving out the data between"
-    )
+    say(f"went back from step {left_from} to {checkpoint.name}, leaving out the data between")

@@ -154,8 +154,8 @@ ALLOWED = {
     },
     "profiling.py": {"accelerate", "torch", ".train_config"},
     "run_measurements.py": {
-        *("torch", ".compilation", ".devices", ".guard_rails", ".metrics", ".step_outcomes"),
-        ".training_run",
+        *("torch", ".compilation", ".devices", ".guard_rails", ".metrics", ".processes"),
+        *(".step_outcomes", ".training_run"),
     },
     "validation.py": {
         *("accelerate", "numpy", "torch", "transformers", ".shard_loader", ".training_run"),
