@@ -33,10 +33,16 @@ def train(model, *, n_steps=3, micro_steps=2):
     return losses, n_graphs
 
 
-def test_a_missing_compiler_is_said_or_refused(monkeypatch):
+@pytest.fixture
+def no_compiler():
+    """Inductor's settings with a compiler that does not exist."""
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
+    with config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        yield
+
+
+def test_a_missing_compiler_is_said_or_refused(no_compiler):
     model = tiny_model()
     said = compile_model(model, "model", device=CPU, strict=False)
     assert said == "not compiled: no C++ compiler"
