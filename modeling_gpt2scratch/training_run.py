@@ -40,6 +40,8 @@ from .train_config import AUTO, TrainConfig
 from .training_data import TrainingData
 from .training_progress import TrainingProgress
 
+# Held-out windows and their weight, by source.
+Validation = dict[str, tuple[TokenWindows, float]]
 # Of a model and its tokenizer: the metrics of benchmarks, by name.
 Score = Callable[[GPT2ScratchForCausalLM, PreTrainedTokenizerBase], dict[str, float]]
 
@@ -58,7 +60,7 @@ class TrainingRun:
     tokenizer: PreTrainedTokenizerBase
     data: TrainingData
     loader: ShardLoader
-    validation: dict[str, tuple[TokenWindows, float]]  # windows and weight by source
+    validation: Validation
     score: Score  # on the benchmarks of `--eval_tasks`
     lock: OutputLock
     writer: CheckpointWriter
@@ -108,64 +110,18 @@ def open_run(
         ValueError, OSError: on every process alike, if the parts do not fit together.
     """
     require_agreement((data.identity(), state), "data and checkpoint")
-    progress = TrainingProgress.load(state, config)
-    if progress.step > config.max_steps:
-        raise LaunchError(
-            f"expected --max_steps of at least {progress.step}, where {checkpoint} is, "
-            f"found {config.max_steps}"
-        )
-    rows_per_process = data.rows_per_process(accelerator.num_processes)
-
-    torch.manual_seed(config.seed)  # the same weights on every rank
-    tokenizer = data.tokenizer()
-    model = make_model(config, manifest=data.manifest, tokenizer=tokenizer)
-    require_expected(
-        {"processes": accelerator.num_processes, "parameters": model.num_parameters()},
-        {"processes": config.expect_processes, "parameters": config.expect_parameters},
-    )
+    progress = _progress(config, checkpoint, state)
+    model, tokenizer, loader, validation = _model_and_data(config, data, accelerator)
     if checkpoint:
         load_weights(checkpoint, model)
-    if config.activation_checkpointing:
-        checkpoint_activations(model)
-    micro_batch_size = config.micro_batch_size
-    if micro_batch_size == AUTO:
-        micro_batch_size = find_micro_batch_size(
-            model,
-            accelerator,
-            rows_per_rank=rows_per_process,
-            sequence_length=config.sequence_length,
-        )
-    loader, validation = on_all_processes(
-        data.open,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        micro_batch_size=micro_batch_size,
-    )
-    prepare_accelerator(
-        accelerator,
-        micro_batch_size=micro_batch_size,
-        micro_steps=loader.micro_steps,
-        max_grad_norm=config.max_grad_norm,
-    )
-    use_tf32(config.tf32)
-    compiled = on_all_processes(
-        compile_model, model, config.compile, device=accelerator.device, strict=config.strict
-    )
-    optimizer = make_optimizer(
-        model,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        name=config.optimizer,
-        muon_learning_rate=config.muon_learning_rate,
-    )
-    wrapped_model, wrapped_optimizer = accelerator.prepare(model, optimizer)
+    wrapped_model, optimizer, compiled = _prepare(config, accelerator, model, loader)
     if checkpoint:
-        load_optimizer(checkpoint, model, optimizer)
+        load_optimizer(checkpoint, model, optimizer.optimizer)
 
     output_dir = Path(config.output_dir)
-    environment = describe_environment(accelerator)
     lock = OutputLock(output_dir)
     on_main_process(lock.acquire)
+    environment = describe_environment(accelerator)
     on_main_process(make_output_dir, config, checkpoint, environment, data.manifest_files)
     metrics = JsonlTracker(output_dir / METRICS_NAME, resume_step=progress.step)
     # Another run's checkpoint begins a run of its own in the trackers.
@@ -178,7 +134,7 @@ def open_run(
         progress=progress,
         model=model,
         wrapped_model=wrapped_model,
-        optimizer=wrapped_optimizer,
+        optimizer=optimizer,
         tokenizer=tokenizer,
         data=data,
         loader=loader,
@@ -225,3 +181,83 @@ def go_back(run: TrainingRun) -> None:
     run.metrics.rewind(progress.step)
     run.events.write("rollback", step=left_from, to_step=progress.step)
     say(f"went back from step {left_from} to {checkpoint.name}, leaving out the data between")
+
+
+def _progress(config: TrainConfig, checkpoint: Path | None, state: dict) -> TrainingProgress:
+    """Where the run is; refuses one that is further than it shall go."""
+    progress = TrainingProgress.load(state, config)
+    if progress.step > config.max_steps:
+        raise LaunchError(
+            f"expected --max_steps of at least {progress.step}, where {checkpoint} is, "
+            f"found {config.max_steps}"
+        )
+    return progress
+
+
+def _model_and_data(
+    config: TrainConfig, data: TrainingData, accelerator: Accelerator
+) -> tuple[GPT2ScratchForCausalLM, PreTrainedTokenizerBase, ShardLoader, Validation]:
+    """The model, its tokenizer, and this process's share of the data.
+
+    Data are opened first, because they are refused sooner than a large model is made; but how many
+    rows fit only the model can tell.
+    """
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    rows_per_process = data.rows_per_process(world_size)
+    micro_batch_size, opened = config.micro_batch_size, None
+    if micro_batch_size != AUTO:
+        opened = on_all_processes(
+            data.open, rank=rank, world_size=world_size, micro_batch_size=micro_batch_size
+        )
+    torch.manual_seed(config.seed)  # the same weights on every rank
+    tokenizer = data.tokenizer()
+    model = make_model(config, manifest=data.manifest, tokenizer=tokenizer)
+    require_expected(
+        {"processes": world_size, "parameters": model.num_parameters()},
+        {"processes": config.expect_processes, "parameters": config.expect_parameters},
+    )
+    if config.activation_checkpointing:
+        checkpoint_activations(model)
+    if opened is None:
+        micro_batch_size = find_micro_batch_size(
+            model,
+            accelerator,
+            rows_per_rank=rows_per_process,
+            sequence_length=config.sequence_length,
+        )
+        opened = on_all_processes(
+            data.open, rank=rank, world_size=world_size, micro_batch_size=micro_batch_size
+        )
+    return model, tokenizer, *opened
+
+
+def _prepare(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    model: GPT2ScratchForCausalLM,
+    loader: ShardLoader,
+) -> tuple[nn.Module, AcceleratedOptimizer, str]:
+    """The model as the loop calls it, its optimizer, and in words how it was compiled."""
+    prepare_accelerator(
+        accelerator,
+        micro_batch_size=loader.micro_batch_size,
+        micro_steps=loader.micro_steps,
+        max_grad_norm=config.max_grad_norm,
+    )
+    use_tf32(config.tf32)
+    if config.compile == "model" and accelerator.distributed_type == DistributedType.FSDP:
+        raise LaunchError(
+            "expected --compile blocks under FSDP2, which gathers weights between them, found model"
+        )
+    compiled = on_all_processes(
+        compile_model, model, config.compile, device=accelerator.device, strict=config.strict
+    )
+    optimizer = make_optimizer(
+        model,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        name=config.optimizer,
+        muon_learning_rate=config.muon_learning_rate,
+    )
+    wrapped_model, wrapped_optimizer = accelerator.prepare(model, optimizer)
+    return wrapped_model, wrapped_optimizer, compiled
