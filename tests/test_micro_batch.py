@@ -45,6 +45,7 @@ def test_with_memory_to_spare_the_tokens_worth_having_decide(accelerator, monkey
     assert found(accelerator, rows_per_rank=13) == 1
 
 
+@pytest.mark.slow
 def test_with_little_memory_the_estimate_decides(accelerator, monkeypatch):
     trial = Trial(tiny_model().train(), accelerator, 32)
     of_one, of_two = (micro_batch.tensor_bytes(trial, n) for n in (1, 2))
@@ -57,6 +58,7 @@ def test_with_little_memory_the_estimate_decides(accelerator, monkeypatch):
     assert found(accelerator) == 1
 
 
+@pytest.mark.slow
 def test_rows_take_the_bytes_that_are_counted_for_them(accelerator):
     model = tiny_model(n_layer=4, n_embd=64, vocab_size=300).train()
     trial = Trial(model, accelerator, 48)
