@@ -26,7 +26,7 @@ from modeling_gpt2scratch import checkpointing
 from modeling_gpt2scratch.agreement import StalledError, StopSignal
 from modeling_gpt2scratch.checkpointing import CheckpointError
 from modeling_gpt2scratch.command_line import parse_config
-from modeling_gpt2scratch.devices import require_fp8
+from modeling_gpt2scratch.devices import keep_freed_memory, require_fp8
 from modeling_gpt2scratch.guard_rails import DivergenceError
 from modeling_gpt2scratch.initial_weights import InitialWeightsError
 from modeling_gpt2scratch.metrics import Throughput
@@ -76,6 +76,8 @@ def main() -> None:
     transformers_logging.disable_progress_bar()  # one for each checkpoint file is too many
     # torch then takes its memory in huge pages; small ones cost CPU runs a third of their time.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if not torch.accelerator.is_available():
+        keep_freed_memory()
     try:
         train(config)
     except EXPECTED_ERRORS as error:
