@@ -60,18 +60,6 @@ def test_what_is_not_finite_is_skipped_by_all_and_a_spike_is_gone_back_from(smal
     assert status_of(output_dir) == {"status": "finished", "step": 52}
 
 
-def test_a_skipped_step_leaves_the_weights_of_a_run_without_it(small_data, tmp_path):
-    # The last step is lost, so that nothing but the step before it can be seen in the weights.
-    options = {"max_steps": 4, "save_every": 3, "eval_every": 0, "schedule": "constant"}
-    arguments = flags(small_data, tmp_path / "run", **options)
-    assert train_with([["nan", 3, 0]], *arguments).returncode == 0
-    before, after = (
-        load_file(tmp_path / "run" / name / "model.safetensors")
-        for name in ("checkpoint-3", "checkpoint-4")
-    )
-    assert all(before[name].equal(after[name]) for name in before)
-
-
 def test_a_run_that_only_skips_ends_in_one_line_with_its_checkpoint(small_data, tmp_path):
     output_dir = tmp_path / "run"
     faults = [["nan", step, 1] for step in range(5, 12)]
