@@ -244,7 +244,9 @@ def test_a_fault_that_only_the_second_process_meets_is_told_and_ends_both(small_
     process = launch(*flags(data, tmp_path / "run", **QUIET), config="cpu_2proc.yaml")
     assert process.returncode == 1
     errors = [line for line in process.stderr.splitlines() if ": error: " in line]
-    assert len(errors) == 1 and "expected ids below 300, found 60000" in errors[0]
+    # The other process is told that this one has ended, and may say so.
+    own = [line for line in errors if "another one has ended; see its own message" not in line]
+    assert len(own) == 1 and "expected ids below 300, found 60000" in own[0]
     assert max(curve(tmp_path / "run")) == 3
 
 
@@ -271,9 +273,9 @@ def test_a_corpus_smaller_than_a_step_is_refused(small_data, tmp_path):
     )
     message = rf"the {n_windows + 1} rows of a step, found {n_windows} of 32 tokens; lower --total"
     with pytest.raises(ShardError, match=message):
-        TrainingData(config).open(rank=0, world_size=1, micro_batch_size=4)
+        TrainingData(config).open(rank=0, world_size=1, micro_batch_size=1)
     config = dataclasses.replace(config, total_batch_tokens=n_windows * 32)
-    TrainingData(config).open(rank=0, world_size=1, micro_batch_size=4)
+    TrainingData(config).open(rank=0, world_size=1, micro_batch_size=1)
 
 
 def test_a_cache_too_small_for_two_groups_is_refused_with_the_size_it_needs(small_data, tmp_path):
