@@ -38,6 +38,7 @@ from .trackers import start_trackers
 from .train_config import AUTO, TrainConfig
 from .training_data import TrainingData
 from .training_progress import TrainingProgress
+from .zero_state import prepare
 
 # Of a model and its tokenizer: the metrics of benchmarks, by name.
 Score = Callable[[GPT2ScratchForCausalLM, PreTrainedTokenizerBase], dict[str, float]]
@@ -145,6 +146,7 @@ def open_run(
         micro_batch_size=micro_batch_size,
         micro_steps=loader.micro_steps,
         max_grad_norm=config.max_grad_norm,
+        optimizer=config.optimizer,
     )
     use_tf32(config.tf32)
     compiled = on_all_processes(
@@ -157,9 +159,9 @@ def open_run(
         name=config.optimizer,
         muon_learning_rate=config.muon_learning_rate,
     )
-    wrapped_model, wrapped_optimizer = accelerator.prepare(model, optimizer)
+    wrapped_model, wrapped_optimizer = prepare(accelerator, model, optimizer)
     if checkpoint:
-        load_optimizer(checkpoint, model, optimizer)
+        load_optimizer(checkpoint, model, wrapped_optimizer.optimizer)
 
     output_dir = Path(config.output_dir)
     environment = describe_environment(accelerator)
