@@ -21,7 +21,6 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
     broadcast_object_list,
     gather_object,
-    is_deepspeed_available,
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -50,12 +49,6 @@ def make_accelerator(
     timeout = timedelta(minutes=timeout_minutes)
     _join_after_restart(timeout)
     precision = choose_precision(mixed_precision)
-    asks_for_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
-    if asks_for_deepspeed and not is_deepspeed_available():
-        raise LaunchError(
-            "expected the package deepspeed, which the Accelerate configuration asks for, found "
-            'none; pip install "gpt2scratch[deepspeed]"'
-        )
     plugin = _fsdp_plugin(precision)
     accelerator = Accelerator(
         # Without a GPU, torchrun's processes must be told to meet on the CPU, or each is alone.
@@ -82,7 +75,7 @@ def make_accelerator(
             f"expected mixed_precision no, bf16 or fp8, found {accelerator.mixed_precision} in the "
             f"Accelerate configuration; --mixed_precision overrides it"
         )
-    if asks_for_deepspeed:
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         _require_zero2(accelerator)
     if plugin is not None and accelerator.distributed_type == DistributedType.MULTI_CPU:
         _shard_on_cpu(accelerator, plugin)
@@ -110,20 +103,18 @@ def prepare_accelerator(
             f"expected --optimizer adamw under DeepSpeed, whose slices are no matrices, found "
             f"{optimizer}; use accelerate_configs/fsdp2.yaml"
         )
-    # Small gradients are lost when they are summed in bfloat16, which is DeepSpeed's default; and
-    # it steps over a gradient that is not finite only where it looks for one.
-    accelerator.state.deepspeed_plugin.deepspeed_config |= {
+    config = accelerator.state.deepspeed_plugin.deepspeed_config
+    config |= {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": micro_steps,
         "gradient_clipping": max_grad_norm,
+        # Summed in bfloat16, as DeepSpeed would, small gradients are lost.
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32"},
     }
     if accelerator.mixed_precision == "bf16":
-        accelerator.state.deepspeed_plugin.deepspeed_config["bf16"] = {
-            "enabled": True,
-            "check_grad_overflow": True,
-        }
+        # Without this look for what is not finite, such a gradient would be applied.
+        config["bf16"]["check_grad_overflow"] = True
 
 
 def _join_after_restart(timeout: timedelta) -> None:
@@ -183,7 +174,7 @@ def _require_zero2(accelerator: Accelerator) -> None:
         )
     zero = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
     offload = [
-        zero.get(f"offload_{what}", {}).get("device", "none") for what in ("optimizer", "param")
+        (zero.get(f"offload_{what}") or {}).get("device", "none") for what in ("optimizer", "param")
     ]
     found = (zero.get("stage"), accelerator.mixed_precision, *offload)
     if found[0] != 2 or found[1] == "fp8" or any(device != "none" for device in offload):
