@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from .checkpointing import (
 )
 from .checksums import checksum, drop_from_cache
 from .sliced_tensors import is_first_copy, own_slice, write_slices
+from .zero_state import is_zero, whole_state, whole_weight
 
 
 class HostCopies:
@@ -122,21 +124,21 @@ def take_snapshot(
     optimizer: torch.optim.Optimizer | None,
     state: dict,
 ) -> Snapshot:
-    """Copies what this rank will write. All ranks of a sharded model take part in gathering it.
+    """Copies what this rank will write. All ranks take part in gathering what they share.
 
     Args:
         copies: where they go.
-        model: without any wrapper, plain or sharded by FSDP2.
+        model: without any wrapper, plain, sharded by FSDP2 or trained by DeepSpeed's ZeRO-2.
         skeleton: from `make_skeleton`.
         tokenizer: of the data.
-        optimizer: the torch optimizer itself, None for the model alone.
+        optimizer: the torch optimizer itself or DeepSpeed's, None for the model alone.
         state: JSON values.
     """
     is_main = not dist.is_initialized() or dist.get_rank() == 0
     sharded = is_sharded(model)
     weights = _copy_weights(copies, model, is_main=is_main)
     tensors, slices = {}, {}
-    for name, tensor in optimizer_tensors(model, optimizer).items():
+    for name, tensor in optimizer_tensors(model, optimizer):
         if is_first_copy(tensor):
             own, offset = own_slice(tensor.detach())
             tensors[name] = copies.copy(f"optimizer.{name}", own)
@@ -165,7 +167,7 @@ def make_skeleton(model: PreTrainedModel) -> PreTrainedModel:
     with torch.device("meta"):
         skeleton = cls(copy.deepcopy(model.config))
     skeleton.generation_config = copy.deepcopy(model.generation_config)
-    return skeleton.to(model.dtype)
+    return skeleton.to(torch.float32 if is_zero(model) else model.dtype)
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -175,23 +177,32 @@ def is_sharded(model: nn.Module) -> bool:
 
 def optimizer_tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer | None
-) -> dict[str, Tensor]:
-    """The optimizer's tensors by name: parameter, a dot, and what it is (`exp_avg`, `step`)."""
+) -> Iterator[tuple[str, Tensor]]:
+    """The optimizer's tensors with names: parameter, a dot, and what it is (`exp_avg`, `step`).
+
+    Under ZeRO-2 all ranks must go through them together, and one at a time is whole.
+    """
     if optimizer is None:
-        return {}
-    return {
-        f"{names[0]}.{moment}": tensor
-        for names, parameter in named_tensors(model)
-        for moment, tensor in optimizer.state.get(parameter, {}).items()
-    }
+        return
+    name_of = {parameter: names[0] for names, parameter in named_tensors(model)}
+    if is_zero(model):
+        state = whole_state(optimizer)
+    else:
+        state = (
+            (parameter, moment, tensor)
+            for parameter in name_of
+            for moment, tensor in optimizer.state.get(parameter, {}).items()
+        )
+    for parameter, moment, tensor in state:
+        yield f"{name_of[parameter]}.{moment}", tensor
 
 
 def _copy_weights(copies: HostCopies, model: nn.Module, *, is_main: bool) -> dict[str, Tensor]:
     """The whole weights on the main rank; one at a time is whole on the others."""
     weights = {}
     for names, tensor in named_tensors(model):
-        if isinstance(tensor, DTensor):
-            tensor = tensor.full_tensor()  # a collective
+        # Both are collectives.
+        tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else whole_weight(tensor)
         if is_main:
             weights |= dict.fromkeys(names, copies.copy(f"model.{names[0]}", tensor.detach()))
     return weights

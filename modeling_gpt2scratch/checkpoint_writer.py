@@ -41,6 +41,7 @@ from .checkpoint_snapshot import (
 )
 from .checkpointing import CheckpointError, named_tensors, save_model
 from .checksums import write_checksums
+from .zero_state import is_zero
 
 REHEARSAL_NAME = f"{CHECKPOINT_PREFIX}rehearsal"
 
@@ -274,8 +275,10 @@ class CheckpointWriter:
 
 def checkpoint_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Bytes that a checkpoint will take, about; two moments if the optimizer has none yet."""
+    if is_zero(model):  # weights and two moments, in float32 whatever the model's own type
+        return 12 * sum(tensor.numel() for _, tensor in named_tensors(model))
     n_weights = sum(t.numel() * t.element_size() for _, t in named_tensors(model))
-    moments = optimizer_tensors(model, optimizer).values()
+    moments = (tensor for _, tensor in optimizer_tensors(model, optimizer))
     n_moments = sum(t.numel() * t.element_size() for t in moments)
     return n_weights + (n_moments or 2 * n_weights)
 

@@ -29,6 +29,7 @@ from .checkpoint_retention import STATE_NAME, checkpoints_by_step, latest_step
 from .checksums import damage
 from .sliced_tensors import SlicedTensors, own_slice
 from .tokenization import save_tokenizer
+from .zero_state import is_zero, load_whole_state, optimized_parameters, set_weight
 
 OPTIMIZER_NAME = "optimizer.safetensors"
 OPTIMIZER_PATTERN = "optimizer*.safetensors"
@@ -108,6 +109,8 @@ def load_state(checkpoint: Path, *, expected: dict) -> dict:
 def load_weights(checkpoint: Path, model: nn.Module) -> None:
     """Reads the weights into a model without any wrapper, whose parameters may be sharded.
 
+    Under DeepSpeed they become the float32 weights behind the model's own as well.
+
     Raises:
         CheckpointError: if they cannot be read or are another model's.
     """
@@ -120,7 +123,9 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
             known.update(names)
             _require_shape(name, stored, tensor)
             own, offset = own_slice(tensor.detach())
-            own.copy_(stored.read(name, offset=offset, shape=tuple(own.shape)))
+            weight = stored.read(name, offset=offset, shape=tuple(own.shape))
+            own.copy_(weight)
+            set_weight(tensor, weight)
         if unknown := sorted(stored.shapes.keys() - known):
             raise ValueError(f"expected tensors of {type(model).__name__}, found {unknown[0]}")
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -133,23 +138,31 @@ def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Op
     Args:
         checkpoint: written by any number of processes, sharded or not.
         model: whose parameters the optimizer holds. A sharded one gets its own slices only.
-        optimizer: the torch optimizer itself.
+        optimizer: the torch optimizer itself, or DeepSpeed's.
 
     Raises:
         CheckpointError: if they cannot be read or are another model's.
     """
-    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    parameters = itertools.chain.from_iterable(optimized_parameters(optimizer))
     number_of = {parameter: number for number, parameter in enumerate(parameters)}
     named = {name: tensor for names, tensor in named_tensors(model) for name in names}
     state: dict[int, dict] = defaultdict(dict)
     path = checkpoint / OPTIMIZER_NAME
     try:
         stored = SlicedTensors(_optimizer_files(checkpoint))
-        for key in stored.shapes:
-            name, _, moment = key.rpartition(".")
-            if named.get(name) not in number_of:
-                raise ValueError(f"expected parameters of this optimizer, found {name}")
-            state[number_of[named[name]]][moment] = _read_moment(stored, key, named[name])
+        owners = {key: named.get(key.rpartition(".")[0]) for key in stored.shapes}
+        for key, parameter in owners.items():
+            if parameter not in number_of:
+                raise ValueError(f"expected parameters of this optimizer, found {key}")
+        moments = (
+            (parameter, key.rpartition(".")[2], _read_moment(stored, key, parameter))
+            for key, parameter in owners.items()
+        )
+        if is_zero(model):
+            load_whole_state(optimizer, moments)
+            return
+        for parameter, moment, tensor in moments:
+            state[number_of[parameter]][moment] = tensor
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": dict(state), "param_groups": groups})
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .muon import MuonAdamW
+from .zero_state import optimized_parameters
 
 ADAM_BETAS = (0.9, 0.95)
 ADAM_EPSILON = 1e-8
@@ -87,12 +88,14 @@ def describe_groups(model: nn.Module, optimizer: Optimizer) -> list[dict]:
         {
             "rule": group["rule"],
             "what": group["what"],
-            "tensors": len(group["params"]),
-            "parameters": sum(parameter.numel() for parameter in group["params"]),
+            "tensors": len(parameters),
+            "parameters": sum(parameter.numel() for parameter in parameters),
             "peak rate": group["initial_lr"],
             "decay": group["weight_decay"],
         }
-        for group in optimizer.param_groups
+        for group, parameters in zip(
+            optimizer.param_groups, optimized_parameters(optimizer), strict=True
+        )
     ]
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     if frozen:

@@ -43,7 +43,8 @@ def make_accelerator(
 
     Raises:
         LaunchError: if the launcher started several processes that do not know of each other, or
-            its configuration asks for a precision that needs loss scaling.
+            its configuration asks for a precision that needs loss scaling, or for more of
+            DeepSpeed than ZeRO-2.
     """
     timeout = timedelta(minutes=timeout_minutes)
     _join_after_restart(timeout)
@@ -74,22 +75,46 @@ def make_accelerator(
             f"expected mixed_precision no, bf16 or fp8, found {accelerator.mixed_precision} in the "
             f"Accelerate configuration; --mixed_precision overrides it"
         )
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        _require_zero2(accelerator)
     if plugin is not None and accelerator.distributed_type == DistributedType.MULTI_CPU:
         _shard_on_cpu(accelerator, plugin)
     return accelerator
 
 
 def prepare_accelerator(
-    accelerator: Accelerator, *, micro_batch_size: int, micro_steps: int, max_grad_norm: float
+    accelerator: Accelerator,
+    *,
+    micro_batch_size: int,
+    micro_steps: int,
+    max_grad_norm: float,
+    optimizer: str,
 ) -> None:
-    """Tells Accelerate how many micro-steps a step has; DeepSpeed wants to know more."""
+    """Tells Accelerate how many micro-steps a step has; DeepSpeed wants to know more.
+
+    Raises:
+        LaunchError: if the optimizer cannot work on DeepSpeed's flat slices.
+    """
     accelerator.gradient_accumulation_steps = micro_steps
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        accelerator.state.deepspeed_plugin.deepspeed_config |= {
-            "train_micro_batch_size_per_gpu": micro_batch_size,
-            "gradient_accumulation_steps": micro_steps,
-            "gradient_clipping": max_grad_norm,
-        }
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return
+    if optimizer != "adamw":
+        raise LaunchError(
+            f"expected --optimizer adamw under DeepSpeed, whose slices are no matrices, found "
+            f"{optimizer}; use accelerate_configs/fsdp2.yaml"
+        )
+    config = accelerator.state.deepspeed_plugin.deepspeed_config
+    config |= {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": micro_steps,
+        "gradient_clipping": max_grad_norm,
+        # Summed in bfloat16, as DeepSpeed would, small gradients are lost.
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
+    }
+    if accelerator.mixed_precision == "bf16":
+        # Without this look for what is not finite, such a gradient would be applied.
+        config["bf16"]["check_grad_overflow"] = True
 
 
 def _join_after_restart(timeout: timedelta) -> None:
@@ -134,6 +159,30 @@ def _fsdp_plugin(precision: str | None) -> FullyShardedDataParallelPlugin | None
             f"configuration; see accelerate_configs/fsdp2.yaml"
         )
     return plugin
+
+
+def _require_zero2(accelerator: Accelerator) -> None:
+    """Refuses all of DeepSpeed but ZeRO-2 on GPUs, the only part that checkpoints are made for.
+
+    Raises:
+        LaunchError: on every process alike.
+    """
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        raise LaunchError(
+            f"expected GPUs for distributed_type DEEPSPEED, found {accelerator.device.type}; use "
+            f"accelerate_configs/cpu_2proc.yaml or fsdp2_cpu_2proc.yaml"
+        )
+    zero = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+    offload = [
+        (zero.get(f"offload_{what}") or {}).get("device", "none") for what in ("optimizer", "param")
+    ]
+    found = (zero.get("stage"), accelerator.mixed_precision, *offload)
+    if found[0] != 2 or found[1] == "fp8" or any(device != "none" for device in offload):
+        raise LaunchError(
+            f"expected ZeRO stage 2 without offloading and without fp8, found (stage, precision, "
+            f"offloading) {found}; see accelerate_configs/deepspeed_zero2.yaml, or fsdp2.yaml for "
+            f"parameters in shards"
+        )
 
 
 def _shard_on_cpu(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from tabulate import tabulate
 from torch import nn
 
@@ -62,4 +63,10 @@ def surprises(config: TrainConfig, accelerator: Accelerator, model: nn.Module) -
         )
     if accelerator.device.type == "cuda" and accelerator.mixed_precision == "no":
         notes.append("matrices are multiplied in float32; --mixed_precision bf16 is much faster")
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        notes.append(
+            "DeepSpeed itself skips a step whose gradient is not finite, and clips; such a step is "
+            "counted here, and ends the run after --max_skipped_steps in a row. The check before "
+            "the first step leaves out the backward pass"
+        )
     return notes

@@ -42,7 +42,8 @@ def skip_unless_finite(optimizer: torch.optim.Optimizer, loss: Tensor, grad_norm
     """Lets the optimizer's next step change nothing unless both are finite.
 
     The optimizer itself looks at the flag, on its device, so that nothing waits for the number.
-    Loss and norm are the same on all processes, and so is the decision.
+    Loss and norm are the same on all processes, and so is the decision. DeepSpeed has stepped by
+    now, unless it found the gradient not finite itself, and does not look at the flag.
     """
     is_finite = torch.isfinite(loss) & torch.isfinite(grad_norm)
     optimizer.grad_scale = None

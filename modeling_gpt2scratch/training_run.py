@@ -39,6 +39,7 @@ from .trackers import start_trackers
 from .train_config import AUTO, TrainConfig
 from .training_data import TrainingData
 from .training_progress import TrainingProgress
+from .zero_state import prepare
 
 # Held-out windows and their weight, by source.
 Validation = dict[str, tuple[TokenWindows, float]]
@@ -243,6 +244,7 @@ def _prepare(
         micro_batch_size=loader.micro_batch_size,
         micro_steps=loader.micro_steps,
         max_grad_norm=config.max_grad_norm,
+        optimizer=config.optimizer,
     )
     use_tf32(config.tf32)
     if config.compile == "model" and accelerator.distributed_type == DistributedType.FSDP:
@@ -259,5 +261,5 @@ def _prepare(
         name=config.optimizer,
         muon_learning_rate=config.muon_learning_rate,
     )
-    wrapped_model, wrapped_optimizer = accelerator.prepare(model, optimizer)
+    wrapped_model, wrapped_optimizer = prepare(accelerator, model, optimizer)
     return wrapped_model, wrapped_optimizer, compiled

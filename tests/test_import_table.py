@@ -99,7 +99,9 @@ ALLOWED = {
     "newton_schulz.py": {"torch"},
     "matrix_sharing.py": {"torch", ".newton_schulz"},
     "muon.py": {"torch", ".matrix_sharing", ".newton_schulz"},
-    "optimization.py": {"torch", ".muon"},
+    "optimization.py": {"torch", ".muon", ".zero_state"},
+    # deepspeed is an optional extra: only functions that work on its models import it.
+    "zero_state.py": {"accelerate", "deepspeed", "torch"},
     "agreement.py": {"accelerate", "torch"},
     "processes.py": {"accelerate", "torch", "transformers"},
     "conversion.py": {
@@ -116,15 +118,15 @@ ALLOWED = {
     "checkpoint_retention.py": set(),
     "checkpointing.py": {
         *("safetensors", "torch", "transformers", ".atomic_files", ".checkpoint_retention"),
-        *(".checksums", ".sliced_tensors", ".tokenization"),
+        *(".checksums", ".sliced_tensors", ".tokenization", ".zero_state"),
     },
     "checkpoint_snapshot.py": {
         *("safetensors", "torch", "transformers", ".atomic_files", ".checkpoint_retention"),
-        *(".checkpointing", ".checksums", ".sliced_tensors"),
+        *(".checkpointing", ".checksums", ".sliced_tensors", ".zero_state"),
     },
     "checkpoint_writer.py": {
         *("torch", "transformers", ".atomic_files", ".checkpoint_retention"),
-        *(".checkpoint_snapshot", ".checkpointing", ".checksums"),
+        *(".checkpoint_snapshot", ".checkpointing", ".checksums", ".zero_state"),
     },
     "run_directory.py": {
         *("accelerate", "filelock", ".atomic_files", ".checkpointing", ".processes"),
@@ -139,7 +141,7 @@ ALLOWED = {
         *(".checkpoint_writer", ".checkpointing", ".compilation", ".devices", ".metrics"),
         *(".micro_batch", ".model_making", ".modeling_gpt2scratch", ".optimization"),
         *(".processes", ".run_directory", ".shard_loader", ".trackers", ".train_config"),
-        *(".training_data", ".training_progress"),
+        *(".training_data", ".training_progress", ".zero_state"),
     },
     "run_banner.py": {
         *("accelerate", "tabulate", "torch", ".optimization", ".train_config", ".training_run"),
