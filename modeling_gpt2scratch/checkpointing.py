@@ -7,8 +7,8 @@ pickled. The state of the data order, of the learning rate and of dropout is not
 three are functions of the step.
 
 Weights are whole, in one file, however many processes shared them. The optimizer's tensors are in
-one file if every process had all of them, and otherwise in one file per process, of slices. Any
-number of processes reads either.
+one file if every process had all of them, or if DeepSpeed kept them, and otherwise in one file per
+process, of slices. Any number of processes reads either.
 """
 
 import itertools

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -31,6 +32,8 @@ def prepare(
 
     DeepSpeed takes its float32 weights from the model after it has made that bfloat16.
     """
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return accelerator.prepare(model, optimizer)
     weights = [parameter.detach() for parameter in model.parameters()]
     prepared = accelerator.prepare(model, optimizer)
     for parameter, weight in zip(model.parameters(), weights, strict=True):
@@ -77,12 +80,11 @@ def whole_state(optimizer: Optimizer) -> Iterator[tuple[Tensor, str, Tensor]]:
     for parameters, flat in _groups(optimizer):
         for parameter in parameters:
             for name, tensor in optimizer.state.get(flat, {}).items():
-                is_moment = name in MOMENTS
-                yield (
-                    parameter,
-                    name,
-                    safe_get_full_optimizer_state(parameter, name) if is_moment else tensor,
-                )
+                if name in MOMENTS:
+                    yield parameter, name, safe_get_full_optimizer_state(parameter, name)
+                else:
+                    # One for the whole group, and safetensors wants each tensor to be its own.
+                    yield parameter, name, tensor.clone()
 
 
 def load_whole_state(optimizer: Optimizer, state: Iterable[tuple[Tensor, str, Tensor]]) -> None:

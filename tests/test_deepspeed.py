@@ -59,7 +59,8 @@ def replicas(small_data, tmp_path_factory):
 def zero(small_data, tmp_path_factory):
     """The directory of the same run under ZeRO-2, and what it printed."""
     output_dir = tmp_path_factory.mktemp("runs") / "zero"
-    return output_dir, train_under_zero(FAULTS, *flags(small_data, output_dir, **PLAIN))
+    arguments = flags(small_data, output_dir, **PLAIN, save_in_background=False)
+    return output_dir, train_under_zero(FAULTS, *arguments)
 
 
 @needs_deepspeed
