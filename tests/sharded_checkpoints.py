@@ -160,6 +160,7 @@ def dying_rank(output_dir: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     model, optimizer = make(init_device_mesh("cpu", (2,)))
+    train(model, optimizer, n_steps=1)  # or there would be no moments to write
     writer = CheckpointWriter(output_dir, in_background=True, **OPTIONS)
     parts = {"model": model, "tokenizer": tiny_tokenizer(), "optimizer": optimizer}
     if dist.get_rank() == 1:
