@@ -74,14 +74,16 @@ class HellaswagTask:
         log_probs = scores.log_probs.reshape(-1, N_ENDINGS)
         lengths = np.array([[len(ending) for ending in q.endings] for q in self.questions])
         answers = np.array([question.answer for question in self.questions])
+        samples = {
+            "acc": (log_probs.argmax(1) == answers).astype(np.float64),
+            "acc_norm": ((log_probs / lengths).argmax(1) == answers).astype(np.float64),
+        }
         ones = np.ones(len(answers))
         return TaskResult(
             n_samples=len(answers),
-            estimates={
-                "acc": ratio_estimate(log_probs.argmax(1) == answers, ones),
-                "acc_norm": ratio_estimate((log_probs / lengths).argmax(1) == answers, ones),
-            },
+            estimates={name: ratio_estimate(right, ones) for name, right in samples.items()},
             details={"n_target_tokens": int(scores.n_tokens.sum())},
+            samples=samples,
         )
 
 

@@ -63,6 +63,10 @@ class LambadaTask:
                 "perplexity": perplexity_estimate(ratio_estimate(-scores.log_probs, ones)),
             },
             details={"n_target_tokens": int(scores.n_tokens.sum())},
+            samples={
+                "acc": scores.is_greedy.astype(np.float64),
+                "perplexity": -scores.log_probs,
+            },
         )
 
 

@@ -67,12 +67,16 @@ def perplexity_estimate(mean_nats: Estimate) -> Estimate:
 class TaskResult:
     """What one model scored: an estimate for each of the task's metrics.
 
-    `details` holds further counts (tokens, bytes) for the results file.
+    `details` holds further counts (tokens, bytes) for the results file. `samples` holds for each
+    metric one float64 per sample, in the order of the data: 1 or 0 for right or wrong, the nats of
+    the sample (not divided by anything) for a loss or a perplexity. Two models' results of the same
+    data can be compared sample by sample.
     """
 
     n_samples: int
     estimates: dict[str, Estimate]
     details: dict[str, int] = field(default_factory=dict)
+    samples: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class Task(Protocol):

@@ -102,6 +102,8 @@ def test_accuracies_are_those_of_a_loop_over_whole_logits(scorer, rows, tmp_path
     assert 0 < np.mean(best) < 1 and np.mean(best) != np.mean(best_norm)
     assert result.estimates["acc"].value == np.mean(best)
     assert result.estimates["acc_norm"].value == np.mean(best_norm)
+    assert result.samples["acc"].tolist() == best
+    assert result.samples["acc_norm"].tolist() == best_norm
 
 
 @pytest.mark.gate

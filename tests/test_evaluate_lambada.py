@@ -75,6 +75,8 @@ def test_accuracy_and_perplexity_are_those_of_a_loop_over_whole_logits(scorer, t
     assert result.estimates["perplexity"].stderr == pytest.approx(
         perplexity * np.std(log_probs, ddof=1) / np.sqrt(n), rel=1e-4
     )
+    assert result.samples["acc"].tolist() == correct
+    np.testing.assert_allclose(result.samples["perplexity"], -np.array(log_probs), rtol=1e-4)
 
 
 @pytest.mark.slow
