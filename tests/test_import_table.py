@@ -203,7 +203,7 @@ ALLOWED = {
 EVALUATE_ALLOWED = {
     *("accelerate", "datasets", "huggingface_hub", "numpy", "tabulate", "torch", "tqdm"),
     *("transformers", "compare", "hellaswag", "lambada", "perplexity", "sample_files", "scoring"),
-    *("documents", "greedy_words", "multiple_choice", "wikitext"),
+    *("documents", "greedy_words", "multiple_choice", "paper_corpora", "wikitext"),
 }
 
 
