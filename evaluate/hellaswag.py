@@ -65,12 +65,11 @@ class HellaswagTask:
 
     def evaluate(self, scorer: CausalScorer) -> TaskResult:
         """Both accuracies, as fractions."""
-        pairs = [
-            (question.context, " " + ending)
-            for question in self.questions
-            for ending in question.endings
-        ]
-        scores = scorer.score_continuations(pairs, description=self.protocol)
+        scores = scorer.score_choices(
+            [question.context for question in self.questions],
+            [[" " + ending for ending in question.endings] for question in self.questions],
+            description=self.protocol,
+        )
         log_probs = scores.log_probs.reshape(-1, N_ENDINGS)
         lengths = np.array([[len(ending) for ending in q.endings] for q in self.questions])
         answers = np.array([question.answer for question in self.questions])

@@ -203,6 +203,7 @@ ALLOWED = {
 EVALUATE_ALLOWED = {
     *("accelerate", "datasets", "huggingface_hub", "numpy", "tabulate", "torch", "tqdm"),
     *("transformers", "compare", "hellaswag", "lambada", "perplexity", "sample_files", "scoring"),
+    *("batching", "cbt", "encoding", "row_scorer", "shared_prefix"),
 }
 
 
