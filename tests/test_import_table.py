@@ -206,6 +206,7 @@ EVALUATE_ALLOWED = {
     *("charts", "data_files", "differences", "evaluation", "in_training", "json_files"),
     *("matplotlib", "measurements", "model_files", "paired_tests", "process_group"),
     *("published_numbers", "result_cache", "results_file", "results_table", "task_names"),
+    *("documents", "greedy_words", "multiple_choice", "wikitext"),
 }
 
 
