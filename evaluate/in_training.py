@@ -131,39 +131,11 @@ class SharedScorer(CausalScorer):
     ) -> None:
         super().__init__(model, tokenizer, batch_tokens=batch_tokens)
         self._accelerator = accelerator
-        self._n_failed = 0  # batches of this process without a finite score
         self._is_sharded = isinstance(model, FSDPModule)
         if self._is_sharded:
             weight = self._head.weight
             weight = weight.full_tensor() if isinstance(weight, DTensor) else weight
             self._head = partial(F.linear, weight=weight.detach())
-
-    def _score_rows(
-        self,
-        rows: Sequence[np.ndarray],
-        n_scored: Sequence[int],
-        groups: Sequence[Sequence[int]],
-        description: str,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """What one process would score alone.
-
-        Raises:
-            ValueError: if one process has a score that is not finite; on every process alike.
-        """
-        self._n_failed = 0
-        own = super()._score_rows(rows, n_scored, groups, description)
-        if self._accelerator.num_processes > 1:
-            device = self._accelerator.device
-        else:
-            device = torch.device("cpu")  # MPS, which has no float64, is always alone
-        sums = np.stack([*own, np.full(len(rows), self._n_failed)])
-        sums = self._accelerator.reduce(torch.tensor(sums, device=device), reduction="sum")
-        log_probs, n_greedy, n_failed = sums.cpu().numpy()
-        if n_failed.any():
-            raise ValueError(
-                f"expected finite log-probs, found others in {n_failed[0]:.0f} batches"
-            )
-        return log_probs, n_greedy > 0
 
     def _score_tails(
         self,
@@ -172,32 +144,52 @@ class SharedScorer(CausalScorer):
         groups: Sequence[Sequence[int]],
         description: str,
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Index, nats and argmax flags of this process's share of the rows.
+        """Index, nats and argmax flags of all rows, on every process alike.
 
         Batches go round in turn. Whoever has none left of a sharded model's makes another's once
         more and drops its scores.
+
+        Raises:
+            ValueError: if one process has a score that is not finite; on every process alike.
         """
         n_processes = self._accelerator.num_processes
         batches = list(self._plan(rows, n_scored, groups))
+        ends = np.cumsum(n_scored, dtype=np.int64)
+        # Each process fills in its share, and the rest is 0: the sum over processes is whole.
+        scores = np.zeros((2, ends[-1] if len(ends) else 0), dtype=np.float32)
+        n_failed = 0  # batches of this process without a finite score
         for first in range(0, len(batches), n_processes):
             number = first + self._accelerator.process_index
             is_own = number < len(batches)
             if not (is_own or self._is_sharded):
                 continue
             try:
-                scores = self._score(batches[number if is_own else first], rows, n_scored)
+                found = self._score_batch(batches[number if is_own else first], rows, n_scored)
             except ValueError:  # the others must not wait for this process
-                self._n_failed += 1
+                n_failed += 1
                 continue
             if is_own:
-                yield from scores
+                for index, nats, greedy in found:
+                    scores[:, ends[index] - n_scored[index] : ends[index]] = nats, greedy
+        if n_failed := int(self._sum(np.array([n_failed], dtype=np.float32))[0]):
+            raise ValueError(f"expected finite log-probs, found others in {n_failed} batches")
+        nats, greedy = (np.split(values, ends[:-1]) for values in self._sum(scores))
+        for index in (index for batch in batches for index in batch.rows):
+            yield index, nats[index], greedy[index] > 0
 
-    def _score(
+    def _sum(self, values: np.ndarray) -> np.ndarray:
+        """The sum over all processes, on every process alike."""
+        device = self._accelerator.device if self._accelerator.num_processes > 1 else "cpu"
+        total = self._accelerator.reduce(torch.tensor(values, device=device), reduction="sum")
+        return total.cpu().numpy()
+
+    def _score_batch(
         self, batch: Batch, rows: Sequence[np.ndarray], n_scored: Sequence[int]
     ) -> list[tuple[int, np.ndarray, np.ndarray]]:
         """The scores of a batch; in halves for want of memory only where no other process waits."""
-        score = self._score_whole_batch if self._is_sharded else self._score_batch
-        return score(batch, rows, n_scored)
+        if self._is_sharded:
+            return self._score_whole_batch(batch, rows, n_scored)
+        return super()._score_batch(batch, rows, n_scored)
 
     def _takes_shared_cache(self) -> bool:
         """Not if the model is sharded: then the passes must be as many on every process."""

@@ -51,6 +51,8 @@ class RowScorer:
         if batch_tokens == "auto":
             batch_tokens = AUTO_BATCH_TOKENS.get(model.device.type, AUTO_BATCH_TOKENS["cpu"])
         self.batch_tokens = batch_tokens
+        # What batches are made for. It stays as it is, so that several processes make the same.
+        self._planned_tokens = batch_tokens
         self.context_tokens = context_length(model)
         self._n_embeddings = model.get_input_embeddings().weight.shape[0]
         self._shares_cache: bool | None = None  # not tried yet
@@ -114,7 +116,7 @@ class RowScorer:
         ]
         if any(n >= MIN_SHARED_TOKENS for n in n_shared) and not self._takes_shared_cache():
             n_shared = [0] * len(groups)
-        return plan_batches([len(row) - 1 for row in rows], groups, n_shared, self.batch_tokens)
+        return plan_batches([len(row) - 1 for row in rows], groups, n_shared, self._planned_tokens)
 
     def _score_batch(
         self, batch: Batch, rows: Sequence[np.ndarray], n_scored: Sequence[int]

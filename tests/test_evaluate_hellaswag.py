@@ -79,8 +79,8 @@ def harness_results(scorer, rows):
 def test_a_question_is_read_as_the_harness_words_it(tmp_path):
     (question,) = read_questions(write_jsonl(tmp_path / "rows.jsonl", [ROW]), limit=None)
     assert question.context == "The mat: A cat sat. The dog"
-    assert question.endings == ("sat on the cat.", "was a mat.", " sat.", "was the end of the mat.")
-    assert question.answer == 2
+    assert question.answers == ("sat on the cat.", "was a mat.", " sat.", "was the end of the mat.")
+    assert question.right == 2
     assert clean_text(" How to sit [title] Sit.  [step] Down ") == "How to sit. Sit.  Down"
 
 
@@ -90,13 +90,13 @@ def test_accuracies_are_those_of_a_loop_over_whole_logits(scorer, rows, tmp_path
     for question in questions:
         n_context = len(scorer.tokenizer(question.context.rstrip())["input_ids"])
         sums = []
-        for ending in question.endings:
+        for ending in question.answers:
             row = scorer.tokenizer(f"{question.context} {ending}")["input_ids"]
             nats = evaluate_path.naive_nats(scorer.model, row)
             sums.append(-float(nats[n_context - 1 :].sum()))
-        best.append(np.argmax(sums) == question.answer)
-        per_character = np.array(sums) / [len(ending) for ending in question.endings]
-        best_norm.append(np.argmax(per_character) == question.answer)
+        best.append(np.argmax(sums) == question.right)
+        per_character = np.array(sums) / [len(ending) for ending in question.answers]
+        best_norm.append(np.argmax(per_character) == question.right)
     result = HellaswagTask(questions).evaluate(scorer)
     assert result.n_samples == len(rows)
     assert 0 < np.mean(best) < 1 and np.mean(best) != np.mean(best_norm)
@@ -117,7 +117,7 @@ def test_accuracies_are_those_of_lm_evaluation_harness(scorer, rows, tmp_path):
     for metric in ("acc", "acc_norm"):
         assert found[metric].value == expected["results"]["hellaswag_local"][f"{metric},none"]
     samples = expected["samples"]["hellaswag_local"]
-    pairs = [(q.context, " " + ending) for q in questions for ending in q.endings]
+    pairs = [(q.context, " " + ending) for q in questions for ending in q.answers]
     np.testing.assert_allclose(
         scorer.score_continuations(pairs).log_probs,
         [float(nats) for sample in samples for nats, _ in sample["filtered_resps"]],

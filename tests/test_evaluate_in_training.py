@@ -88,9 +88,9 @@ def expected(directory, tmp_path_factory):
     data = [part for name in NAMES for part in (f"--{name}_data", f"{directory}/{name}.jsonl")]
     arguments = ["--models", str(directory), "--tasks", *NAMES, *data, "--device", "cpu"]
     assert compare.main([*arguments, "--output_dir", str(output_dir)]) == 0
-    (cells,) = json.loads((output_dir / "results.json").read_text())["results"].values()
+    (model,) = json.loads((output_dir / "results.json").read_text())["models"].values()
     return {
-        f"{name}/{metric}": cells[name][f"{metric},none"]
+        f"{name}/{metric}": model["results"][name][f"{metric},none"]
         for name in NAMES
         for metric in in_training.BENCHMARKS[name][1].metrics
     }

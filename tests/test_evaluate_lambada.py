@@ -141,7 +141,7 @@ def test_a_data_set_without_a_text_column_is_rejected(monkeypatch):
     import datasets
 
     rows = datasets.Dataset.from_dict({"passage": ["a b"]})
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, **_: rows)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
     with pytest.raises(
         ValueError, match=r"some/set, row 1: expected an object .* `text`, found \['passage'\]"
     ):
@@ -152,7 +152,7 @@ def test_file_and_data_set_of_the_same_passages_have_one_checksum(monkeypatch, t
     import datasets
 
     rows = datasets.Dataset.from_dict({"text": texts})
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, **_: rows)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
     path = tmp_path / "rows.jsonl"
     write_jsonl(path, [{"text": text} for text in texts])
     from_file = LambadaTask(read_texts(str(path), limit=None))
