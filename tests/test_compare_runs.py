@@ -39,7 +39,8 @@ def inputs(tmp_path_factory):
     (root / "data" / "lambada_test.jsonl").write_text(lines)
     question = {"activity_label": "Cats", "ctx_a": "the cat sat", "ctx_b": "on the"}
     question |= {"ctx": "the cat sat on the", "endings": ["mat", "dog.", "end", "cafe"], "label": 0}
-    (root / "data" / "hellaswag_val.jsonl").write_text(json.dumps(question) + "\n")
+    lines = "".join(json.dumps(question | {"label": i % 4}) + "\n" for i in range(8))
+    (root / "data" / "hellaswag_val.jsonl").write_text(lines)
     return root
 
 
