@@ -87,12 +87,11 @@ class MultipleChoiceTask(ABC):
 
     def evaluate(self, scorer: CausalScorer) -> TaskResult:
         """Both accuracies, as fractions."""
-        pairs = [
-            (question.context, " " + answer)
-            for question in self.questions
-            for answer in question.answers
-        ]
-        scores = scorer.score_continuations(pairs, description=self.protocol)
+        scores = scorer.score_choices(
+            [question.context for question in self.questions],
+            [[" " + answer for answer in question.answers] for question in self.questions],
+            description=self.protocol,
+        )
         ends = np.cumsum([len(question.answers) for question in self.questions])[:-1]
         log_probs = np.split(scores.log_probs, ends)
         lengths = np.split(self.answer_lengths(scores.n_tokens), ends)

@@ -139,7 +139,9 @@ def test_two_processes_have_the_scores_of_compare_and_call_the_model_alike(
     assert process.returncode == 0, process.stderr[-3000:]
     values, n_calls, is_training = json.loads(process.stdout.splitlines()[-1])
     assert values == pytest.approx(expected, rel=1e-5)
-    assert n_calls[0] == n_calls[1] > 10
+    assert min(n_calls) > 10
+    if kind == "fsdp":
+        assert n_calls[0] == n_calls[1]
     assert is_training
 
 

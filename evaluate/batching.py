@@ -1,0 +1,136 @@
+"""Batches of rows for a forward pass: by a budget of padded tokens, what rows share computed once.
+
+Rows that begin alike (the endings of one scene, the candidates of one blank) are a group. What
+their inputs have in common passes through the model once; each row then needs only its own tokens,
+on top of the keys and values of the common ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# Fewer common tokens than this are cheaper to repeat than to compute in a pass of their own.
+MIN_SHARED_TOKENS = 16
+# Groups of one batch share the same number of tokens, so that no cache needs padding; a group may
+# have this many more in common, which its rows then repeat.
+MAX_REPEATED_TOKENS = 4
+# A cached token costs a row its key and value in one layer at a time, 2 C numbers; a token that
+# passes through a layer of C channels costs 16 C.
+CACHED_TOKENS_PER_TOKEN = 8
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows that pass through the model together.
+
+    Attributes:
+        groups: the indices of the rows of each group; a row that shares nothing is its own group.
+        n_shared: leading tokens that pass once for each group, 0 for none.
+        n_tokens: padded tokens of the first pass.
+    """
+
+    groups: list[list[int]]
+    n_shared: int
+    n_tokens: int
+
+    @property
+    def rows(self) -> list[int]:
+        """The indices of all rows."""
+        return [row for group in self.groups for row in group]
+
+    def halves(self) -> tuple[Batch, Batch]:
+        """The first and the second half of the groups."""
+        middle = len(self.groups) // 2
+        per_group = self.n_tokens // len(self.groups)
+        return (
+            Batch(self.groups[:middle], self.n_shared, per_group * middle),
+            Batch(self.groups[middle:], self.n_shared, self.n_tokens - per_group * middle),
+        )
+
+
+def pack_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices of rows, longest first, in batches of at most `batch_tokens` padded tokens.
+
+    Longest first, so that a batch too large for the device fails at once and not hours later.
+    Rows of equal length keep their order; a row longer than the budget is alone.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    start = 0
+    while start < len(order):
+        n_rows = max(1, batch_tokens // lengths[order[start]])
+        yield order[start : start + n_rows]
+        start += n_rows
+
+
+def plan_batches(
+    lengths: Sequence[int],
+    groups: Sequence[Sequence[int]],
+    n_shared: Sequence[int],
+    batch_tokens: int,
+) -> Iterator[Batch]:
+    """Batches that hold each row once: those that share, most shared tokens first, then the others.
+
+    Args:
+        lengths: input tokens of each row.
+        groups: the indices of the rows of each group; each row is in one of them.
+        n_shared: leading input tokens that the rows of each group may share; each row needs one
+            more input token at least.
+        batch_tokens: padded tokens of the first forward pass of a batch, unless one is longer.
+    """
+    is_shared = [
+        len(group) > 1 and n >= MIN_SHARED_TOKENS for group, n in zip(groups, n_shared, strict=True)
+    ]
+    sharing = sorted(
+        (index for index in range(len(groups)) if is_shared[index]), key=lambda i: -n_shared[i]
+    )
+    start = 0
+    while start < len(sharing):
+        most = n_shared[sharing[start]]
+        n_groups = max(1, batch_tokens // most)
+        batch = [
+            index
+            for index in sharing[start : start + n_groups]
+            if most - n_shared[index] <= MAX_REPEATED_TOKENS
+        ]
+        common = n_shared[batch[-1]]
+        yield Batch([list(groups[index]) for index in batch], common, common * len(batch))
+        start += len(batch)
+    alone = [
+        row for group, shares in zip(groups, is_shared, strict=True) if not shares for row in group
+    ]
+    for batch in pack_batches([lengths[row] for row in alone], batch_tokens):
+        rows = [alone[index] for index in batch]
+        yield Batch([[row] for row in rows], 0, lengths[rows[0]] * len(rows))
+
+
+def n_common_tokens(
+    rows: Sequence[np.ndarray], n_scored: Sequence[int], group: Sequence[int]
+) -> int:
+    """Leading ids that all rows of a group have in common, before the first scoring position.
+
+    Args:
+        rows: token ids; the last `n_scored` of each are scored.
+        n_scored: of each row.
+        group: the indices of the rows.
+    """
+    first = rows[group[0]]
+    common = min(len(rows[index]) - 1 - n_scored[index] for index in group)
+    for index in group:
+        differs = first[:common] != rows[index][:common]
+        common = int(differs.argmax()) if differs.any() else common
+    return common
+
+
+def pack_endings(lengths: Sequence[int], n_shared: int, batch_tokens: int) -> Iterator[list[int]]:
+    """Indices of rows of a batch, longest first, each on top of `n_shared` cached tokens.
+
+    Args:
+        lengths: input tokens of each row without the shared ones.
+        n_shared: tokens whose keys and values are in the cache.
+        batch_tokens: as in `plan_batches`; a cached token counts as part of one.
+    """
+    cached = n_shared // CACHED_TOKENS_PER_TOKEN
+    return pack_batches([length + cached for length in lengths], batch_tokens)
