@@ -6,6 +6,7 @@ import pytest
 import torch
 
 # isort: split
+import greedy_words
 from greedy_words import STOP_WORDS, begins_with_words, greedy_continuations, stop_word_ids
 from lambada import STANDARD, TASKS, read_texts, split_last_word, straighten_quotes
 from scoring import CausalScorer
@@ -112,9 +113,10 @@ def test_what_is_written_is_what_transformers_generates(scorer, texts):
     encoded = scorer.tokenizer(contexts)["input_ids"]
     suppressed = stop_word_ids(scorer.tokenizer)
     for excluded in ([], suppressed):
-        written = greedy_continuations(
+        written, n_truncated = greedy_continuations(
             scorer, encoded, n_tokens=5, first_excluded=excluded, description="test"
         )
+        assert n_truncated == 0
         for text, ids in zip(contexts, written, strict=True):
             # It suppresses the end-of-text token too if it must write so many.
             if 0 not in ids:
@@ -171,12 +173,30 @@ def test_a_word_ends_where_no_letter_follows(text, expected):
 
 def test_a_context_that_is_too_long_loses_its_beginning(scorer):
     ids = np.random.default_rng(0).integers(1, 256, size=90).tolist()
-    (written,) = greedy_continuations(scorer, [ids], n_tokens=3, description="test")
+    (written,), n_truncated = greedy_continuations(scorer, [ids], n_tokens=3, description="test")
+    assert n_truncated == 1
     row = ids[-62:]  # 62 inputs and two written ones fill the 64 positions
     for token in written:
         with torch.no_grad():
             assert token == int(scorer.model(torch.tensor([row])).logits[0, -1].argmax())
         row.append(token)
+
+
+def test_batches_are_halved_when_memory_runs_out(scorer, monkeypatch):
+    contexts = [[index + 1, 5, 6] for index in range(8)]
+    expected, _ = greedy_continuations(scorer, contexts, n_tokens=2, description="test")
+    write, sizes = greedy_words._write_batch, []
+
+    def write_if_small(scorer, context_ids, *rest):
+        sizes.append(len(context_ids))
+        if len(context_ids) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return write(scorer, context_ids, *rest)
+
+    monkeypatch.setattr(greedy_words, "_write_batch", write_if_small)
+    monkeypatch.setattr(scorer, "batch_tokens", 40)
+    assert greedy_continuations(scorer, contexts, n_tokens=2, description="test") == (expected, 0)
+    assert sizes == [8, 4, 2, 2, 2, 2]
 
 
 def test_logits_that_are_not_numbers_are_no_accuracy(texts):

@@ -113,12 +113,15 @@ def test_the_end_of_enwik8_is_its_test_set(tmp_path, scorer, monkeypatch):
 
 def test_files_that_no_data_set_holds_come_from_the_data_directory(tmp_path):
     config = SimpleNamespace(data_dir=str(tmp_path), limit=1)
-    (tmp_path / "ptb.test.txt").write_text(PTB)
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "ptb.test.txt").write_text(PTB)
     task = TASKS["ptb"].from_config(config)
     assert len(task.documents) == 1
     assert task.data_status == "no official checksum is known"
     with pytest.raises(ValueError, match=r"expected ptb.test.txt in --data_dir, found no"):
         TASKS["ptb"].from_config(SimpleNamespace(limit=None))
+    with pytest.raises(FileNotFoundError, match=r"expected text8 in it, found none"):
+        TASKS["text8"].from_config(config)
     (tmp_path / "ptb.test.txt").write_text("")
     with pytest.raises(ValueError, match="expected text, found none"):
         TASKS["ptb"].from_config(config)
