@@ -18,16 +18,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+import arc_easy
 import hellaswag
 import lambada
+import paper_corpora
+import piqa
 import torch
+import wikitext
 from charts import BARS_NAME, CURVES_NAME, ChartError, draw_bars, draw_curves
-from data_files import DataFile
 from differences import differences_of
 from evaluation import evaluate_model, load_tasks
-from hellaswag import HellaswagTask
 from json_files import write_json
-from lambada import LambadaTask
 from measurements import Measurement, ModelMeasurements
 from perplexity import ValidationTask
 from process_group import ProcessGroup
@@ -42,13 +43,26 @@ from transformers import HfArgumentParser
 
 TASKS: dict[str, type[Task]] = {
     "val": ValidationTask,
-    "lambada": LambadaTask,
-    "hellaswag": HellaswagTask,
+    **lambada.TASKS,
+    **wikitext.TASKS,
+    **hellaswag.TASKS,
+    **arc_easy.TASKS,
+    **piqa.TASKS,
+    **paper_corpora.TASKS,
 }
+FILES = sorted({kind.data.file for kind in TASKS.values() if hasattr(kind, "data")})
 DTYPES = ("float32", "bfloat16", "float16")
 RESULTS_FILE = "results.json"
 CACHE_FOLDER = "evaluation_cache"
 SAMPLES_FOLDER = "evaluation_samples"
+
+
+def data_place(task: str) -> Any:
+    """A field for the place of a task's data, where it is not the usual one."""
+    data = TASKS[task].data
+    usual = f"{data.file} in --data_dir, else {data.hub_name} from the Hub"
+    text = f"a file of {data.file}'s format, or a Hub data set; by default {usual}"
+    return field(default=None, metadata={"help": text})
 
 
 @dataclass(frozen=True)
@@ -67,25 +81,26 @@ class CompareConfig:
         default=None,
         metadata={
             "help": "first N samples of each task: windows of val, passages of lambada, questions "
-            "of hellaswag"
+            "of hellaswag, and so on"
         },
     )
     val_data: str | None = field(
         default=None, metadata={"help": "shard directory of prepare_data.py, for the task val"}
     )
-    lambada_data: str = field(
-        default=lambada.HUB_NAME,
-        metadata={"help": ".jsonl file with a field `text`, or a Hub data set with split `test`"},
-    )
-    hellaswag_data: str = field(
-        default=hellaswag.HUB_NAME,
-        metadata={
-            "help": ".jsonl file of the official format, or a Hub data set with split `validation`"
-        },
-    )
+    lambada_data: str | None = data_place("lambada")
+    lambada_standard_data: str | None = data_place("lambada_standard")
+    wikitext_data: str | None = data_place("wikitext")
+    hellaswag_data: str | None = data_place("hellaswag")
+    arc_easy_data: str | None = data_place("arc_easy")
+    piqa_data: str | None = data_place("piqa")
     data_dir: str | None = field(
         default=None,
-        metadata={"help": "directory with the data of all tasks, under their official names"},
+        metadata={
+            "help": "directory with the official files: "
+            + ", ".join(
+                sorted({kind.data.file for kind in TASKS.values() if hasattr(kind, "data")})
+            )
+        },
     )
     batch_tokens: int = field(default=8192, metadata={"help": "padded tokens of one forward pass"})
     device: str = field(
@@ -129,8 +144,8 @@ class CompareConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name}: expected at least 1, found {value}")
-        if "val" in resolve_tasks(self.tasks, list(TASKS)) and self.tasks != [ALL]:
-            self._check_val_data()
+        if "val" in self.kinds and self.val_data is None:
+            raise ValueError("--val_data: expected a shard directory for task val, found none")
         if self.data_dir is not None and not Path(self.data_dir).is_dir():
             raise ValueError(f"--data_dir: expected a directory, found none: {self.data_dir}")
         if self.device != "auto":
@@ -145,14 +160,9 @@ class CompareConfig:
     def kinds(self) -> dict[str, type[Task]]:
         """The tasks by name; `all` leaves out `val` where nothing says on what data."""
         names = resolve_tasks(self.tasks, list(TASKS))
-        if self.tasks == [ALL] and self.val_data is None and self.data_dir is None:
+        if self.tasks == [ALL] and self.val_data is None:
             names.remove("val")
         return {name: TASKS[name] for name in names}
-
-    def _check_val_data(self) -> None:
-        """Refuses task val without data."""
-        if self.val_data is None and self.data_dir is None:
-            raise ValueError("--val_data: expected a shard directory for task val, found none")
 
 
 @dataclass
@@ -161,7 +171,6 @@ class Comparison:
 
     models: list[ModelMeasurements]
     tasks: dict[str, Task] = field(default_factory=dict)  # those whose data could be read
-    files: dict[str, DataFile] = field(default_factory=dict)  # local ones among the data
     is_complete: bool = False
 
 
@@ -205,8 +214,8 @@ def evaluate(
     config: CompareConfig, comparison: Comparison, output_dir: Path, processes: ProcessGroup
 ) -> None:
     """Fills `comparison` as it goes."""
-    tasks, files, problems = load_tasks(config.kinds, config, processes)
-    comparison.tasks, comparison.files = tasks, files
+    tasks, problems = load_tasks(config.kinds, config, processes)
+    comparison.tasks = tasks
     if processes.is_main:
         for name, problem in problems.items():
             print(f"{name}: {problem}", file=sys.stderr)
@@ -222,7 +231,7 @@ def evaluate(
 
 def report(config: CompareConfig, comparison: Comparison, output_dir: Path, seconds: float) -> None:
     """Prints the table and writes the files."""
-    models, tasks, files = comparison.models, comparison.tasks, comparison.files
+    models, tasks = comparison.models, comparison.tasks
     metrics = {name: kind.metrics for name, kind in config.kinds.items()}
     (baseline,) = (m for m in models if m.name == (config.baseline or config.models[0]))
     differences = {
@@ -239,17 +248,16 @@ def report(config: CompareConfig, comparison: Comparison, output_dir: Path, seco
     )
     notes = table_notes(differences, published, baseline=baseline.name, sources=sources)
     notes += [
-        f"{name} was read from {file.name}, which is not the official file."
-        for name, file in files.items()
-        if file.is_official is False
+        f"{name}: the data is not the official file."
+        for name, task in tasks.items()
+        if getattr(task, "data_status", None) == "not the official file"
     ]
     print("", *notes, sep="\n")
     now = datetime.now(UTC)
     shared = {"batch_size": config.batch_tokens, "device": config.device}
     shared |= {"limit": config.limit, "dtype": config.dtype}
     contents = [
-        model_content(model, tasks, files=files, config=shared, date=now.timestamp())
-        for model in models
+        model_content(model, tasks, config=shared, date=now.timestamp()) for model in models
     ]
     write_json(
         output_dir / RESULTS_FILE,

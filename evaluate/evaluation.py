@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import sys
 import time
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from data_files import NAMES, DataFile, describe_file, find_data
 from in_training import SharedScorer
 from measurements import Measurement, ModelMeasurements, error_line
 from model_files import checksums_of
@@ -27,52 +25,26 @@ if TYPE_CHECKING:
 
 def load_tasks(
     kinds: Mapping[str, type[Task]], config: CompareConfig, processes: ProcessGroup
-) -> tuple[dict[str, Task], dict[str, DataFile], dict[str, str]]:
-    """The tasks with their data, the local files among the data, and why others have none.
+) -> tuple[dict[str, Task], dict[str, str]]:
+    """The tasks with their data, and why others have none.
 
     The main process reads first, so that the others find what it downloaded.
     """
     loaded: dict[str, Task] = {}
-    files: dict[str, DataFile] = {}
     problems: dict[str, str] = {}
     for name, kind in kinds.items():
         for is_first in (True, False):
             problem = None
             if processes.is_main == is_first:
                 try:
-                    argument = data_argument(name)
-                    located = locate(config, argument)
-                    loaded[name] = kind.from_config(located)
-                    if file := describe_file(str(getattr(located, argument or "", "") or "")):
-                        files[name] = file
+                    loaded[name] = kind.from_config(config)
                 except Exception as error:
                     problem = error_line(error)
             if problem := processes.first_problem(problem):
                 loaded.pop(name, None)
                 problems[name] = problem
                 break
-    return loaded, files, problems
-
-
-def data_argument(task: str) -> str | None:
-    """The argument that names a task's data: of "cbt-cn:paper", `cbt_data`."""
-    family = task.partition(":")[0].replace("-", "_")
-    found = [name for name in NAMES if family.startswith(name.removesuffix("_data"))]
-    return max(found, key=len, default=None)
-
-
-def locate(config: CompareConfig, argument: str | None) -> CompareConfig:
-    """The arguments with the data's place, if it is to be looked for in `--data_dir`.
-
-    Raises:
-        FileNotFoundError: if it is not there.
-    """
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    if config.data_dir is None or argument not in defaults:
-        return config
-    if getattr(config, argument) != defaults[argument]:
-        return config
-    return dataclasses.replace(config, **{argument: find_data(argument, config.data_dir)})
+    return loaded, problems
 
 
 def evaluate_model(
@@ -150,6 +122,8 @@ def load_scorer(name: str, config: CompareConfig, processes: ProcessGroup) -> Ca
         raise FileNotFoundError(f"expected a model directory, found no directory {name}")
     options = {"trust_remote_code": config.trust_remote_code}
     tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    if not tokenizer("a")["input_ids"]:  # what transformers makes where there are no files
+        raise ValueError("expected a tokenizer beside the model, found none; save it there")
     model = AutoModelForCausalLM.from_pretrained(
         name, dtype=getattr(torch, config.dtype), **options
     )

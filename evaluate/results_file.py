@@ -18,7 +18,6 @@ import accelerate
 import numpy as np
 import torch
 import transformers
-from data_files import DataFile
 from differences import Difference
 from json_files import write_json, write_json_lines
 from measurements import ModelMeasurements
@@ -80,7 +79,6 @@ def model_content(
     model: ModelMeasurements,
     tasks: Mapping[str, Task],
     *,
-    files: Mapping[str, DataFile],
     config: dict[str, Any],
     date: float,
 ) -> dict[str, Any]:
@@ -89,7 +87,6 @@ def model_content(
     Args:
         model: everything measured of it.
         tasks: those whose data could be read.
-        files: local files of the tasks' data.
         config: what all models share: `batch_size`, `device`, `limit`.
         date: seconds since 1970.
     """
@@ -100,7 +97,7 @@ def model_content(
     return {
         "results": {name: _estimates(name, cell.result) for name, cell in measured.items()},
         "group_subtasks": {name: [] for name in measured},
-        "configs": {name: _task_config(name, tasks[name], files.get(name)) for name in measured},
+        "configs": {name: _task_config(name, tasks[name]) for name in measured},
         "versions": {name: task.version for name, task in kinds.items()},
         "n-shot": dict.fromkeys(measured, 0),
         "higher_is_better": {name: dict(task.metrics) for name, task in kinds.items()},
@@ -169,7 +166,7 @@ def _estimates(name: str, result: Any) -> dict[str, Any]:
     return entry
 
 
-def _task_config(name: str, task: Task, file: DataFile | None) -> dict[str, Any]:
+def _task_config(name: str, task: Task) -> dict[str, Any]:
     """A task's entry of `configs`."""
     return {
         "task": name,
@@ -177,7 +174,7 @@ def _task_config(name: str, task: Task, file: DataFile | None) -> dict[str, Any]
         "num_fewshot": 0,
         "samples": task.samples,
         "sha256": task.sha256,
-        "file": None if file is None else dataclasses.asdict(file),
+        "data_status": getattr(task, "data_status", None),
         "metadata": {"version": task.version},
     }
 

@@ -1,5 +1,6 @@
 """The parts of a comparison: names of tasks, table, published numbers, files, cache, charts."""
 
+import dataclasses
 import json
 
 import evaluate_path  # noqa: F401
@@ -8,10 +9,9 @@ import pytest
 
 # isort: split
 import compare
+import paper_corpora
 from charts import ChartError, draw_bars, draw_curves, scores_over_tokens
-from data_files import NAMES, OFFICIAL_SHA256, describe_file, find_data
 from differences import differences_of
-from evaluation import data_argument
 from json_files import write_json
 from measurements import Measurement, ModelMeasurements
 from paired_tests import holm, paired_test
@@ -160,30 +160,11 @@ def test_the_cache_returns_what_was_written_under_the_same_key_and_nothing_else(
     assert ResultCache(None).read(key) is None
 
 
-def test_data_is_found_by_its_official_name_and_checked(tmp_path):
-    path = tmp_path / "lambada" / "lambada_test.jsonl"
-    path.parent.mkdir()
-    path.write_text("not it")
-    assert find_data("lambada_data", str(tmp_path)) == str(path)
-    assert describe_file(str(path)).is_official is False
-    assert describe_file("some/data-set") is None
-    with pytest.raises(FileNotFoundError, match="expected hellaswag_val.jsonl or .* found none"):
-        find_data("hellaswag_data", str(tmp_path))
-
-
-def test_official_checksums_are_those_of_the_files():
-    root = evaluate_path.SHARED_DATA
-    if not root.is_dir():
-        pytest.skip("the official files are not here")
-    found = [path for name in OFFICIAL_SHA256 for path in root.rglob(name)]
-    assert found and all(describe_file(str(path)).is_official for path in found)
-
-
-def test_every_task_finds_its_data_argument():
-    assert data_argument("lambada:bos") == "lambada_data"
-    assert data_argument("lambada_standard:bos") == "lambada_standard_data"
-    assert data_argument("cbt-cn:paper") == "cbt_data"
-    assert {data_argument(name) for name in compare.TASKS} <= set(NAMES)
+def test_every_place_of_data_is_an_argument_or_comes_from_the_data_directory_only():
+    arguments = {field.name for field in dataclasses.fields(compare.CompareConfig)}
+    for name, kind in compare.TASKS.items():
+        if data := getattr(kind, "data", None):
+            assert data.argument in arguments or name in paper_corpora.TASKS, name
 
 
 @pytest.mark.slow

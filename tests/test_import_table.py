@@ -203,7 +203,16 @@ ALLOWED = {
 EVALUATE_ALLOWED = {
     *("accelerate", "datasets", "huggingface_hub", "numpy", "tabulate", "torch", "tqdm"),
     *("transformers", "compare", "hellaswag", "lambada", "perplexity", "sample_files", "scoring"),
-    *("charts", "data_files", "differences", "evaluation", "in_training", "json_files"),
+    *(
+        "charts",
+        "arc_easy",
+        "paper_corpora",
+        "piqa",
+        "differences",
+        "evaluation",
+        "in_training",
+        "json_files",
+    ),
     *("matplotlib", "measurements", "model_files", "paired_tests", "process_group"),
     *("published_numbers", "result_cache", "results_file", "results_table", "task_names"),
     *("documents", "greedy_words", "multiple_choice", "wikitext"),
