@@ -14,9 +14,11 @@ import numpy as np
 
 # Fewer common tokens than this are cheaper to repeat than to compute in a pass of their own.
 MIN_SHARED_TOKENS = 16
-# Groups of one batch share the same number of tokens, so that no cache needs padding; a group may
-# have this many more in common, which its rows then repeat.
+# Groups of one batch share the same number of tokens, so that no cache needs padding. A group may
+# have this many more in common, which its rows then repeat, where a pass would else be too small
+# to be worth its while: below this part of the budget.
 MAX_REPEATED_TOKENS = 4
+SMALL_PASS = 1 / 4
 # A cached token costs a row its key and value in one layer at a time, 2 C numbers; a token that
 # passes through a layer of C channels costs 16 C.
 CACHED_TOKENS_PER_TOKEN = 8
@@ -90,11 +92,13 @@ def plan_batches(
     while start < len(sharing):
         most = n_shared[sharing[start]]
         n_groups = max(1, batch_tokens // most)
-        batch = [
-            index
-            for index in sharing[start : start + n_groups]
-            if most - n_shared[index] <= MAX_REPEATED_TOKENS
-        ]
+        batch: list[int] = []
+        for index in sharing[start : start + n_groups]:
+            is_equal = bool(batch) and n_shared[index] == n_shared[batch[-1]]
+            is_small = most * len(batch) < SMALL_PASS * batch_tokens
+            if not (is_equal or is_small and most - n_shared[index] <= MAX_REPEATED_TOKENS):
+                break
+            batch.append(index)
         common = n_shared[batch[-1]]
         yield Batch([list(groups[index]) for index in batch], common, common * len(batch))
         start += len(batch)

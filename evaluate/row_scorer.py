@@ -27,8 +27,9 @@ logger = logging.getLogger(__name__)
 # malloc can reuse; for arrays above 32 MB glibc asks the kernel for fresh pages every time.
 HEAD_ROWS = 128
 PROBE_TOKENS = 8
-# Where `batch_tokens` "auto" begins, by the device: more gains nothing on a CPU.
-AUTO_BATCH_TOKENS = {"cpu": 8192, "cuda": 32768}
+# Where `batch_tokens` "auto" begins, by the device. On a CPU more is slower: rows of one batch
+# differ more in length, and its arrays leave the cache.
+AUTO_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
 
 
 class RowScorer:
