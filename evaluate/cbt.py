@@ -29,7 +29,6 @@ from cbt_files import (
     SPLITS,
     ClozeQuestion,
     question_data,
-    question_source,
     read_questions,
 )
 from encoding import encode_texts
@@ -62,7 +61,7 @@ class ClozeTask:
     @classmethod
     def from_config(cls, config: CompareConfig) -> Self:
         """The first `config.limit` questions."""
-        source = question_source(config, cls.data)
+        source = cls.data.source(config)
         return cls(read_questions(source, cls.data, limit=config.limit))
 
     @property

@@ -14,12 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sample_files import SampleData
-
-if TYPE_CHECKING:
-    from compare import CompareConfig
 
 HUB_NAME = "cam-cst/cbt"
 REVISION = "refs/convert/parquet"
@@ -54,20 +50,6 @@ def question_data(category: str, split: str) -> SampleData:
         revision=REVISION,
         n_samples=n_samples,
     )
-
-
-def question_source(config: CompareConfig, data: SampleData) -> str:
-    """The file that the command line names or whose directory it names, else the Hub's data set.
-
-    Raises:
-        FileNotFoundError: for a directory without the file.
-    """
-    given = getattr(config, data.argument, None) or getattr(config, "data_dir", None)
-    if given is None or not Path(given).is_dir():
-        return given or data.hub_name
-    if found := sorted(Path(given).rglob(data.file)):
-        return str(found[0])
-    raise FileNotFoundError(f"{given}: expected {data.file} in it, found none")
 
 
 def read_questions(source: str, data: SampleData, *, limit: int | None) -> list[ClozeQuestion]:

@@ -7,7 +7,7 @@ import pytest
 
 # isort: split
 from cbt import TASKS, detokenize
-from cbt_files import HUB_NAME, question_data, question_source, read_questions
+from cbt_files import HUB_NAME, question_data, read_questions
 from encoding import encode_pairs
 from scoring import CausalScorer
 
@@ -122,11 +122,11 @@ def test_file_and_data_set_of_the_same_questions_have_one_checksum(file, monkeyp
 def test_the_file_of_a_category_and_split_is_found_below_a_directory(tmp_path):
     config = SimpleNamespace(cbt_data=None, data_dir=str(tmp_path))
     with pytest.raises(FileNotFoundError, match="expected cbtest_P_test_2500ex.txt in it"):
-        question_source(config, question_data("P", "test"))
+        question_data("P", "test").source(config)
     (tmp_path / "CBTest" / "data").mkdir(parents=True)
     path = tmp_path / "CBTest" / "data" / "cbtest_P_test_2500ex.txt"
     path.touch()
-    assert question_source(config, question_data("P", "test")) == str(path)
+    assert question_data("P", "test").source(config) == str(path)
 
 
 @pytest.mark.parametrize(
