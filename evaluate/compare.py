@@ -10,12 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gc
-import json
-import os
-import platform
 import sys
-import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,25 +18,51 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+import arc_easy
 import hellaswag
 import lambada
+import paper_corpora
+import piqa
 import torch
-import transformers
-from hellaswag import HellaswagTask
-from lambada import LambadaTask
+import wikitext
+from charts import BARS_NAME, CURVES_NAME, ChartError, draw_bars, draw_curves
+from differences import differences_of
+from evaluation import evaluate_model, load_tasks
+from json_files import write_json
+from measurements import Measurement, ModelMeasurements
 from perplexity import ValidationTask
-from scoring import CausalScorer, Task, TaskResult
-from tabulate import tabulate
-from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
+from process_group import ProcessGroup
+from published_numbers import numbers_beside, read_published
+from result_cache import ResultCache
+from results_file import model_content, results_content, write_samples
+from results_table import markdown_table, table_notes
+from scoring import Task
+from task_names import ALL, resolve_tasks
+from tqdm import tqdm
+from transformers import HfArgumentParser
 
 TASKS: dict[str, type[Task]] = {
     "val": ValidationTask,
-    "lambada": LambadaTask,
-    "hellaswag": HellaswagTask,
+    **lambada.TASKS,
+    **wikitext.TASKS,
+    **hellaswag.TASKS,
+    **arc_easy.TASKS,
+    **piqa.TASKS,
+    **paper_corpora.TASKS,
 }
+FILES = sorted({kind.data.file for kind in TASKS.values() if hasattr(kind, "data")})
 DTYPES = ("float32", "bfloat16", "float16")
 RESULTS_FILE = "results.json"
-CELL_CHARACTERS = 120  # of an error in the table; results.json has it whole
+CACHE_FOLDER = "evaluation_cache"
+SAMPLES_FOLDER = "evaluation_samples"
+
+
+def data_place(task: str) -> Any:
+    """A field for the place of a task's data, where it is not the usual one."""
+    data = TASKS[task].data
+    usual = f"{data.file} in --data_dir, else {data.hub_name} from the Hub"
+    text = f"a file of {data.file}'s format, or a Hub data set; by default {usual}"
+    return field(default=None, metadata={"help": text})
 
 
 @dataclass(frozen=True)
@@ -49,25 +70,36 @@ class CompareConfig:
     """Arguments of compare.py."""
 
     models: list[str] = field(metadata={"help": "model directories or Hub names, one column each"})
-    tasks: list[str] = field(metadata={"help": "what to measure", "choices": list(TASKS)})
+    tasks: list[str] = field(
+        metadata={"help": f"what to measure: {ALL}, or some of {', '.join(TASKS)}"}
+    )
+    baseline: str | None = field(
+        default=None,
+        metadata={"help": "the one of the models that others are compared with; else the first"},
+    )
     limit: int | None = field(
         default=None,
         metadata={
             "help": "first N samples of each task: windows of val, passages of lambada, questions "
-            "of hellaswag"
+            "of hellaswag, and so on"
         },
     )
     val_data: str | None = field(
         default=None, metadata={"help": "shard directory of prepare_data.py, for the task val"}
     )
-    lambada_data: str = field(
-        default=lambada.HUB_NAME,
-        metadata={"help": ".jsonl file with a field `text`, or a Hub data set with split `test`"},
-    )
-    hellaswag_data: str = field(
-        default=hellaswag.HUB_NAME,
+    lambada_data: str | None = data_place("lambada")
+    lambada_standard_data: str | None = data_place("lambada_standard")
+    wikitext_data: str | None = data_place("wikitext")
+    hellaswag_data: str | None = data_place("hellaswag")
+    arc_easy_data: str | None = data_place("arc_easy")
+    piqa_data: str | None = data_place("piqa")
+    data_dir: str | None = field(
+        default=None,
         metadata={
-            "help": ".jsonl file of the official format, or a Hub data set with split `validation`"
+            "help": "directory with the official files: "
+            + ", ".join(
+                sorted({kind.data.file for kind in TASKS.values() if hasattr(kind, "data")})
+            )
         },
     )
     batch_tokens: int = field(default=8192, metadata={"help": "padded tokens of one forward pass"})
@@ -85,21 +117,37 @@ class CompareConfig:
             "or `results` if the first model is no local directory"
         },
     )
+    cache: bool = field(
+        default=True, metadata={"help": "go on where an interrupted evaluation stopped"}
+    )
+    cache_dir: str | None = field(
+        default=None,
+        metadata={"help": f"directory of that cache; by default {CACHE_FOLDER} beside the results"},
+    )
+    log_samples: bool = field(
+        default=False,
+        metadata={"help": f"also write the values of each sample, to {SAMPLES_FOLDER}"},
+    )
+    charts: bool = field(
+        default=False, metadata={"help": f"also draw {BARS_NAME} and, for runs, {CURVES_NAME}"}
+    )
     trust_remote_code: bool = field(
         default=False, metadata={"help": "run model code that comes with a checkpoint"}
     )
 
     def __post_init__(self) -> None:
-        for name in ("models", "tasks"):
-            values = getattr(self, name)
-            if len(set(values)) != len(values):
-                raise ValueError(f"--{name}: expected each once, found {' '.join(values)}")
+        if len(set(self.models)) != len(self.models):
+            raise ValueError(f"--models: expected each once, found {' '.join(self.models)}")
+        if self.baseline not in (None, *self.models):
+            raise ValueError(f"--baseline: expected one of --models, found {self.baseline}")
         for name in ("limit", "batch_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name}: expected at least 1, found {value}")
-        if "val" in self.tasks and self.val_data is None:
+        if "val" in self.kinds and self.val_data is None:
             raise ValueError("--val_data: expected a shard directory for task val, found none")
+        if self.data_dir is not None and not Path(self.data_dir).is_dir():
+            raise ValueError(f"--data_dir: expected a directory, found none: {self.data_dir}")
         if self.device != "auto":
             try:
                 torch.device(self.device)
@@ -107,6 +155,23 @@ class CompareConfig:
                 raise ValueError(
                     f"--device: expected auto or a torch device, found {self.device!r}"
                 ) from error
+
+    @property
+    def kinds(self) -> dict[str, type[Task]]:
+        """The tasks by name; `all` leaves out `val` where nothing says on what data."""
+        names = resolve_tasks(self.tasks, list(TASKS))
+        if self.tasks == [ALL] and self.val_data is None:
+            names.remove("val")
+        return {name: TASKS[name] for name in names}
+
+
+@dataclass
+class Comparison:
+    """What was measured so far, and on what."""
+
+    models: list[ModelMeasurements]
+    tasks: dict[str, Task] = field(default_factory=dict)  # those whose data could be read
+    is_complete: bool = False
 
 
 class OneLineErrorParser(HfArgumentParser):
@@ -125,25 +190,103 @@ def main(argv: Sequence[str] | None = None) -> int:
         import modeling_gpt2scratch  # noqa: F401
 
     start = time.perf_counter()
-    tasks = load_tasks(config)
-    results, models = {}, {}
-    for name in config.models:
-        results[name], models[name] = evaluate_model(name, config, tasks)
-    print(markdown_table(config, results))
+    processes = ProcessGroup(config.device)
+    comparison = Comparison([ModelMeasurements(name) for name in config.models])
+    try:
+        evaluate(config, comparison, output_dir, processes)
+        comparison.is_complete = True
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+    if processes.is_main:
+        report(config, comparison, output_dir, time.perf_counter() - start)
+    if comparison.is_complete:
+        processes.end()
+    return int(not all(has_all(model, config) for model in comparison.models))
+
+
+def has_all(model: ModelMeasurements, config: CompareConfig) -> bool:
+    """Whether a model has every number."""
+    cells = [model.tasks.get(name) for name in config.kinds]
+    return all(cell is not None and cell.result is not None for cell in cells)
+
+
+def evaluate(
+    config: CompareConfig, comparison: Comparison, output_dir: Path, processes: ProcessGroup
+) -> None:
+    """Fills `comparison` as it goes."""
+    tasks, problems = load_tasks(config.kinds, config, processes)
+    comparison.tasks = tasks
+    if processes.is_main:
+        for name, problem in problems.items():
+            print(f"{name}: {problem}", file=sys.stderr)
+    directory = Path(config.cache_dir) if config.cache_dir else output_dir / CACHE_FOLDER
+    cache = ResultCache(directory if config.cache else None)
+    disable = None if processes.is_main else True  # None: only where nobody watches
+    with tqdm(comparison.models, unit="model", disable=disable) as progress:
+        for model in progress:
+            progress.set_description(model.name)
+            model.tasks |= {name: Measurement(error=text) for name, text in problems.items()}
+            evaluate_model(model, tasks, config, cache, processes)
+
+
+def report(config: CompareConfig, comparison: Comparison, output_dir: Path, seconds: float) -> None:
+    """Prints the table and writes the files."""
+    models, tasks = comparison.models, comparison.tasks
+    metrics = {name: kind.metrics for name, kind in config.kinds.items()}
+    (baseline,) = (m for m in models if m.name == (config.baseline or config.models[0]))
+    differences = {
+        model.name: differences_of(model, baseline, metrics)
+        for model in models
+        if model is not baseline
+    }
+    numbers, sources = read_published()
+    published = numbers_beside(numbers, tasks=metrics, models=config.models)
+    print(
+        markdown_table(
+            config.kinds, models, limit=config.limit, differences=differences, published=published
+        )
+    )
+    notes = table_notes(differences, published, baseline=baseline.name, sources=sources)
+    notes += [
+        f"{name}: the data is not the official file."
+        for name, task in tasks.items()
+        if getattr(task, "data_status", None) == "not the official file"
+    ]
+    print("", *notes, sep="\n")
+    now = datetime.now(UTC)
+    shared = {"batch_size": config.batch_tokens, "device": config.device}
+    shared |= {"limit": config.limit, "dtype": config.dtype}
+    contents = [
+        model_content(model, tasks, config=shared, date=now.timestamp()) for model in models
+    ]
     write_json(
         output_dir / RESULTS_FILE,
-        {
-            "results": results,
-            "models": models,
-            "arguments": dataclasses.asdict(config),
-            "python_version": platform.python_version(),
-            "torch_version": torch.__version__,
-            "transformers_version": transformers.__version__,
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "total_evaluation_time_seconds": round(time.perf_counter() - start, 3),
-        },
+        results_content(
+            dataclasses.asdict(config) | {"tasks": list(config.kinds)},
+            contents,
+            differences=differences,
+            published=published,
+            baseline=baseline.name,
+            date=now.isoformat(timespec="seconds"),
+            seconds=seconds,
+            is_complete=comparison.is_complete,
+        ),
     )
-    return int(any("error" in cell for cells in results.values() for cell in cells.values()))
+    if config.log_samples:
+        stamp = now.strftime("%Y-%m-%dT%H-%M-%S.%f")
+        for model, content in zip(models, contents, strict=True):
+            write_samples(output_dir / SAMPLES_FOLDER, model, content, tasks, stamp)
+    if config.charts:
+        draw(models, metrics, output_dir)
+
+
+def draw(models: Sequence[ModelMeasurements], metrics: dict[str, Any], output_dir: Path) -> None:
+    """Writes the pictures; without matplotlib there are none, and one line says so."""
+    try:
+        draw_bars(models, metrics, output_dir / BARS_NAME)
+        draw_curves([model.name for model in models], output_dir / CURVES_NAME)
+    except ChartError as error:
+        print(f"without charts: {error}", file=sys.stderr)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> tuple[CompareConfig, Path]:
@@ -170,147 +313,6 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[CompareConfig, Path]:
 def default_output_dir(model: str) -> str:
     """The model's directory if it is a local one, else `results`."""
     return model if Path(model).is_dir() else "results"
-
-
-def load_tasks(config: CompareConfig) -> dict[str, Task | Exception]:
-    """Each task with its data, or why it has none."""
-    tasks: dict[str, Task | Exception] = {}
-    for name in config.tasks:
-        try:
-            tasks[name] = TASKS[name].from_config(config)
-        except Exception as error:
-            tasks[name] = error
-    return tasks
-
-
-def evaluate_model(
-    name: str, config: CompareConfig, tasks: dict[str, Task | Exception]
-) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """The model's entry of `results`, a dict for each task, and its entry of `models`."""
-    try:
-        scorer = load_scorer(name, config)
-    except Exception as error:
-        return {task_name: error_cell(name, task_name, error) for task_name in tasks}, {}
-    cells = {}
-    for task_name, task in tasks.items():
-        if isinstance(task, Exception):
-            cells[task_name] = error_cell(name, task_name, task)
-            continue
-        try:
-            start = time.perf_counter()
-            result = task.evaluate(scorer)
-            cells[task_name] = result_cell(task_name, task, result, time.perf_counter() - start)
-        except Exception as error:
-            cells[task_name] = error_cell(name, task_name, error)
-    model = scorer.model
-    description = {
-        "class": type(model).__name__,
-        "model_num_parameters": model.num_parameters(),
-        "model_dtype": str(model.dtype).removeprefix("torch."),
-        "model_sha": getattr(model.config, "_commit_hash", None),  # of a Hub model
-        "device": str(model.device),
-    }
-    # The next model may need the memory of this one.
-    del scorer, model
-    gc.collect()
-    torch.cuda.empty_cache()
-    return cells, description
-
-
-def load_scorer(name: str, config: CompareConfig) -> CausalScorer:
-    """The model and its tokenizer on the device."""
-    if name.startswith((".", "/", "~")) and not Path(name).is_dir():
-        raise FileNotFoundError(f"expected a model directory, found no directory {name}")
-    options = {"trust_remote_code": config.trust_remote_code}
-    tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    model = AutoModelForCausalLM.from_pretrained(
-        name, dtype=getattr(torch, config.dtype), **options
-    )
-    return CausalScorer(
-        model.to(resolve_device(config.device)), tokenizer, batch_tokens=config.batch_tokens
-    )
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device called `name`; auto is the fastest kind there is."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def result_cell(name: str, task: Task, result: TaskResult, seconds: float) -> dict[str, Any]:
-    """One task of one model, under the keys that lm-evaluation-harness uses where it has them."""
-    cell = {
-        "alias": name,
-        "protocol": task.protocol,
-        "version": task.version,
-        "n_samples": result.n_samples,
-        "sha256": task.sha256,
-    }
-    for metric, estimate in result.estimates.items():
-        cell[f"{metric},none"] = estimate.value
-        cell[f"{metric}_stderr,none"] = estimate.stderr
-    return {
-        **cell,
-        **result.details,
-        "higher_is_better": dict(task.metrics),
-        "seconds": round(seconds, 3),
-    }
-
-
-def error_cell(model: str, task: str, error: Exception) -> dict[str, str]:
-    """The same place when there is no result: one line, also said on stderr."""
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
-    print(f"{model}, {task}: {reason}", file=sys.stderr)
-    return {"error": reason}
-
-
-def markdown_table(config: CompareConfig, results: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """A row for each task and metric, a column for each model, value ± standard error."""
-    rows = []
-    for task_name in config.tasks:
-        task = TASKS[task_name]
-        first = "" if config.limit is None else f", first {config.limit} {task.samples}"
-        for metric, higher_is_better in task.metrics.items():
-            cells = [
-                format_cell(results[model][task_name], metric, task) for model in config.models
-            ]
-            arrow = "↑" if higher_is_better else "↓"
-            rows.append(
-                [task_name, f"{task.protocol} v{task.version}{first}", metric, arrow, *cells]
-            )
-    headers = ["Task", "Protocol", "Metric", "", *config.models]
-    return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)
-
-
-def format_cell(cell: dict[str, Any], metric: str, task: type[Task]) -> str:
-    """Text of one cell; an error stands in the task's first row only."""
-    if "error" in cell:
-        reason = textwrap.shorten(cell["error"], CELL_CHARACTERS).replace("|", "\\|")
-        return f"error: {reason}" if metric == next(iter(task.metrics)) else "–"
-    value, stderr = cell[f"{metric},none"], cell[f"{metric}_stderr,none"]
-    return format_number(value) + ("" if stderr is None else f" ± {format_number(stderr)}")
-
-
-def format_number(value: float) -> str:
-    """Four decimals, as lm-evaluation-harness has it; from a million on, scientific notation."""
-    return f"{value:.4f}" if value < 1e6 else f"{value:.4e}"
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replace `path` by `content` in one step: a reader finds the old file or the new, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2, ensure_ascii=False, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ number.
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import hellaswag
 import lambada
@@ -17,9 +18,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from batching import Batch
 from hellaswag import HellaswagTask, read_questions
 from lambada import LambadaTask, read_texts
-from scoring import CausalScorer, ContinuationScores, Task, pack_batches
+from row_scorer import Sharing
+from scoring import CausalScorer, Task
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
@@ -108,7 +111,10 @@ def score_benchmarks(
 
 
 class SharedScorer(CausalScorer):
-    """A scorer of which each process of a run makes the same number of forward passes.
+    """A scorer whose batches the processes of a run share out among themselves.
+
+    A model sharded by FSDP2 waits for all processes in each forward pass. Therefore each process
+    makes the same number of them, and rows that begin alike are computed whole.
 
     Args:
         model: see `score_benchmarks`.
@@ -127,62 +133,74 @@ class SharedScorer(CausalScorer):
     ) -> None:
         super().__init__(model, tokenizer, batch_tokens=batch_tokens)
         self._accelerator = accelerator
-        self._n_failed = 0  # batches of this process without a finite score
         self._is_sharded = isinstance(model, FSDPModule)
         if self._is_sharded:
             weight = self._head.weight
             weight = weight.full_tensor() if isinstance(weight, DTensor) else weight
             self._head = partial(F.linear, weight=weight.detach())
 
-    def score_continuations(
-        self, pairs: Sequence[tuple[str, str]], *, description: str = "continuations"
-    ) -> ContinuationScores:
-        """What one process would score alone.
+    def _score_tails(
+        self,
+        rows: Sequence[np.ndarray],
+        n_scored: Sequence[int],
+        groups: Sequence[Sequence[int]],
+        description: str,
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Index, nats and argmax flags of all rows, on every process alike.
+
+        Batches go round in turn. Whoever has none left of a sharded model's makes another's once
+        more and drops its scores.
 
         Raises:
             ValueError: if one process has a score that is not finite; on every process alike.
         """
-        self._n_failed = 0
-        own = super().score_continuations(pairs, description=description)
-        if self._accelerator.num_processes > 1:
-            device = self._accelerator.device
-        else:
-            device = torch.device("cpu")  # MPS, which has no float64, is always alone
-        sums = np.stack([own.log_probs, own.is_greedy, np.full(len(pairs), self._n_failed)])
-        sums = self._accelerator.reduce(torch.tensor(sums, device=device), reduction="sum")
-        log_probs, n_greedy, n_failed = sums.cpu().numpy()
-        if n_failed.any():
-            raise ValueError(
-                f"expected finite log-probs, found others in {n_failed[0]:.0f} batches"
-            )
-        return ContinuationScores(log_probs, n_greedy > 0, own.n_tokens)
-
-    def _score_tails(
-        self, rows: Sequence[np.ndarray], n_scored: Sequence[int], description: str
-    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Index, nats and argmax flags of this process's share of the rows.
-
-        Batches go round in turn. FSDP2 waits for all processes in each forward pass, so whoever has
-        none left makes another's once more and drops its scores.
-        """
         n_processes = self._accelerator.num_processes
-        batches = list(pack_batches([len(row) - 1 for row in rows], self.batch_tokens))
+        batches = list(self._plan(rows, n_scored, groups))
+        ends = np.cumsum(n_scored, dtype=np.int64)
+        # Each process fills in its share, and the rest is 0: the sum over processes is whole.
+        scores = np.zeros((2, ends[-1] if len(ends) else 0), dtype=np.float32)
+        n_failed = 0  # batches of this process without a finite score
         for first in range(0, len(batches), n_processes):
             number = first + self._accelerator.process_index
             is_own = number < len(batches)
-            batch = batches[number if is_own else first]
+            if not (is_own or self._is_sharded):
+                continue
             try:
-                scores = self._score_batch([rows[i] for i in batch], [n_scored[i] for i in batch])
+                found = self._score_batch(batches[number if is_own else first], rows, n_scored)
             except ValueError:  # the others must not wait for this process
-                self._n_failed += 1
+                n_failed += 1
                 continue
             if is_own:
-                yield from zip(batch, *scores, strict=True)
+                for index, nats, greedy in found:
+                    scores[:, ends[index] - n_scored[index] : ends[index]] = nats, greedy
+        if n_failed := int(self._sum(np.array([n_failed], dtype=np.float32))[0]):
+            raise ValueError(f"expected finite log-probs, found others in {n_failed} batches")
+        nats, greedy = (np.split(values, ends[:-1]) for values in self._sum(scores))
+        for index in (index for batch in batches for index in batch.rows):
+            yield index, nats[index], greedy[index] > 0
 
-    def _hidden_states(self, input_ids: torch.Tensor) -> torch.Tensor:
+    def _sum(self, values: np.ndarray) -> np.ndarray:
+        """The sum over all processes, on every process alike."""
+        device = self._accelerator.device if self._accelerator.num_processes > 1 else "cpu"
+        total = self._accelerator.reduce(torch.tensor(values, device=device), reduction="sum")
+        return total.cpu().numpy()
+
+    def _score_batch(
+        self, batch: Batch, rows: Sequence[np.ndarray], n_scored: Sequence[int]
+    ) -> list[tuple[int, np.ndarray, np.ndarray]]:
+        """The scores of a batch; in halves for want of memory only where no other process waits."""
+        if self._is_sharded:
+            return self._score_whole_batch(batch, rows, n_scored)
+        return super()._score_batch(batch, rows, n_scored)
+
+    def _sharing(self) -> Sharing:
+        """None if the model is sharded: then the passes must be as many on every process."""
+        return "none" if self._is_sharded else super()._sharing()
+
+    def _hidden_states(self, input_ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
         """What the head sees: (B, T) -> (B, T, C)."""
         if not self._is_sharded:
-            return super()._hidden_states(input_ids)
+            return super()._hidden_states(input_ids, **inputs)
         # Only a call of the whole model gathers the parameters outside its blocks.
         outputs = []
         hook = self.model.base_model.register_forward_hook(lambda *args: outputs.append(args[2][0]))

@@ -131,6 +131,7 @@ class ValidationTask:
                 "n_target_tokens": int(n_targets.sum()),
                 "n_target_bytes": int(n_bytes.sum()),
             },
+            samples={"loss": nats, "perplexity": nats, "bits_per_byte": text_nats},
         )
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, n_tokens: int | None) -> np.ndarray:

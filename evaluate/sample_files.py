@@ -1,29 +1,130 @@
-"""Rows of a benchmark: from a local .jsonl file, or from a data set of the Hub."""
+"""Rows of a benchmark: from a local .jsonl or text file, or from a data set of the Hub."""
 
+from __future__ import annotations
+
+import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from compare import CompareConfig
+
+
+@dataclass(frozen=True)
+class SampleData:
+    """Where a benchmark's official samples are, and what they are known by.
+
+    Args:
+        argument: field of the command line that names another place.
+        file: its official name, by which a directory is searched for it.
+        hub_name: data set of the Hub; None where none is certain to hold the official file.
+        split: of the data set.
+        subset: of the data set, None where it has but one.
+        revision: commit of the data set, None for the newest.
+        sha256: checksum of the official file; None if unknown.
+        n_samples: how many they are.
+    """
+
+    argument: str
+    file: str
+    hub_name: str | None = None
+    split: str = "test"
+    subset: str | None = None
+    revision: str | None = None
+    sha256: str | None = None
+    n_samples: int | None = None
+
+    def source(self, config: CompareConfig) -> str:
+        """The place that the command line names, else that in `--data_dir`, else the Hub.
+
+        A directory is searched for the official file, and so are those below it.
+
+        Raises:
+            FileNotFoundError: if the file is not there.
+            ValueError: if there is no such place.
+        """
+        # A rare task has no argument of its own.
+        given = getattr(config, self.argument, None) or getattr(config, "data_dir", None)
+        if given is None and self.hub_name is None:
+            raise ValueError(f"expected {self.file} in --data_dir, found no --data_dir")
+        if given is None or not Path(given).is_dir():
+            return given or self.hub_name
+        if (path := Path(given) / self.file).exists():
+            return str(path)
+        if found := sorted(Path(given).rglob(self.file)):
+            return str(found[0])
+        raise FileNotFoundError(f"{given}: expected {self.file} in it, found none")
+
+    def rows(
+        self, source: str, *, columns: dict[str, type], limit: int | None
+    ) -> Iterator[tuple[str, dict]]:
+        """What `read_rows` reads; subset and revision are those of `hub_name` alone."""
+        is_own = source == self.hub_name
+        return read_rows(
+            source,
+            columns=columns,
+            split=self.split,
+            limit=limit,
+            revision=self.revision if is_own else None,
+            subset=self.subset if is_own else None,
+        )
+
+    def status(self, sha256: str, n_samples: int) -> str:
+        """What is known of samples with this digest; other samples are measured all the same."""
+        if self.sha256 is None:
+            return "no official checksum is known"
+        if sha256 == self.sha256:
+            return "official"
+        if self.n_samples is not None and n_samples < self.n_samples:
+            return f"{n_samples} of {self.n_samples} samples, unchecked"
+        return "not the official file"
+
+    def source_status(self, source: str) -> str:
+        """What is known of the place itself, for samples whose digest is not that of a file."""
+        path = Path(source)
+        if not path.is_file():
+            return f"from the Hub, {source}"
+        if self.sha256 is None:
+            return "no official checksum is known"
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return "official" if sha256 == self.sha256 else "not the official file"
 
 
 def read_rows(
-    source: str, *, columns: dict[str, type], split: str, limit: int | None, revision: str | None
+    source: str,
+    *,
+    columns: dict[str, type],
+    split: str,
+    limit: int | None,
+    revision: str | None,
+    subset: str | None = None,
 ) -> Iterator[tuple[str, dict]]:
     """Each of the first `limit` rows, after the name of its place, for an error message.
 
     Args:
-        source: a .jsonl file, or the name of a Hub data set.
+        source: a .jsonl file, a text file (.txt, .raw, .tokens) whose lines are the rows of one
+            column `text`, or the name of a Hub data set.
         columns: what a row must have, with its type; a file may have others beside them.
         split: of the Hub data set.
         limit: rows to read, None for all.
         revision: commit of the Hub data set, None for the newest.
+        subset: of the Hub data set, None for its only one.
 
     Raises:
         ValueError: for a line or a row that is not as above.
     """
     path = Path(source)
-    is_file = path.suffix == ".jsonl" or path.is_file()
-    rows = _read_jsonl(path, limit) if is_file else _read_hub(source, split, limit, revision)
+    if path.suffix in (".txt", ".raw", ".tokens"):
+        rows = _read_lines(path, limit)
+    elif path.suffix == ".jsonl" or path.is_file():
+        rows = _read_jsonl(path, limit)
+    else:
+        rows = _read_hub(source, split, limit, revision, subset)
     for place, row in rows:
         if not isinstance(row, dict):
             raise ValueError(
@@ -38,6 +139,17 @@ def read_rows(
         yield place, row
 
 
+def _read_lines(path: Path, limit: int | None) -> Iterator[tuple[str, dict]]:
+    """The first `limit` lines without their line feed; no other character ends a line."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(islice(lines, limit), start=1):
+            place = f"{path}, line {number}"
+            try:
+                yield place, {"text": line.removesuffix(b"\n").decode()}
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{place}: expected UTF-8: {error}") from error
+
+
 def _read_jsonl(path: Path, limit: int | None) -> Iterator[tuple[str, object]]:
     """What is in the first `limit` lines."""
     with path.open("rb") as lines:
@@ -50,11 +162,11 @@ def _read_jsonl(path: Path, limit: int | None) -> Iterator[tuple[str, object]]:
 
 
 def _read_hub(
-    name: str, split: str, limit: int | None, revision: str | None
+    name: str, split: str, limit: int | None, revision: str | None, subset: str | None
 ) -> Iterator[tuple[str, object]]:
     """The first `limit` rows of a data set."""
     from datasets import load_dataset  # takes a second, which a local file need not pay
 
-    rows = load_dataset(name, split=split, revision=revision)
+    rows = load_dataset(name, subset, split=split, revision=revision)
     for number, row in enumerate(islice(rows, limit), start=1):
         yield f"{name}, row {number}", row

@@ -46,8 +46,10 @@ def results_of(tmp_path):
 
 
 def table_rows(output):
-    """Cells of each row of a Markdown table, the line under the headers left out."""
-    lines = output.splitlines()
+    """Cells of each row of a Markdown table, without the line under the headers and the notes."""
+    table, _, notes = output.partition("\n\n")
+    assert notes.startswith("± is one standard error.")
+    lines = table.splitlines()
     assert all(line.startswith("|") and line.endswith("|") for line in lines)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return [rows[0], *rows[2:]]
@@ -69,7 +71,10 @@ def test_a_command_line_compares_what_it_reaches_and_says_why_it_misses_the_rest
     assert "no/such-model, val: OSError" in finished.stderr
 
     header, *rows = table_rows(finished.stdout)
-    assert header == ["Task", "Protocol", "Metric", "", *models]
+    n_published = len(header) - 7
+    assert header[:7] == ["Task", "Protocol", "Metric", "", *models]
+    assert all(name.endswith("(published, not measured here)") for name in header[7:])
+    assert n_published and {row[7] for row in rows[:3]} == {"–"}
     assert [row[:4] for row in rows] == [
         ["val", "stream v1", "loss", "↓"],
         ["val", "stream v1", "perplexity", "↓"],
@@ -78,37 +83,40 @@ def test_a_command_line_compares_what_it_reaches_and_says_why_it_misses_the_rest
         ["lambada", "lambada_openai v1", "perplexity", "↓"],
     ]
     reported = results_of(tmp_path)
-    for task, _, metric, _, first, missing, second in rows:
+    for task, _, metric, _, first, missing, second, *_ in rows:
         for model, text in ((models[0], first), (models[2], second)):
-            cell = reported["results"][model][task]
+            cell = reported["models"][model]["results"][task]
             value, stderr = cell[f"{metric},none"], cell[f"{metric}_stderr,none"]
-            assert text == f"{value:.4f} ± {stderr:.4f}"
+            assert text.partition(" (")[0] == f"{value:.4f} ± {stderr:.4f}"
         is_first_row = metric in ("loss", "acc")
         assert missing.startswith("error: OSError: ") if is_first_row else missing == "–"
-    for task in ("val", "lambada"):
-        assert list(reported["results"]["no/such-model"][task]) == ["error"]
+    assert list(reported["models"]["no/such-model"]["errors"]) == ["val", "lambada"]
 
 
 def test_the_results_file_says_what_was_measured_on_what(inputs, arguments, tmp_path):
     model = str(inputs / "first")
     assert compare.main([*arguments, "--models", model]) == 0
     reported = results_of(tmp_path)
-    lambada = reported["results"][model]["lambada"]
+    found = reported["models"][model]
     passages = (inputs / "passages.jsonl").read_bytes()
-    assert lambada["protocol"] == "lambada_openai"
-    assert lambada["version"] == 1
-    assert lambada["n_samples"] == N_PASSAGES
-    assert lambada["sha256"] == hashlib.sha256(passages).hexdigest()
-    assert 0 <= lambada["acc,none"] <= 1
-    assert lambada["seconds"] >= 0
-    val = reported["results"][model]["val"]
     shard = (inputs / "shards" / "val_000000.bin").read_bytes()
-    assert val["sha256"] == hashlib.sha256(shard).hexdigest()
-    assert val["window_tokens"] == 32
-    assert reported["models"][model]["class"] == "GPT2LMHeadModel"
+    weights = (inputs / "first" / "model.safetensors").read_bytes()
+    digest = hashlib.sha256(passages).hexdigest()
+    config = found["configs"]["lambada"]
+    assert (config["protocol"], found["versions"]["lambada"]) == ("lambada_openai", 1)
+    assert config["data_status"] == f"{N_PASSAGES} of 5153 samples, unchecked"
+    assert found["n-samples"]["lambada"] == {"original": N_PASSAGES, "effective": N_PASSAGES}
+    assert found["task_hashes"]["lambada"] == digest
+    assert found["task_hashes"]["val"] == hashlib.sha256(shard).hexdigest()
+    assert found["model_sha256"]["model.safetensors"] == hashlib.sha256(weights).hexdigest()
+    assert {"config.json", "tokenizer.json"} <= set(found["model_sha256"])
+    assert 0 <= found["results"]["lambada"]["acc,none"] <= 1
+    assert found["seconds"]["lambada"] >= 0
+    assert found["details"]["val"]["window_tokens"] == 32
+    assert found["config"]["model_class"] == "GPT2LMHeadModel"
+    assert found["errors"] == {} and reported["is_complete"]
     assert reported["arguments"]["tasks"] == ["val", "lambada"]
-    assert {"torch_version", "transformers_version"} <= set(reported)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["results.json"]
+    assert {"torch_version", "transformers_version", "bootstrap"} <= set(reported)
 
 
 def test_a_limit_is_named_in_the_table(inputs, arguments, tmp_path, capsys):
@@ -117,8 +125,8 @@ def test_a_limit_is_named_in_the_table(inputs, arguments, tmp_path, capsys):
     _, *rows = table_rows(capsys.readouterr().out)
     assert rows[0][1] == "stream v1, first 3 windows"
     assert rows[-1][1] == "lambada_openai v1, first 3 passages"
-    cells = results_of(tmp_path)["results"][model]
-    assert [cells[task]["n_samples"] for task in ("val", "lambada")] == [3, 3]
+    counts = results_of(tmp_path)["models"][model]["n-samples"]
+    assert counts["lambada"] == counts["val"] == {"original": None, "effective": 3}
 
 
 def test_data_that_cannot_be_read_leaves_the_other_task_its_numbers(
@@ -130,15 +138,15 @@ def test_data_that_cannot_be_read_leaves_the_other_task_its_numbers(
     _, *rows = table_rows(capsys.readouterr().out)
     assert rows[0][4].count("±") == 1
     assert rows[3][4].startswith("error: FileNotFoundError")
-    cells = results_of(tmp_path)["results"][model]
-    assert "none.jsonl" in cells["lambada"]["error"]
-    assert "loss,none" in cells["val"]
+    found = results_of(tmp_path)["models"][model]
+    assert "none.jsonl" in found["errors"]["lambada"]
+    assert list(found["results"]) == ["val"]
 
 
 def test_a_missing_model_directory_is_an_error_in_its_column(arguments, tmp_path, capsys):
     model = str(tmp_path / "nowhere")
     assert compare.main([*arguments, "--models", model]) == 1
-    error = results_of(tmp_path)["results"][model]["val"]["error"]
+    error = results_of(tmp_path)["models"][model]["errors"]["val"]
     assert error.startswith("FileNotFoundError: expected a model directory")
 
 
@@ -150,7 +158,11 @@ def test_results_go_beside_the_first_model_if_it_is_a_local_directory(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--models m --tasks lambda", "invalid choice: 'lambda' (choose from"),
+        ("--models m --tasks lambda", "found 'lambda'; did you mean lambada?"),
+        ("--models m --tasks all lambada", "--tasks: expected all alone"),
+        ("--models m --tasks lambada lambada", "--tasks: expected each once"),
+        ("--models m n --tasks all --baseline gpt2", "--baseline: expected one of --models"),
+        ("--models m --tasks all --data_dir no/where", "--data_dir: expected a directory"),
         ("--models m --tasks lambada --limit 0", "--limit: expected at least 1, found 0"),
         ("--models m --tasks lambada --batch_tokens 0", "--batch_tokens: expected at least 1"),
         ("--models m --tasks val", "--val_data: expected a shard directory for task val"),
@@ -179,26 +191,3 @@ def test_an_output_directory_that_is_a_file_is_a_bad_argument(inputs, tmp_path, 
         )
     assert caught.value.code == 2
     assert "--output_dir: expected a directory" in capsys.readouterr().err
-
-
-def test_a_failed_write_leaves_the_old_results_and_nothing_beside_them(tmp_path):
-    path = tmp_path / "results.json"
-    compare.write_json(path, {"value": 1})
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        compare.write_json(path, {"value": float("nan")})
-    assert json.loads(path.read_text()) == {"value": 1}
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_bar_in_an_error_does_not_break_the_table():
-    cell = {"error": "ValueError: a | b"}
-    assert compare.format_cell(cell, "acc", compare.TASKS["lambada"]) == (
-        "error: ValueError: a \\| b"
-    )
-
-
-def test_the_perplexity_of_an_untrained_model_fits_its_cell():
-    assert [compare.format_number(value) for value in (40.05541, 2.4e17)] == [
-        "40.0554",
-        "2.4000e+17",
-    ]

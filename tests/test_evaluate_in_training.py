@@ -88,9 +88,9 @@ def expected(directory, tmp_path_factory):
     data = [part for name in NAMES for part in (f"--{name}_data", f"{directory}/{name}.jsonl")]
     arguments = ["--models", str(directory), "--tasks", *NAMES, *data, "--device", "cpu"]
     assert compare.main([*arguments, "--output_dir", str(output_dir)]) == 0
-    (cells,) = json.loads((output_dir / "results.json").read_text())["results"].values()
+    (model,) = json.loads((output_dir / "results.json").read_text())["models"].values()
     return {
-        f"{name}/{metric}": cells[name][f"{metric},none"]
+        f"{name}/{metric}": model["results"][name][f"{metric},none"]
         for name in NAMES
         for metric in in_training.BENCHMARKS[name][1].metrics
     }
@@ -139,7 +139,9 @@ def test_two_processes_have_the_scores_of_compare_and_call_the_model_alike(
     assert process.returncode == 0, process.stderr[-3000:]
     values, n_calls, is_training = json.loads(process.stdout.splitlines()[-1])
     assert values == pytest.approx(expected, rel=1e-5)
-    assert n_calls[0] == n_calls[1] > 10
+    assert min(n_calls) > 10
+    if kind == "fsdp":
+        assert n_calls[0] == n_calls[1]
     assert is_training
 
 

@@ -78,6 +78,7 @@ def test_the_loss_is_that_of_a_training_loop(shards, stream, scorer):
     assert loss.stderr == pytest.approx(np.std(losses, ddof=1) / math.sqrt(n_windows), rel=1e-4)
     assert perplexity.value == pytest.approx(math.exp(np.mean(losses)), rel=1e-4)
     assert perplexity.stderr == pytest.approx(perplexity.value * loss.stderr)
+    np.testing.assert_allclose(result.samples["loss"] / 32, losses, rtol=1e-5)
 
 
 def test_a_model_that_knows_nothing_has_the_numbers_of_a_uniform_guess(tmp_path, tokenizer):

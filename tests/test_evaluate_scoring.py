@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 # isort: split
+from batching import pack_batches
+from encoding import encode_pairs
 from scoring import (
     CausalScorer,
     cut_windows,
-    encode_pairs,
-    pack_batches,
     perplexity_estimate,
     ratio_estimate,
 )

@@ -205,6 +205,11 @@ ALLOWED = {
 EVALUATE_ALLOWED = {
     *("accelerate", "datasets", "huggingface_hub", "numpy", "tabulate", "torch", "tqdm"),
     *("transformers", "compare", "hellaswag", "lambada", "perplexity", "sample_files", "scoring"),
+    *("arc_easy", "charts", "differences", "evaluation", "in_training", "json_files", "piqa"),
+    *("matplotlib", "measurements", "model_files", "paired_tests", "process_group"),
+    *("published_numbers", "result_cache", "results_file", "results_table", "task_names"),
+    *("documents", "greedy_words", "local_text", "multiple_choice", "paper_corpora", "wikitext"),
+    *("batching", "cbt", "cbt_files", "encoding", "row_scorer", "shared_prefix"),
 }
 
 

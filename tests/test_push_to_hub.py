@@ -181,7 +181,7 @@ def test_the_card_on_the_hub_has_the_measured_values(published, tmp_path):
     files = published[0].files
     (tmp_path / "README.md").write_bytes(files["README.md"])
     card = ModelCard.load(tmp_path / "README.md")
-    measured = json.loads(files["results.json"])["results"][REPOSITORY]["val"]
+    measured = json.loads(files["results.json"])["models"][REPOSITORY]["results"]["val"]
     assert [(result.metric_type, result.metric_value) for result in card.data.eval_results] == [
         ("loss", measured["loss,none"]),
         ("bits_per_byte", measured["bits_per_byte,none"]),

@@ -42,5 +42,5 @@ def test_the_quickstart_goes_from_text_to_a_scored_checkpoint(small_data, tmp_pa
     assert "| bits_per_byte |" in process.stdout
     assert "Returns the" in process.stdout.split("| bits_per_byte |")[1]  # the sample comes last
     results = json.loads((tmp_path / "runs" / "quickstart" / "results.json").read_text())
-    assert results["results"]["runs/quickstart"]["val"]["loss,none"] < 7
+    assert results["models"]["runs/quickstart"]["results"]["val"]["loss,none"] < 7
     assert (tmp_path / "runs" / "quickstart" / "model.safetensors").exists()

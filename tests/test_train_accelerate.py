@@ -244,8 +244,8 @@ def test_validation_loss_is_the_one_that_compare_measures(finished, small_data, 
     subprocess.run(
         [sys.executable, *command, "--val_data", str(small_data)], cwd=REPOSITORY, check=True
     )
-    results = json.loads((output_dir / "results.json").read_text())["results"]
-    measured = results[str(output_dir)]["val"]["loss,none"]
+    models = json.loads((output_dir / "results.json").read_text())["models"]
+    measured = models[str(output_dir)]["results"]["val"]["loss,none"]
     expected = read_metrics(output_dir / "metrics.jsonl")[-1]["eval_loss"]
     assert measured == pytest.approx(expected, abs=1e-5)
 

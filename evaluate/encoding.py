@@ -1,0 +1,61 @@
+"""Token ids of contexts and continuations, and how many of them a model takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """Most input tokens the model accepts, from its config.
+
+    Raises:
+        ValueError: if the config holds neither `max_position_embeddings` nor `n_positions`.
+    """
+    config = model.config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions"):
+        if isinstance(value := getattr(config, name, None), int):
+            return value
+    raise ValueError(
+        f"{type(config).__name__}: expected max_position_embeddings or n_positions, found neither"
+    )
+
+
+def encode_pairs(
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]]
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Token ids of each (context, continuation), as lm-evaluation-harness splits them.
+
+    Context and continuation are encoded as one text and cut after as many tokens as the context
+    has by itself. Spaces at the end of the context count as the continuation's first: byte-level
+    tokens begin with their space. An empty context becomes the tokenizer's `bos` or `eos` token.
+
+    Raises:
+        ValueError: for a context of white space only, which has no token left.
+
+    Source: `TemplateLM._encode_pair` and `loglikelihood` in lm_eval 0.4.13, `api/model.py`.
+    """
+    contexts = [context.rstrip() for context, _ in pairs]
+    unique = list(dict.fromkeys(contexts))
+    context_ids = dict(zip(unique, encode_texts(tokenizer, unique), strict=True))
+    whole_ids = encode_texts(tokenizer, [context + continuation for context, continuation in pairs])
+    for (context, _), stripped, whole in zip(pairs, contexts, whole_ids, strict=True):
+        before = context_ids[stripped]
+        if not context:
+            bos = tokenizer.bos_token_id
+            prefix = tokenizer.eos_token_id if bos is None else bos
+            yield ([prefix], whole) if whole[:1] != [prefix] else (whole[:1], whole[1:])
+        elif not before:
+            raise ValueError(f"expected a context with a token, found {context!r}")
+        else:
+            yield before, whole[len(before) :]
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Token ids of each text, nothing added; `verbose` would warn of texts over the context."""
+    if not texts:
+        return []
+    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)[
+        "input_ids"
+    ]

@@ -1,0 +1,177 @@
+"""Measures models on tasks, one after the other; whatever fails leaves the rest its numbers."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from in_training import SharedScorer
+from measurements import Measurement, ModelMeasurements, error_line
+from model_files import checksums_of
+from process_group import ProcessGroup
+from result_cache import ResultCache
+from scoring import CausalScorer, Task
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+if TYPE_CHECKING:
+    from compare import CompareConfig
+
+
+def load_tasks(
+    kinds: Mapping[str, type[Task]], config: CompareConfig, processes: ProcessGroup
+) -> tuple[dict[str, Task], dict[str, str]]:
+    """The tasks with their data, and why others have none.
+
+    The main process reads first, so that the others find what it downloaded.
+    """
+    loaded: dict[str, Task] = {}
+    problems: dict[str, str] = {}
+    for name, kind in kinds.items():
+        for is_first in (True, False):
+            problem = None
+            if processes.is_main == is_first:
+                try:
+                    loaded[name] = kind.from_config(config)
+                except Exception as error:
+                    problem = error_line(error)
+            if problem := processes.first_problem(problem):
+                loaded.pop(name, None)
+                problems[name] = problem
+                break
+    return loaded, problems
+
+
+def evaluate_model(
+    model: ModelMeasurements,
+    tasks: Mapping[str, Task],
+    config: CompareConfig,
+    cache: ResultCache,
+    processes: ProcessGroup,
+) -> None:
+    """Measures a model on every task, and fills `model` as it goes.
+
+    What the cache has is not measured again; a model that is all there is not even loaded.
+    """
+    model.files = processes.from_main(lambda: _checksums(model.name))
+    keys = {name: cache_key(model.files, name, task, config) for name, task in tasks.items()}
+    hits = processes.from_main(
+        lambda: {name: cache.read(key) for name, key in keys.items() if model.files}
+    )
+    for name, hit in hits.items():
+        if hit is not None:
+            model.tasks[name], model.description = hit
+    missing = [name for name in tasks if hits.get(name) is None]
+    if not missing:
+        return
+    scorer, problem = None, None
+    try:
+        scorer = load_scorer(model.name, config, processes)
+    except Exception as error:
+        problem = error_line(error)
+    if problem := processes.first_problem(problem):
+        for name in missing:
+            _note(model, name, Measurement(error=problem), processes)
+        return
+    model.description = describe_model(scorer)
+    for name in missing:
+        start = time.perf_counter()
+        try:
+            result = tasks[name].evaluate(scorer)
+        except Exception as error:
+            _note(model, name, Measurement(error=error_line(error)), processes)
+            continue
+        model.tasks[name] = Measurement(result, seconds=time.perf_counter() - start)
+        if processes.is_main and model.files:
+            cache.write(keys[name], model.tasks[name], model.description)
+    # The next model may need the memory of this one.
+    del scorer
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def cache_key(
+    files: Mapping[str, str], name: str, task: Task, config: CompareConfig
+) -> dict[str, Any]:
+    """Everything that a result depends on, fit for JSON."""
+    return {
+        "model": dict(files),
+        "dtype": config.dtype,
+        "task": name,
+        "protocol": task.protocol,
+        "task_version": task.version,
+        "data": task.sha256,
+        "limit": config.limit,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def load_scorer(name: str, config: CompareConfig, processes: ProcessGroup) -> CausalScorer:
+    """The model and its tokenizer on the device of this process.
+
+    Raises:
+        Exception: of many kinds, if there is no such model, or it has no tokenizer.
+    """
+    if name.startswith((".", "/", "~")) and not Path(name).is_dir():
+        raise FileNotFoundError(f"expected a model directory, found no directory {name}")
+    options = {"trust_remote_code": config.trust_remote_code}
+    tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    if not tokenizer("a")["input_ids"]:  # what transformers makes where there are no files
+        raise ValueError("expected a tokenizer beside the model, found none; save it there")
+    model = AutoModelForCausalLM.from_pretrained(
+        name, dtype=getattr(torch, config.dtype), **options
+    )
+    accelerator = processes.accelerator
+    if accelerator is None or config.device not in ("auto", "cpu"):
+        device = resolve_device(config.device)
+    else:
+        device = accelerator.device
+    model = model.to(device)
+    scorer = CausalScorer(model, tokenizer, batch_tokens=config.batch_tokens)
+    if accelerator is None:
+        return scorer
+    return SharedScorer(model, tokenizer, accelerator, batch_tokens=config.batch_tokens)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called `name`; auto is the fastest kind there is."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def describe_model(scorer: CausalScorer) -> dict[str, Any]:
+    """Class, size and precision of a model, under the keys of lm-evaluation-harness."""
+    model = scorer.model
+    return {
+        "model_class": type(model).__name__,
+        "model_num_parameters": model.num_parameters(),
+        "model_dtype": str(model.dtype).removeprefix("torch."),
+        "model_sha": getattr(model.config, "_commit_hash", None),  # of a Hub model
+        "max_length": scorer.context_tokens,
+    }
+
+
+def _checksums(name: str) -> dict[str, str]:
+    """Of the model's files; empty for a model that is not there, which loading will say."""
+    try:
+        return checksums_of(name)
+    except (OSError, ValueError):
+        return {}
+
+
+def _note(
+    model: ModelMeasurements, task: str, measurement: Measurement, processes: ProcessGroup
+) -> None:
+    """Keeps an error and says it on stderr."""
+    model.tasks[task] = measurement
+    if processes.is_main:
+        print(f"{model.name}, {task}: {measurement.error}", file=sys.stderr)

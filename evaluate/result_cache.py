@@ -1,0 +1,85 @@
+"""Results of earlier calls, so that an interrupted evaluation goes on where it stopped.
+
+One JSON file for each task of each model. Its name is a hash of everything that the result depends
+on: weights, config, tokenizer, data, protocol and version, limit, precision, and the versions of
+torch and transformers. Batch size, device and number of processes are left out: results do not
+depend on them beyond the last digits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from json_files import write_json
+from measurements import Measurement
+from scoring import Estimate, TaskResult
+
+VERSION = 1  # of these files
+
+
+class ResultCache:
+    """Measurements by what they depend on.
+
+    Args:
+        directory: of the files; made when the first is written. None keeps nothing.
+    """
+
+    def __init__(self, directory: Path | None):
+        self._directory = directory
+
+    def read(self, key: dict[str, Any]) -> tuple[Measurement, dict[str, Any]] | None:
+        """A measurement and the description of its model, None if there is none that can be read.
+
+        Args:
+            key: what the measurement depends on, fit for JSON.
+        """
+        if self._directory is None:
+            return None
+        try:
+            content = json.loads(self._path(key).read_bytes())
+            if content["key"] != key or content["version"] != VERSION:
+                return None
+            result = content["result"]
+            samples = {
+                name: np.array(values, dtype=np.float64)
+                for name, values in result["samples"].items()
+            }
+            estimates = {name: Estimate(**value) for name, value in result["estimates"].items()}
+            measured = TaskResult(result["n_samples"], estimates, result["details"], samples)
+            measurement = Measurement(measured, seconds=content["seconds"], is_from_cache=True)
+            return measurement, content["model"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None  # absent or damaged: it is measured again
+
+    def write(self, key: dict[str, Any], measurement: Measurement, model: dict[str, Any]) -> None:
+        """Keeps a measurement; values that JSON has no number for are not kept."""
+        result = measurement.result
+        if self._directory is None or result is None:
+            return
+        samples = {name: values.tolist() for name, values in result.samples.items()}
+        if not all(math.isfinite(value) for values in samples.values() for value in values):
+            return
+        self._directory.mkdir(parents=True, exist_ok=True)
+        content = {
+            "n_samples": result.n_samples,
+            "estimates": {name: asdict(value) for name, value in result.estimates.items()},
+            "details": result.details,
+            "samples": samples,
+        }
+        write_json(
+            self._path(key),
+            {"version": VERSION, "key": key, "model": model, "seconds": measurement.seconds}
+            | {"result": content},
+            indent=None,
+        )
+
+    def _path(self, key: dict[str, Any]) -> Path:
+        """The file of a key."""
+        text = json.dumps(key, sort_keys=True)
+        return self._directory / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"

@@ -1,0 +1,316 @@
+"""Log-likelihoods of rows of token ids under any causal language model of transformers.
+
+The numbers are those of lm-evaluation-harness for less work: rows are packed longest first into
+batches of a budget of padded tokens, what rows have in common is computed once, and the
+language-model head, which for GPT-2 small is a third of the arithmetic and most of the memory, runs
+only where a token is scored.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from batching import MIN_SHARED_TOKENS, Batch, n_common_tokens, pack_endings, plan_batches
+from encoding import context_length
+from shared_prefix import SharedPrefix
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import DynamicCache, PreTrainedModel
+
+logger = logging.getLogger(__name__)
+# Positions that pass through the head together. 128 rows of 50,257 float32 logits are 26 MB, which
+# malloc can reuse; for arrays above 32 MB glibc asks the kernel for fresh pages every time.
+HEAD_ROWS = 128
+PROBE_TOKENS = 8
+# Where `batch_tokens` "auto" begins, by the device. On a CPU more is slower: rows of one batch
+# differ more in length, and its arrays leave the cache.
+AUTO_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
+# Beginnings that one cache may hold: of any lengths, of one length, or none.
+Sharing = Literal["any", "equal", "none"]
+
+
+class RowScorer:
+    """A causal language model, ready to score token ids.
+
+    Args:
+        model: any transformers causal LM whose logits are `get_output_embeddings()` applied to the
+            last hidden state of `base_model`; a short forward pass checks that. It is switched to
+            evaluation mode.
+        batch_tokens: padded input tokens of one forward pass; a longer row is a batch of its own.
+            Whenever the device has not enough memory, the number is halved. "auto" begins with
+            `AUTO_BATCH_TOKENS` of the device.
+
+    Raises:
+        ValueError: for a model without such a head, or without a context length in its config.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, batch_tokens: int | Literal["auto"]) -> None:
+        self.model = model.eval()
+        if batch_tokens == "auto":
+            batch_tokens = AUTO_BATCH_TOKENS.get(model.device.type, AUTO_BATCH_TOKENS["cpu"])
+        self.batch_tokens = batch_tokens
+        # What batches are made for. It stays as it is, so that several processes make the same.
+        self._planned_tokens = batch_tokens
+        self.context_tokens = context_length(model)
+        self._n_embeddings = model.get_input_embeddings().weight.shape[0]
+        self._known_sharing: Sharing | None = None  # not tried yet
+        self._head = model.get_output_embeddings()
+        if self._head is None or model.base_model is model:
+            raise ValueError(
+                f"{type(model).__name__}: expected a base model and get_output_embeddings(), "
+                f"found {'no base model' if self._head is not None else 'no output embeddings'}"
+            )
+        self._check_head()
+
+    def score_windows(
+        self, windows: Sequence[np.ndarray], *, description: str = "windows"
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """For each window of L + 1 token ids its index and the (L,) nats of all but the first id.
+
+        Longest window first, so windows of one length come in the order given.
+        """
+        n_scored = [len(window) - 1 for window in windows]
+        groups = [[index] for index in range(len(windows))]
+        for index, nats, _ in self._score_tails(windows, n_scored, groups, description):
+            yield index, nats
+
+    def _score_rows(
+        self,
+        rows: Sequence[np.ndarray],
+        n_scored: Sequence[int],
+        groups: Sequence[Sequence[int]],
+        description: str,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Log-probability of the last `n_scored` ids of each row, and whether all are argmax."""
+        log_probs, is_greedy = np.zeros(len(rows)), np.zeros(len(rows), dtype=bool)
+        for index, nats, greedy in self._score_tails(rows, n_scored, groups, description):
+            log_probs[index] = -nats.sum(dtype=np.float64)
+            is_greedy[index] = greedy.all()
+        return log_probs, is_greedy
+
+    def _score_tails(
+        self,
+        rows: Sequence[np.ndarray],
+        n_scored: Sequence[int],
+        groups: Sequence[Sequence[int]],
+        description: str,
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Index, nats and argmax flags of the last `n_scored[index]` ids of each row."""
+        with tqdm(total=len(rows), desc=description, unit="row", disable=None) as progress:
+            for batch in self._plan(rows, n_scored, groups):
+                for scores in self._score_batch(batch, rows, n_scored):
+                    yield scores
+                    progress.update()
+
+    def _plan(
+        self,
+        rows: Sequence[np.ndarray],
+        n_scored: Sequence[int],
+        groups: Sequence[Sequence[int]],
+    ) -> Iterator[Batch]:
+        """The batches of all rows."""
+        n_shared = [
+            0 if len(group) < 2 else n_common_tokens(rows, n_scored, group) for group in groups
+        ]
+        needs_sharing = any(n >= MIN_SHARED_TOKENS for n in n_shared)
+        sharing = self._sharing() if needs_sharing else "none"
+        return plan_batches(
+            [len(row) - 1 for row in rows],
+            groups,
+            n_shared if sharing != "none" else [0] * len(groups),
+            self._planned_tokens,
+            is_equal=sharing == "equal",
+        )
+
+    def _score_batch(
+        self, batch: Batch, rows: Sequence[np.ndarray], n_scored: Sequence[int]
+    ) -> list[tuple[int, np.ndarray, np.ndarray]]:
+        """Index, nats and argmax flags of each row; in halves where the device lacks the memory."""
+        longest = max(len(rows[index]) - 1 for index in batch.rows)
+        while len(batch.groups) == 1 or batch.n_tokens <= self.batch_tokens:
+            try:
+                return self._score_whole_batch(batch, rows, n_scored)
+            except RuntimeError as error:
+                is_smallest = len(batch.groups) == 1 and self.batch_tokens < longest
+                if is_smallest or not should_reduce_batch_size(error):
+                    raise
+            # Here, not above: the exception would keep the tensors of the failed pass alive.
+            self.batch_tokens //= 2
+            clear_device_cache()
+            logger.warning(
+                "The device is out of memory; forward passes have %d tokens now", self.batch_tokens
+            )
+        return [s for half in batch.halves() for s in self._score_batch(half, rows, n_scored)]
+
+    def _score_whole_batch(
+        self, batch: Batch, rows: Sequence[np.ndarray], n_scored: Sequence[int]
+    ) -> list[tuple[int, np.ndarray, np.ndarray]]:
+        """Index, nats and argmax flags of each row, what the rows share computed once."""
+        if not any(batch.n_shared):
+            scores = self._score_padded(
+                [rows[index] for index in batch.rows], [n_scored[index] for index in batch.rows]
+            )
+            return list(zip(batch.rows, *scores, strict=True))
+        prefix = self._shared_prefix(
+            [rows[group[0]][:n] for group, n in zip(batch.groups, batch.n_shared, strict=True)]
+        )
+        indices = batch.rows
+        owners = [owner for owner, group in enumerate(batch.groups) for _ in group]
+        endings = [
+            rows[index][batch.n_shared[owner] :]
+            for index, owner in zip(indices, owners, strict=True)
+        ]
+        lengths = [len(ending) - 1 for ending in endings]
+        found = []
+        for part in pack_endings(lengths, max(batch.n_shared), self.batch_tokens):
+            inputs = prefix.inputs(torch.tensor([owners[i] for i in part]), lengths[part[0]])
+            scores = self._score_padded(
+                [endings[i] for i in part], [n_scored[indices[i]] for i in part], **inputs
+            )
+            found += zip([indices[i] for i in part], *scores, strict=True)
+        return found
+
+    # Shapes: B rows, T input tokens of the longest, N scored tokens of the batch, C channels,
+    # V vocabulary entries.
+    @torch.no_grad()  # what a sharded model gathers in inference mode, it cannot train with
+    def _shared_prefix(self, beginnings: list[np.ndarray]) -> SharedPrefix:
+        """Keys and values of rows."""
+        lengths = torch.tensor([len(beginning) for beginning in beginnings])
+        cache = DynamicCache()  # without a config, so that sliding windows are kept whole
+        input_ids = self._checked(padded(beginnings))
+        self._hidden_states(input_ids, past_key_values=cache, use_cache=True)
+        return SharedPrefix(cache, lengths, self.context_tokens)
+
+    @torch.no_grad()
+    def _score_padded(
+        self, rows: list[np.ndarray], n_scored: list[int], **inputs: Any
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Nats and argmax flags of the last `n_scored` ids of each row, from one forward pass."""
+        lengths = [len(row) - 1 for row in rows]
+        input_ids = padded([row[:-1] for row in rows])
+        starts = np.arange(len(rows)) * max(lengths)
+        positions = np.concatenate(
+            [
+                start + np.arange(length - n, length)
+                for start, length, n in zip(starts, lengths, n_scored, strict=True)
+            ]
+        )
+        targets = self._checked(
+            np.concatenate([row[-n:] for row, n in zip(rows, n_scored, strict=True)])
+        )
+        hidden_states = self._hidden_states(self._checked(input_ids), **inputs).flatten(0, 1)
+        device = hidden_states.device
+        nats, greedy = self._score_positions(
+            hidden_states[torch.from_numpy(positions).to(device)], targets.to(device)
+        )
+        if not np.isfinite(nats).all():
+            raise ValueError(
+                f"{(~np.isfinite(nats)).sum()} of {len(nats)} log-probs are not finite"
+            )
+        splits = np.cumsum(n_scored)[:-1]
+        return np.split(nats, splits), np.split(greedy, splits)
+
+    def _checked(self, token_ids: np.ndarray) -> torch.Tensor:
+        """The ids as int64, each of which has an embedding."""
+        if token_ids.max() >= self._n_embeddings:
+            # On CUDA the embedding itself would stop the whole process instead.
+            raise ValueError(
+                f"expected token ids below the model's {self._n_embeddings} embeddings, "
+                f"found {token_ids.max()}: is this the model's tokenizer?"
+            )
+        return torch.from_numpy(token_ids.astype(np.int64))
+
+    def _hidden_states(self, input_ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
+        """What the head sees: (B, T) -> (B, T, C)."""
+        inputs = {"use_cache": False} | inputs
+        return self.model.base_model(input_ids=input_ids.to(self.model.device), **inputs)[0]
+
+    def _score_positions(
+        self, hidden_states: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Nats (float32) and argmax flags of each target: (N, C), (N,) -> (N,), (N,)."""
+        nats, greedy = [], []
+        for chunk, chunk_targets in zip(
+            hidden_states.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True
+        ):
+            logits = self._head(chunk).float()  # (up to HEAD_ROWS, V)
+            nats.append(F.cross_entropy(logits, chunk_targets, reduction="none"))
+            greedy.append(logits.argmax(dim=-1) == chunk_targets)
+        return torch.cat(nats).cpu().numpy(), torch.cat(greedy).cpu().numpy()
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """Compare our logits with the model's own, on a few tokens.
+
+        Some architectures scale or cap what the head returns; scored without that they would give
+        plausible, wrong numbers.
+        """
+        n_tokens = min(PROBE_TOKENS, self.context_tokens, self._n_embeddings)
+        input_ids = torch.arange(n_tokens, device=self.model.device)[None]
+        expected = self.model(input_ids=input_ids, use_cache=False).logits.float()
+        found = self._head(self._hidden_states(input_ids)).float()
+        if not self._is_close(expected, found):
+            raise ValueError(
+                f"{type(self.model).__name__}: expected get_output_embeddings() on the last hidden "
+                "state to give the logits, found that the model changes them afterwards"
+            )
+
+    def _sharing(self) -> Sharing:
+        """Which beginnings one cache may hold, as a few tokens show."""
+        if self._known_sharing is None:
+            self._known_sharing = "none"
+            window = getattr(self.model.config.get_text_config(), "sliding_window", None)
+            half = min(PROBE_TOKENS, self.context_tokens, self._n_embeddings) // 2
+            # A window is counted over the padding between a beginning and the rest of its row.
+            if window is None and self._continues([half, half - 1]):
+                self._known_sharing = "any"
+            elif self._continues([half, half]):
+                self._known_sharing = "equal"
+            else:
+                logger.warning(
+                    "%s: expected a model that continues from a DynamicCache, found that it does "
+                    "not; each row is computed whole, which takes several times longer",
+                    type(self.model).__name__,
+                )
+        return self._known_sharing
+
+    @torch.no_grad()
+    def _continues(self, bounds: list[int]) -> bool:
+        """Whether rows cut at `bounds` have the hidden states of whole rows after their cache."""
+        row = np.arange(2 * max(bounds))
+        try:
+            expected = self._hidden_states(self._checked(row[None]))[0].float()
+            prefix = self._shared_prefix([row[:bound] for bound in bounds])
+            endings = self._checked(padded([row[bound:] for bound in bounds]))
+            inputs = prefix.inputs(torch.arange(len(bounds)), endings.shape[1])
+            found = self._hidden_states(endings, **inputs).float()
+        except Exception as error:  # of any kind, from whatever the model is
+            logger.debug("no cache of beginnings of %s tokens: %s", bounds, error)
+            return False
+        return all(
+            self._is_close(expected[bound:], states[: len(row) - bound])
+            for bound, states in zip(bounds, found, strict=True)
+        )
+
+    def _is_close(self, expected: torch.Tensor, found: torch.Tensor) -> bool:
+        """Whether two results of the model differ by no more than its precision explains."""
+        if expected.shape != found.shape:
+            return False
+        tolerance = max(1e-3, 4 * torch.finfo(self.model.dtype).eps) * expected.abs().max()
+        return bool((expected - found).abs().max() <= tolerance)
+
+
+def padded(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows as one (B, T) int64 array, zeros on the right.
+
+    That padding needs no mask: no token that counts looks that way.
+    """
+    input_ids = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
+    for target, row in zip(input_ids, rows, strict=True):
+        target[: len(row)] = row
+    return input_ids

@@ -1,0 +1,235 @@
+"""Whole comparisons: cache, interruption, broken models, files beside the table, processes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import evaluate_path
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+# isort: split
+import compare
+from lambada import LambadaTask
+
+N_PASSAGES = 30
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """Directories `first`, `second` (models) and `data`, which has two of the official names."""
+    root = tmp_path_factory.mktemp("inputs")
+    tokenizer = evaluate_path.tiny_tokenizer()
+    (mat,) = tokenizer(" mat")["input_ids"]
+    for name, strength in (("first", 0), ("second", 4)):
+        model = evaluate_path.tiny_gpt2(tokenizer, n_positions=64)
+        with torch.no_grad():  # the second model likes this word
+            model.transformer.ln_f.bias += strength * model.transformer.wte.weight[mat]
+        model.save_pretrained(root / name)
+        tokenizer.save_pretrained(root / name)
+    encoded = tokenizer(evaluate_path.CORPUS * 4)["input_ids"]
+    stream = sum(([tokenizer.eos_token_id, *ids] for ids in encoded), [])
+    evaluate_path.write_shards(root / "shards", [stream], tokenizer)
+    (root / "data").mkdir()
+    words = ["mat", "cat", "dog"]
+    rows = [{"text": f"the cat sat on {'a ' * i}the {words[i % 3]}"} for i in range(N_PASSAGES)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (root / "data" / "lambada_test.jsonl").write_text(lines)
+    question = {"activity_label": "Cats", "ctx_a": "the cat sat", "ctx_b": "on the"}
+    question |= {"ctx": "the cat sat on the", "endings": ["mat", "dog.", "end", "cafe"], "label": 0}
+    lines = "".join(json.dumps(question | {"label": i % 4}) + "\n" for i in range(8))
+    (root / "data" / "hellaswag_val.jsonl").write_text(lines)
+    return root
+
+
+def run(inputs, output_dir, *arguments, models=("first", "second"), tasks=("val", "lambada")):
+    """The exit code of a comparison in this process."""
+    return compare.main(
+        [
+            *("--models", *(str(inputs / name) for name in models)),
+            *("--tasks", *tasks, "--data_dir", str(inputs / "data")),
+            *("--val_data", str(inputs / "shards"), "--output_dir", str(output_dir)),
+            *("--device", "cpu", *arguments),
+        ]
+    )
+
+
+def read(output_dir):
+    return json.loads((output_dir / "results.json").read_text())
+
+
+def measured(output_dir):
+    """The numbers of each model."""
+    return {name: model["results"] for name, model in read(output_dir)["models"].items()}
+
+
+def save_broken(inputs, directory, change):
+    """A copy of the first model with its tokenizer, changed."""
+    tokenizer = evaluate_path.tiny_tokenizer()
+    model = AutoModelForCausalLM.from_pretrained(inputs / "first")
+    change(model, tokenizer)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def test_what_was_measured_once_is_not_measured_again(inputs, tmp_path, monkeypatch):
+    assert run(inputs, tmp_path) == 0
+    first = measured(tmp_path)
+    assert len(list((tmp_path / "evaluation_cache").iterdir())) == 4
+    monkeypatch.setattr(LambadaTask, "evaluate", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_: pytest.fail("loaded"))
+    assert run(inputs, tmp_path) == 0
+    assert measured(tmp_path) == first
+    model = read(tmp_path)["models"][str(inputs / "first")]
+    assert model["from_cache"] == {"val": True, "lambada": True}
+    assert model["config"]["model_class"] == "GPT2LMHeadModel"
+
+
+@pytest.mark.parametrize("arguments", [["--no_cache"], ["--limit", "5"], ["--dtype", "bfloat16"]])
+def test_what_would_score_otherwise_is_measured_again(inputs, tmp_path, monkeypatch, arguments):
+    assert run(inputs, tmp_path, models=["first"], tasks=["lambada"]) == 0
+    calls = []
+    evaluate = LambadaTask.evaluate
+    monkeypatch.setattr(LambadaTask, "evaluate", lambda *a: calls.append(1) or evaluate(*a))
+    assert run(inputs, tmp_path, *arguments, models=["first"], tasks=["lambada"]) == 0
+    assert calls == [1]
+
+
+def test_other_weights_under_the_same_name_are_measured_again(inputs, tmp_path):
+    def halve(model, _):
+        with torch.no_grad():
+            model.transformer.wte.weight.mul_(0.5)
+
+    values = []
+    for change in (lambda *_: None, halve):
+        save_broken(inputs, tmp_path / "model", change)
+        assert run(tmp_path, tmp_path / "out", *data_of(inputs), models=["model"]) == 0
+        values.append(measured(tmp_path / "out")[str(tmp_path / "model")]["val"]["loss,none"])
+    assert values[0] != values[1]
+
+
+def data_of(inputs):
+    """Arguments for the data, where the models are elsewhere; the last of two counts."""
+    return ["--data_dir", str(inputs / "data"), "--val_data", str(inputs / "shards")]
+
+
+def test_an_interrupted_comparison_prints_what_it_has_and_goes_on_from_there(
+    inputs, tmp_path, monkeypatch, capsys
+):
+    evaluate, calls = LambadaTask.evaluate, []
+
+    def interrupt(task, scorer):
+        calls.append(scorer)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return evaluate(task, scorer)
+
+    monkeypatch.setattr(LambadaTask, "evaluate", interrupt)
+    assert run(inputs, tmp_path) == 1
+    output = capsys.readouterr()
+    assert output.out.count("interrupted") == 1 and output.out.count("±") > 5
+    assert "the same command goes on from here" in output.err
+    assert read(tmp_path)["is_complete"] is False
+    assert run(inputs, tmp_path) == 0
+    assert len(calls) == 3
+    assert "interrupted" not in capsys.readouterr().out
+    assert run(inputs, tmp_path / "new", "--no_cache") == 0
+    assert measured(tmp_path / "new") == measured(tmp_path)
+
+
+def test_a_broken_model_says_why_and_the_others_come_out(inputs, tmp_path, capsys):
+    def fill(model, _):
+        torch.nn.init.constant_(model.transformer.ln_f.bias, torch.nan)
+
+    save_broken(inputs, tmp_path / "nan", fill)
+    save_broken(inputs, tmp_path / "small", lambda model, _: model.resize_token_embeddings(200))
+    AutoModelForCausalLM.from_pretrained(inputs / "first").save_pretrained(tmp_path / "mute")
+    (tmp_path / "first").symlink_to(inputs / "first")
+    models = ["first", "nan", "small", "mute"]
+    assert run(tmp_path, tmp_path / "out", *data_of(inputs), models=models) == 1
+    found = read(tmp_path / "out")["models"]
+    errors = {name: found[str(tmp_path / name)]["errors"] for name in models}
+    assert not errors["first"]
+    for task in ("val", "lambada"):
+        assert "not finite" in errors["nan"][task]
+        assert "expected token ids below the model's 200 embeddings" in errors["small"][task]
+        assert "expected a tokenizer beside the model" in errors["mute"][task]
+    assert all(not found[str(tmp_path / name)]["results"] for name in models[1:])
+    assert capsys.readouterr().out.count("error: ") == 6
+
+
+def test_all_tasks_run_on_one_directory_and_those_without_data_say_so(inputs, tmp_path, capsys):
+    assert run(inputs, tmp_path, "--limit", "2", models=["first"], tasks=["all"]) == 1
+    (model,) = read(tmp_path)["models"].values()
+    assert set(model["results"]) | set(model["errors"]) == set(compare.TASKS)
+    with_data = {"val"} | {n for n in compare.TASKS if n.partition(":")[0] == "lambada"}
+    with_data |= {n for n in compare.TASKS if n.startswith("hellaswag")}
+    assert set(model["results"]) == with_data
+    assert "ptb.test.txt" in model["errors"]["ptb"]
+    assert "gpt2 0.4599" in capsys.readouterr().out
+
+
+def test_readers_of_the_usual_harness_read_results_and_samples(inputs, tmp_path):
+    utils = pytest.importorskip("lm_eval.utils")
+    assert run(inputs, tmp_path, "--log_samples") == 0
+    models = read(tmp_path)["models"]
+    for model in models.values():
+        folder = tmp_path / "evaluation_samples" / utils.sanitize_model_name(model["model_name"])
+        assert folder.is_dir()
+        paths = [str(path) for path in folder.iterdir()]
+        (results,) = utils.get_results_filenames(paths)
+        with open(results) as file:
+            assert json.load(file) == model
+        table = utils.make_table(model)
+        value = model["results"]["lambada"]["acc,none"]
+        assert "|lambada|" in table.replace(" ", "") and f"{value:.4f}" in table
+        samples = [path for path in utils.get_sample_results_filenames(paths) if "lambada" in path]
+        with open(samples[0]) as file:
+            rows = [json.loads(line) for line in file]
+        assert [row["doc_id"] for row in rows] == list(range(N_PASSAGES))
+        assert sum(row["acc"] for row in rows) / N_PASSAGES == pytest.approx(value)
+
+
+def test_differences_are_in_the_file_with_their_tests(inputs, tmp_path):
+    assert run(inputs, tmp_path, "--baseline", str(inputs / "second")) == 0
+    content = read(tmp_path)
+    rows = {(row["task"], row["metric"]): row for row in content["differences"]}
+    assert {row["model"] for row in rows.values()} == {str(inputs / "first")}
+    values = [measured(tmp_path)[str(inputs / name)] for name in ("first", "second")]
+    first, second = (value["lambada"]["acc,none"] for value in values)
+    assert second > first
+    accuracy = rows["lambada", "acc"]
+    assert accuracy["difference"] == pytest.approx(first - second)
+    assert accuracy["test"] == "mcnemar" and rows["val", "loss"]["test"] == "bootstrap"
+    counts = accuracy["n_better_second"] - accuracy["n_better_first"]
+    assert counts == round((second - first) * N_PASSAGES)
+
+
+@pytest.mark.gate
+def test_two_processes_have_the_results_of_one(inputs, tmp_path):
+    tasks = ("val", "lambada", "lambada:generate", "hellaswag")
+    assert run(inputs, tmp_path / "one", "--batch_tokens", "60", tasks=tasks) == 0
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    process = subprocess.run(
+        [
+            *(sys.executable, *launcher, "evaluate/compare.py", "--tasks", *tasks),
+            *("--models", str(inputs / "first"), str(inputs / "second"), *data_of(inputs)),
+            *("--output_dir", str(tmp_path / "two"), "--device", "cpu", "--batch_tokens", "200"),
+        ],
+        cwd=evaluate_path.REPOSITORY,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert process.stdout.count("| lambada ") == 2  # one table, of the main process
+    one, two = (measured(tmp_path / name) for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for model, results in one.items():
+        for task, expected in results.items():
+            found = two[model][task]
+            assert found.pop("alias") == expected.pop("alias")
+            assert found == pytest.approx(expected, rel=1e-5), task
