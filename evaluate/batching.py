@@ -14,9 +14,10 @@ import numpy as np
 
 # Fewer common tokens than this are cheaper to repeat than to compute in a pass of their own.
 MIN_SHARED_TOKENS = 16
-# Groups of one batch share the same number of tokens, so that no cache needs padding; a group may
-# have this many more in common, which its rows then repeat.
-MAX_REPEATED_TOKENS = 4
+# A batch ends before its budget does where the next row would be mostly padding, but not so early
+# that the pass is too small to be worth its while. Both are parts, of the longest and the budget.
+EVEN = 4 / 5
+SMALL_PASS = 1 / 8
 # A cached token costs a row its key and value in one layer at a time, 2 C numbers; a token that
 # passes through a layer of C channels costs 16 C.
 CACHED_TOKENS_PER_TOKEN = 8
@@ -28,12 +29,12 @@ class Batch:
 
     Attributes:
         groups: the indices of the rows of each group; a row that shares nothing is its own group.
-        n_shared: leading tokens that pass once for each group, 0 for none.
+        n_shared: leading tokens of each group that pass once for all its rows; 0 for all or none.
         n_tokens: padded tokens of the first pass.
     """
 
     groups: list[list[int]]
-    n_shared: int
+    n_shared: list[int]
     n_tokens: int
 
     @property
@@ -44,10 +45,10 @@ class Batch:
     def halves(self) -> tuple[Batch, Batch]:
         """The first and the second half of the groups."""
         middle = len(self.groups) // 2
-        per_group = self.n_tokens // len(self.groups)
+        longest = self.n_tokens // len(self.groups)
         return (
-            Batch(self.groups[:middle], self.n_shared, per_group * middle),
-            Batch(self.groups[middle:], self.n_shared, self.n_tokens - per_group * middle),
+            Batch(self.groups[:middle], self.n_shared[:middle], longest * middle),
+            Batch(self.groups[middle:], self.n_shared[middle:], self.n_tokens - longest * middle),
         )
 
 
@@ -60,9 +61,15 @@ def pack_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     start = 0
     while start < len(order):
-        n_rows = max(1, batch_tokens // lengths[order[start]])
-        yield order[start : start + n_rows]
-        start += n_rows
+        longest = lengths[order[start]]
+        end = start + max(1, batch_tokens // longest)
+        first_cut = start + max(1, round(SMALL_PASS * batch_tokens / longest))
+        for stop in range(first_cut, min(end, len(order))):
+            if lengths[order[stop]] < EVEN * longest:
+                end = stop
+                break
+        yield order[start:end]
+        start = end
 
 
 def plan_batches(
@@ -70,6 +77,8 @@ def plan_batches(
     groups: Sequence[Sequence[int]],
     n_shared: Sequence[int],
     batch_tokens: int,
+    *,
+    is_equal: bool = False,
 ) -> Iterator[Batch]:
     """Batches that hold each row once: those that share, most shared tokens first, then the others.
 
@@ -79,31 +88,23 @@ def plan_batches(
         n_shared: leading input tokens that the rows of each group may share; each row needs one
             more input token at least.
         batch_tokens: padded tokens of the first forward pass of a batch, unless one is longer.
+        is_equal: whether the groups of a batch must share equally many.
     """
-    is_shared = [
-        len(group) > 1 and n >= MIN_SHARED_TOKENS for group, n in zip(groups, n_shared, strict=True)
-    ]
-    sharing = sorted(
-        (index for index in range(len(groups)) if is_shared[index]), key=lambda i: -n_shared[i]
-    )
-    start = 0
-    while start < len(sharing):
-        most = n_shared[sharing[start]]
-        n_groups = max(1, batch_tokens // most)
-        batch = [
-            index
-            for index in sharing[start : start + n_groups]
-            if most - n_shared[index] <= MAX_REPEATED_TOKENS
-        ]
-        common = n_shared[batch[-1]]
-        yield Batch([list(groups[index]) for index in batch], common, common * len(batch))
-        start += len(batch)
-    alone = [
-        row for group, shares in zip(groups, is_shared, strict=True) if not shares for row in group
-    ]
+    sharing: dict[int, list[int]] = {}
+    alone = []
+    for index, (group, n) in enumerate(zip(groups, n_shared, strict=True)):
+        if len(group) > 1 and n >= MIN_SHARED_TOKENS:
+            sharing.setdefault(n if is_equal else 0, []).append(index)
+        else:
+            alone += group
+    for indices in sharing.values():
+        for batch in pack_batches([n_shared[index] for index in indices], batch_tokens):
+            own = [indices[position] for position in batch]
+            n_own = [n_shared[index] for index in own]
+            yield Batch([list(groups[index]) for index in own], n_own, n_own[0] * len(own))
     for batch in pack_batches([lengths[row] for row in alone], batch_tokens):
-        rows = [alone[index] for index in batch]
-        yield Batch([[row] for row in rows], 0, lengths[rows[0]] * len(rows))
+        rows = [alone[position] for position in batch]
+        yield Batch([[row] for row in rows], [0] * len(rows), lengths[rows[0]] * len(rows))
 
 
 def n_common_tokens(

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from encoding import encode_pairs
 from sample_files import SampleData
 from scoring import (
     CausalScorer,
     Estimate,
     TaskResult,
-    encode_pairs,
     perplexity_estimate,
     ratio_estimate,
 )

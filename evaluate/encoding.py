@@ -38,8 +38,8 @@ def encode_pairs(
     """
     contexts = [context.rstrip() for context, _ in pairs]
     unique = list(dict.fromkeys(contexts))
-    context_ids = dict(zip(unique, _encode(tokenizer, unique), strict=True))
-    whole_ids = _encode(tokenizer, [context + continuation for context, continuation in pairs])
+    context_ids = dict(zip(unique, encode_texts(tokenizer, unique), strict=True))
+    whole_ids = encode_texts(tokenizer, [context + continuation for context, continuation in pairs])
     for (context, _), stripped, whole in zip(pairs, contexts, whole_ids, strict=True):
         before = context_ids[stripped]
         if not context:
@@ -52,7 +52,7 @@ def encode_pairs(
             yield before, whole[len(before) :]
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     """Token ids of each text, nothing added; `verbose` would warn of texts over the context."""
     if not texts:
         return []

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from scoring import CausalScorer
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -31,16 +32,16 @@ def greedy_continuations(
     n_tokens: int,
     first_excluded: Sequence[int] = (),
     description: str,
-) -> list[list[int]]:
-    """The `n_tokens` token ids that the model puts after each context, end-of-text among them.
+) -> tuple[list[list[int]], int]:
+    """The `n_tokens` ids that the model puts after each context, and how many contexts were cut.
 
     `generate` would take over what a checkpoint says of sampling and penalties. Contexts of one
-    length make a batch, so none is padded.
+    length make a batch, so none is padded. With several processes each of them writes everything.
 
     Args:
         scorer: the model.
         contexts: token ids, at least one each; leftmost ones are dropped if all do not fit.
-        n_tokens: to write after each.
+        n_tokens: to write after each, end-of-text tokens among them.
         first_excluded: ids that may not be the first one written.
         description: of the progress bar.
 
@@ -58,15 +59,21 @@ def greedy_continuations(
     written: list[list[int]] = [[]] * len(contexts)
     with tqdm(total=len(contexts), desc=description, unit="row", disable=None) as progress:
         for length, indices in sorted(rows_by_length.items(), reverse=True):
-            n_rows = max(1, scorer.batch_tokens // (length + n_tokens))
-            for start in range(0, len(indices), n_rows):
-                batch = indices[start : start + n_rows]
+            while indices:
+                batch = indices[: max(1, scorer.batch_tokens // (length + n_tokens))]
                 input_ids = torch.tensor([contexts[index][-length:] for index in batch])
-                ids = _write_batch(scorer, input_ids, n_tokens, list(first_excluded))
+                try:
+                    ids = _write_batch(scorer, input_ids, n_tokens, list(first_excluded))
+                except RuntimeError as error:
+                    if len(batch) == 1 or not should_reduce_batch_size(error):
+                        raise
+                    scorer.batch_tokens //= 2
+                    continue
                 for index, row in zip(batch, ids.tolist(), strict=True):
                     written[index] = row
+                indices = indices[len(batch) :]
                 progress.update(len(batch))
-    return written
+    return written, sum(len(context) > n_kept for context in contexts)
 
 
 # Shapes: B rows, T tokens of a context, N written tokens, V vocabulary entries.

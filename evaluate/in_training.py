@@ -10,6 +10,7 @@ number.
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import hellaswag
 import lambada
@@ -20,11 +21,12 @@ from accelerate.utils import gather_object
 from batching import Batch
 from hellaswag import HellaswagTask, read_questions
 from lambada import LambadaTask, read_texts
+from row_scorer import Sharing
 from scoring import CausalScorer, Task
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
-from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Task -> what reads its data, its class, and where the data is if no other place is given.
 BENCHMARKS: dict[str, tuple[Callable, type[Task], str]] = {
@@ -191,14 +193,14 @@ class SharedScorer(CausalScorer):
             return self._score_whole_batch(batch, rows, n_scored)
         return super()._score_batch(batch, rows, n_scored)
 
-    def _takes_shared_cache(self) -> bool:
-        """Not if the model is sharded: then the passes must be as many on every process."""
-        return not self._is_sharded and super()._takes_shared_cache()
+    def _sharing(self) -> Sharing:
+        """None if the model is sharded: then the passes must be as many on every process."""
+        return "none" if self._is_sharded else super()._sharing()
 
-    def _hidden_states(self, input_ids: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
+    def _hidden_states(self, input_ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
         """What the head sees: (B, T) -> (B, T, C)."""
         if not self._is_sharded:
-            return super()._hidden_states(input_ids, cache)
+            return super()._hidden_states(input_ids, **inputs)
         # Only a call of the whole model gathers the parameters outside its blocks.
         outputs = []
         hook = self.model.base_model.register_forward_hook(lambda *args: outputs.append(args[2][0]))

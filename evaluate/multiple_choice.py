@@ -108,7 +108,10 @@ class MultipleChoiceTask(ABC):
         return TaskResult(
             n_samples=len(right),
             estimates={name: ratio_estimate(values, ones) for name, values in samples.items()},
-            details={"n_target_tokens": int(scores.n_tokens.sum())},
+            details={
+                "n_target_tokens": int(scores.n_tokens.sum()),
+                "n_truncated": int(scores.is_truncated.sum()),
+            },
             samples=samples,
         )
 

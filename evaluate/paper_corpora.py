@@ -81,7 +81,8 @@ class WikitextTokensTask(PaperTask):
         """Pages of a file, or of a Hub data set with a row for each line."""
         pages = read_pages(source, data=cls.data)
         documents = [
-            Document(detokenize_wikitext(page), count_words(page), len(page.encode()))
+            # A page lost the end of its last line when it was cut out.
+            Document(detokenize_wikitext(page), count_words(page + "\n"), len(page.encode()))
             for page in pages
         ]
         return documents, hashlib.sha256("\n".join(pages).encode()).hexdigest()
@@ -108,7 +109,7 @@ class PtbTask(PaperTask):
     @classmethod
     def documents_of(cls, content: bytes) -> list[Document]:
         """A hundred parts of whole sentences; a line end counts as a word."""
-        parts = cut_parts(content.decode().splitlines(keepends=True))
+        parts = cut_parts(lines_of(content.decode()))
         return [Document(detokenize(part), count_words(part), len(part.encode())) for part in parts]
 
 
@@ -126,7 +127,7 @@ class BillionWordsTask(PaperTask):
         """Each sentence by itself; its end counts as a word."""
         return [
             Document(detokenize(line), count_words(line), len(line.encode()))
-            for line in content.decode().splitlines(keepends=True)
+            for line in lines_of(content.decode())
             if line.strip()
         ]
 
@@ -143,7 +144,7 @@ class Enwik8Task(PaperTask):
         """A hundred parts of whole lines, or words where there are no lines."""
         # The cut may have left an end of a character.
         text = content[-TEST_BYTES:].decode(errors="ignore")
-        pieces = text.splitlines(keepends=True)
+        pieces = lines_of(text)
         if len(pieces) < N_PARTS:
             pieces = re.findall(r"\s*\S+|\s+", text)
         return [Document(part, len(part.split()), len(part.encode())) for part in cut_parts(pieces)]
@@ -164,6 +165,11 @@ TASKS: dict[str, type[PaperTask]] = {
         *(BillionWordsTask, Enwik8Task, Text8Task),
     )
 }
+
+
+def lines_of(text: str) -> list[str]:
+    """Lines with their line feeds; no other character ends one."""
+    return re.findall(r"[^\n]*\n|[^\n]+", text)
 
 
 def cut_parts(pieces: Sequence[str]) -> list[str]:

@@ -10,25 +10,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from batching import MIN_SHARED_TOKENS, Batch, n_common_tokens, pack_endings, plan_batches
 from encoding import context_length
-from shared_prefix import shared_cache
+from shared_prefix import SharedPrefix
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 logger = logging.getLogger(__name__)
 # Positions that pass through the head together. 128 rows of 50,257 float32 logits are 26 MB, which
 # malloc can reuse; for arrays above 32 MB glibc asks the kernel for fresh pages every time.
 HEAD_ROWS = 128
 PROBE_TOKENS = 8
-# Where `batch_tokens` "auto" begins, by the device: more gains nothing on a CPU.
-AUTO_BATCH_TOKENS = {"cpu": 8192, "cuda": 32768}
+# Where `batch_tokens` "auto" begins, by the device. On a CPU more is slower: rows of one batch
+# differ more in length, and its arrays leave the cache.
+AUTO_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
+# Beginnings that one cache may hold: of any lengths, of one length, or none.
+Sharing = Literal["any", "equal", "none"]
 
 
 class RowScorer:
@@ -55,7 +58,7 @@ class RowScorer:
         self._planned_tokens = batch_tokens
         self.context_tokens = context_length(model)
         self._n_embeddings = model.get_input_embeddings().weight.shape[0]
-        self._shares_cache: bool | None = None  # not tried yet
+        self._known_sharing: Sharing | None = None  # not tried yet
         self._head = model.get_output_embeddings()
         if self._head is None or model.base_model is model:
             raise ValueError(
@@ -114,9 +117,15 @@ class RowScorer:
         n_shared = [
             0 if len(group) < 2 else n_common_tokens(rows, n_scored, group) for group in groups
         ]
-        if any(n >= MIN_SHARED_TOKENS for n in n_shared) and not self._takes_shared_cache():
-            n_shared = [0] * len(groups)
-        return plan_batches([len(row) - 1 for row in rows], groups, n_shared, self._planned_tokens)
+        needs_sharing = any(n >= MIN_SHARED_TOKENS for n in n_shared)
+        sharing = self._sharing() if needs_sharing else "none"
+        return plan_batches(
+            [len(row) - 1 for row in rows],
+            groups,
+            n_shared if sharing != "none" else [0] * len(groups),
+            self._planned_tokens,
+            is_equal=sharing == "equal",
+        )
 
     def _score_batch(
         self, batch: Batch, rows: Sequence[np.ndarray], n_scored: Sequence[int]
@@ -142,22 +151,26 @@ class RowScorer:
         self, batch: Batch, rows: Sequence[np.ndarray], n_scored: Sequence[int]
     ) -> list[tuple[int, np.ndarray, np.ndarray]]:
         """Index, nats and argmax flags of each row, what the rows share computed once."""
-        if not batch.n_shared:
+        if not any(batch.n_shared):
             scores = self._score_padded(
                 [rows[index] for index in batch.rows], [n_scored[index] for index in batch.rows]
             )
             return list(zip(batch.rows, *scores, strict=True))
-        beginnings = self._cache_of([rows[group[0]][: batch.n_shared] for group in batch.groups])
+        prefix = self._shared_prefix(
+            [rows[group[0]][:n] for group, n in zip(batch.groups, batch.n_shared, strict=True)]
+        )
         indices = batch.rows
         owners = [owner for owner, group in enumerate(batch.groups) for _ in group]
-        endings = [rows[index][batch.n_shared :] for index in indices]
+        endings = [
+            rows[index][batch.n_shared[owner] :]
+            for index, owner in zip(indices, owners, strict=True)
+        ]
         lengths = [len(ending) - 1 for ending in endings]
         found = []
-        for part in pack_endings(lengths, batch.n_shared, self.batch_tokens):
+        for part in pack_endings(lengths, max(batch.n_shared), self.batch_tokens):
+            inputs = prefix.inputs(torch.tensor([owners[i] for i in part]), lengths[part[0]])
             scores = self._score_padded(
-                [endings[i] for i in part],
-                [n_scored[indices[i]] for i in part],
-                shared_cache(beginnings, torch.tensor([owners[i] for i in part])),
+                [endings[i] for i in part], [n_scored[indices[i]] for i in part], **inputs
             )
             found += zip([indices[i] for i in part], *scores, strict=True)
         return found
@@ -165,22 +178,21 @@ class RowScorer:
     # Shapes: B rows, T input tokens of the longest, N scored tokens of the batch, C channels,
     # V vocabulary entries.
     @torch.no_grad()  # what a sharded model gathers in inference mode, it cannot train with
-    def _cache_of(self, beginnings: list[np.ndarray]) -> Cache:
-        """Keys and values of rows of one length."""
+    def _shared_prefix(self, beginnings: list[np.ndarray]) -> SharedPrefix:
+        """Keys and values of rows."""
+        lengths = torch.tensor([len(beginning) for beginning in beginnings])
         cache = DynamicCache()  # without a config, so that sliding windows are kept whole
-        self._hidden_states(self._checked(np.stack(beginnings)), cache)
-        return cache
+        input_ids = self._checked(padded(beginnings))
+        self._hidden_states(input_ids, past_key_values=cache, use_cache=True)
+        return SharedPrefix(cache, lengths, self.context_tokens)
 
     @torch.no_grad()
     def _score_padded(
-        self, rows: list[np.ndarray], n_scored: list[int], cache: Cache | None = None
+        self, rows: list[np.ndarray], n_scored: list[int], **inputs: Any
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Nats and argmax flags of the last `n_scored` ids of each row, from one forward pass."""
         lengths = [len(row) - 1 for row in rows]
-        # Padding on the right needs no mask: no scored position looks that way.
-        input_ids = np.zeros((len(rows), max(lengths)), dtype=np.int64)
-        for padded, row, length in zip(input_ids, rows, lengths, strict=True):
-            padded[:length] = row[:-1]
+        input_ids = padded([row[:-1] for row in rows])
         starts = np.arange(len(rows)) * max(lengths)
         positions = np.concatenate(
             [
@@ -191,7 +203,7 @@ class RowScorer:
         targets = self._checked(
             np.concatenate([row[-n:] for row, n in zip(rows, n_scored, strict=True)])
         )
-        hidden_states = self._hidden_states(self._checked(input_ids), cache).flatten(0, 1)
+        hidden_states = self._hidden_states(self._checked(input_ids), **inputs).flatten(0, 1)
         device = hidden_states.device
         nats, greedy = self._score_positions(
             hidden_states[torch.from_numpy(positions).to(device)], targets.to(device)
@@ -213,13 +225,10 @@ class RowScorer:
             )
         return torch.from_numpy(token_ids.astype(np.int64))
 
-    def _hidden_states(self, input_ids: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
+    def _hidden_states(self, input_ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
         """What the head sees: (B, T) -> (B, T, C)."""
-        return self.model.base_model(
-            input_ids=input_ids.to(self.model.device),
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )[0]
+        inputs = {"use_cache": False} | inputs
+        return self.model.base_model(input_ids=input_ids.to(self.model.device), **inputs)[0]
 
     def _score_positions(
         self, hidden_states: torch.Tensor, targets: torch.Tensor
@@ -253,31 +262,42 @@ class RowScorer:
                 "state to give the logits, found that the model changes them afterwards"
             )
 
-    @torch.no_grad()
-    def _takes_shared_cache(self) -> bool:
-        """Whether rows after a cached beginning have the hidden states of whole rows.
-
-        Some architectures have no such cache. Their rows are computed whole, after one warning.
-        """
-        if self._shares_cache is None:
-            n_tokens = min(PROBE_TOKENS, self.context_tokens, self._n_embeddings)
-            rows = np.stack([np.arange(n_tokens), np.arange(n_tokens)[::-1]])
-            half = n_tokens // 2
-            try:
-                expected = self._hidden_states(self._checked(rows))[:, half:].float()
-                cache = shared_cache(self._cache_of(list(rows[:, :half])), torch.arange(2))
-                found = self._hidden_states(self._checked(rows[:, half:]), cache).float()
-                self._shares_cache = self._is_close(expected, found)
-            except Exception as error:  # of any kind, from whatever the model is
-                logger.debug("no shared cache: %s", error)
-                self._shares_cache = False
-            if not self._shares_cache:
+    def _sharing(self) -> Sharing:
+        """Which beginnings one cache may hold, as a few tokens show."""
+        if self._known_sharing is None:
+            self._known_sharing = "none"
+            window = getattr(self.model.config.get_text_config(), "sliding_window", None)
+            half = min(PROBE_TOKENS, self.context_tokens, self._n_embeddings) // 2
+            # A window is counted over the padding between a beginning and the rest of its row.
+            if window is None and self._continues([half, half - 1]):
+                self._known_sharing = "any"
+            elif self._continues([half, half]):
+                self._known_sharing = "equal"
+            else:
                 logger.warning(
                     "%s: expected a model that continues from a DynamicCache, found that it does "
                     "not; each row is computed whole, which takes several times longer",
                     type(self.model).__name__,
                 )
-        return self._shares_cache
+        return self._known_sharing
+
+    @torch.no_grad()
+    def _continues(self, bounds: list[int]) -> bool:
+        """Whether rows cut at `bounds` have the hidden states of whole rows after their cache."""
+        row = np.arange(2 * max(bounds))
+        try:
+            expected = self._hidden_states(self._checked(row[None]))[0].float()
+            prefix = self._shared_prefix([row[:bound] for bound in bounds])
+            endings = self._checked(padded([row[bound:] for bound in bounds]))
+            inputs = prefix.inputs(torch.arange(len(bounds)), endings.shape[1])
+            found = self._hidden_states(endings, **inputs).float()
+        except Exception as error:  # of any kind, from whatever the model is
+            logger.debug("no cache of beginnings of %s tokens: %s", bounds, error)
+            return False
+        return all(
+            self._is_close(expected[bound:], states[: len(row) - bound])
+            for bound, states in zip(bounds, found, strict=True)
+        )
 
     def _is_close(self, expected: torch.Tensor, found: torch.Tensor) -> bool:
         """Whether two results of the model differ by no more than its precision explains."""
@@ -285,3 +305,14 @@ class RowScorer:
             return False
         tolerance = max(1e-3, 4 * torch.finfo(self.model.dtype).eps) * expected.abs().max()
         return bool((expected - found).abs().max() <= tolerance)
+
+
+def padded(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows as one (B, T) int64 array, zeros on the right.
+
+    That padding needs no mask: no token that counts looks that way.
+    """
+    input_ids = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
+    for target, row in zip(input_ids, rows, strict=True):
+        target[: len(row)] = row
+    return input_ids

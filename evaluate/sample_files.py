@@ -19,7 +19,7 @@ class SampleData:
 
     Args:
         argument: field of the command line that names another place.
-        file: its name in the directory of `--data_dir`.
+        file: its official name, by which a directory is searched for it.
         hub_name: data set of the Hub; None where none is certain to hold the official file.
         split: of the data set.
         subset: of the data set, None where it has but one.
@@ -38,18 +38,25 @@ class SampleData:
     n_samples: int | None = None
 
     def source(self, config: CompareConfig) -> str:
-        """The place that the command line names, else the file in `--data_dir`, else the Hub.
+        """The place that the command line names, else that in `--data_dir`, else the Hub.
+
+        A directory is searched for the official file, and so are those below it.
 
         Raises:
+            FileNotFoundError: if the file is not there.
             ValueError: if there is no such place.
         """
-        if given := getattr(config, self.argument, None):
-            return given
-        if data_dir := getattr(config, "data_dir", None):
-            return str(Path(data_dir) / self.file)
-        if self.hub_name is None:
+        # A rare task has no argument of its own.
+        given = getattr(config, self.argument, None) or getattr(config, "data_dir", None)
+        if given is None and self.hub_name is None:
             raise ValueError(f"expected {self.file} in --data_dir, found no --data_dir")
-        return self.hub_name
+        if given is None or not Path(given).is_dir():
+            return given or self.hub_name
+        if (path := Path(given) / self.file).exists():
+            return str(path)
+        if found := sorted(Path(given).rglob(self.file)):
+            return str(found[0])
+        raise FileNotFoundError(f"{given}: expected {self.file} in it, found none")
 
     def rows(
         self, source: str, *, columns: dict[str, type], limit: int | None

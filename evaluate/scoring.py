@@ -59,13 +59,13 @@ class TaskResult:
 
     `details` holds further counts (tokens, bytes) for the results file. `samples` holds for each
     metric one float64 per sample, in the order of the data: 1 or 0 for right or wrong, the nats of
-    the sample (not divided by anything) for a loss or a perplexity. Two models' results of the same
-    data can be compared sample by sample.
+    the sample (not divided by anything) for a loss or a perplexity; nan where the protocol leaves
+    the sample out. Two models' results of the same data can be compared sample by sample.
     """
 
     n_samples: int
     estimates: dict[str, Estimate]
-    details: dict[str, int] = field(default_factory=dict)
+    details: dict[str, float] = field(default_factory=dict)
     samples: dict[str, np.ndarray] = field(default_factory=dict)
 
 

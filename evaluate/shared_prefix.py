@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
@@ -35,11 +37,38 @@ class SharedLayer(DynamicLayer):
         return torch.cat([beginnings, states], dim=-2)
 
 
-def shared_cache(cache: Cache, owners: torch.Tensor) -> Cache:
-    """A cache for rows of which row b continues beginning `owners[b]` of `cache`.
+class SharedPrefix:
+    """Keys and values of G beginnings, and how a model continues from them.
 
     Args:
-        cache: what the model made of the G beginnings, all of one length; of `DynamicLayer`s.
-        owners: (B,) int64 below G.
+        cache: what the model made of the beginnings, padded on the right to P tokens.
+        lengths: (G,) int64, tokens of each beginning.
+        context_tokens: positions that the model has.
     """
-    return Cache(layers=[SharedLayer(layer, owners) for layer in cache.layers])
+
+    def __init__(self, cache: Cache, lengths: torch.Tensor, context_tokens: int) -> None:
+        self.cache = cache
+        self.context_tokens = context_tokens
+        self.lengths = lengths
+
+    def inputs(self, owners: torch.Tensor, n_tokens: int) -> dict[str, Any]:
+        """What a forward pass needs beside its (B, `n_tokens`) input ids.
+
+        Args:
+            owners: (B,) int64 below G, the beginning of each row.
+            n_tokens: input ids of a row.
+        """
+        cache = Cache(layers=[SharedLayer(layer, owners) for layer in self.cache.layers])
+        inputs: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
+        n_cached = int(self.lengths.max())
+        if (self.lengths == n_cached).all():
+            return inputs
+        device = cache.layers[0].device
+        lengths = self.lengths[owners].to(device)[:, None]  # (B, 1)
+        is_token = torch.arange(n_cached, device=device) < lengths  # (B, P)
+        is_own = torch.ones(len(owners), n_tokens, dtype=torch.bool, device=device)
+        inputs["attention_mask"] = torch.cat([is_token, is_own], dim=1).long()
+        positions = lengths + torch.arange(n_tokens, device=device)
+        # Only padding can be beyond what the model has a position for.
+        inputs["position_ids"] = positions.clamp(max=self.context_tokens - 1)
+        return inputs

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 from documents import Document, DocumentsTask
+from encoding import encode_pairs
 from sample_files import SampleData
-from scoring import CausalScorer, TaskResult, encode_pairs, perplexity_estimate, ratio_estimate
+from scoring import CausalScorer, TaskResult, perplexity_estimate, ratio_estimate
 
 if TYPE_CHECKING:
     from compare import CompareConfig

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 # isort: split
-from hellaswag import HellaswagTask, clean_text, read_questions
+from hellaswag import HellaswagTask, PerTokenHellaswagTask, clean_text, read_questions
 from scoring import CausalScorer
 
-OFFICIAL = evaluate_path.SHARED_DATA / "hellaswag" / "hellaswag_val_subset_official_format.jsonl"
 ROW = {
     "activity_label": "The mat",
     "ctx_a": "A cat sat.",
@@ -48,34 +47,6 @@ def scorer():
     return CausalScorer(model, tokenizer, batch_tokens=2048)
 
 
-def harness_results(scorer, rows):
-    """What lm-evaluation-harness makes of the same rows with its own file of the task."""
-    lm_eval = pytest.importorskip("lm_eval", reason="needs the extra `eval`")
-    from datasets import Dataset
-    from lm_eval.api.task import ConfigurableTask
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks.hellaswag import utils
-
-    task = ConfigurableTask(
-        config={
-            "task": "hellaswag_local",
-            "custom_dataset": lambda **_: {"validation": Dataset.from_list(rows)},
-            "output_type": "multiple_choice",
-            "validation_split": "validation",
-            "process_docs": utils.process_docs,
-            "doc_to_text": "{{query}}",
-            "doc_to_target": "{{label}}",
-            "doc_to_choice": "choices",
-            "metric_list": [
-                {"metric": name, "aggregation": "mean", "higher_is_better": True}
-                for name in ("acc", "acc_norm")
-            ],
-        }
-    )
-    harness = HFLM(pretrained=scorer.model, tokenizer=scorer.tokenizer, batch_size=8, device="cpu")
-    return lm_eval.simple_evaluate(harness, tasks=[task], bootstrap_iters=0)
-
-
 def test_a_question_is_read_as_the_harness_words_it(tmp_path):
     (question,) = read_questions(write_jsonl(tmp_path / "rows.jsonl", [ROW]), limit=None)
     assert question.context == "The mat: A cat sat. The dog"
@@ -106,23 +77,24 @@ def test_accuracies_are_those_of_a_loop_over_whole_logits(scorer, rows, tmp_path
     assert result.samples["acc_norm"].tolist() == best_norm
 
 
-@pytest.mark.gate
-def test_accuracies_are_those_of_lm_evaluation_harness(scorer, rows, tmp_path):
-    if OFFICIAL.exists():
-        rows = rows + [json.loads(line) for line in OFFICIAL.read_text().splitlines()[:40]]
-        rows = [{name: row[name] for name in ROW} for row in rows]
-    expected = harness_results(scorer, rows)
-    questions = read_questions(write_jsonl(tmp_path / "rows.jsonl", rows), limit=None)
-    found = HellaswagTask(questions).evaluate(scorer).estimates
-    for metric in ("acc", "acc_norm"):
-        assert found[metric].value == expected["results"]["hellaswag_local"][f"{metric},none"]
-    samples = expected["samples"]["hellaswag_local"]
-    pairs = [(q.context, " " + ending) for q in questions for ending in q.answers]
-    np.testing.assert_allclose(
-        scorer.score_continuations(pairs).log_probs,
-        [float(nats) for sample in samples for nats, _ in sample["filtered_resps"]],
-        rtol=1e-4,
-    )
+def test_per_token_the_text_is_as_it_was_written_and_accuracy_a_mean_over_tokens(scorer, rows):
+    rows = [row | {"ctx": f"{row['ctx_a']} {row['ctx_b']}".strip()} for row in rows]
+    task = PerTokenHellaswagTask([PerTokenHellaswagTask.question("row", row) for row in rows])
+    right, right_norm = [], []
+    for row in rows:
+        n_context = len(scorer.tokenizer(row["ctx"])["input_ids"])
+        nats = [
+            evaluate_path.naive_nats(
+                scorer.model, scorer.tokenizer(f"{row['ctx']} {end}")["input_ids"]
+            )
+            for end in row["endings"]
+        ]
+        right.append(np.argmin([n[n_context - 1 :].sum() for n in nats]) == row["label"])
+        right_norm.append(np.argmin([n[n_context - 1 :].mean() for n in nats]) == row["label"])
+    result = task.evaluate(scorer)
+    assert result.samples["acc"].tolist() == right
+    assert result.samples["acc_norm"].tolist() == right_norm
+    assert right != right_norm
 
 
 @pytest.mark.parametrize(

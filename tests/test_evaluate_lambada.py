@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 # isort: split
-from lambada import LambadaTask, read_texts, split_last_word
+from lambada import OPENAI, STANDARD, TASKS, LambadaTask, read_texts, split_last_word
 from scoring import CausalScorer
 
 WORDS = ("the", "cat", "sat", "on", "mat", "and", "dog", "end", "of", "naïve")
@@ -79,36 +79,6 @@ def test_accuracy_and_perplexity_are_those_of_a_loop_over_whole_logits(scorer, t
     np.testing.assert_allclose(result.samples["perplexity"], -np.array(log_probs), rtol=1e-4)
 
 
-@pytest.mark.slow
-def test_accuracy_and_perplexity_are_those_of_lm_evaluation_harness(scorer, texts):
-    lm_eval = pytest.importorskip("lm_eval", reason="needs the extra `eval`")
-    from datasets import Dataset
-    from lm_eval.api.task import ConfigurableTask
-    from lm_eval.models.huggingface import HFLM
-
-    task = ConfigurableTask(
-        config={
-            "task": "lambada_openai_local",
-            "custom_dataset": lambda **_: {"test": Dataset.from_dict({"text": texts})},
-            "output_type": "loglikelihood",
-            "test_split": "test",
-            "doc_to_text": "{{text.split(' ')[:-1]|join(' ')}}",
-            "doc_to_target": "{{' '+text.split(' ')[-1]}}",
-            "metric_list": [
-                {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False},
-                {"metric": "acc", "aggregation": "mean", "higher_is_better": True},
-            ],
-        }
-    )
-    harness = HFLM(pretrained=scorer.model, tokenizer=scorer.tokenizer, batch_size=4, device="cpu")
-    expected = lm_eval.simple_evaluate(harness, tasks=[task], bootstrap_iters=0)["results"]
-    found = LambadaTask(texts).evaluate(scorer).estimates
-    assert found["acc"].value == expected["lambada_openai_local"]["acc,none"]
-    assert found["perplexity"].value == pytest.approx(
-        expected["lambada_openai_local"]["perplexity,none"], rel=1e-5
-    )
-
-
 def test_the_limit_takes_the_first_passages_of_a_file(tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", [{"text": f"row {i}", "n": i} for i in range(5)])
     assert read_texts(path, limit=2) == ["row 0", "row 1"]
@@ -160,10 +130,15 @@ def test_file_and_data_set_of_the_same_passages_have_one_checksum(monkeypatch, t
     assert from_file.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_the_published_file_has_its_published_checksum():
-    path = evaluate_path.SHARED_DATA / "lambada" / "lambada_test.jsonl"
+@pytest.mark.parametrize("data", [OPENAI, STANDARD], ids=lambda data: data.file)
+def test_the_published_file_has_its_published_checksum(data):
+    path = evaluate_path.SHARED_DATA / "lambada" / data.file
     if not path.exists():
-        pytest.skip(f"needs OpenAI's LAMBADA test file at {path}")
-    task = LambadaTask(read_texts(str(path), limit=None))
+        pytest.skip(f"needs the LAMBADA test file at {path}")
+    task_class = TASKS["lambada" if data is OPENAI else "lambada_standard"]
+    task = task_class(read_texts(str(path), limit=None, data=data))
     assert len(task.texts) == 5153
-    assert task.sha256 == "4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226"
+    assert task.sha256 == data.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert task.data_status == "official"
+    assert task_class(task.texts[:9]).data_status == "9 of 5153 samples, unchecked"
+    assert task_class(["x", *task.texts[1:]]).data_status == "not the official file"

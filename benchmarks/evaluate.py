@@ -1,0 +1,215 @@
+"""Examples per second of the evaluation, against lm-evaluation-harness on the same requests.
+
+    python benchmarks/evaluate.py --hellaswag_data hellaswag_val.jsonl \
+        --lambada_data lambada_test.jsonl --books cbt_valid.txt
+
+One model, one process, the same contexts and continuations for both, who take turns; the fastest of
+`repeats` counts. Without a file its rows are random words of the lengths that the real ones have.
+On a CPU the seconds are those of the processor, so that other programs matter less. The last column
+is the largest difference between two log-likelihoods.
+"""
+
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from tabulate import tabulate
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
+
+from modeling_gpt2scratch.command_line import argument, parse_config
+from modeling_gpt2scratch.tokenization import load_tokenizer
+from modeling_gpt2scratch.train_config import MODEL_SIZES
+
+# In place of this directory: a library that imports PyPI's `evaluate` must not find this file.
+sys.path[0] = str(Path(__file__).parents[1] / "evaluate")
+from hellaswag import HellaswagTask  # noqa: E402
+from lambada import read_texts, split_last_word  # noqa: E402
+from scoring import CausalScorer  # noqa: E402
+
+Requests = list[tuple[str, list[str]]]  # a context and what may follow it
+N_SENTENCES = 20
+N_CANDIDATES = 10
+WORDS = [
+    "the",
+    "of",
+    "and",
+    "to",
+    "a",
+    "in",
+    "that",
+    "he",
+    "was",
+    "his",
+    "with",
+    "as",
+    "for",
+    "had",
+    "but",
+    "him",
+    "she",
+    "not",
+    "on",
+]
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """Every argument of this script."""
+
+    model: str = argument("a name from MODEL_SIZES", default="gpt2")
+    tokenizer: str = argument("as in prepare_data.py", default="gpt2")
+    books: str | None = argument("text, a tokenised sentence on each line, for cbt", default=None)
+    hellaswag_data: str | None = argument("official .jsonl file", default=None)
+    lambada_data: str | None = argument("official .jsonl file", default=None)
+    cbt_examples: int = argument("questions, 0 to leave it out", default=6)
+    hellaswag_examples: int = argument("questions, 0 to leave it out", default=32)
+    lambada_examples: int = argument("passages, 0 to leave it out", default=64)
+    repeats: int = argument("timed rounds of each", default=2)
+    harness_batch_size: int = argument("rows of a batch of the harness", default=8)
+    batch_tokens: str = argument("tokens of a batch of ours, or auto", default="auto")
+    dtype: Literal["float32", "bfloat16", "float16"] = argument("of the weights", default="float32")
+    device: Literal["cpu", "cuda"] = argument(
+        "where", default="cuda" if torch.cuda.is_available() else "cpu"
+    )
+
+
+def cbt_requests(config: BenchmarkConfig) -> Requests:
+    """Twenty sentences and ten candidates with the rest of the next, as in the paper's protocol.
+
+    Made from the books at random: no questions of the Children's Book Test.
+    """
+    random = np.random.default_rng(0)
+    if config.books is None:
+        sizes = random.integers(15, 24, size=(config.cbt_examples, N_SENTENCES + 1))
+        stories = [[random_text(random, size) for size in row] for row in sizes]
+    else:
+        lines = [line.strip() for line in Path(config.books).read_text().splitlines()]
+        lines = [line for line in lines if len(line.split()) > 3 and "_BOOK_TITLE_" not in line]
+        starts = random.permutation(len(lines) - N_SENTENCES)[: config.cbt_examples]
+        stories = [lines[start : start + N_SENTENCES + 1] for start in starts]
+    requests = []
+    for *sentences, query in stories:
+        words = query.split()
+        blank = random.integers(1, len(words))
+        rest = "".join(f" {word}" for word in words[blank + 1 :])
+        candidates = random.permutation(sorted(set(" ".join(sentences).split())))[:N_CANDIDATES]
+        context = " ".join([*sentences, *words[:blank]])
+        requests.append((context, [f" {candidate}{rest}" for candidate in candidates]))
+    return requests
+
+
+def hellaswag_requests(config: BenchmarkConfig) -> Requests:
+    """Scenes with four endings."""
+    if config.hellaswag_data is not None and config.hellaswag_examples:
+        questions = HellaswagTask.read(config.hellaswag_data, limit=config.hellaswag_examples)
+        return [(q.context, [" " + answer for answer in q.answers]) for q in questions]
+    random = np.random.default_rng(0)
+    return [
+        (
+            random_text(random, random.integers(15, 85)),
+            [" " + random_text(random, random.integers(15, 45)) for _ in range(4)],
+        )
+        for _ in range(config.hellaswag_examples)
+    ]
+
+
+def lambada_requests(config: BenchmarkConfig) -> Requests:
+    """Passages with their last word."""
+    if config.lambada_data is not None and config.lambada_examples:
+        texts = read_texts(config.lambada_data, limit=config.lambada_examples)
+    else:
+        random = np.random.default_rng(0)
+        sizes = random.integers(56, 130, size=config.lambada_examples)
+        texts = [random_text(random, size) for size in sizes]
+    return [(context, [word]) for context, word in map(split_last_word, texts)]
+
+
+REQUESTS: dict[str, Callable[[BenchmarkConfig], Requests]] = {
+    "cbt": cbt_requests,
+    "hellaswag": hellaswag_requests,
+    "lambada": lambada_requests,
+}
+
+
+def random_text(random: np.random.Generator, n_words: int) -> str:
+    """Words of one token each."""
+    return " ".join(random.choice(WORDS, size=n_words))
+
+
+def make_model(config: BenchmarkConfig, tokenizer: PreTrainedTokenizerBase) -> GPT2LMHeadModel:
+    """Transformers' GPT-2 with random weights."""
+    torch.manual_seed(0)
+    sizes = MODEL_SIZES[config.model]
+    model_config = GPT2Config(
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **sizes,
+    )
+    return GPT2LMHeadModel(model_config).to(config.device, getattr(torch, config.dtype)).eval()
+
+
+def measure(
+    requests: Requests, scorer: CausalScorer, harness: HFLM, repeats: int
+) -> tuple[float, float, float]:
+    """Seconds of ours and of the harness, and the largest difference of two log-likelihoods."""
+    clock = time.process_time if scorer.model.device.type == "cpu" else time.perf_counter
+    pairs = [(context, choice) for context, own in requests for choice in own]
+    instances = [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]
+
+    def ours() -> np.ndarray:
+        return scorer.score_choices(*zip(*requests, strict=True)).log_probs
+
+    def theirs() -> np.ndarray:
+        found = harness.loglikelihood(instances, disable_tqdm=True)
+        return np.array([log_prob for log_prob, _ in found])
+
+    seconds, values = {ours: [], theirs: []}, {}
+    for _, side in itertools.product(range(repeats), (ours, theirs)):
+        start = clock()
+        values[side] = side()
+        seconds[side].append(clock() - start)
+    difference = float(np.abs(values[ours] - values[theirs]).max())
+    return min(seconds[ours]), min(seconds[theirs]), difference
+
+
+def main() -> None:
+    """Prints a row for each task, and all of it as one line of JSON."""
+    config = parse_config(BenchmarkConfig, description=__doc__)
+    tokenizer = load_tokenizer(config.tokenizer)
+    model = make_model(config, tokenizer)
+    batch_tokens = "auto" if config.batch_tokens == "auto" else int(config.batch_tokens)
+    scorer = CausalScorer(model, tokenizer, batch_tokens=batch_tokens)
+    harness = HFLM(
+        pretrained=model,
+        tokenizer=tokenizer,
+        batch_size=config.harness_batch_size,
+        device=config.device,
+    )
+    rows, ratios = [], {}
+    for name, make_requests in REQUESTS.items():
+        requests = make_requests(config)
+        if not requests:
+            continue
+        # The first forward passes of a process are slower.
+        measure(requests[:1], scorer, harness, 1)
+        ours, theirs, difference = measure(requests, scorer, harness, config.repeats)
+        n = len(requests)
+        ratios[name] = theirs / ours
+        rows.append([name, n, n / ours, n / theirs, theirs / ours, f"{difference:.1e}"])
+    headers = ["requests", "examples", "ours /s", "lm-eval /s", "ratio", "difference"]
+    print(tabulate(rows, headers, "pipe", floatfmt=".3g"))
+    print(json.dumps({"device": config.device, "ratios": ratios}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""ARC-easy and PIQA: wording, places of the data and refused rows."""
+
+import json
+from types import SimpleNamespace
+
+import evaluate_path
+import numpy as np
+import pytest
+
+# isort: split
+from arc_easy import ArcEasyTask
+from multiple_choice import MultipleChoiceTask, Question
+from piqa import PiqaTask
+from sample_files import SampleData
+from scoring import CausalScorer
+
+ARC = {
+    "question": "Where did the cat sit?",
+    "choices": {"text": ["on the mat", "on the dog", "nowhere"], "label": ["1", "2", "3"]},
+    "answerKey": "2",
+}
+PIQA = {"goal": "wake the cat", "sol1": "call the dog", "sol2": "take the mat", "label": 1}
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    tokenizer = evaluate_path.tiny_tokenizer()
+    model = evaluate_path.tiny_gpt2(tokenizer, n_positions=128)
+    return CausalScorer(model, tokenizer, batch_tokens=512)
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("task_class", "row", "expected"),
+    [
+        (
+            ArcEasyTask,
+            ARC,
+            Question("Question: Where did the cat sit?\nAnswer:", tuple(ARC["choices"]["text"]), 1),
+        ),
+        (
+            PiqaTask,
+            PIQA,
+            Question("Question: wake the cat\nAnswer:", ("call the dog", "take the mat"), 1),
+        ),
+    ],
+)
+def test_a_question_comes_before_the_word_answer(tmp_path, task_class, row, expected):
+    path = write_jsonl(tmp_path / task_class.data.file, [row, row])
+    assert task_class.read(path, limit=None) == [expected, expected]
+    task = task_class.from_config(SimpleNamespace(data_dir=str(tmp_path), limit=1))
+    assert task.questions == [expected]
+    assert task.data_status == "no official checksum is known"
+
+
+def test_questions_may_have_different_numbers_of_answers(scorer):
+    questions = [
+        Question("Question: the cat?\nAnswer:", ("sat", "on the mat", "dog"), 2),
+        Question("Question: the end?\nAnswer:", ("on", "the"), 0),
+        Question("Question: the mat?\nAnswer:", ("a", "the dog", "cat", "sat on", "end"), 3),
+    ]
+    right, right_norm = [], []
+    for question in questions:
+        n_context = len(scorer.tokenizer(question.context)["input_ids"])
+        log_probs = []
+        for answer in question.answers:
+            ids = scorer.tokenizer(f"{question.context} {answer}")["input_ids"]
+            log_probs.append(
+                -float(evaluate_path.naive_nats(scorer.model, ids)[n_context - 1 :].sum())
+            )
+        right.append(np.argmax(log_probs) == question.right)
+        per_character = np.array(log_probs) / [len(answer) for answer in question.answers]
+        right_norm.append(np.argmax(per_character) == question.right)
+    result = ArcEasyTask(questions).evaluate(scorer)
+    assert result.samples["acc"].tolist() == right
+    assert result.samples["acc_norm"].tolist() == right_norm
+    assert result.details["n_truncated"] == 0
+
+
+def test_a_task_of_ones_own_needs_only_its_wording(tmp_path, scorer):
+    class OppositesTask(MultipleChoiceTask):
+        """Which word is the opposite?"""
+
+        protocol = "opposites"
+        columns = {"word": str, "words": list, "answer": int}
+        data = SampleData(argument="opposites_data", file="opposites.jsonl")
+
+        @classmethod
+        def question(cls, place, row):
+            context = f"The opposite of {row['word']} is"
+            return Question(context, tuple(row["words"]), row["answer"])
+
+    row = {"word": "cat", "words": ["dog", "mat"], "answer": 0}
+    path = write_jsonl(tmp_path / "mine.jsonl", [row] * 2)
+    task = OppositesTask.from_config(SimpleNamespace(opposites_data=path, limit=None))
+    assert task.evaluate(scorer).n_samples == 2
+
+
+@pytest.mark.parametrize(
+    ("task_class", "row", "change", "message"),
+    [
+        (ArcEasyTask, ARC, {"answerKey": "C"}, r"expected an `answerKey` among \['1', '2', '3'\]"),
+        (ArcEasyTask, ARC, {"choices": {"text": ["a"], "label": []}}, "as many texts as labels"),
+        (ArcEasyTask, ARC, {"choices": {"text": [""], "label": ["1"]}}, "as many texts as labels"),
+        (ArcEasyTask, ARC, {"question": None}, "expected an object with a str `question`"),
+        (PiqaTask, PIQA, {"label": -1}, "expected a `label` of 0 or 1, found -1"),
+        (PiqaTask, PIQA, {"sol2": ""}, "expected two ways with text"),
+    ],
+)
+def test_a_bad_question_is_named_by_its_line(tmp_path, task_class, row, change, message):
+    path = write_jsonl(tmp_path / "rows.jsonl", [row, row | change])
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2: .*" + message):
+        task_class.read(path, limit=None)
+
+
+def test_a_part_of_a_data_set_is_asked_for_by_name(monkeypatch):
+    import datasets
+
+    asked = []
+    rows = datasets.Dataset.from_list([ARC])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: asked.append((a, k)) or rows)
+    ArcEasyTask.from_config(SimpleNamespace(arc_easy_data=None, limit=None))
+    ArcEasyTask.from_config(SimpleNamespace(arc_easy_data="another/set", limit=None))
+    (first, second) = asked
+    assert first == (("allenai/ai2_arc", "ARC-Easy"), {"split": "test", "revision": None})
+    assert second[0] == ("another/set", None)
