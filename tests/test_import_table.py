@@ -206,19 +206,10 @@ ALLOWED = {
 EVALUATE_ALLOWED = {
     *("accelerate", "datasets", "huggingface_hub", "numpy", "tabulate", "torch", "tqdm"),
     *("transformers", "compare", "hellaswag", "lambada", "perplexity", "sample_files", "scoring"),
-    *(
-        "charts",
-        "arc_easy",
-        "paper_corpora",
-        "piqa",
-        "differences",
-        "evaluation",
-        "in_training",
-        "json_files",
-    ),
+    *("arc_easy", "charts", "differences", "evaluation", "in_training", "json_files", "piqa"),
     *("matplotlib", "measurements", "model_files", "paired_tests", "process_group"),
     *("published_numbers", "result_cache", "results_file", "results_table", "task_names"),
-    *("documents", "greedy_words", "multiple_choice", "paper_corpora", "wikitext"),
+    *("documents", "greedy_words", "local_text", "multiple_choice", "paper_corpora", "wikitext"),
     *("batching", "cbt", "cbt_files", "encoding", "row_scorer", "shared_prefix"),
 }
 
