@@ -239,14 +239,14 @@ def report(config: CompareConfig, comparison: Comparison, output_dir: Path, seco
         for model in models
         if model is not baseline
     }
-    numbers, sources = read_published()
+    numbers, origins = read_published()
     published = numbers_beside(numbers, tasks=metrics, models=config.models)
     print(
         markdown_table(
             config.kinds, models, limit=config.limit, differences=differences, published=published
         )
     )
-    notes = table_notes(differences, published, baseline=baseline.name, sources=sources)
+    notes = table_notes(differences, published, baseline=baseline.name, sources=origins)
     notes += [
         f"{name}: the data is not the official file."
         for name, task in tasks.items()
@@ -278,6 +278,14 @@ def report(config: CompareConfig, comparison: Comparison, output_dir: Path, seco
             write_samples(output_dir / SAMPLES_FOLDER, model, content, tasks, stamp)
     if config.charts:
         draw(models, metrics, output_dir)
+
+
+def source_of(task: Task, config: CompareConfig) -> str | None:
+    """The file, directory or Hub data set that a task was read from."""
+    if isinstance(task, ValidationTask):
+        return config.val_data
+    data = getattr(task, "data", None)
+    return None if data is None else data.source(config)
 
 
 def draw(models: Sequence[ModelMeasurements], metrics: dict[str, Any], output_dir: Path) -> None:

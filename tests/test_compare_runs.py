@@ -153,7 +153,7 @@ def test_a_broken_model_says_why_and_the_others_come_out(inputs, tmp_path, capsy
     errors = {name: found[str(tmp_path / name)]["errors"] for name in models}
     assert not errors["first"]
     for task in ("val", "lambada"):
-        assert "not finite" in errors["nan"][task]
+        assert "expected finite logits, found others" in errors["nan"][task]
         assert "expected token ids below the model's 200 embeddings" in errors["small"][task]
         assert "expected a tokenizer beside the model" in errors["mute"][task]
     assert all(not found[str(tmp_path / name)]["results"] for name in models[1:])

@@ -181,7 +181,10 @@ ALLOWED = {
         *("safetensors", "tabulate", ".atomic_files", ".checkpointing", ".command_line"),
         *(".loss_plot", ".metrics", ".model_card", ".run_records", ".train_config"),
     },
-    "model_card.py": {"huggingface_hub", "tabulate", ".docstrings", ".run_records"},
+    "model_card.py": {
+        *("huggingface_hub", "tabulate", ".docstrings", ".eval_results", ".run_records"),
+    },
+    "eval_results.py": {"huggingface_hub", "yaml"},
     "data_card.py": {
         *("huggingface_hub", "tabulate"),
         *(".docstrings", ".hub_files", ".run_records", ".token_shards"),
@@ -198,8 +201,8 @@ ALLOWED = {
     "all_reduce.py": {"torch"},
     "publishing.py": {
         *("huggingface_hub", "transformers", ".atomic_files", ".checkpointing", ".command_line"),
-        *(".conversion", ".loss_plot", ".metrics", ".model_card", ".run_records"),
-        *(".tokenization", ".train_config"),
+        *(".conversion", ".eval_results", ".loss_plot", ".metrics", ".model_card"),
+        *(".run_records", ".tokenization", ".train_config"),
     },
 }
 EVALUATE_ALLOWED = {
