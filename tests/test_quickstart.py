@@ -10,7 +10,7 @@ import pytest
 from conftest import REPOSITORY
 
 
-@pytest.mark.slow
+@pytest.mark.gate
 def test_the_quickstart_goes_from_text_to_a_scored_checkpoint(small_data, tmp_path):
     # A copy of the tree by links, in which two values differ: the source of the text, because
     # reading every docstring takes a minute, and the number of steps.

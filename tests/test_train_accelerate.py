@@ -190,7 +190,7 @@ def test_a_killed_and_resumed_run_is_the_uninterrupted_one(finished, small_data,
         assert all(torch.equal(left[key], right[key]) for key in left)
 
 
-@pytest.mark.slow
+@pytest.mark.gate
 def test_two_processes_continue_what_one_began(small_data, tmp_path, monkeypatch):
     whole, handed_over = tmp_path / "whole", tmp_path / "handed_over"
     options = {"dropout": 0, "save_every": 6}
@@ -250,7 +250,7 @@ def test_validation_loss_is_the_one_that_compare_measures(finished, small_data, 
     assert measured == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.gate
 def test_a_compiled_model_is_saved_under_its_own_names(small_data, tmp_path, monkeypatch):
     if shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler on the CPU, and there is no g++")
@@ -264,7 +264,7 @@ def test_a_compiled_model_is_saved_under_its_own_names(small_data, tmp_path, mon
     assert names == load_file(eager / "model.safetensors").keys()
 
 
-@pytest.mark.slow
+@pytest.mark.gate
 def test_wandb_in_offline_mode_logs_beside_the_jsonl(small_data, tmp_path):
     pytest.importorskip("wandb", reason="the extra `wandb` is not installed")
     output_dir = tmp_path / "tracked"
