@@ -36,6 +36,7 @@ class HellaswagTask(MultipleChoiceTask):
         hub_name=HUB_NAME,
         split="validation",
         revision="218ec52e09a7e7462a5400043bb9a69a41d06b76",
+        sha256="0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588",
         n_samples=10_042,
     )
 

@@ -120,6 +120,8 @@ class BosTask(LambadaTask):
     def pairs(self, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, str]]:
         """The token stands in the text by its name, which the tokenizer knows."""
         bos = tokenizer.bos_token or tokenizer.eos_token
+        if bos is None:
+            raise ValueError("expected a tokenizer with a bos or eos token, found none")
         return [(bos + context, word) for context, word in super().pairs(tokenizer)]
 
 

@@ -43,6 +43,7 @@ class MultipleChoiceTask(ABC):
     data: ClassVar[SampleData]
 
     questions: Sequence[Question]
+    source: str | None = None  # from which they were read
 
     @classmethod
     @abstractmethod
@@ -56,7 +57,8 @@ class MultipleChoiceTask(ABC):
     @classmethod
     def from_config(cls, config: CompareConfig) -> Self:
         """The first `config.limit` questions."""
-        return cls(cls.read(cls.data.source(config), limit=config.limit))
+        source = cls.data.source(config)
+        return cls(cls.read(source, limit=config.limit), source)
 
     @classmethod
     def read(cls, source: str, *, limit: int | None) -> list[Question]:
@@ -81,9 +83,9 @@ class MultipleChoiceTask(ABC):
         return digest.hexdigest()
 
     @property
-    def data_status(self) -> str:
-        """Whether these are the official questions."""
-        return self.data.status(self.sha256, len(self.questions))
+    def data_status(self) -> str | None:
+        """Whether these are from the official file; None where nothing says from which."""
+        return None if self.source is None else self.data.source_status(self.source)
 
     def evaluate(self, scorer: CausalScorer) -> TaskResult:
         """Both accuracies, as fractions."""

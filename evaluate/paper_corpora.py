@@ -104,7 +104,11 @@ class PtbTask(PaperTask):
     """Penn Treebank in Mikolov's version, without capitals, punctuation and numbers."""
 
     protocol: ClassVar[str] = f"ptb {UNPUBLISHED}"
-    data: ClassVar[SampleData] = SampleData(argument="ptb_data", file="ptb.test.txt")
+    data: ClassVar[SampleData] = SampleData(
+        argument="ptb_data",
+        file="ptb.test.txt",
+        sha256="dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
+    )
 
     @classmethod
     def documents_of(cls, content: bytes) -> list[Document]:
@@ -137,7 +141,11 @@ class Enwik8Task(PaperTask):
 
     protocol: ClassVar[str] = f"enwik8 {UNPUBLISHED}"
     metrics: ClassVar[dict[str, bool]] = {"bits_per_byte": False}
-    data: ClassVar[SampleData] = SampleData(argument="enwik8_data", file="enwik8")
+    data: ClassVar[SampleData] = SampleData(
+        argument="enwik8_data",
+        file="enwik8",
+        sha256="2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
+    )
 
     @classmethod
     def documents_of(cls, content: bytes) -> list[Document]:
@@ -155,7 +163,11 @@ class Text8Task(Enwik8Task):
 
     protocol: ClassVar[str] = f"text8 {UNPUBLISHED}"
     metrics: ClassVar[dict[str, bool]] = {"bits_per_character": False}  # each is a byte
-    data: ClassVar[SampleData] = SampleData(argument="text8_data", file="text8")
+    data: ClassVar[SampleData] = SampleData(
+        argument="text8_data",
+        file="text8",
+        sha256="6e890197040d37d85beb962ae1f041ff1d9a9ca8d20c7d99c85027eebf51dca7",
+    )
 
 
 TASKS: dict[str, type[PaperTask]] = {

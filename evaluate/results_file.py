@@ -80,6 +80,7 @@ def model_content(
     tasks: Mapping[str, Task],
     *,
     config: dict[str, Any],
+    sources: Mapping[str, str],
     date: float,
 ) -> dict[str, Any]:
     """One model as lm-evaluation-harness describes it.
@@ -88,6 +89,7 @@ def model_content(
         model: everything measured of it.
         tasks: those whose data could be read.
         config: what all models share: `batch_size`, `device`, `limit`.
+        sources: file, directory or Hub data set of each task's data.
         date: seconds since 1970.
     """
     measured = {name: cell for name, cell in model.tasks.items() if cell.result is not None}
@@ -97,7 +99,7 @@ def model_content(
     return {
         "results": {name: _estimates(name, cell.result) for name, cell in measured.items()},
         "group_subtasks": {name: [] for name in measured},
-        "configs": {name: _task_config(name, tasks[name]) for name in measured},
+        "configs": {name: _task_config(name, tasks[name], sources.get(name)) for name in measured},
         "versions": {name: task.version for name, task in kinds.items()},
         "n-shot": dict.fromkeys(measured, 0),
         "higher_is_better": {name: dict(task.metrics) for name, task in kinds.items()},
@@ -166,12 +168,16 @@ def _estimates(name: str, result: Any) -> dict[str, Any]:
     return entry
 
 
-def _task_config(name: str, task: Task) -> dict[str, Any]:
+def _task_config(name: str, task: Task, source: str | None) -> dict[str, Any]:
     """A task's entry of `configs`."""
+    data = getattr(task, "data", None)
     return {
         "task": name,
         "protocol": task.protocol,
         "num_fewshot": 0,
+        "dataset_path": source,
+        "official_dataset": getattr(data, "hub_name", None),
+        "dataset_revision": getattr(data, "revision", None),
         "samples": task.samples,
         "sha256": task.sha256,
         "data_status": getattr(task, "data_status", None),

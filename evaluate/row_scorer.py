@@ -254,6 +254,8 @@ class RowScorer:
         input_ids = torch.arange(n_tokens, device=self.model.device)[None]
         expected = self.model(input_ids=input_ids, use_cache=False).logits.float()
         found = self._head(self._hidden_states(input_ids)).float()
+        if not torch.isfinite(expected).all():
+            raise ValueError(f"{type(self.model).__name__}: expected finite logits, found others")
         if not self._is_close(expected, found):
             raise ValueError(
                 f"{type(self.model).__name__}: expected get_output_embeddings() on the last hidden "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ class SampleData:
         split: of the data set.
         subset: of the data set, None where it has but one.
         revision: commit of the data set, None for the newest.
-        sha256: digest of all official samples, as the task's file defines it; None if unknown.
+        sha256: checksum of the official file; None if unknown.
         n_samples: how many they are.
     """
 
@@ -81,6 +82,17 @@ class SampleData:
         if self.n_samples is not None and n_samples < self.n_samples:
             return f"{n_samples} of {self.n_samples} samples, unchecked"
         return "not the official file"
+
+    def source_status(self, source: str) -> str:
+        """What is known of the place itself, for samples whose digest is not that of a file."""
+        path = Path(source)
+        if not path.is_file():
+            return f"from the Hub, {source}"
+        if self.sha256 is None:
+            return "no official checksum is known"
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return "official" if sha256 == self.sha256 else "not the official file"
 
 
 def read_rows(

@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from tabulate import tabulate
 
 from .docstrings import DOCSTRINGS
+from .eval_results import estimates_of, is_partial, protocol_of, samples_of
 
 if TYPE_CHECKING:  # reading the records takes torch, writing the card does not
     from .run_records import DataRecord, RunRecords, SourceRecord
@@ -142,23 +143,25 @@ def data_links(data: DataRecord) -> str:
 
 def _results(results: dict | None, repository: str) -> str:
     """Every measured number with its protocol, or that there is none."""
-    if not results or not results["results"][repository]:
+    if not results or not results["models"][repository]["results"]:
         return "## Results\n\nNot measured: the run has no results of `evaluate/compare.py`."
     rows: dict[tuple, list] = {}  # by task and metric, so that models stand below each other
     arguments = results["arguments"]
-    for name, cells in results["results"].items():
+    for name, measured in results["models"].items():
         model = "**this model**" if name == repository else name
-        for task, cell in cells.items():
-            protocol = f"{cell['protocol']} v{cell['version']}"
-            for metric, (value, stderr) in _estimates(cell).items():
-                arrow = "↑" if cell["higher_is_better"][metric] else "↓"
+        for task, cell in measured["results"].items():
+            protocol = protocol_of(measured, task)
+            samples = samples_of(measured, task)
+            for metric, (value, stderr) in estimates_of(cell).items():
+                arrow = "↑" if measured["higher_is_better"][task][metric] else "↓"
                 text = _number(value) + ("" if stderr is None else f" ± {_number(stderr)}")
-                row = [task, protocol, _samples(cell, arguments), f"{metric} {arrow}", model, text]
+                row = [task, protocol, samples, f"{metric} {arrow}", model, text]
                 rows.setdefault((task, metric), []).append(row)
     headers = ["Task", "Protocol", "Samples", "Metric", "Model", "Value"]
     table = _table(headers, [row for group in rows.values() for row in group])
     partial = ""
-    if any(_is_partial(cell, arguments) for cell in results["results"][repository].values()):
+    own = results["models"][repository]
+    if any(is_partial(own, task) for task in own["results"]):
         partial = (
             f"**Partial scores**: `first {arguments['limit']:,}` says that `--limit` cut a task; "
             f"these are no scores of the whole task.\n\n"
@@ -176,19 +179,18 @@ def _eval_results(results: dict | None, repository: str) -> Iterator[EvalResult]
     """The numbers of this model as the metadata has them."""
     if not results:
         return
-    arguments = results["arguments"]
-    for task, cell in results["results"][repository].items():
-        sources = [n for n in arguments if n.endswith("_data") and task.startswith(n[:-5])]
-        dataset = arguments[sources[0]] if sources else None
-        samples = f"{_samples(cell, arguments)} samples"
-        for metric, (value, stderr) in _estimates(cell).items():
+    measured = results["models"][repository]
+    for task, cell in measured["results"].items():
+        dataset = measured["configs"][task]["dataset_path"]
+        protocol, samples = protocol_of(measured, task), f"{samples_of(measured, task)} samples"
+        for metric, (value, stderr) in estimates_of(cell).items():
             yield EvalResult(
                 task_type="text-generation",
                 dataset_type=dataset or "unknown",
                 dataset_name=dataset or "unknown",
                 metric_type=metric,
                 metric_value=value,
-                metric_name=f"{task} {metric} ({cell['protocol']} v{cell['version']}, {samples})",
+                metric_name=f"{task} {metric} ({protocol}, {samples})",
                 metric_args=None if stderr is None else {"stderr": stderr},
             )
 
@@ -279,26 +281,6 @@ def _limits(records: RunRecords) -> str:
             f"WebText, 40 GB of text or some ten billion tokens; how often was not published."
         )
     return "## Limits\n\n" + "\n".join(f"- {point}" for point in points)
-
-
-def _estimates(cell: dict) -> dict[str, tuple[float, float | None]]:
-    """Value and standard error by metric, from keys such as `acc,none` and `acc_stderr,none`."""
-    metrics = [key.removesuffix(",none") for key in cell if key.endswith(",none")]
-    return {
-        metric: (cell[f"{metric},none"], cell.get(f"{metric}_stderr,none"))
-        for metric in metrics
-        if not metric.endswith("_stderr")
-    }
-
-
-def _is_partial(cell: dict, arguments: dict) -> bool:
-    """Whether `--limit` may have cut the samples: a smaller number of them is the whole task."""
-    return arguments["limit"] is not None and cell["n_samples"] >= arguments["limit"]
-
-
-def _samples(cell: dict, arguments: dict) -> str:
-    """How many samples were measured, and whether they were only the first ones."""
-    return "first " * _is_partial(cell, arguments) + f"{cell['n_samples']:,}"
 
 
 def _number(value: float) -> str:

@@ -22,6 +22,7 @@ from .atomic_files import new_directory, write_file, write_json
 from .checkpointing import WEIGHTS_NAME, save_model
 from .command_line import argument, parse_config
 from .conversion import ConversionError, read_run
+from .eval_results import FOLDER, PREFIX, eval_result_files
 from .loss_plot import PlotError, draw_losses
 from .metrics import METRICS_NAME
 from .model_card import PICTURE_NAME, model_card
@@ -31,6 +32,7 @@ from .train_config import CONFIG_NAME
 
 MODEL_FILES = ("config.json", WEIGHTS_NAME, "tokenizer.json", "tokenizer_config.json")
 RECORD_FILES = (CONFIG_NAME, METRICS_NAME, RESULTS_NAME, PICTURE_NAME)  # some runs have them
+OWN_EVAL_RESULTS = f"{FOLDER}/{PREFIX}"
 SIZES = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
 HINTS = {
     401: "the login is not valid; run `hf auth login`",
@@ -122,6 +124,9 @@ def write_repository(config: PublishConfig, folder: Path) -> None:
         has_picture=_draw(records, folder),
     )
     card.save(folder / "README.md")
+    for name, text in eval_result_files(records.results, config.repository).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_file(folder / name, text.encode())
 
 
 def upload(config: PublishConfig, folder: Path) -> str:
@@ -141,9 +146,13 @@ def upload(config: PublishConfig, folder: Path) -> str:
                 f"{repository}: expected a private repository, found a public one; change it in "
                 f"its settings or leave out --private"
             )
-        names = sorted(path.name for path in folder.iterdir())
-        there = api.list_repo_files(repository)
-        outdated = [name for name in RECORD_FILES if name in there and name not in names]
+        paths = (path for path in folder.rglob("*") if path.is_file())
+        names = sorted(path.relative_to(folder).as_posix() for path in paths)
+        outdated = [
+            name
+            for name in api.list_repo_files(repository)
+            if (name in RECORD_FILES or name.startswith(OWN_EVAL_RESULTS)) and name not in names
+        ]
         # Not `upload_folder`, which makes several commits of a large folder.
         api.create_commit(
             repository,

@@ -24,7 +24,10 @@ RESULTS_NAME = "results.json"
 # What is always there.
 ARGUMENT_KEYS = ("max_steps", "total_batch_tokens")
 ROW_KEYS = ("step", "loss", "tokens_per_second")
-CELL_KEYS = ("protocol", "version", "n_samples", "higher_is_better")
+MODEL_KEYS = ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
+OTHER_MODEL_KEYS = ("task_hashes", "model_sha256")  # earlier results have none
+CONFIG_KEYS = ("task", "protocol", "num_fewshot", "samples", "sha256", "official_dataset")
+CONFIG_KEYS += ("dataset_revision", "data_status", "metadata")
 VERSION_KEYS = ("python_version", "torch_version", "transformers_version", "date")
 
 
@@ -210,17 +213,26 @@ def _read_results(run: Path, repository: str, path: Path | None) -> dict | None:
             )
     content = _read_json(path)
     try:
-        own = _own_name(content["results"], run, repository)
-        names = {name: _label_of_model(name) for name in content["results"]} | {own: repository}
-        results = {names[name]: _measured(cells) for name, cells in content["results"].items()}
-        models = {names[name]: model for name, model in content["models"].items()}
-        arguments = _public_evaluation(content["arguments"])
-        versions = {key: content[key] for key in VERSION_KEYS}
+        models = content["models"]
+        own = _own_name(models, run, repository)
+        names = {name: _label_of_model(name) for name in models} | {own: repository}
+        public = {names[name]: _public_model(model) for name, model in models.items()}
+        differences = [
+            row | {"model": names[row["model"]]}
+            for row in content["differences"]
+            if row["model"] in names
+        ]
+        return {
+            "models": public,
+            "baseline": names.get(content["baseline"]),
+            "differences": differences,
+            "arguments": _public_evaluation(content["arguments"]),
+            **{key: content[key] for key in VERSION_KEYS},
+        }
     except (KeyError, TypeError, AttributeError) as error:
         raise RecordsError(
             f"{path}: expected results of evaluate/compare.py, found {error!r}"
         ) from error
-    return {"results": results, "models": models, "arguments": arguments, **versions}
 
 
 def _own_name(names: Iterable[str], run: Path, repository: str) -> str:
@@ -239,25 +251,29 @@ def _label_of_model(name: str) -> str:
     return name if is_hub_name(name) else f"{Path(name).name} (local)"
 
 
-def _measured(cells: dict[str, dict]) -> dict[str, dict]:
-    """The tasks that have a result."""
-    return {
-        task: {key: cell[key] for key in CELL_KEYS} | cell
-        for task, cell in cells.items()
-        if "error" not in cell
+def _public_model(model: dict) -> dict:
+    """What is known of one model: its results with their protocols, no paths, no errors."""
+    public = {key: model[key] for key in MODEL_KEYS}
+    public["configs"] = {
+        task: {key: config.get(key) for key in CONFIG_KEYS}
+        | {"dataset_path": _public_dataset(config)}
+        for task, config in model["configs"].items()
     }
+    return public | {key: model[key] for key in OTHER_MODEL_KEYS if key in model}
+
+
+def _public_dataset(config: dict) -> str | None:
+    """The name of the data set that a task was measured on."""
+    source = config["dataset_path"]
+    if source is None:
+        return None
+    return _name_of_shards(Path(source)) if config["task"] == "val" else public_name(source)
 
 
 def _public_evaluation(arguments: dict) -> dict:
-    """Arguments of the evaluation; each data argument becomes the name of a data set, or None."""
+    """Arguments of the evaluation without its places, which each task's config names."""
     kept = ("tasks", "limit", "batch_tokens", "device", "dtype")
-    public: dict[str, Any] = {name: arguments.get(name) for name in kept}
-    for name, source in arguments.items():
-        if name == "val_data" and source is not None:  # a shard directory
-            public[name] = _name_of_shards(Path(source))
-        elif name.endswith("_data") and source is not None:
-            public[name] = public_name(source)
-    return public
+    return {name: arguments.get(name) for name in kept}
 
 
 def _name_of_shards(directory: Path) -> str | None:

@@ -1,6 +1,8 @@
 """ARC-easy and PIQA: wording, places of the data and refused rows."""
 
+import hashlib
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import evaluate_path
@@ -115,6 +117,19 @@ def test_a_bad_question_is_named_by_its_line(tmp_path, task_class, row, change, 
     path = write_jsonl(tmp_path / "rows.jsonl", [row, row | change])
     with pytest.raises(ValueError, match=r"rows\.jsonl, line 2: .*" + message):
         task_class.read(path, limit=None)
+
+
+def test_the_file_says_whether_it_is_the_official_one(tmp_path, monkeypatch):
+    path = tmp_path / PiqaTask.data.file
+    write_jsonl(path, [PIQA] * 3)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(PiqaTask, "data", replace(PiqaTask.data, sha256=sha256))
+    config = SimpleNamespace(data_dir=str(tmp_path), limit=2)
+    assert PiqaTask.from_config(config).data_status == "official"
+    write_jsonl(path, [PIQA] * 4)
+    assert PiqaTask.from_config(config).data_status == "not the official file"
+    assert PiqaTask([], "baber/piqa").data_status == "from the Hub, baber/piqa"
+    assert PiqaTask([]).data_status is None
 
 
 def test_a_part_of_a_data_set_is_asked_for_by_name(monkeypatch):

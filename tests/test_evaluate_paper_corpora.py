@@ -117,7 +117,7 @@ def test_files_that_no_data_set_holds_come_from_the_data_directory(tmp_path):
     (tmp_path / "below" / "ptb.test.txt").write_text(PTB)
     task = TASKS["ptb"].from_config(config)
     assert len(task.documents) == 1
-    assert task.data_status == "no official checksum is known"
+    assert task.data_status == "not the official file"
     with pytest.raises(ValueError, match=r"expected ptb.test.txt in --data_dir, found no"):
         TASKS["ptb"].from_config(SimpleNamespace(limit=None))
     with pytest.raises(FileNotFoundError, match=r"expected text8 in it, found none"):

@@ -179,7 +179,10 @@ ALLOWED = {
         *("safetensors", "tabulate", ".atomic_files", ".checkpointing", ".command_line"),
         *(".loss_plot", ".metrics", ".model_card", ".run_records", ".train_config"),
     },
-    "model_card.py": {"huggingface_hub", "tabulate", ".docstrings", ".run_records"},
+    "model_card.py": {
+        *("huggingface_hub", "tabulate", ".docstrings", ".eval_results", ".run_records"),
+    },
+    "eval_results.py": {"huggingface_hub", "yaml"},
     "data_card.py": {
         *("huggingface_hub", "tabulate"),
         *(".docstrings", ".hub_files", ".run_records", ".token_shards"),
@@ -196,26 +199,17 @@ ALLOWED = {
     "all_reduce.py": {"torch"},
     "publishing.py": {
         *("huggingface_hub", "transformers", ".atomic_files", ".checkpointing", ".command_line"),
-        *(".conversion", ".loss_plot", ".metrics", ".model_card", ".run_records"),
-        *(".tokenization", ".train_config"),
+        *(".conversion", ".eval_results", ".loss_plot", ".metrics", ".model_card"),
+        *(".run_records", ".tokenization", ".train_config"),
     },
 }
 EVALUATE_ALLOWED = {
     *("accelerate", "datasets", "huggingface_hub", "numpy", "tabulate", "torch", "tqdm"),
     *("transformers", "compare", "hellaswag", "lambada", "perplexity", "sample_files", "scoring"),
-    *(
-        "charts",
-        "arc_easy",
-        "paper_corpora",
-        "piqa",
-        "differences",
-        "evaluation",
-        "in_training",
-        "json_files",
-    ),
+    *("arc_easy", "charts", "differences", "evaluation", "in_training", "json_files", "piqa"),
     *("matplotlib", "measurements", "model_files", "paired_tests", "process_group"),
     *("published_numbers", "result_cache", "results_file", "results_table", "task_names"),
-    *("documents", "greedy_words", "multiple_choice", "paper_corpora", "wikitext"),
+    *("documents", "greedy_words", "local_text", "multiple_choice", "paper_corpora", "wikitext"),
     *("batching", "cbt", "cbt_files", "encoding", "row_scorer", "shared_prefix"),
 }
 

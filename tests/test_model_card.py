@@ -11,10 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from huggingface_hub import ModelCard
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM, loss_plot, publishing
 from modeling_gpt2scratch.checkpointing import save_model
+from modeling_gpt2scratch.eval_results import eval_result_files
 from modeling_gpt2scratch.model_card import DEPENDENT_ARGUMENTS, HIDDEN_ARGUMENTS, model_card
 from modeling_gpt2scratch.run_records import RecordsError, read_records
 from modeling_gpt2scratch.token_shards import Manifest, ShardEntry, Split
@@ -26,13 +28,38 @@ SECRET = "hf_xJ4tP0qLw7"
 SIZES = dict(parameters=12_345, n_layer=2, n_head=2, n_embd=32, n_positions=64, vocab_size=300)
 
 
-def cell(**estimates: float) -> dict:
-    """A measured task of results.json, of 40 samples."""
-    values = {}
+def model_of(name: str, data: Path, *, limit: int | None, **estimates: float) -> dict:
+    """A model of results.json, measured on 40 samples of `val`."""
+    values = {"alias": "val", "sample_len": 40}
     for metric, value in estimates.items():
         values |= {f"{metric},none": value, f"{metric}_stderr,none": value / 8}
-    shared = {"alias": "a", "protocol": "stream", "version": 1, "n_samples": 40}
-    return shared | values | {"higher_is_better": dict.fromkeys(estimates, False)}
+    config = {"task": "val", "protocol": "stream", "dataset_path": str(data)}
+    is_cut = limit is not None and limit <= 40
+    return {
+        "results": {"val": values},
+        "configs": {"val": config},
+        "versions": {"val": 1},
+        "n-shot": {"val": 0},
+        "higher_is_better": {"val": dict.fromkeys(estimates, False)},
+        "n-samples": {"val": {"original": None if is_cut else 40, "effective": 40}},
+        "errors": {"lambada": f"FileNotFoundError: {data} {SECRET}"},
+        "model_name": name,
+    }
+
+
+def add_lambada(run: Path, **changes) -> None:
+    """Adds OpenAI's LAMBADA, read from a file of this machine, to the results."""
+    content = json.loads((run / "results.json").read_text())
+    model = content["models"][str(run)]
+    config = {"task": "lambada", "protocol": "lambada_openai", "dataset_path": "/x/lambada.jsonl"}
+    config |= {"official_dataset": "some/lambada", "data_status": "official"} | changes
+    model["configs"]["lambada"] = config
+    values = {"acc,none": 0.25, "acc_stderr,none": 0.125, "perplexity,none": 9.5}
+    model["results"]["lambada"] = {"alias": "lambada"} | values | {"perplexity_stderr,none": "N/A"}
+    model["versions"]["lambada"], model["n-shot"]["lambada"] = 1, 0
+    model["higher_is_better"]["lambada"] = {"acc": True, "perplexity": False}
+    model["n-samples"]["lambada"] = {"original": 5153, "effective": 5153}
+    (run / "results.json").write_text(json.dumps(content))
 
 
 def write_records(
@@ -63,18 +90,17 @@ def write_records(
         {"step": step, "loss": 4.0, "tokens_per_second": 1100.0, "eval_loss": 4.25},
     ]
     rows[-1]["sample"] = f"{data} {SECRET}"
+    other = str(run.parent / "other")
+    models = (
+        model_of(str(run), data, limit=limit, loss=4.25, bits_per_byte=2.5),
+        model_of(other, data, limit=limit, loss=4.5, bits_per_byte=2.75),
+    )
     results = {
-        "results": {
-            str(run): {
-                "val": cell(loss=4.25, bits_per_byte=2.5),
-                "lambada": {"error": f"FileNotFoundError: {data} {SECRET}"},
-            },
-            str(run.parent / "other"): {"val": cell(loss=4.5, bits_per_byte=2.75)},
-        },
-        "models": {str(run): {"device": "cpu"}},
+        "models": {model["model_name"]: model for model in models},
+        "baseline": str(run),
+        "differences": [{"model": other, "task": "val", "metric": "loss", "difference": 0.25}],
         "arguments": {"models": [str(run)], "output_dir": str(run), "tasks": ["val", "lambada"]}
-        | {"limit": limit, "dtype": "float32", "val_data": str(data)}
-        | {"lambada_data": str(data / "lambada.jsonl")},
+        | {"limit": limit, "dtype": "float32", "val_data": str(data)},
         **{"python_version": "3.11", "torch_version": "2.13", "transformers_version": "5.23"},
         "date": "2026-11-22T19:37:12+00:00",
     }
@@ -156,14 +182,38 @@ def test_a_score_of_the_first_samples_is_called_one(tmp_path, limit, samples):
     assert f"v1, {samples} samples)" in card.data.eval_results[0].metric_name
 
 
+def test_the_hub_finds_a_score_beside_the_data_set_it_was_measured_on(run):
+    add_lambada(run)
+    results = read_records(run, repository=REPOSITORY, sizes=SIZES).results
+    ((name, text),) = eval_result_files(results, REPOSITORY).items()
+    assert name == ".eval_results/gpt2scratch_some__lambada.yaml"
+    (entry,) = parse_eval_result_entries(yaml.safe_load(text))
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("some/lambada", "lambada", 0.25)
+    assert entry.notes.startswith("acc, protocol lambada_openai v1, 5,153 samples, standard error")
+    assert eval_result_files(None, REPOSITORY) == {}
+    card = card_of(run)
+    assert ("acc", 0.25) in [(r.metric_type, r.metric_value) for r in card.data.eval_results]
+
+
+@pytest.mark.parametrize("status", ["not the official file", "100 of 5153 samples, unchecked"])
+def test_the_hub_lists_no_score_of_other_data(run, status):
+    add_lambada(run, data_status=status)
+    results = read_records(run, repository=REPOSITORY, sizes=SIZES).results
+    assert eval_result_files(results, REPOSITORY) == {}
+    assert "lambada_openai v1" in card_of(run).text
+
+
 def test_no_path_and_no_secret_passes_into_records_and_card(run):
     records = read_records(run, repository=REPOSITORY, sizes=SIZES)
     for text in (repr(records), str(card_of(run))):
         assert SECRET not in text
         assert str(run.parent) not in text
     assert records.arguments["mixed_precision"] == "no"
-    assert list(records.results["results"]) == [REPOSITORY, "other (local)"]
-    assert records.results["arguments"]["lambada_data"] == "lambada.jsonl"
+    assert list(records.results["models"]) == [REPOSITORY, "other (local)"]
+    assert records.results["baseline"] == REPOSITORY
+    assert [row["model"] for row in records.results["differences"]] == ["other (local)"]
+    config = records.results["models"][REPOSITORY]["configs"]["val"]
+    assert config["dataset_path"] == "someone/fables"
 
 
 @pytest.mark.parametrize(
@@ -205,8 +255,8 @@ def test_records_that_do_not_fit_the_model_are_refused(run, tmp_path):
     os.utime(run / "config.json", (1e9, 1e9))
     results.write_text(results.read_text().replace(str(run), "runs/elsewhere"))
     assert "expected results of one model called run, found runs/elsewhere" in error()
-    results.write_text('{"results": {"run": {"lambada": {"acc,none": 0.5}}}}')
-    assert "expected results of evaluate/compare.py, found KeyError('protocol')" in error()
+    results.write_text('{"models": {"run": {"results": {"lambada": {"acc,none": 0.5}}}}}')
+    assert "expected results of evaluate/compare.py, found KeyError('configs')" in error()
     results.write_text("{")
     assert "results.json: expected JSON" in error()
     (run / "metrics.jsonl").write_text('{"step": 20, "tokens_per_second": 1.0}\n')
@@ -256,6 +306,7 @@ def test_a_dry_run_needs_neither_login_nor_network_nor_matplotlib(run, monkeypat
     save_model(GPT2ScratchForCausalLM(config), tokenizer, model_only)
     shutil.copytree(model_only, run, dirs_exist_ok=True)
     write_records(run)
+    add_lambada(run)
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("asked the network"))
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     arguments = ["--run", str(run), "--repository", REPOSITORY, "--dry_run", str(folder)]
@@ -263,7 +314,7 @@ def test_a_dry_run_needs_neither_login_nor_network_nor_matplotlib(run, monkeypat
     assert f"written, not uploaded: {folder}" in capsys.readouterr().out
     assert {*os.listdir(folder)} == {
         *os.listdir(model_only),
-        *("README.md", "train_config.json", "metrics.jsonl", "results.json"),
+        *("README.md", "train_config.json", "metrics.jsonl", "results.json", ".eval_results"),
     }
     assert "loss.png" not in (folder / "README.md").read_text()
     with pytest.raises(SystemExit) as stop:
