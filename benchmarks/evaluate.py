@@ -110,7 +110,7 @@ def cbt_requests(config: BenchmarkConfig) -> Requests:
 def hellaswag_requests(config: BenchmarkConfig) -> Requests:
     """Scenes with four endings."""
     if config.hellaswag_data is not None and config.hellaswag_examples:
-        questions = HellaswagTask.read(config.hellaswag_data, limit=config.hellaswag_examples)
+        questions = spread(HellaswagTask.read, config.hellaswag_data, config.hellaswag_examples)
         return [(q.context, [" " + answer for answer in q.answers]) for q in questions]
     random = np.random.default_rng(0)
     return [
@@ -125,7 +125,7 @@ def hellaswag_requests(config: BenchmarkConfig) -> Requests:
 def lambada_requests(config: BenchmarkConfig) -> Requests:
     """Passages with their last word."""
     if config.lambada_data is not None and config.lambada_examples:
-        texts = read_texts(config.lambada_data, limit=config.lambada_examples)
+        texts = spread(read_texts, config.lambada_data, config.lambada_examples)
     else:
         random = np.random.default_rng(0)
         sizes = random.integers(56, 130, size=config.lambada_examples)
@@ -138,6 +138,12 @@ REQUESTS: dict[str, Callable[[BenchmarkConfig], Requests]] = {
     "hellaswag": hellaswag_requests,
     "lambada": lambada_requests,
 }
+
+
+def spread(read: Callable[..., list], source: str, n: int) -> list:
+    """Examples at equal distances: HellaSwag's first half is of shorter texts than its second."""
+    examples = read(source, limit=None)
+    return [examples[len(examples) * index // n] for index in range(min(n, len(examples)))]
 
 
 def random_text(random: np.random.Generator, n_words: int) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 MIN_SHARED_TOKENS = 16
 # A batch ends before its budget does where the next row would be mostly padding, but not so early
 # that the pass is too small to be worth its while. Both are parts, of the longest and the budget.
-EVEN = 4 / 5
+EVEN = 9 / 10
 SMALL_PASS = 1 / 8
 # A cached token costs a row its key and value in one layer at a time, 2 C numbers; a token that
 # passes through a layer of C channels costs 16 C.

@@ -16,11 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import arc_easy
+import cbt
 import hellaswag
 import lambada
+import local_text
 import paper_corpora
 import piqa
 import torch
@@ -44,11 +46,13 @@ from transformers import HfArgumentParser
 TASKS: dict[str, type[Task]] = {
     "val": ValidationTask,
     **lambada.TASKS,
+    **cbt.TASKS,
     **wikitext.TASKS,
     **hellaswag.TASKS,
     **arc_easy.TASKS,
     **piqa.TASKS,
     **paper_corpora.TASKS,
+    **local_text.TASKS,
 }
 FILES = sorted({kind.data.file for kind in TASKS.values() if hasattr(kind, "data")})
 DTYPES = ("float32", "bfloat16", "float16")
@@ -89,6 +93,10 @@ class CompareConfig:
     )
     lambada_data: str | None = data_place("lambada")
     lambada_standard_data: str | None = data_place("lambada_standard")
+    cbt_data: str | None = data_place("cbt-cn")
+    text_data: str | None = field(
+        default=None, metadata={"help": "documents of one's own for task text, .jsonl or .txt"}
+    )
     wikitext_data: str | None = data_place("wikitext")
     hellaswag_data: str | None = data_place("hellaswag")
     arc_easy_data: str | None = data_place("arc_easy")
@@ -102,7 +110,10 @@ class CompareConfig:
             )
         },
     )
-    batch_tokens: int = field(default=8192, metadata={"help": "padded tokens of one forward pass"})
+    batch_tokens: str = field(
+        default="auto",
+        metadata={"help": "padded tokens of one forward pass; halved when memory runs out"},
+    )
     device: str = field(
         default="auto",
         metadata={"help": "a torch device; auto is cuda, mps or cpu, the first found"},
@@ -140,10 +151,13 @@ class CompareConfig:
             raise ValueError(f"--models: expected each once, found {' '.join(self.models)}")
         if self.baseline not in (None, *self.models):
             raise ValueError(f"--baseline: expected one of --models, found {self.baseline}")
-        for name in ("limit", "batch_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name}: expected at least 1, found {value}")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"--limit: expected at least 1, found {self.limit}")
+        is_number = self.batch_tokens.isdecimal() and int(self.batch_tokens) >= 1
+        if self.batch_tokens != "auto" and not is_number:
+            raise ValueError(
+                f"--batch_tokens: expected at least 1, or auto, found {self.batch_tokens}"
+            )
         if "val" in self.kinds and self.val_data is None:
             raise ValueError("--val_data: expected a shard directory for task val, found none")
         if self.data_dir is not None and not Path(self.data_dir).is_dir():
@@ -158,11 +172,17 @@ class CompareConfig:
 
     @property
     def kinds(self) -> dict[str, type[Task]]:
-        """The tasks by name; `all` leaves out `val` where nothing says on what data."""
+        """The tasks by name; `all` leaves out those of one's own data where none is named."""
         names = resolve_tasks(self.tasks, list(TASKS))
-        if self.tasks == [ALL] and self.val_data is None:
-            names.remove("val")
+        own = {"val": self.val_data, "text": self.text_data}
+        if self.tasks == [ALL]:
+            names = [name for name in names if own.get(name, "") is not None]
         return {name: TASKS[name] for name in names}
+
+    @property
+    def tokens_of_pass(self) -> int | Literal["auto"]:
+        """`batch_tokens` as the scorer takes it."""
+        return "auto" if self.batch_tokens == "auto" else int(self.batch_tokens)
 
 
 @dataclass
@@ -256,8 +276,10 @@ def report(config: CompareConfig, comparison: Comparison, output_dir: Path, seco
     now = datetime.now(UTC)
     shared = {"batch_size": config.batch_tokens, "device": config.device}
     shared |= {"limit": config.limit, "dtype": config.dtype}
+    sources = {name: source_of(task, config) for name, task in tasks.items()}
     contents = [
-        model_content(model, tasks, config=shared, date=now.timestamp()) for model in models
+        model_content(model, tasks, config=shared, sources=sources, date=now.timestamp())
+        for model in models
     ]
     write_json(
         output_dir / RESULTS_FILE,

@@ -133,10 +133,10 @@ def load_scorer(name: str, config: CompareConfig, processes: ProcessGroup) -> Ca
     else:
         device = accelerator.device
     model = model.to(device)
-    scorer = CausalScorer(model, tokenizer, batch_tokens=config.batch_tokens)
+    scorer = CausalScorer(model, tokenizer, batch_tokens=config.tokens_of_pass)
     if accelerator is None:
         return scorer
-    return SharedScorer(model, tokenizer, accelerator, batch_tokens=config.batch_tokens)
+    return SharedScorer(model, tokenizer, accelerator, batch_tokens=config.tokens_of_pass)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -57,6 +57,17 @@ def test_the_step_benchmark_prints_each_contestant_and_how_far_bf16_strays():
     assert float(process.stdout.rpartition("strays by at most ")[2].split()[0]) < 1
 
 
+def test_the_evaluation_benchmark_prints_a_ratio_for_each_kind_of_request(monkeypatch):
+    pytest.importorskip("lm_eval", reason="needs the extra `eval`")
+    if not TIKTOKEN_CACHE.is_dir():
+        pytest.skip(f"needs GPT-2's tokenizer in {TIKTOKEN_CACHE}")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(TIKTOKEN_CACHE))
+    arguments = "--model gpt2 --cbt_examples 0 --hellaswag_examples 1 --lambada_examples 1"
+    rows = table_of(run("evaluate.py", *arguments.split(), "--repeats", "1"))
+    assert [row[0] for row in rows] == ["hellaswag", "lambada"]
+    assert all(float(row[5]) < 1e-3 for row in rows)
+
+
 @on_linux
 def test_the_loader_benchmark_prints_both_approaches_and_their_ratio():
     arguments = "--shard_tokens 10000 --sequence_length 16 --micro_batch_size 4"
