@@ -146,7 +146,7 @@ def test_each_logged_step_is_a_line_of_metrics(finished):
     assert metrics[-1]["eval_loss"] < metrics[5]["eval_loss"] < metrics[0]["loss"]
 
 
-@pytest.mark.slow
+@pytest.mark.gate
 def test_one_and_two_processes_have_the_same_curve(small_data, tmp_path):
     outputs = {}
     for config in ("cpu.yaml", "cpu_2proc.yaml"):
@@ -168,7 +168,7 @@ def test_one_and_two_processes_have_the_same_curve(small_data, tmp_path):
     assert one[-1]["eval_loss"] == pytest.approx(two[-1]["eval_loss"], abs=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.gate
 def test_a_killed_and_resumed_run_is_the_uninterrupted_one(finished, small_data, tmp_path):
     output_dir = tmp_path / "killed"
     arguments = flags(small_data, output_dir)
@@ -206,7 +206,7 @@ def test_two_processes_continue_what_one_began(small_data, tmp_path, monkeypatch
         assert values == pytest.approx(expected[step], abs=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.gate
 @pytest.mark.parametrize(
     ("launcher", "code"),
     # torchrun calls every signal a failure, even if its processes ended well.
@@ -278,7 +278,7 @@ def test_wandb_in_offline_mode_logs_beside_the_jsonl(small_data, tmp_path):
         assert "k" * 40 not in file.read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.gate
 def test_a_full_disk_ends_in_one_line_with_the_last_checkpoint_intact(run_copy, small_data):
     # A file-size limit between the weights and the optimizer's state stands in for the disk.
     n_bytes = (run_copy / "model.safetensors").stat().st_size + 20_000

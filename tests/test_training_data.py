@@ -62,7 +62,7 @@ def test_a_run_on_remote_data_is_the_run_on_local_data(small_data, tmp_path, mon
     assert copy == (small_data / "manifest.json").read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.gate
 def test_two_processes_share_a_cache_and_end_together_when_a_shard_is_lost(small_data, tmp_path):
     options = {"data_cache": tmp_path / "cache", "dropout": 0} | QUIET
     data = shutil.copytree(small_data, tmp_path / "data")
