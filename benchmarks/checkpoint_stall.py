@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
 from modeling_gpt2scratch.checkpoint_writer import CheckpointWriter
 from modeling_gpt2scratch.command_line import argument, check_numbers, parse_config
-from modeling_gpt2scratch.optimization import adamw
+from modeling_gpt2scratch.optimization import make_optimizer
 from modeling_gpt2scratch.tokenization import train_tokenizer
 from modeling_gpt2scratch.train_config import MODEL_SIZES
 
@@ -43,7 +43,7 @@ def make_parts(model_name: str) -> dict:
     """What a checkpoint is made of, with moments of full size, on the GPU if there is one."""
     model = GPT2ScratchForCausalLM(GPT2ScratchConfig(**MODEL_SIZES[model_name]))
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    optimizer = adamw(model, learning_rate=1e-4, weight_decay=0.1)
+    optimizer = make_optimizer(model, learning_rate=1e-4, weight_decay=0.1)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()

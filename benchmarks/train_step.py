@@ -25,7 +25,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
 from modeling_gpt2scratch.command_line import argument, parse_config
 from modeling_gpt2scratch.devices import flops_per_token, keep_freed_memory, measure_matmul_flops
-from modeling_gpt2scratch.optimization import adamw
+from modeling_gpt2scratch.optimization import make_optimizer
 from modeling_gpt2scratch.train_config import MODEL_SIZES
 
 # Name -> model and precision.
@@ -71,7 +71,7 @@ class Contestant:
         sizes["vocab_size"] = config.vocab_size
         model, self.loss_of = MODELS[kind](sizes)
         self.model = model.to(config.device).train()
-        self.optimizer = adamw(self.model, learning_rate=LEARNING_RATE, weight_decay=0.1)
+        self.optimizer = make_optimizer(self.model, learning_rate=LEARNING_RATE, weight_decay=0.1)
 
     def step(self, input_ids: Tensor, targets: Tensor) -> tuple[float, float]:
         """One optimizer update; its loss in nats per token, and its seconds."""
