@@ -181,36 +181,38 @@ def make_steps(run: TrainingRun) -> str:
     Returns:
         "finished", or "stopped" if a signal asked for it.
     """
-    config, stop_signal = run.config, StopSignal()
+    config, accelerator, progress = run.config, run.accelerator, run.progress
+    stop_signal = StopSignal()
     while True:
-        first = run.progress.data_step
+        first = progress.data_step
+        bar = tqdm(
+            desc="training",
+            initial=progress.step,
+            total=config.max_steps,
+            disable=None if accelerator.is_main_process else True,  # None: only on a terminal
+        )
         with (
-            Prefetcher(run.loader, start_step=first, device=run.accelerator.device) as batches,
-            profiler(run.accelerator, config) as profile,
+            bar,
+            Prefetcher(run.loader, start_step=first, device=accelerator.device) as batches,
+            profiler(accelerator, config) as profile,
         ):
-            end = run_steps(run, batches, stop_signal, profile)
+            end = run_steps(run, batches, stop_signal, profile, bar)
         if end != "spiked":
             return end
         go_back(run)
 
 
 def run_steps(
-    run: TrainingRun, batches: Prefetcher, stop_signal: StopSignal, profile: Profile
+    run: TrainingRun, batches: Prefetcher, stop_signal: StopSignal, profile: Profile, bar: tqdm
 ) -> str:
     """Makes optimizer steps until there is a reason not to.
 
     Returns:
         "finished", "stopped", or "spiked" if the run has to go back.
     """
-    config, accelerator, progress = run.config, run.accelerator, run.progress
+    config, progress = run.config, run.progress
     throughput = Throughput(elapsed_seconds=progress.elapsed_seconds)
     outcomes: list[StepOutcome] = []  # since the last log line
-    bar = tqdm(
-        desc="training",
-        initial=progress.step,
-        total=config.max_steps,
-        disable=None if accelerator.is_main_process else True,  # None: only on a terminal
-    )
     while progress.step < config.max_steps:
         waited_before = batches.waited_seconds
         learning_rate = learning_rate_of(config, progress.step)
