@@ -123,7 +123,8 @@ def test_a_sharded_model_is_refused(accelerator, monkeypatch):
 
 
 SCRIPT = """
-import os
+import sys
+from pathlib import Path
 from accelerate import Accelerator
 from tiny_models import tiny_model
 from modeling_gpt2scratch import micro_batch
@@ -131,9 +132,10 @@ from modeling_gpt2scratch import micro_batch
 accelerator = Accelerator(cpu=True)
 rank = accelerator.process_index
 micro_batch.largest_by_estimate = lambda trial, sizes: sizes[rank]
-print("found", micro_batch.find_micro_batch_size(
+found = micro_batch.find_micro_batch_size(
     tiny_model(), accelerator, rows_per_rank=6, sequence_length=8
-), flush=True)
+)
+Path(sys.argv[1], f"rank{rank}").write_text(str(found))
 accelerator.end_training()
 """
 
@@ -145,11 +147,12 @@ def test_processes_take_what_fits_on_all_of_them(tmp_path):
     path = os.pathsep.join([str(Path(__file__).parent), str(REPOSITORY)])
     process = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        + [str(script)],
+        + [str(script), str(tmp_path)],
         env=os.environ | {"PYTHONPATH": path, "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert process.returncode == 0, process.stderr
-    assert process.stdout.count("found 3") == 2  # the second of 6, 3, 2 and 1, on both
+    found = [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)]
+    assert found == ["3", "3"]  # the second of 6, 3, 2 and 1, on both
