@@ -14,10 +14,11 @@ import numpy as np
 
 # Fewer common tokens than this are cheaper to repeat than to compute in a pass of their own.
 MIN_SHARED_TOKENS = 16
-# A batch ends before its budget does where the next row would be mostly padding, but not so early
-# that the pass is too small to be worth its while. Both are parts, of the longest and the budget.
-EVEN = 9 / 10
-SMALL_PASS = 1 / 8
+# What a forward pass costs before its first token, as a part of the budget. On a CPU it reads the
+# weights, and that takes as long as the arithmetic of some 64 tokens.
+PASS_COST = 1 / 16
+# Passes over endings that a pass over what they share brings with it.
+ENDING_PASSES = 3
 # A cached token costs a row its key and value in one layer at a time, 2 C numbers; a token that
 # passes through a layer of C channels costs 16 C.
 CACHED_TOKENS_PER_TOKEN = 8
@@ -52,24 +53,35 @@ class Batch:
         )
 
 
-def pack_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+def pack_batches(
+    lengths: Sequence[int], batch_tokens: int, *, n_passes: int = 1
+) -> Iterator[list[int]]:
     """Indices of rows, longest first, in batches of at most `batch_tokens` padded tokens.
 
     Longest first, so that a batch too large for the device fails at once and not hours later.
-    Rows of equal length keep their order; a row longer than the budget is alone.
+    Rows of equal length keep their order; a row longer than the budget is alone. Among all ways to
+    cut that order the cheapest is taken, where a batch costs its padded tokens and its passes.
+
+    Args:
+        lengths: tokens of each row.
+        batch_tokens: the budget.
+        n_passes: forward passes that a batch stands for.
     """
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    start = 0
-    while start < len(order):
-        longest = lengths[order[start]]
-        end = start + max(1, batch_tokens // longest)
-        first_cut = start + max(1, round(SMALL_PASS * batch_tokens / longest))
-        for stop in range(first_cut, min(end, len(order))):
-            if lengths[order[stop]] < EVEN * longest:
-                end = stop
-                break
-        yield order[start:end]
-        start = end
+    counts = np.arange(1, len(order) + 1)
+    # By the first row of a batch: the rows it has, and the cost of it and all that come after.
+    n_rows = np.ones(len(order), dtype=np.int64)
+    costs = np.zeros(len(order) + 1)
+    for first in reversed(range(len(order))):
+        longest = lengths[order[first]]
+        n_most = max(1, min(batch_tokens // longest, len(order) - first))
+        options = longest * counts[:n_most] + costs[first + 1 : first + n_most + 1]
+        n_rows[first] = options.argmin() + 1
+        costs[first] = options[n_rows[first] - 1] + n_passes * PASS_COST * batch_tokens
+    first = 0
+    while first < len(order):
+        yield order[first : first + n_rows[first]]
+        first += n_rows[first]
 
 
 def plan_batches(
@@ -85,8 +97,7 @@ def plan_batches(
     Args:
         lengths: input tokens of each row.
         groups: the indices of the rows of each group; each row is in one of them.
-        n_shared: leading input tokens that the rows of each group may share; each row needs one
-            more input token at least.
+        n_shared: leading tokens that the rows of each group may share; each row needs one more.
         batch_tokens: padded tokens of the first forward pass of a batch, unless one is longer.
         is_equal: whether the groups of a batch must share equally many.
     """
@@ -98,7 +109,9 @@ def plan_batches(
         else:
             alone += group
     for indices in sharing.values():
-        for batch in pack_batches([n_shared[index] for index in indices], batch_tokens):
+        for batch in pack_batches(
+            [n_shared[index] for index in indices], batch_tokens, n_passes=1 + ENDING_PASSES
+        ):
             own = [indices[position] for position in batch]
             n_own = [n_shared[index] for index in own]
             yield Batch([list(groups[index]) for index in own], n_own, n_own[0] * len(own))
@@ -110,7 +123,7 @@ def plan_batches(
 def n_common_tokens(
     rows: Sequence[np.ndarray], n_scored: Sequence[int], group: Sequence[int]
 ) -> int:
-    """Leading ids that all rows of a group have in common, before the first scoring position.
+    """Leading ids that all rows of a group have in common, before the first that is scored.
 
     Args:
         rows: token ids; the last `n_scored` of each are scored.
@@ -118,7 +131,7 @@ def n_common_tokens(
         group: the indices of the rows.
     """
     first = rows[group[0]]
-    common = min(len(rows[index]) - 1 - n_scored[index] for index in group)
+    common = min(len(rows[index]) - n_scored[index] for index in group)
     for index in group:
         differs = first[:common] != rows[index][:common]
         common = int(differs.argmax()) if differs.any() else common

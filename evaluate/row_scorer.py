@@ -18,7 +18,6 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from batching import MIN_SHARED_TOKENS, Batch, n_common_tokens, pack_endings, plan_batches
 from encoding import context_length
 from shared_prefix import SharedPrefix
-from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
 
@@ -156,7 +155,7 @@ class RowScorer:
                 [rows[index] for index in batch.rows], [n_scored[index] for index in batch.rows]
             )
             return list(zip(batch.rows, *scores, strict=True))
-        prefix = self._shared_prefix(
+        prefix, last_states = self._shared_prefix(
             [rows[group[0]][:n] for group, n in zip(batch.groups, batch.n_shared, strict=True)]
         )
         indices = batch.rows
@@ -168,9 +167,12 @@ class RowScorer:
         lengths = [len(ending) - 1 for ending in endings]
         found = []
         for part in pack_endings(lengths, max(batch.n_shared), self.batch_tokens):
-            inputs = prefix.inputs(torch.tensor([owners[i] for i in part]), lengths[part[0]])
+            own = torch.tensor([owners[i] for i in part])
             scores = self._score_padded(
-                [endings[i] for i in part], [n_scored[indices[i]] for i in part], **inputs
+                [endings[i] for i in part],
+                [n_scored[indices[i]] for i in part],
+                before=last_states[own.to(last_states.device)],
+                **prefix.inputs(own, lengths[part[0]]),
             )
             found += zip([indices[i] for i in part], *scores, strict=True)
         return found
@@ -178,32 +180,48 @@ class RowScorer:
     # Shapes: B rows, T input tokens of the longest, N scored tokens of the batch, C channels,
     # V vocabulary entries.
     @torch.no_grad()  # what a sharded model gathers in inference mode, it cannot train with
-    def _shared_prefix(self, beginnings: list[np.ndarray]) -> SharedPrefix:
-        """Keys and values of rows."""
+    def _shared_prefix(self, beginnings: list[np.ndarray]) -> tuple[SharedPrefix, torch.Tensor]:
+        """Keys and values of rows, and what the head sees after the last id of each, (B, C)."""
         lengths = torch.tensor([len(beginning) for beginning in beginnings])
         cache = DynamicCache()  # without a config, so that sliding windows are kept whole
         input_ids = self._checked(padded(beginnings))
-        self._hidden_states(input_ids, past_key_values=cache, use_cache=True)
-        return SharedPrefix(cache, lengths, self.context_tokens)
+        states = self._hidden_states(input_ids, past_key_values=cache, use_cache=True)
+        last = states[torch.arange(len(states)), (lengths - 1).to(states.device)]
+        return SharedPrefix(cache, lengths, self.context_tokens), last
 
     @torch.no_grad()
     def _score_padded(
-        self, rows: list[np.ndarray], n_scored: list[int], **inputs: Any
+        self,
+        rows: list[np.ndarray],
+        n_scored: list[int],
+        *,
+        before: torch.Tensor | None = None,
+        **inputs: Any,
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Nats and argmax flags of the last `n_scored` ids of each row, from one forward pass."""
-        lengths = [len(row) - 1 for row in rows]
-        input_ids = padded([row[:-1] for row in rows])
-        starts = np.arange(len(rows)) * max(lengths)
+        """Nats and argmax flags of the last `n_scored` ids of each row, from one forward pass.
+
+        Args:
+            rows: token ids; the last of each is not put in.
+            n_scored: of each row, at most its ids, or one less where nothing comes before.
+            before: (B, C), what the head sees before the first id of each row, if it is known.
+            inputs: of the forward pass beside the token ids.
+        """
+        input_ids = self._checked(padded([row[:-1] for row in rows]))
+        states = [] if before is None else [before[:, None]]
+        if input_ids.shape[1] > 0:
+            states.append(self._hidden_states(input_ids, **inputs))
+        hidden_states = torch.cat(states, dim=1)  # row b's id after state t is predicted by it
+        ends = [len(row) - (before is None) for row in rows]
         positions = np.concatenate(
             [
-                start + np.arange(length - n, length)
-                for start, length, n in zip(starts, lengths, n_scored, strict=True)
+                row * hidden_states.shape[1] + np.arange(end - n, end)
+                for row, (end, n) in enumerate(zip(ends, n_scored, strict=True))
             ]
         )
         targets = self._checked(
             np.concatenate([row[-n:] for row, n in zip(rows, n_scored, strict=True)])
         )
-        hidden_states = self._hidden_states(self._checked(input_ids), **inputs).flatten(0, 1)
+        hidden_states = hidden_states.flatten(0, 1)
         device = hidden_states.device
         nats, greedy = self._score_positions(
             hidden_states[torch.from_numpy(positions).to(device)], targets.to(device)
@@ -217,7 +235,7 @@ class RowScorer:
 
     def _checked(self, token_ids: np.ndarray) -> torch.Tensor:
         """The ids as int64, each of which has an embedding."""
-        if token_ids.max() >= self._n_embeddings:
+        if token_ids.max(initial=0) >= self._n_embeddings:
             # On CUDA the embedding itself would stop the whole process instead.
             raise ValueError(
                 f"expected token ids below the model's {self._n_embeddings} embeddings, "
@@ -239,8 +257,12 @@ class RowScorer:
             hidden_states.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True
         ):
             logits = self._head(chunk).float()  # (up to HEAD_ROWS, V)
-            nats.append(F.cross_entropy(logits, chunk_targets, reduction="none"))
-            greedy.append(logits.argmax(dim=-1) == chunk_targets)
+            largest, likeliest = logits.max(dim=-1)
+            own = logits.gather(1, chunk_targets[:, None]).squeeze(1)
+            # Cross-entropy in place: a second array of this size costs more than the arithmetic.
+            sums = logits.sub_(largest[:, None]).exp_().sum(dim=-1)
+            nats.append(largest - own + sums.log())
+            greedy.append(likeliest == chunk_targets)
         return torch.cat(nats).cpu().numpy(), torch.cat(greedy).cpu().numpy()
 
     @torch.no_grad()
@@ -287,7 +309,7 @@ class RowScorer:
         row = np.arange(2 * max(bounds))
         try:
             expected = self._hidden_states(self._checked(row[None]))[0].float()
-            prefix = self._shared_prefix([row[:bound] for bound in bounds])
+            prefix, _ = self._shared_prefix([row[:bound] for bound in bounds])
             endings = self._checked(padded([row[bound:] for bound in bounds]))
             inputs = prefix.inputs(torch.arange(len(bounds)), endings.shape[1])
             found = self._hidden_states(endings, **inputs).float()

@@ -141,6 +141,16 @@ def test_a_shared_context_is_computed_once(model, tokenizer):
     assert shared < whole / 3
 
 
+def test_words_of_one_token_need_no_more_than_the_context(model, tokenizer):
+    scorer = CausalScorer(model, tokenizer, batch_tokens=4096)
+    contexts, choices = ["the cat sat" * 8, "the cat sat" * 9], list(".,!")
+    examples = contexts, [choices, choices]
+    assert_scores_are_those_of_whole_rows(scorer, examples)
+    n_tokens = n_computed_tokens(scorer, lambda: scorer.score_choices(*examples))
+    # One batch, the shorter context padded.
+    assert n_tokens == 2 * len(tokenizer(contexts[1])["input_ids"])
+
+
 def test_a_model_that_ignores_the_cache_is_scored_whole_after_one_warning(
     model, tokenizer, examples, caplog
 ):

@@ -1,3 +1,5 @@
+import itertools
+
 import evaluate_path
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 # isort: split
-from batching import pack_batches
+from batching import PASS_COST, pack_batches
 from encoding import encode_pairs
 from scoring import (
     CausalScorer,
@@ -213,6 +215,23 @@ def test_batches_hold_each_row_once_and_keep_the_budget(lengths, batch_tokens):
     for batch in batches:
         padded = len(batch) * max(lengths[index] for index in batch)
         assert padded <= batch_tokens or len(batch) == 1
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=9), st.integers(1, 400))
+@settings(deadline=None)
+def test_no_other_cut_of_the_sorted_rows_is_cheaper(lengths, batch_tokens):
+    def cost(batches):
+        return sum(len(batch) * batch[0] + PASS_COST * batch_tokens for batch in batches)
+
+    ordered = sorted(lengths, reverse=True)
+    possible = []
+    for is_cut in itertools.product([False, True], repeat=len(lengths) - 1):
+        bounds = [0, *(place for place, cut in enumerate(is_cut, 1) if cut), len(lengths)]
+        batches = [ordered[start:end] for start, end in itertools.pairwise(bounds)]
+        if all(len(batch) == 1 or len(batch) * batch[0] <= batch_tokens for batch in batches):
+            possible.append(cost(batches))
+    found = [[lengths[index] for index in batch] for batch in pack_batches(lengths, batch_tokens)]
+    assert cost(found) == pytest.approx(min(possible))
 
 
 def test_the_standard_error_of_an_accuracy_is_the_binomial_one():
