@@ -268,7 +268,8 @@ def report(config: CompareConfig, comparison: Comparison, output_dir: Path, seco
     )
     notes = table_notes(differences, published, baseline=baseline.name, sources=origins)
     notes += [
-        f"{name}: the data is not the official file."
+        f"{name}: expected {task.data.file} with sha256 {task.data.sha256[:12]}…, found another "
+        "file: these are scores of other data, or of a damaged file."
         for name, task in tasks.items()
         if getattr(task, "data_status", None) == "not the official file"
     ]

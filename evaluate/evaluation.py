@@ -6,18 +6,16 @@ import gc
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from in_training import SharedScorer
 from measurements import Measurement, ModelMeasurements, error_line
 from model_files import checksums_of
+from model_loading import describe_model, load_scorer
 from process_group import ProcessGroup
 from result_cache import ResultCache
-from scoring import CausalScorer, Task
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from scoring import Task
 
 if TYPE_CHECKING:
     from compare import CompareConfig
@@ -109,54 +107,6 @@ def cache_key(
         "limit": config.limit,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-    }
-
-
-def load_scorer(name: str, config: CompareConfig, processes: ProcessGroup) -> CausalScorer:
-    """The model and its tokenizer on the device of this process.
-
-    Raises:
-        Exception: of many kinds, if there is no such model, or it has no tokenizer.
-    """
-    if name.startswith((".", "/", "~")) and not Path(name).is_dir():
-        raise FileNotFoundError(f"expected a model directory, found no directory {name}")
-    options = {"trust_remote_code": config.trust_remote_code}
-    tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    if not tokenizer("a")["input_ids"]:  # what transformers makes where there are no files
-        raise ValueError("expected a tokenizer beside the model, found none; save it there")
-    model = AutoModelForCausalLM.from_pretrained(
-        name, dtype=getattr(torch, config.dtype), **options
-    )
-    accelerator = processes.accelerator
-    if accelerator is None or config.device not in ("auto", "cpu"):
-        device = resolve_device(config.device)
-    else:
-        device = accelerator.device
-    model = model.to(device)
-    scorer = CausalScorer(model, tokenizer, batch_tokens=config.tokens_of_pass)
-    if accelerator is None:
-        return scorer
-    return SharedScorer(model, tokenizer, accelerator, batch_tokens=config.tokens_of_pass)
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device called `name`; auto is the fastest kind there is."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def describe_model(scorer: CausalScorer) -> dict[str, Any]:
-    """Class, size and precision of a model, under the keys of lm-evaluation-harness."""
-    model = scorer.model
-    return {
-        "model_class": type(model).__name__,
-        "model_num_parameters": model.num_parameters(),
-        "model_dtype": str(model.dtype).removeprefix("torch."),
-        "model_sha": getattr(model.config, "_commit_hash", None),  # of a Hub model
-        "max_length": scorer.context_tokens,
     }
 
 

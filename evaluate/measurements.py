@@ -37,5 +37,6 @@ class ModelMeasurements:
 
 
 def error_line(error: BaseException) -> str:
-    """Kind and text of an error, on one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    """Text of an error on one line, after its kind where the text alone may be no sentence."""
+    is_sentence = isinstance(error, (ValueError, OSError)) and str(error)
+    return " ".join((str(error) if is_sentence else f"{type(error).__name__}: {error}").split())

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from compare import CompareConfig
 
+TEXT_SUFFIXES = (".txt", ".raw", ".tokens")
+
 
 @dataclass(frozen=True)
 class SampleData:
@@ -116,10 +118,13 @@ def read_rows(
         subset: of the Hub data set, None for its only one.
 
     Raises:
+        FileNotFoundError: for the name of a file that is not there.
         ValueError: for a line or a row that is not as above.
     """
     path = Path(source)
-    if path.suffix in (".txt", ".raw", ".tokens"):
+    if path.suffix in (*TEXT_SUFFIXES, ".jsonl") and not path.is_file():
+        raise FileNotFoundError(f"expected a file {path}, found none")
+    if path.suffix in TEXT_SUFFIXES:
         rows = _read_lines(path, limit)
     elif path.suffix == ".jsonl" or path.is_file():
         rows = _read_jsonl(path, limit)

@@ -68,7 +68,7 @@ def test_a_command_line_compares_what_it_reaches_and_says_why_it_misses_the_rest
         text=True,
     )
     assert finished.returncode == 1, finished.stderr
-    assert "no/such-model, val: OSError" in finished.stderr
+    assert "no/such-model, val: expected" in finished.stderr
 
     header, *rows = table_rows(finished.stdout)
     n_published = len(header) - 7
@@ -89,7 +89,7 @@ def test_a_command_line_compares_what_it_reaches_and_says_why_it_misses_the_rest
             value, stderr = cell[f"{metric},none"], cell[f"{metric}_stderr,none"]
             assert text.partition(" (")[0] == f"{value:.4f} ± {stderr:.4f}"
         is_first_row = metric in ("loss", "acc")
-        assert missing.startswith("error: OSError: ") if is_first_row else missing == "–"
+        assert missing.startswith("error: expected a model") if is_first_row else missing == "–"
     assert list(reported["models"]["no/such-model"]["errors"]) == ["val", "lambada"]
 
 
@@ -137,7 +137,7 @@ def test_data_that_cannot_be_read_leaves_the_other_task_its_numbers(
     assert compare.main([*arguments, "--models", model, "--lambada_data", missing]) == 1
     _, *rows = table_rows(capsys.readouterr().out)
     assert rows[0][4].count("±") == 1
-    assert rows[3][4].startswith("error: FileNotFoundError")
+    assert rows[3][4].startswith("error: expected")
     found = results_of(tmp_path)["models"][model]
     assert "none.jsonl" in found["errors"]["lambada"]
     assert list(found["results"]) == ["val"]
@@ -147,7 +147,25 @@ def test_a_missing_model_directory_is_an_error_in_its_column(arguments, tmp_path
     model = str(tmp_path / "nowhere")
     assert compare.main([*arguments, "--models", model]) == 1
     error = results_of(tmp_path)["models"][model]["errors"]["val"]
-    assert error.startswith("FileNotFoundError: expected a model directory")
+    assert error.startswith("expected a model directory, found none")
+
+
+@pytest.mark.parametrize("name", ["{}/minne", "gtp2"])
+def test_a_name_that_is_nearly_right_gets_the_right_one(arguments, tmp_path, name, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "mine").mkdir()
+    model = name.format(tmp_path)
+    assert compare.main([*arguments, "--models", model]) == 1
+    error = results_of(tmp_path)["models"][model]["errors"]["val"]
+    near = tmp_path / "mine" if name != "gtp2" else "gpt2"
+    assert error.endswith(f"; did you mean {near}?")
+
+
+def test_a_directory_without_a_model_is_named_as_such(arguments, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert compare.main([*arguments, "--models", str(tmp_path / "empty")]) == 1
+    ((_, model),) = results_of(tmp_path)["models"].items()
+    assert model["errors"]["val"] == "expected a model, found a directory without config.json"
 
 
 def test_results_go_beside_the_first_model_if_it_is_a_local_directory(tmp_path):

@@ -154,7 +154,10 @@ def test_a_broken_model_says_why_and_the_others_come_out(inputs, tmp_path, capsy
     assert not errors["first"]
     for task in ("val", "lambada"):
         assert "expected finite logits, found others" in errors["nan"][task]
-        assert "expected token ids below the model's 200 embeddings" in errors["small"][task]
+        assert (
+            "expected a tokenizer of at most the model's 200 entries, found 296"
+            in errors["small"][task]
+        )
         assert "expected a tokenizer beside the model" in errors["mute"][task]
     assert all(not found[str(tmp_path / name)]["results"] for name in models[1:])
     assert capsys.readouterr().out.count("error: ") == 6
@@ -168,7 +171,11 @@ def test_all_tasks_run_on_one_directory_and_those_without_data_say_so(inputs, tm
     with_data |= {n for n in compare.TASKS if n.startswith("hellaswag")}
     assert set(model["results"]) == with_data
     assert "ptb.test.txt" in model["errors"]["ptb"]
-    assert "gpt2 0.4599" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "gpt2 0.4599" in output
+    assert (
+        "hellaswag: expected hellaswag_val.jsonl with sha256 0aa3b8884399…, found another" in output
+    )
 
 
 def test_readers_of_the_usual_harness_read_results_and_samples(inputs, tmp_path):
