@@ -37,7 +37,7 @@ from process_group import ProcessGroup
 from published_numbers import numbers_beside, read_published
 from result_cache import ResultCache
 from results_file import model_content, results_content, write_samples
-from results_table import markdown_table, table_notes
+from results_table import errors_of, markdown_table, table_notes
 from scoring import Task
 from task_names import ALL, resolve_tasks
 from tqdm import tqdm
@@ -266,7 +266,10 @@ def report(config: CompareConfig, comparison: Comparison, output_dir: Path, seco
             config.kinds, models, limit=config.limit, differences=differences, published=published
         )
     )
-    notes = table_notes(differences, published, baseline=baseline.name, sources=origins)
+    errors = errors_of(config.kinds, models)
+    notes = table_notes(
+        differences, published, errors=errors, baseline=baseline.name, sources=origins
+    )
     notes += [
         f"{name}: expected {task.data.file} with sha256 {task.data.sha256[:12]}…, found another "
         "file: these are scores of other data, or of a damaged file."

@@ -5,8 +5,7 @@ Published numbers have columns of their own, which say that nothing of it was me
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from differences import Difference
 from measurements import Measurement, ModelMeasurements
@@ -14,7 +13,6 @@ from published_numbers import PublishedNumber
 from scoring import Estimate, Task
 from tabulate import tabulate
 
-CELL_CHARACTERS = 120  # of an error in the table; results.json has it whole
 NO_VALUE = "–"
 Rows = Mapping[tuple[str, str], Difference]  # by task and metric
 
@@ -37,6 +35,7 @@ def markdown_table(
         published: numbers that may stand beside these tasks.
     """
     sources = list(dict.fromkeys(number.source for number in published))
+    errors = errors_of(tasks, models)
     rows = []
     for name, task in tasks.items():
         first = "" if limit is None else f", first {limit} {task.samples}"
@@ -48,6 +47,7 @@ def markdown_table(
                     metric,
                     differences.get(model.name, {}).get((name, metric)),
                     is_first=metric == next(iter(task.metrics)),
+                    errors=errors,
                 )
                 for model in models
             ]
@@ -58,15 +58,23 @@ def markdown_table(
     return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)
 
 
+def errors_of(tasks: Iterable[str], models: Sequence[ModelMeasurements]) -> list[str]:
+    """Every reason for which a cell has no number, once, in the order of the table."""
+    cells = [model.tasks.get(name) for name in tasks for model in models]
+    return list(dict.fromkeys(cell.error for cell in cells if cell is not None and cell.error))
+
+
 def table_notes(
     differences: Mapping[str, Rows],
     published: Sequence[PublishedNumber],
     *,
+    errors: Sequence[str],
     baseline: str,
     sources: Mapping[str, str],
 ) -> list[str]:
-    """What the table's signs mean, a sentence each."""
-    notes = ["± is one standard error."]
+    """What the table's signs mean, a line each."""
+    notes = [f"error [{number}]: {text}" for number, text in enumerate(errors, start=1)]
+    notes.append("± is one standard error.")
     rows = [row for model in differences.values() for row in model.values()]
     if rows:
         tested = any(row.test for row in rows)
@@ -90,13 +98,13 @@ def format_cell(
     difference: Difference | None = None,
     *,
     is_first: bool = True,
+    errors: Sequence[str] = (),
 ) -> str:
-    """Text of one cell; an error stands in the task's first row only."""
+    """Text of one cell; the number of its error in `errors` stands in the task's first row only."""
     if measurement is None:
         return "interrupted" if is_first else NO_VALUE
     if measurement.result is None:
-        reason = textwrap.shorten(measurement.error or "", CELL_CHARACTERS).replace("|", "\\|")
-        return f"error: {reason}" if is_first else NO_VALUE
+        return f"error [{errors.index(measurement.error) + 1}]" if is_first else NO_VALUE
     estimate = measurement.result.estimates.get(metric)
     if estimate is None:
         return NO_VALUE

@@ -160,7 +160,7 @@ def test_a_broken_model_says_why_and_the_others_come_out(inputs, tmp_path, capsy
         )
         assert "expected a tokenizer beside the model" in errors["mute"][task]
     assert all(not found[str(tmp_path / name)]["results"] for name in models[1:])
-    assert capsys.readouterr().out.count("error: ") == 6
+    assert capsys.readouterr().out.count("| error [") == 6
 
 
 def test_all_tasks_run_on_one_directory_and_those_without_data_say_so(inputs, tmp_path, capsys):

@@ -17,7 +17,7 @@ from measurements import Measurement, ModelMeasurements
 from paired_tests import holm, paired_test
 from published_numbers import numbers_beside, read_published
 from result_cache import ResultCache
-from results_table import format_cell, format_number, markdown_table, table_notes
+from results_table import errors_of, format_cell, format_number, markdown_table, table_notes
 from scoring import Estimate, TaskResult
 from task_names import resolve_tasks
 
@@ -100,7 +100,9 @@ def test_the_table_has_differences_in_parentheses_and_published_numbers_apart(pa
     assert acc[4:] == ["0.3750 ± 0.1000", "1.0000 ± 0.1000 (+0.6250, p < 0.001)", "gpt2-xl 0.5121"]
     assert perplexity[-1] == "gpt2-xl 10.6340"
     assert "45.99" not in " ".join(acc) and "0.4599" not in " ".join(acc)
-    notes = " ".join(table_notes(differences, published, baseline="first", sources=sources))
+    notes = " ".join(
+        table_notes(differences, published, errors=[], baseline="first", sources=sources)
+    )
     assert "the difference to first; p from a test on the same examples" in notes
     assert "Published, not measured here: lm-evaluation-harness" in notes
 
@@ -121,10 +123,17 @@ def test_published_numbers_name_tasks_and_metrics_that_there_are():
         assert number.metric in compare.TASKS[number.task].metrics, number
 
 
-def test_a_bar_in_an_error_does_not_break_the_table():
-    cell = Measurement(error="ValueError: a | b")
-    assert format_cell(cell, "acc") == "error: ValueError: a \\| b"
-    assert format_cell(cell, "acc", is_first=False) == "–"
+def test_an_error_stands_whole_below_the_table_and_once():
+    first, second = ModelMeasurements("first"), ModelMeasurements("second")
+    first.tasks = {"lambada": Measurement(error="a | b")}
+    second.tasks = {"lambada": Measurement(error="c"), "val": Measurement(error="a | b")}
+    errors = errors_of(["val", "lambada"], [first, second])
+    assert errors == ["a | b", "c"]
+    assert format_cell(first.tasks["lambada"], "acc", errors=errors) == "error [1]"
+    assert format_cell(second.tasks["lambada"], "acc", errors=errors) == "error [2]"
+    assert format_cell(second.tasks["val"], "perplexity", errors=errors, is_first=False) == "–"
+    notes = table_notes({}, [], errors=errors, baseline="first", sources={})
+    assert notes[:2] == ["error [1]: a | b", "error [2]: c"]
     assert format_cell(None, "acc") == "interrupted"
 
 
