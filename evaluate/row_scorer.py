@@ -9,8 +9,8 @@ only where a token is scored.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +32,8 @@ PROBE_TOKENS = 8
 AUTO_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
 # Beginnings that one cache may hold: of any lengths, of one length, or none.
 Sharing = Literal["any", "equal", "none"]
+Portion = TypeVar("Portion")
+Row = TypeVar("Row")
 
 
 class RowScorer:
@@ -101,10 +103,36 @@ class RowScorer:
         description: str,
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Index, nats and argmax flags of the last `n_scored[index]` ids of each row."""
-        with tqdm(total=len(rows), desc=description, unit="row", disable=None) as progress:
-            for batch in self._plan(rows, n_scored, groups):
-                for scores in self._score_batch(batch, rows, n_scored):
-                    yield scores
+        batches = self._plan(rows, n_scored, groups)
+        return self.compute_rows(
+            batches,
+            lambda batch: self._score_batch(batch, rows, n_scored),
+            n_rows=len(rows),
+            description=description,
+        )
+
+    def compute_rows(
+        self,
+        batches: Iterable[Portion],
+        compute: Callable[[Portion], Sequence[Row]],
+        *,
+        n_rows: int,
+        description: str,
+    ) -> Iterator[Row]:
+        """What `compute` finds of each row, one batch after the other.
+
+        Whatever runs the model on many rows does it here, where several processes share it out.
+
+        Args:
+            batches: of rows, the same on every process.
+            compute: what is found of each row of a batch.
+            n_rows: of all batches, for the progress bar.
+            description: of the progress bar.
+        """
+        with tqdm(total=n_rows, desc=description, unit="row", disable=None) as progress:
+            for batch in batches:
+                for found in compute(batch):
+                    yield found
                     progress.update()
 
     def _plan(
