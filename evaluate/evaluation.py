@@ -6,15 +6,16 @@ import gc
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from in_training import SharedScorer
-from measurements import Measurement, ModelMeasurements, error_line
+from measurements import Measurement, ModelMeasurements
 from model_files import checksums_of
-from process_group import ProcessGroup
+from process_group import ProcessGroup, SharedProblem, error_line
 from result_cache import ResultCache
 from scoring import CausalScorer, Task
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -82,9 +83,9 @@ def evaluate_model(
     for name in missing:
         start = time.perf_counter()
         try:
-            result = tasks[name].evaluate(scorer)
-        except Exception as error:
-            _note(model, name, Measurement(error=error_line(error)), processes)
+            result = processes.alike(partial(tasks[name].evaluate, scorer))
+        except SharedProblem as error:
+            _note(model, name, Measurement(error=str(error)), processes)
             continue
         model.tasks[name] = Measurement(result, seconds=time.perf_counter() - start)
         if processes.is_main and model.files:
@@ -136,7 +137,9 @@ def load_scorer(name: str, config: CompareConfig, processes: ProcessGroup) -> Ca
     scorer = CausalScorer(model, tokenizer, batch_tokens=config.tokens_of_pass)
     if accelerator is None:
         return scorer
-    return SharedScorer(model, tokenizer, accelerator, batch_tokens=config.tokens_of_pass)
+    return SharedScorer(
+        model, tokenizer, accelerator, batch_tokens=config.tokens_of_pass, has_progress=True
+    )
 
 
 def resolve_device(name: str) -> torch.device:

@@ -34,8 +34,3 @@ class ModelMeasurements:
             return None
         estimate = measurement.result.estimates.get(metric)
         return None if estimate is None else estimate.value
-
-
-def error_line(error: BaseException) -> str:
-    """Kind and text of an error, on one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
