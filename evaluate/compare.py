@@ -104,10 +104,7 @@ class CompareConfig:
     data_dir: str | None = field(
         default=None,
         metadata={
-            "help": "directory with the official files: "
-            + ", ".join(
-                sorted({kind.data.file for kind in TASKS.values() if hasattr(kind, "data")})
-            )
+            "help": f"directory with the official files: {', '.join(FILES)}",
         },
     )
     batch_tokens: str = field(

@@ -6,14 +6,15 @@ import gc
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from measurements import Measurement, ModelMeasurements, error_line
+from measurements import Measurement, ModelMeasurements
 from model_files import checksums_of
 from model_loading import describe_model, load_scorer
-from process_group import ProcessGroup
+from process_group import ProcessGroup, SharedProblem, error_line
 from result_cache import ResultCache
 from scoring import Task
 
@@ -80,9 +81,9 @@ def evaluate_model(
     for name in missing:
         start = time.perf_counter()
         try:
-            result = tasks[name].evaluate(scorer)
-        except Exception as error:
-            _note(model, name, Measurement(error=error_line(error)), processes)
+            result = processes.alike(partial(tasks[name].evaluate, scorer))
+        except SharedProblem as error:
+            _note(model, name, Measurement(error=str(error)), processes)
             continue
         model.tasks[name] = Measurement(result, seconds=time.perf_counter() - start)
         if processes.is_main and model.files:

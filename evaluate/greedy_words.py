@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from scoring import CausalScorer
-from tqdm import tqdm
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedTokenizerBase
 
 # The 127 words of the stop-word list that NLTK first came with, after Porter's.
@@ -36,7 +37,7 @@ def greedy_continuations(
     """The `n_tokens` ids that the model puts after each context, and how many contexts were cut.
 
     `generate` would take over what a checkpoint says of sampling and penalties. Contexts of one
-    length make a batch, so none is padded. With several processes each of them writes everything.
+    length make a batch, so none is padded. Several processes share the batches out.
 
     Args:
         scorer: the model.
@@ -46,8 +47,10 @@ def greedy_continuations(
         description: of the progress bar.
 
     Raises:
-        ValueError: for logits that are not finite.
+        ValueError: for logits that are not finite, or a model sharded by FSDP2.
     """
+    if isinstance(scorer.model, FSDPModule):  # whose forward passes must be as many everywhere
+        raise ValueError("expected a whole model to write with, found one sharded by FSDP2")
     rows_by_length = defaultdict(list)
     n_kept = scorer.context_tokens - n_tokens + 1
     if n_kept < 1:
@@ -56,24 +59,49 @@ def greedy_continuations(
         )
     for index, context in enumerate(contexts):
         rows_by_length[min(len(context), n_kept)].append(index)
+    batches = []
+    for length, indices in sorted(rows_by_length.items(), reverse=True):
+        n_rows = max(1, scorer.planned_tokens // (length + n_tokens))
+        batches += [indices[start : start + n_rows] for start in range(0, len(indices), n_rows)]
+    inputs = [context[-n_kept:] for context in contexts]
+    write = partial(_write_rows, scorer, inputs, n_tokens, list(first_excluded))
     written: list[list[int]] = [[]] * len(contexts)
-    with tqdm(total=len(contexts), desc=description, unit="row", disable=None) as progress:
-        for length, indices in sorted(rows_by_length.items(), reverse=True):
-            while indices:
-                batch = indices[: max(1, scorer.batch_tokens // (length + n_tokens))]
-                input_ids = torch.tensor([contexts[index][-length:] for index in batch])
-                try:
-                    ids = _write_batch(scorer, input_ids, n_tokens, list(first_excluded))
-                except RuntimeError as error:
-                    if len(batch) == 1 or not should_reduce_batch_size(error):
-                        raise
-                    scorer.batch_tokens //= 2
-                    continue
-                for index, row in zip(batch, ids.tolist(), strict=True):
-                    written[index] = row
-                indices = indices[len(batch) :]
-                progress.update(len(batch))
+    for index, ids in scorer.compute_rows(
+        batches, write, n_rows=len(contexts), description=description
+    ):
+        written[index] = ids
     return written, sum(len(context) > n_kept for context in contexts)
+
+
+def _write_rows(
+    scorer: CausalScorer,
+    contexts: Sequence[list[int]],
+    n_tokens: int,
+    first_excluded: list[int],
+    indices: Sequence[int],
+) -> list[tuple[int, list[int]]]:
+    """Each of `indices` with what is written after its context, all of one length.
+
+    Fewer at a time where the device lacks the memory.
+    """
+    length = len(contexts[indices[0]])
+    written = []
+    while len(written) < len(indices):
+        n_rows = max(1, scorer.batch_tokens // (length + n_tokens))
+        batch = indices[len(written) : len(written) + n_rows]
+        input_ids = torch.tensor([contexts[index] for index in batch])
+        try:
+            ids = _write_batch(scorer, input_ids, n_tokens, first_excluded)
+        except RuntimeError as error:
+            if len(batch) == 1 or not should_reduce_batch_size(error):
+                raise
+            ids = None
+        if ids is None:
+            scorer.batch_tokens //= 2
+            clear_device_cache()
+            continue
+        written += zip(batch, ids.tolist(), strict=True)
+    return written
 
 
 # Shapes: B rows, T tokens of a context, N written tokens, V vocabulary entries.

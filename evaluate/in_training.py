@@ -8,9 +8,9 @@ share out the batches of `compare.py` among themselves, so that the scores do no
 number.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import hellaswag
 import lambada
@@ -21,11 +21,13 @@ from accelerate.utils import gather_object
 from batching import Batch
 from hellaswag import HellaswagTask, read_questions
 from lambada import LambadaTask, read_texts
-from row_scorer import Sharing
+from process_group import Problem, SharedProblem, alike, error_line, exchange
+from row_scorer import Portion, Row, Sharing
 from scoring import CausalScorer, Task
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
+from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Task -> what reads its data, its class, and where the data is if no other place is given.
@@ -33,6 +35,9 @@ BENCHMARKS: dict[str, tuple[Callable, type[Task], str]] = {
     "lambada": (read_texts, LambadaTask, lambada.HUB_NAME),
     "hellaswag": (read_questions, HellaswagTask, hellaswag.HUB_NAME),
 }
+# Batches that each process computes before all hand out what they have. Few, because a process
+# that failed waits until then, and the backends end a run whose processes wait for many minutes.
+BATCHES_PER_EXCHANGE = 16
 
 
 class BenchmarkError(ValueError):
@@ -83,7 +88,8 @@ def score_benchmarks(
 ) -> dict[str, float]:
     """Every metric of every benchmark, as "lambada/acc" and so on, on every process alike.
 
-    A benchmark that has no finite score is left out, and said to be; a run does not end for it.
+    A benchmark that cannot be scored, for want of memory or because a score is not finite, is left
+    out, and the main process says so; a run does not end for it.
 
     Args:
         benchmarks: from `load_benchmarks`.
@@ -100,11 +106,12 @@ def score_benchmarks(
             scorer = SharedScorer(model, tokenizer, accelerator, batch_tokens=batch_tokens)
             for name, task in benchmarks.items():
                 try:
-                    estimates = task.evaluate(scorer).estimates
-                except (ValueError, OverflowError) as error:
-                    accelerator.print(f"no score of {name}: {error}")
+                    result = alike(partial(task.evaluate, scorer), (ValueError, OverflowError))
+                except SharedProblem as error:
+                    if accelerator.is_main_process:
+                        print(f"no score of {name}: {error}")
                     continue
-                values |= {f"{name}/{metric}": e.value for metric, e in estimates.items()}
+                values |= {f"{name}/{metric}": e.value for metric, e in result.estimates.items()}
         finally:
             model.train(was_training)
     return values
@@ -121,6 +128,7 @@ class SharedScorer(CausalScorer):
         tokenizer: the model's own.
         accelerator: of the run.
         batch_tokens: padded input tokens of one forward pass.
+        has_progress: whether the main process draws a bar.
     """
 
     def __init__(
@@ -129,15 +137,72 @@ class SharedScorer(CausalScorer):
         tokenizer: PreTrainedTokenizerBase,
         accelerator: Accelerator,
         *,
-        batch_tokens: int,
+        batch_tokens: int | Literal["auto"],
+        has_progress: bool = False,
     ) -> None:
         super().__init__(model, tokenizer, batch_tokens=batch_tokens)
         self._accelerator = accelerator
+        self._has_progress = has_progress and accelerator.is_main_process
+        self._agreed_sharing: Sharing | None = None  # not asked yet
         self._is_sharded = isinstance(model, FSDPModule)
         if self._is_sharded:
             weight = self._head.weight
             weight = weight.full_tensor() if isinstance(weight, DTensor) else weight
             self._head = partial(F.linear, weight=weight.detach())
+
+    def compute_rows(
+        self,
+        batches: Iterable[Portion],
+        compute: Callable[[Portion], Sequence[Row]],
+        *,
+        n_rows: int,
+        description: str,
+    ) -> Iterator[Row]:
+        """What `compute` finds of each row, from one process or another, on all of them alike.
+
+        Batches go round in turn.
+
+        Raises:
+            SharedProblem: on all processes alike, if `compute` raises anything on one of them.
+        """
+        batches = list(batches)
+        n_batches = BATCHES_PER_EXCHANGE * self._accelerator.num_processes
+        disable = None if self._has_progress else True  # None: only where nobody watches
+        with tqdm(total=n_rows, desc=description, unit="row", disable=disable) as progress:
+            for start in range(0, len(batches), n_batches):
+                for found in self._share_out(batches[start : start + n_batches], compute):
+                    yield found
+                    progress.update()
+
+    def _share_out(
+        self, batches: Sequence[Portion], compute: Callable[[Portion], Sequence[Row]]
+    ) -> list[Row]:
+        """What `compute` finds of each row of a few batches, on every process alike.
+
+        Whoever has none left of a sharded model's makes another's once more and drops what is
+        found. Of several problems the one that one process would have met counts.
+        """
+        n_processes = self._accelerator.num_processes
+        own: list[Sequence[Row]] = []
+        problem = None
+        for first in range(0, len(batches), n_processes):
+            number = first + self._accelerator.process_index
+            is_own = number < len(batches)
+            if not self._is_sharded and (problem or not is_own):
+                break
+            try:
+                found = compute(batches[number if is_own else first])
+            except Exception as error:
+                # Others wait in a pass that this process has left, and only its end sets them free.
+                if self._is_sharded and not isinstance(error, ValueError):
+                    raise
+                problem = problem or Problem(number, error_line(error))
+                continue
+            if is_own:
+                own.append(found)
+        shares = exchange(own, problem)
+        turns = (divmod(number, n_processes) for number in range(len(batches)))
+        return [row for turn, process in turns for row in shares[process][turn]]
 
     def _score_tails(
         self,
@@ -146,44 +211,14 @@ class SharedScorer(CausalScorer):
         groups: Sequence[Sequence[int]],
         description: str,
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Index, nats and argmax flags of all rows, on every process alike.
+        """As in `RowScorer`; ids that a sharded model has no embedding for are found beforehand.
 
-        Batches go round in turn. Whoever has none left of a sharded model's makes another's once
-        more and drops its scores.
-
-        Raises:
-            ValueError: if one process has a score that is not finite; on every process alike.
+        In the pass itself the one process that has them would leave the others waiting.
         """
-        n_processes = self._accelerator.num_processes
-        batches = list(self._plan(rows, n_scored, groups))
-        ends = np.cumsum(n_scored, dtype=np.int64)
-        # Each process fills in its share, and the rest is 0: the sum over processes is whole.
-        scores = np.zeros((2, ends[-1] if len(ends) else 0), dtype=np.float32)
-        n_failed = 0  # batches of this process without a finite score
-        for first in range(0, len(batches), n_processes):
-            number = first + self._accelerator.process_index
-            is_own = number < len(batches)
-            if not (is_own or self._is_sharded):
-                continue
-            try:
-                found = self._score_batch(batches[number if is_own else first], rows, n_scored)
-            except ValueError:  # the others must not wait for this process
-                n_failed += 1
-                continue
-            if is_own:
-                for index, nats, greedy in found:
-                    scores[:, ends[index] - n_scored[index] : ends[index]] = nats, greedy
-        if n_failed := int(self._sum(np.array([n_failed], dtype=np.float32))[0]):
-            raise ValueError(f"expected finite log-probs, found others in {n_failed} batches")
-        nats, greedy = (np.split(values, ends[:-1]) for values in self._sum(scores))
-        for index in (index for batch in batches for index in batch.rows):
-            yield index, nats[index], greedy[index] > 0
-
-    def _sum(self, values: np.ndarray) -> np.ndarray:
-        """The sum over all processes, on every process alike."""
-        device = self._accelerator.device if self._accelerator.num_processes > 1 else "cpu"
-        total = self._accelerator.reduce(torch.tensor(values, device=device), reduction="sum")
-        return total.cpu().numpy()
+        if self._is_sharded:
+            for row in rows:
+                self._checked(row)
+        return super()._score_tails(rows, n_scored, groups, description)
 
     def _score_batch(
         self, batch: Batch, rows: Sequence[np.ndarray], n_scored: Sequence[int]
@@ -194,8 +229,16 @@ class SharedScorer(CausalScorer):
         return super()._score_batch(batch, rows, n_scored)
 
     def _sharing(self) -> Sharing:
-        """None if the model is sharded: then the passes must be as many on every process."""
-        return "none" if self._is_sharded else super()._sharing()
+        """The least that a process finds, so that all make the same batches.
+
+        None if the model is sharded: then the passes must be as many on every process.
+        """
+        if self._is_sharded:
+            return "none"
+        if self._agreed_sharing is None:
+            found = exchange(super()._sharing())
+            self._agreed_sharing = min(found, key=("none", "equal", "any").index)
+        return self._agreed_sharing
 
     def _hidden_states(self, input_ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
         """What the head sees: (B, T) -> (B, T, C)."""
@@ -222,4 +265,4 @@ def _load(name: str, source: str | None, limit: int | None) -> Task:
     except Exception as error:  # `datasets` has many ways to find no network
         reason = " ".join(str(error).split()) or type(error).__name__
         hint = "" if source else f"; give a local file with --{name}_data"
-        raise BenchmarkError(f"{name}: expected its examples, found: {reason}{hint}") from error
+        raise BenchmarkError(f"{name}: its examples cannot be read: {reason}{hint}") from error

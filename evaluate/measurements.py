@@ -34,9 +34,3 @@ class ModelMeasurements:
             return None
         estimate = measurement.result.estimates.get(metric)
         return None if estimate is None else estimate.value
-
-
-def error_line(error: BaseException) -> str:
-    """Text of an error on one line, after its kind where the text alone may be no sentence."""
-    is_sentence = isinstance(error, (ValueError, OSError)) and str(error)
-    return " ".join((str(error) if is_sentence else f"{type(error).__name__}: {error}").split())

@@ -51,7 +51,9 @@ def load_scorer(name: str, config: CompareConfig, processes: ProcessGroup) -> Ca
     scorer = CausalScorer(model, tokenizer, batch_tokens=config.tokens_of_pass)
     if accelerator is None:
         return scorer
-    return SharedScorer(model, tokenizer, accelerator, batch_tokens=config.tokens_of_pass)
+    return SharedScorer(
+        model, tokenizer, accelerator, batch_tokens=config.tokens_of_pass, has_progress=True
+    )
 
 
 def require_model(name: str, options: dict[str, Any]) -> None:

@@ -4,12 +4,75 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
+from transformers.utils import logging
 
 Value = TypeVar("Value")
+
+
+class Problem(NamedTuple):
+    """Why a process cannot go on.
+
+    Attributes:
+        place: of several problems the one with the lowest counts, which one process would meet.
+        line: what `error_line` makes of the error.
+    """
+
+    place: int
+    line: str
+
+
+class SharedProblem(RuntimeError):
+    """A problem that all processes know of; its text is the line of the one that counts."""
+
+
+def exchange(value: Value, problem: Problem | None = None) -> list[Value]:
+    """What each process has, in their order, on all of them.
+
+    While a task is evaluated, processes wait for each other nowhere else. So whichever exchange a
+    process with a problem comes to, it meets the others in theirs, and all of them go on together.
+
+    Args:
+        value: of this process, fit for pickle.
+        problem: that keeps this process from going on.
+
+    Raises:
+        SharedProblem: on all processes, if one of them has a problem.
+    """
+    shares = gather_object([(problem, value)])
+    if problems := [found for found, _ in shares if found is not None]:
+        raise SharedProblem(min(problems).line)
+    return [value for _, value in shares]
+
+
+def alike(work: Callable[[], Value], kinds: tuple[type[Exception], ...]) -> Value:
+    """What `work` returns on this process, if no process fails; else all of them do.
+
+    Args:
+        work: that all processes do at the same time.
+        kinds: of errors that are a problem of all; any other is raised on this process alone.
+
+    Raises:
+        SharedProblem: on all processes, if one of them has such an error.
+    """
+    value, problem = None, None
+    try:
+        value = work()
+    except SharedProblem:  # the others know
+        raise
+    except kinds as error:
+        problem = Problem(0, error_line(error))
+    exchange(None, problem)
+    return value
+
+
+def error_line(error: BaseException) -> str:
+    """Text of an error on one line, after its kind where the text alone may be no sentence."""
+    is_sentence = isinstance(error, (ValueError, OSError)) and str(error)
+    return " ".join((str(error) if is_sentence else f"{type(error).__name__}: {error}").split())
 
 
 class ProcessGroup:
@@ -23,6 +86,8 @@ class ProcessGroup:
         is_shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
         self.accelerator = Accelerator(cpu=device == "cpu") if is_shared else None
         self.is_main = self.accelerator is None or self.accelerator.is_main_process
+        if not self.is_main:
+            logging.disable_progress_bar()  # those of loading weights
 
     def from_main(self, make: Callable[[], Value]) -> Value:
         """What `make` returns on the main process, on all of them; elsewhere it is not called."""
@@ -37,6 +102,20 @@ class ProcessGroup:
         if self.accelerator is None:
             return problem
         return next((found for found in gather_object([problem]) if found is not None), None)
+
+    def alike(self, work: Callable[[], Value]) -> Value:
+        """What `work` returns on this process, if no process fails; else all of them do.
+
+        Raises:
+            SharedProblem: on all processes, if `work` raises anything on one of them.
+            Exception: if the processes have lost each other, after which none can go on.
+        """
+        if self.accelerator is not None:
+            return alike(work, (Exception,))
+        try:
+            return work()
+        except Exception as error:
+            raise SharedProblem(error_line(error)) from error
 
     def end(self) -> None:
         """Parts with the other processes."""

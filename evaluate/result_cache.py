@@ -47,7 +47,7 @@ class ResultCache:
                 return None
             result = content["result"]
             samples = {
-                name: np.array(values, dtype=np.float64)
+                name: np.array(values, dtype=np.float64)  # null is nan
                 for name, values in result["samples"].items()
             }
             estimates = {name: Estimate(**value) for name, value in result["estimates"].items()}
@@ -58,13 +58,20 @@ class ResultCache:
             return None  # absent or damaged: it is measured again
 
     def write(self, key: dict[str, Any], measurement: Measurement, model: dict[str, Any]) -> None:
-        """Keeps a measurement; values that JSON has no number for are not kept."""
+        """Keeps a measurement.
+
+        The nan of a sample that was left out is null in the file; one with an infinite sample is
+        not kept, because JSON has no word for that.
+        """
         result = measurement.result
         if self._directory is None or result is None:
             return
-        samples = {name: values.tolist() for name, values in result.samples.items()}
-        if not all(math.isfinite(value) for values in samples.values() for value in values):
+        if any(np.isinf(values).any() for values in result.samples.values()):
             return
+        samples = {
+            name: [None if math.isnan(value) else value for value in values.tolist()]
+            for name, values in result.samples.items()
+        }
         self._directory.mkdir(parents=True, exist_ok=True)
         content = {
             "n_samples": result.n_samples,

@@ -9,8 +9,8 @@ only where a token is scored.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -18,19 +18,19 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from batching import MIN_SHARED_TOKENS, Batch, n_common_tokens, pack_endings, plan_batches
 from encoding import context_length
 from shared_prefix import SharedPrefix
+from token_scores import padded, score_tokens
 from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
 
 logger = logging.getLogger(__name__)
-# Positions that pass through the head together. 128 rows of 50,257 float32 logits are 26 MB, which
-# malloc can reuse; for arrays above 32 MB glibc asks the kernel for fresh pages every time.
-HEAD_ROWS = 128
 PROBE_TOKENS = 8
 # Where `batch_tokens` "auto" begins, by the device. On a CPU more is slower: rows of one batch
 # differ more in length, and its arrays leave the cache.
 AUTO_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
 # Beginnings that one cache may hold: of any lengths, of one length, or none.
 Sharing = Literal["any", "equal", "none"]
+Portion = TypeVar("Portion")
+Row = TypeVar("Row")
 
 
 class RowScorer:
@@ -100,10 +100,36 @@ class RowScorer:
         description: str,
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Index, nats and argmax flags of the last `n_scored[index]` ids of each row."""
-        with tqdm(total=len(rows), desc=description, unit="row", disable=None) as progress:
-            for batch in self._plan(rows, n_scored, groups):
-                for scores in self._score_batch(batch, rows, n_scored):
-                    yield scores
+        batches = self._plan(rows, n_scored, groups)
+        return self.compute_rows(
+            batches,
+            lambda batch: self._score_batch(batch, rows, n_scored),
+            n_rows=len(rows),
+            description=description,
+        )
+
+    def compute_rows(
+        self,
+        batches: Iterable[Portion],
+        compute: Callable[[Portion], Sequence[Row]],
+        *,
+        n_rows: int,
+        description: str,
+    ) -> Iterator[Row]:
+        """What `compute` finds of each row, one batch after the other.
+
+        Whatever runs the model on many rows does it here, where several processes share it out.
+
+        Args:
+            batches: of rows, the same on every process.
+            compute: what is found of each row of a batch.
+            n_rows: of all batches, for the progress bar.
+            description: of the progress bar.
+        """
+        with tqdm(total=n_rows, desc=description, unit="row", disable=None) as progress:
+            for batch in batches:
+                for found in compute(batch):
+                    yield found
                     progress.update()
 
     def _plan(
@@ -223,13 +249,9 @@ class RowScorer:
         )
         hidden_states = hidden_states.flatten(0, 1)
         device = hidden_states.device
-        nats, greedy = self._score_positions(
-            hidden_states[torch.from_numpy(positions).to(device)], targets.to(device)
+        nats, greedy = score_tokens(
+            self._head, hidden_states[torch.from_numpy(positions).to(device)], targets.to(device)
         )
-        if not np.isfinite(nats).all():
-            raise ValueError(
-                f"{(~np.isfinite(nats)).sum()} of {len(nats)} log-probs are not finite"
-            )
         splits = np.cumsum(n_scored)[:-1]
         return np.split(nats, splits), np.split(greedy, splits)
 
@@ -247,23 +269,6 @@ class RowScorer:
         """What the head sees: (B, T) -> (B, T, C)."""
         inputs = {"use_cache": False} | inputs
         return self.model.base_model(input_ids=input_ids.to(self.model.device), **inputs)[0]
-
-    def _score_positions(
-        self, hidden_states: torch.Tensor, targets: torch.Tensor
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Nats (float32) and argmax flags of each target: (N, C), (N,) -> (N,), (N,)."""
-        nats, greedy = [], []
-        for chunk, chunk_targets in zip(
-            hidden_states.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True
-        ):
-            logits = self._head(chunk).float()  # (up to HEAD_ROWS, V)
-            largest, likeliest = logits.max(dim=-1)
-            own = logits.gather(1, chunk_targets[:, None]).squeeze(1)
-            # Cross-entropy in place: a second array of this size costs more than the arithmetic.
-            sums = logits.sub_(largest[:, None]).exp_().sum(dim=-1)
-            nats.append(largest - own + sums.log())
-            greedy.append(likeliest == chunk_targets)
-        return torch.cat(nats).cpu().numpy(), torch.cat(greedy).cpu().numpy()
 
     @torch.no_grad()
     def _check_head(self) -> None:
@@ -327,14 +332,3 @@ class RowScorer:
             return False
         tolerance = max(1e-3, 4 * torch.finfo(self.model.dtype).eps) * expected.abs().max()
         return bool((expected - found).abs().max() <= tolerance)
-
-
-def padded(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Rows as one (B, T) int64 array, zeros on the right.
-
-    That padding needs no mask: no token that counts looks that way.
-    """
-    input_ids = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
-    for target, row in zip(input_ids, rows, strict=True):
-        target[: len(row)] = row
-    return input_ids

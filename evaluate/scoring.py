@@ -120,6 +120,11 @@ class CausalScorer(RowScorer):
         super().__init__(model, batch_tokens=batch_tokens)
         self.tokenizer = tokenizer
 
+    @property
+    def planned_tokens(self) -> int:
+        """`batch_tokens` before memory ran out: batches made for it are alike on all processes."""
+        return self._planned_tokens
+
     def score_continuations(
         self, pairs: Sequence[tuple[str, str]], *, description: str = "continuations"
     ) -> ContinuationScores:

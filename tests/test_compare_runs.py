@@ -15,6 +15,23 @@ import compare
 from lambada import LambadaTask
 
 N_PASSAGES = 30
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+# `--cpu --num_processes 2` would start one process unless mpirun is there.
+ACCELERATE = ["-m", "accelerate.commands.accelerate_cli", "launch"]
+ACCELERATE += ["--config_file", "accelerate_configs/cpu_2proc.yaml"]
+# Out of memory on the second process, whatever the size of a batch.
+FAILING = """
+import os, sys
+sys.path.insert(0, sys.argv.pop(1))
+import torch
+import compare
+from row_scorer import RowScorer
+def fail(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+if os.environ.get("RANK", "1") == "1":
+    RowScorer._score_whole_batch = fail
+sys.exit(compare.main())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -214,29 +231,62 @@ def test_differences_are_in_the_file_with_their_tests(inputs, tmp_path):
     assert counts == round((second - first) * N_PASSAGES)
 
 
-@pytest.mark.gate
-def test_two_processes_have_the_results_of_one(inputs, tmp_path):
-    tasks = ("val", "lambada", "lambada:generate", "hellaswag")
-    assert run(inputs, tmp_path / "one", "--batch_tokens", "60", tasks=tasks) == 0
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    process = subprocess.run(
-        [
-            *(sys.executable, *launcher, "evaluate/compare.py", "--tasks", *tasks),
-            *("--models", str(inputs / "first"), str(inputs / "second"), *data_of(inputs)),
-            *("--output_dir", str(tmp_path / "two"), "--device", "cpu", "--batch_tokens", "200"),
-        ],
+def launch(inputs, output_dir, launcher, script, *arguments, tasks):
+    """A comparison on two processes: exit code, stderr, and what each of them put on stdout."""
+    logs = output_dir.with_name(f"{output_dir.name}_logs")
+    command = [
+        *(sys.executable, *launcher, "--tee", "3", "--log_dir", str(logs), *script),
+        *("--models", str(inputs / "first"), str(inputs / "second"), *data_of(inputs)),
+        *("--tasks", *tasks, "--output_dir", str(output_dir), "--device", "cpu", *arguments),
+    ]
+    process = subprocess.Popen(
+        command,
         cwd=evaluate_path.REPOSITORY,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=200,
     )
-    assert process.returncode == 0, process.stderr[-3000:]
-    assert process.stdout.count("| lambada ") == 2  # one table, of the main process
+    try:
+        _, stderr = process.communicate(timeout=200)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # a launcher that is killed would leave its processes behind
+        _, stderr = process.communicate(timeout=60)
+        pytest.fail(f"the processes did not come to an end: {stderr[-3000:]}")
+    printed = {path.parent.name: path.read_text() for path in logs.glob("**/stdout.log")}
+    assert printed.keys() == {"0", "1"}, stderr[-3000:]
+    return process.returncode, stderr, [printed["0"], printed["1"]]
+
+
+@pytest.mark.gate
+@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
+def test_two_processes_have_the_results_of_one(inputs, tmp_path, launcher):
+    tasks = ("val", "lambada", "lambada:generate", "lambada:stopword-filter", "hellaswag")
+    assert run(inputs, tmp_path / "one", "--batch_tokens", "60", tasks=tasks) == 0
+    script = ["evaluate/compare.py", "--batch_tokens", "200"]
+    code, stderr, printed = launch(inputs, tmp_path / "two", launcher, script, tasks=tasks)
+    assert code == 0, stderr[-3000:]
+    assert printed[0].count("| lambada ") == 2  # one table, of the main process
+    assert printed[1] == ""
     one, two = (measured(tmp_path / name) for name in ("one", "two"))
     assert one.keys() == two.keys()
     for model, results in one.items():
+        assert list(results) == list(tasks)
         for task, expected in results.items():
             found = two[model][task]
             assert found.pop("alias") == expected.pop("alias")
-            assert found == pytest.approx(expected, rel=1e-5), task
+            tolerance = 0 if ":" in task else 1e-5  # what is written has no last digits
+            assert found == pytest.approx(expected, rel=tolerance, abs=0), task
+
+
+@pytest.mark.gate
+def test_a_process_that_fails_ends_its_rows_as_one_process_would(inputs, tmp_path):
+    (tmp_path / "failing.py").write_text(FAILING)
+    script = [str(tmp_path / "failing.py"), str(evaluate_path.EVALUATE), "--batch_tokens", "60"]
+    tasks = ("lambada", "lambada:generate", "hellaswag")
+    code, stderr, printed = launch(inputs, tmp_path / "two", TORCHRUN, script, tasks=tasks)
+    assert code == 1 and printed[1] == "", stderr[-3000:]
+    for model in read(tmp_path / "two")["models"].values():
+        assert list(model["results"]) == ["lambada:generate"]
+        expected = "OutOfMemoryError: CUDA out of memory."
+        assert model["errors"] == {"lambada": expected, "hellaswag": expected}

@@ -9,6 +9,8 @@ import pytest
 from cbt import TASKS, detokenize
 from cbt_files import HUB_NAME, question_data, read_questions
 from encoding import encode_pairs
+from measurements import Measurement
+from result_cache import ResultCache
 from scoring import CausalScorer
 
 BOOKS = evaluate_path.SHARED_DATA / "cbt_raw" / "cbt_valid.txt"
@@ -193,7 +195,9 @@ def test_the_predecessor_protocol_is_the_mean_over_the_whole_text(scorer, file):
     assert task.evaluate(scorer).samples["acc"].tolist() == right.tolist()
 
 
-def test_the_predecessor_protocol_leaves_out_what_is_longer_than_the_context(scorer, file):
+def test_the_predecessor_protocol_leaves_out_what_is_longer_than_the_context(
+    scorer, file, tmp_path
+):
     task = task_of("cbt-cn:predecessor", file)
     n_tokens = []
     for question in task.questions:
@@ -205,6 +209,11 @@ def test_the_predecessor_protocol_leaves_out_what_is_longer_than_the_context(sco
     assert 0 < result.n_samples == N_QUESTIONS - result.details["n_left_out"] < N_QUESTIONS
     is_left_out = np.array(n_tokens) > short.context_tokens
     assert np.isnan(result.samples["acc"]).tolist() == is_left_out.tolist()
+    cache = ResultCache(tmp_path)
+    cache.write({}, Measurement(result), {})
+    found = cache.read({})[0].result
+    assert (found.estimates, found.details) == (result.estimates, result.details)
+    np.testing.assert_array_equal(found.samples["acc"], result.samples["acc"])
 
 
 def test_the_paper_protocol_cuts_what_is_longer_than_the_context_and_counts_it(scorer, file):

@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.distributed import DistributedConfig
 sys.path.append(sys.argv[1])
 from in_training import load_benchmarks, score_benchmarks
+from row_scorer import RowScorer
 directory, kind = sys.argv[2:]
 sources = {name: f"{directory}/{name}.jsonl" for name in ("lambada", "hellaswag")}
 accelerator = Accelerator(cpu=True, mixed_precision="bf16")
@@ -48,6 +49,16 @@ loss.backward()  # scoring leaves nothing behind that training cannot use
 n_calls = accelerator.gather(torch.tensor([len(calls) - 1])).tolist()
 if accelerator.is_main_process:
     print(json.dumps([values, n_calls, model.training]))
+# Now one process finds scores that it cannot use, and all of them go on without.
+score_padded = RowScorer._score_padded
+def spoil(*arguments, **options):
+    found = score_padded(*arguments, **options)
+    if accelerator.process_index == 1:
+        raise ValueError("spoiled")
+    return found
+RowScorer._score_padded = spoil
+values = score_benchmarks(benchmarks, model, tokenizer, accelerator, batch_tokens=60)
+assert values == {}, values
 accelerator.end_training()
 """
 
@@ -137,7 +148,9 @@ def test_two_processes_have_the_scores_of_compare_and_call_the_model_alike(
         timeout=120,
     )
     assert process.returncode == 0, process.stderr[-3000:]
-    values, n_calls, is_training = json.loads(process.stdout.splitlines()[-1])
+    scores, *complaints = process.stdout.splitlines()[-3:]
+    assert complaints == [f"no score of {name}: spoiled" for name in NAMES]
+    values, n_calls, is_training = json.loads(scores)
     assert values == pytest.approx(expected, rel=1e-5)
     assert min(n_calls) > 10
     if kind == "fsdp":
@@ -162,7 +175,9 @@ def test_a_model_without_finite_scores_does_not_end_the_run(directory, capsys):
 
     values, model = score(directory, Accelerator(cpu=True), break_it)
     assert values == {} and model.training
-    assert "no score of lambada: expected finite log-probs" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert printed.count("no score of ") == 2
+    assert "no score of lambada: 3 of 3 log-probs are not finite" in printed
 
 
 def test_missing_data_is_one_line_that_names_the_argument(directory, monkeypatch):
@@ -173,7 +188,8 @@ def test_missing_data_is_one_line_that_names_the_argument(directory, monkeypatch
             load_benchmarks(["lambada"], sources=sources, limit=2, accelerator=accelerator)
         return str(caught.value)
 
-    assert "lambada: expected its examples, found: [Errno 2]" in load({"lambada": "no.jsonl"})
+    missing = load({"lambada": "no.jsonl"})
+    assert missing == "lambada: its examples cannot be read: expected a file no.jsonl, found none"
     import datasets
 
     def unreachable(*_, **__):
@@ -181,4 +197,4 @@ def test_missing_data_is_one_line_that_names_the_argument(directory, monkeypatch
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     message = load({})
-    assert message.endswith("found: no network; give a local file with --lambada_data")
+    assert message.endswith("read: no network; give a local file with --lambada_data")

@@ -168,6 +168,24 @@ def test_the_cache_returns_what_was_written_under_the_same_key_and_nothing_else(
     assert ResultCache(None).read(key) is None
 
 
+def test_the_cache_keeps_samples_that_were_left_out(pair, tmp_path):
+    cache, (model, _) = ResultCache(tmp_path), pair
+    measurement = model.tasks["lambada"]
+    samples = measurement.result.samples
+    samples["acc"][[0, 39]] = np.nan
+    cache.write({}, measurement, {})
+    (path,) = tmp_path.iterdir()
+    kept = json.loads(path.read_text(), parse_constant=pytest.fail)["result"]["samples"]["acc"]
+    assert [index for index, value in enumerate(kept) if value is None] == [0, 39]
+    found = cache.read({})[0].result.samples
+    for metric, values in samples.items():
+        assert found[metric].dtype == np.float64
+        np.testing.assert_array_equal(found[metric], values)
+    samples["acc"][0] = np.inf  # for which JSON has no word
+    cache.write({"limit": 1}, measurement, {})
+    assert cache.read({"limit": 1}) is None
+
+
 def test_every_place_of_data_is_an_argument_or_comes_from_the_data_directory_only():
     arguments = {field.name for field in dataclasses.fields(compare.CompareConfig)}
     for name, kind in compare.TASKS.items():

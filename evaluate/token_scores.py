@@ -1,0 +1,53 @@
+"""What the language-model head says of single tokens, and rows as the model takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+# Positions that pass through the head together. 128 rows of 50,257 float32 logits are 26 MB, which
+# malloc can reuse; for arrays above 32 MB glibc asks the kernel for fresh pages every time.
+HEAD_ROWS = 128
+
+
+def score_tokens(
+    head: Callable[[torch.Tensor], torch.Tensor], hidden_states: torch.Tensor, targets: torch.Tensor
+) -> tuple[np.ndarray, np.ndarray]:
+    """Nats (float32) of each target, and whether it is the argmax: (N, C), (N,) -> (N,), (N,).
+
+    Args:
+        head: (N, C) -> (N, V) logits in an array of their own, which is overwritten.
+        hidden_states: from which each target is predicted.
+        targets: token ids.
+
+    Raises:
+        ValueError: for log-probs that are not finite.
+    """
+    all_nats, greedy = [], []
+    for chunk, chunk_targets in zip(
+        hidden_states.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True
+    ):
+        logits = head(chunk).float()  # (up to HEAD_ROWS, V)
+        largest, likeliest = logits.max(dim=-1)
+        own = logits.gather(1, chunk_targets[:, None]).squeeze(1)
+        # Cross-entropy in place: a second array of this size costs more than the arithmetic.
+        sums = logits.sub_(largest[:, None]).exp_().sum(dim=-1)
+        all_nats.append(largest - own + sums.log())
+        greedy.append(likeliest == chunk_targets)
+    nats = torch.cat(all_nats).cpu().numpy()
+    if not np.isfinite(nats).all():
+        raise ValueError(f"{(~np.isfinite(nats)).sum()} of {len(nats)} log-probs are not finite")
+    return nats, torch.cat(greedy).cpu().numpy()
+
+
+def padded(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows as one (B, T) int64 array, zeros on the right.
+
+    That padding needs no mask: no token that counts looks that way.
+    """
+    input_ids = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
+    for target, row in zip(input_ids, rows, strict=True):
+        target[: len(row)] = row
+    return input_ids
