@@ -18,6 +18,7 @@ CURVES_NAME = "scores_over_tokens.png"
 METRICS_NAME = "metrics.jsonl"  # of a run of train_accelerate.py
 PANEL_INCHES = (3.2, 2.6)
 COLUMNS = 4
+FAR_APART = 50  # the largest of a panel's values by the smallest
 
 
 class ChartError(ValueError):
@@ -46,11 +47,15 @@ def draw_bars(
         return False
     figure = _figure(len(rows))
     for axes, (task, metric) in zip(_panels(figure, len(rows)), rows, strict=True):
+        values = []
         for place, model in enumerate(models):
             if model.value(task, metric) is None:
                 continue
             estimate = model.tasks[task].result.estimates[metric]
             axes.bar(place, estimate.value, yerr=estimate.stderr, capsize=3, label=model.name)
+            values.append(estimate.value)
+        if min(values) > 0 and max(values) > FAR_APART * min(values):
+            axes.set_yscale("log")  # or the smaller bar could not be seen
         axes.set_title(f"{task} {metric} {'↑' if metrics[task][metric] else '↓'}", fontsize=9)
         axes.set_xlim(-0.6, len(models) - 0.4)
         axes.set_xticks(range(len(models)), [Path(model.name).name for model in models], fontsize=7)

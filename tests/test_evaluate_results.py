@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 # isort: split
+import charts
 import compare
 import paper_corpora
 from charts import ChartError, draw_bars, draw_curves, scores_over_tokens
@@ -209,3 +210,15 @@ def test_charts_are_drawn_or_say_that_matplotlib_is_missing(pair, tmp_path, monk
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     with pytest.raises(ChartError, match="expected matplotlib, found none"):
         draw_bars(pair, metrics, tmp_path / "bars.png")
+
+
+def test_values_that_are_far_apart_have_a_logarithmic_axis(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    figures, make = [], charts._figure
+    monkeypatch.setattr(charts, "_figure", lambda n: figures.append(make(n)) or figures[-1])
+    models = [
+        measured("random", [0.0, 1.0], [9.0, 9.5]),
+        measured("trained", [1.0, 1.0], [2.0, 2.5]),
+    ]
+    draw_bars(models, {"lambada": {"acc": True, "perplexity": False}}, tmp_path / "bars.png")
+    assert [axes.get_yscale() for axes in figures[0].axes] == ["linear", "log"]
