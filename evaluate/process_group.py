@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
+import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers.utils import logging
@@ -80,11 +81,21 @@ class ProcessGroup:
 
     Args:
         device: of the command line; "cpu" keeps the processes off the accelerators.
+
+    Raises:
+        SystemExit: with one line, if the launched processes do not know of each other.
     """
 
     def __init__(self, device: str):
-        is_shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        self.accelerator = Accelerator(cpu=device == "cpu") if is_shared else None
+        n_launched = int(os.environ.get("WORLD_SIZE", "1"))
+        # Without an accelerator, processes must be told to meet on the CPU, or each is alone.
+        on_cpu = device == "cpu" or not torch.accelerator.is_available()
+        self.accelerator = Accelerator(cpu=on_cpu) if n_launched > 1 else None
+        if self.accelerator is not None and self.accelerator.num_processes != n_launched:
+            raise SystemExit(
+                f"expected {n_launched} processes in one group, as launched, found "
+                f"{self.accelerator.num_processes}: check distributed_type in the configuration"
+            )
         self.is_main = self.accelerator is None or self.accelerator.is_main_process
         if not self.is_main:
             logging.disable_progress_bar()  # those of loading weights

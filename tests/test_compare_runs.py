@@ -237,7 +237,7 @@ def launch(inputs, output_dir, launcher, script, *arguments, tasks):
     command = [
         *(sys.executable, *launcher, "--tee", "3", "--log_dir", str(logs), *script),
         *("--models", str(inputs / "first"), str(inputs / "second"), *data_of(inputs)),
-        *("--tasks", *tasks, "--output_dir", str(output_dir), "--device", "cpu", *arguments),
+        *("--tasks", *tasks, "--output_dir", str(output_dir), *arguments),
     ]
     process = subprocess.Popen(
         command,

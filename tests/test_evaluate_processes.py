@@ -22,6 +22,7 @@ from greedy_words import greedy_continuations
 from in_training import SharedScorer, score_benchmarks
 from lambada import TASKS
 from measurements import ModelMeasurements
+from process_group import ProcessGroup
 from result_cache import ResultCache
 from row_scorer import RowScorer
 from scoring import CausalScorer
@@ -307,3 +308,12 @@ def test_passes_of_a_sharded_model_are_as_many_on_every_process_that_finds_a_pro
         return len(passes), str(outcome(lambda: list(rows))), len(passes)
 
     assert in_threads(monkeypatch, 2, work) == [(0, "batch 1", 4)] * 2
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(process_group, "Accelerator", lambda cpu: Accelerator(cpu=True))
+    for variable in ("RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(SystemExit, match="expected 2 processes in one group, as launched, found 1"):
+        ProcessGroup("auto")
