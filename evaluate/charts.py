@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from measurements import ModelMeasurements
 
 if TYPE_CHECKING:  # an optional library
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 BARS_NAME = "scores.png"
@@ -18,7 +19,7 @@ CURVES_NAME = "scores_over_tokens.png"
 METRICS_NAME = "metrics.jsonl"  # of a run of train_accelerate.py
 PANEL_INCHES = (3.2, 2.6)
 COLUMNS = 4
-FAR_APART = 50  # the largest of a panel's values by the smallest
+FAR_APART = 20  # the largest of a panel's values by the smallest
 
 
 class ChartError(ValueError):
@@ -45,21 +46,24 @@ def draw_bars(
     rows = [row for row in rows if any(model.value(*row) is not None for model in models)]
     if not rows:
         return False
+    shown = [model for model in models if any(model.value(*row) is not None for row in rows)]
     figure = _figure(len(rows))
     for axes, (task, metric) in zip(_panels(figure, len(rows)), rows, strict=True):
         values = []
-        for place, model in enumerate(models):
+        for place, model in enumerate(shown):
             if model.value(task, metric) is None:
                 continue
             estimate = model.tasks[task].result.estimates[metric]
-            axes.bar(place, estimate.value, yerr=estimate.stderr, capsize=3, label=model.name)
+            error = estimate.stderr
+            axes.bar(place, estimate.value, yerr=error, capsize=3, color=f"C{place}")
             values.append(estimate.value)
-        if min(values) > 0 and max(values) > FAR_APART * min(values):
-            axes.set_yscale("log")  # or the smaller bar could not be seen
-        axes.set_title(f"{task} {metric} {'↑' if metrics[task][metric] else '↓'}", fontsize=9)
-        axes.set_xlim(-0.6, len(models) - 0.4)
-        axes.set_xticks(range(len(models)), [Path(model.name).name for model in models], fontsize=7)
+        axes.set_ylim(bottom=0)
+        _spread(axes, values)
+        axes.set_title(f"{task}\n{metric} {'↑' if metrics[task][metric] else '↓'}", fontsize=8)
+        axes.set_xlim(-0.6, len(shown) - 0.4)
+        axes.set_xticks([])
         axes.grid(axis="y", alpha=0.3)
+    _legend(figure, [model.name for model in shown])
     figure.savefig(output, dpi=120)
     return True
 
@@ -78,18 +82,20 @@ def draw_curves(runs: Sequence[str], output: Path) -> bool:
         ChartError: without matplotlib.
     """
     logged = {run: scores_over_tokens(Path(run)) for run in runs}
-    names = list(dict.fromkeys(name for scores in logged.values() for name in scores))
+    shown = {run: scores for run, scores in logged.items() if scores}
+    names = list(dict.fromkeys(name for scores in shown.values() for name in scores))
     if not names:
         return False
     figure = _figure(len(names))
     for axes, name in zip(_panels(figure, len(names)), names, strict=True):
-        for run, scores in logged.items():
-            if name in scores:
-                axes.plot(*zip(*scores[name], strict=True), "o-", markersize=3, label=run)
-        axes.set_title(name, fontsize=9)
+        for place, scores in enumerate(shown.values()):
+            if points := scores.get(name):
+                axes.plot(*zip(*points, strict=True), "o-", markersize=3, color=f"C{place}")
+        _spread(axes, [value for scores in shown.values() for _, value in scores.get(name, [])])
+        axes.set_title(name, fontsize=8)
         axes.set_xlabel("training tokens")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+    _legend(figure, list(shown))
     figure.savefig(output, dpi=120)
     return True
 
@@ -125,6 +131,21 @@ def _figure(n_panels: int) -> Figure:
     n_columns = min(n_panels, COLUMNS)
     size = (width * n_columns, height * math.ceil(n_panels / COLUMNS))
     return Figure(figsize=size, layout="constrained")
+
+
+def _spread(axes: Axes, values: Sequence[float]) -> None:
+    """Sees to it that the smallest value can be told from nothing beside the largest."""
+    if min(values) > 0 and max(values) > FAR_APART * min(values):
+        axes.set_yscale("log")
+        axes.autoscale(axis="y")
+
+
+def _legend(figure: Figure, names: Sequence[str]) -> None:
+    """The colours of the models, once for all panels."""
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=f"C{place}", label=name) for place, name in enumerate(names)]
+    figure.legend(handles=handles, loc="outside upper center", ncols=COLUMNS, fontsize=8)
 
 
 def _panels(figure: Figure, n_panels: int) -> list:

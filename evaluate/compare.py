@@ -102,10 +102,7 @@ class CompareConfig:
     arc_easy_data: str | None = data_place("arc_easy")
     piqa_data: str | None = data_place("piqa")
     data_dir: str | None = field(
-        default=None,
-        metadata={
-            "help": f"directory with the official files: {', '.join(FILES)}",
-        },
+        default=None, metadata={"help": f"directory with the official files: {', '.join(FILES)}"}
     )
     batch_tokens: str = field(
         default="auto",
@@ -218,7 +215,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         report(config, comparison, output_dir, time.perf_counter() - start)
     if comparison.is_complete:
         processes.end()
-    return int(not all(has_all(model, config) for model in comparison.models))
+    # What is missing, the main process says: a launcher ends all once one of them has failed.
+    return int(processes.is_main and not all(has_all(m, config) for m in comparison.models))
 
 
 def has_all(model: ModelMeasurements, config: CompareConfig) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -74,8 +74,7 @@ def evaluate_model(
     except Exception as error:
         problem = error_line(error)
     if problem := processes.first_problem(problem):
-        for name in missing:
-            _note(model, name, Measurement(error=problem), processes)
+        _note(model, missing, problem, processes)
         return
     model.description = describe_model(scorer)
     for name in missing:
@@ -83,7 +82,7 @@ def evaluate_model(
         try:
             result = processes.alike(partial(tasks[name].evaluate, scorer))
         except SharedProblem as error:
-            _note(model, name, Measurement(error=str(error)), processes)
+            _note(model, [name], str(error), processes)
             continue
         model.tasks[name] = Measurement(result, seconds=time.perf_counter() - start)
         if processes.is_main and model.files:
@@ -120,9 +119,9 @@ def _checksums(name: str) -> dict[str, str]:
 
 
 def _note(
-    model: ModelMeasurements, task: str, measurement: Measurement, processes: ProcessGroup
+    model: ModelMeasurements, tasks: Sequence[str], problem: str, processes: ProcessGroup
 ) -> None:
-    """Keeps an error and says it on stderr."""
-    model.tasks[task] = measurement
+    """Keeps why tasks have no number, and says it once on stderr."""
+    model.tasks |= {task: Measurement(error=problem) for task in tasks}
     if processes.is_main:
-        print(f"{model.name}, {task}: {measurement.error}", file=sys.stderr)
+        print(f"{model.name}, {', '.join(tasks)}: {problem}", file=sys.stderr)

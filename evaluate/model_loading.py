@@ -86,9 +86,11 @@ def require_model(name: str, options: dict[str, Any]) -> None:
 
 def _nearest(name: str) -> str:
     """The name that was perhaps meant, in a few words; empty if there is none."""
+    if name in WELL_KNOWN:
+        return ""
     parent = Path(name).parent
     folders = [str(path) for path in parent.glob("*/")] if parent.is_dir() else []
-    near = difflib.get_close_matches(name, {*folders, *WELL_KNOWN} - {name}, n=1)
+    near = difflib.get_close_matches(name, {*folders, *WELL_KNOWN}, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 

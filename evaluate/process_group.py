@@ -129,6 +129,7 @@ class ProcessGroup:
             raise SharedProblem(error_line(error)) from error
 
     def end(self) -> None:
-        """Parts with the other processes."""
+        """Parts with the other processes once all are here, the one that reports among them."""
         if self.accelerator is not None:
+            self.accelerator.wait_for_everyone()
             PartialState().destroy_process_group()
