@@ -17,8 +17,6 @@ MIN_SHARED_TOKENS = 16
 # What a forward pass costs before its first token, as a part of the budget. On a CPU it reads the
 # weights, and that takes as long as the arithmetic of some 64 tokens.
 PASS_COST = 1 / 16
-# Passes over endings that a pass over what they share brings with it.
-ENDING_PASSES = 3
 # A cached token costs a row its key and value in one layer at a time, 2 C numbers; a token that
 # passes through a layer of C channels costs 16 C.
 CACHED_TOKENS_PER_TOKEN = 8
@@ -53,19 +51,12 @@ class Batch:
         )
 
 
-def pack_batches(
-    lengths: Sequence[int], batch_tokens: int, *, n_passes: int = 1
-) -> Iterator[list[int]]:
+def pack_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
     """Indices of rows, longest first, in batches of at most `batch_tokens` padded tokens.
 
     Longest first, so that a batch too large for the device fails at once and not hours later.
     Rows of equal length keep their order; a row longer than the budget is alone. Among all ways to
-    cut that order the cheapest is taken, where a batch costs its padded tokens and its passes.
-
-    Args:
-        lengths: tokens of each row.
-        batch_tokens: the budget.
-        n_passes: forward passes that a batch stands for.
+    cut that order the cheapest is taken, where a batch costs its padded tokens and `PASS_COST`.
     """
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     counts = np.arange(1, len(order) + 1)
@@ -77,7 +68,7 @@ def pack_batches(
         n_most = max(1, min(batch_tokens // longest, len(order) - first))
         options = longest * counts[:n_most] + costs[first + 1 : first + n_most + 1]
         n_rows[first] = options.argmin() + 1
-        costs[first] = options[n_rows[first] - 1] + n_passes * PASS_COST * batch_tokens
+        costs[first] = options[n_rows[first] - 1] + PASS_COST * batch_tokens
     first = 0
     while first < len(order):
         yield order[first : first + n_rows[first]]
@@ -109,9 +100,7 @@ def plan_batches(
         else:
             alone += group
     for indices in sharing.values():
-        for batch in pack_batches(
-            [n_shared[index] for index in indices], batch_tokens, n_passes=1 + ENDING_PASSES
-        ):
+        for batch in pack_batches([n_shared[index] for index in indices], batch_tokens):
             own = [indices[position] for position in batch]
             n_own = [n_shared[index] for index in own]
             yield Batch([list(groups[index]) for index in own], n_own, n_own[0] * len(own))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from transformers import (
 if TYPE_CHECKING:
     from compare import CompareConfig
 
-NO_TOKENIZER = "expected a tokenizer beside the model, found none that loads; save it there"
+NO_TOKENIZER = "expected a tokenizer beside the model, found none{}; save it there"
 # Names that are easily mistyped, beside those of the directories at hand.
 WELL_KNOWN = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 
@@ -104,9 +105,10 @@ def load_tokenizer(name: str, options: dict[str, Any]) -> PreTrainedTokenizerBas
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
         has_words = bool(tokenizer("a")["input_ids"])  # transformers makes an empty one of no files
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(NO_TOKENIZER) from error
+        reason = textwrap.shorten(str(error), 200)
+        raise ValueError(NO_TOKENIZER.format(f" that loads ({reason})")) from error
     if not has_words:
-        raise ValueError(NO_TOKENIZER)
+        raise ValueError(NO_TOKENIZER.format(""))
     return tokenizer
 
 
