@@ -82,7 +82,8 @@ def main() -> None:
         train(config)
     except EXPECTED_ERRORS as error:
         # One line, not one per process, unless the others know nothing of it.
-        if os.environ.get("RANK", "0") == "0" or isinstance(error, StreamError | StalledError):
+        is_first = getattr(error, "is_first", os.environ.get("RANK", "0") == "0")
+        if is_first or isinstance(error, StreamError):
             print(f"train_accelerate.py: error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, LaunchError) else 1)
 

@@ -1,7 +1,6 @@
 """How the processes of a run act at the same step, and notice that one of them no longer does."""
 
 import contextlib
-import re
 import signal
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -9,10 +8,23 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+from torch.distributed.distributed_c10d import _get_default_store
+
+ROLL_CALL_SECONDS = 5
+TIMED_OUT, CUT_OFF = b"timed out", b"cut off"
 
 
 class StalledError(RuntimeError):
-    """A process that did not answer the others in time."""
+    """A process that did not answer the others in time, or is no longer there.
+
+    Args:
+        message: names it.
+        is_first: whether this is the first of the processes that are left, which says so for all.
+    """
+
+    def __init__(self, message: str, *, is_first: bool):
+        super().__init__(message)
+        self.is_first = is_first
 
 
 class Agreement:
@@ -60,26 +72,45 @@ class Agreement:
             is_collective = isinstance(error, dist.DistBackendError) or "gloo" in str(error)
             if self._group is None or not is_collective:
                 raise
-            if "imed out" in str(error):
-                raise StalledError(
-                    f"expected every process to answer within {self._timeout_minutes:g} minutes, "
-                    f"found none from {self._who_is_missing()}; go on with --resume auto, and "
-                    f"raise --timeout_minutes if it was only slow"
-                ) from error
-            raise StalledError(
-                "expected every process to go on, found that another one has ended; see its own "
-                "message, and go on with --resume auto"
-            ) from error
+            raise self._stalled("imed out" in str(error)) from error
 
-    def _who_is_missing(self) -> str:
-        """The processes that do not come to a barrier."""
-        try:
-            dist.monitored_barrier(self._group, timedelta(seconds=5), wait_all_ranks=True)
-        except RuntimeError as error:
-            ranks = re.search(r"[Rr]anks? ([\d, ]+) failed", str(error))
-            if ranks:
-                return f"process {ranks[1].strip(' ,')}"
-        return "another process"
+    def _stalled(self, timed_out: bool) -> StalledError:
+        """What to say of an operation that failed, once it is known who is missing."""
+        state = PartialState()
+        answers = call_roll(state.process_index, state.num_processes, timed_out)
+        missing = [str(i) for i in range(state.num_processes) if i not in answers]
+        named = f"process {', '.join(missing)}" if missing else "another process"
+        if TIMED_OUT in answers.values():
+            problem = (
+                f"expected every process to answer within {self._timeout_minutes:g} minutes, "
+                f"found none from {named}; go on with --resume auto, and raise --timeout_minutes "
+                f"if it was only slow"
+            )
+        else:
+            problem = (
+                f"expected every process to go on, found that {named} has ended; see its own "
+                f"message, and go on with --resume auto"
+            )
+        return StalledError(problem, is_first=state.process_index == min(answers))
+
+
+def call_roll(process: int, num_processes: int, timed_out: bool) -> dict[int, bytes]:
+    """What became of an operation on each process that is still there, this one included.
+
+    The processes answer in the store by which they met. It needs none of the connections among
+    them, all of which gloo closes as soon as one operation times out.
+    """
+    answer = TIMED_OUT if timed_out else CUT_OFF
+    try:
+        store = dist.PrefixStore("roll_call", _get_default_store())
+        store.set(str(process), answer)
+        with contextlib.suppress(dist.DistStoreError):  # not all have come
+            keys = [str(other) for other in range(num_processes)]
+            store.wait(keys, timedelta(seconds=ROLL_CALL_SECONDS))
+        present = [other for other in range(num_processes) if store.check([str(other)])]
+        return {other: store.get(str(other)) for other in present}
+    except dist.DistError:  # the store was with a process that has ended
+        return {process: answer}
 
 
 class StopSignal:

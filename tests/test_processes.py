@@ -25,6 +25,45 @@ print("agreed")
 state.destroy_process_group()
 """
 
+# The first of three processes does not come to the second step.
+STALLED = """
+import os, time
+from accelerate import PartialState
+from modeling_gpt2scratch.agreement import Agreement, StalledError
+state = PartialState(cpu=True)
+agreement = Agreement(n_flags=1, timeout_minutes=0.2)
+agreement.exchange([False])
+if state.process_index == 0:
+    time.sleep(300)
+try:
+    with agreement.naming_the_stalled():
+        agreement.exchange([False])
+        agreement.exchange([False])
+except StalledError as error:
+    os.write(1, f"{state.process_index} {error.is_first} {error}\\n".encode())
+os._exit(1)
+"""
+
+
+def launched(script, num_processes):
+    """A script that ran on several processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    return subprocess.run(
+        [
+            sys.executable,
+            *launcher,
+            str(num_processes),
+            "--no-python",
+            sys.executable,
+            "-c",
+            script,
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
 
 def test_a_process_alone_agrees_with_itself_at_once():
     try:
@@ -37,16 +76,17 @@ def test_a_process_alone_agrees_with_itself_at_once():
 
 @pytest.mark.slow
 def test_what_one_process_notices_all_know_at_the_next_step():
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    process = subprocess.run(
-        [sys.executable, *launcher, "--no-python", sys.executable, "-c", TOGETHER],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    process = launched(TOGETHER, 2)
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("agreed") == 2
+
+
+@pytest.mark.gate
+def test_all_that_are_left_know_who_is_missing_whatever_connections_are_closed():
+    lines = sorted(launched(STALLED, 3).stdout.splitlines())
+    assert [line.split()[:2] for line in lines] == [["1", "True"], ["2", "False"]]
+    for line in lines:
+        assert "within 0.2 minutes, found none from process 0; go on with --resume auto" in line
 
 
 def test_an_error_that_is_no_failed_operation_stays_what_it_is():
