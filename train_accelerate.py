@@ -106,8 +106,13 @@ def train(config: TrainConfig) -> None:
         train_from(checkpoint, state, config, data, accelerator)
 
 
-def open_benchmarks(config: TrainConfig, accelerator: Accelerator) -> Score:
+def open_benchmarks(config: TrainConfig, accelerator: Accelerator, *, limit: int | None) -> Score:
     """What scores a model and its tokenizer on `--eval_tasks`, by the code of `evaluate/`.
+
+    Args:
+        config: of the run.
+        accelerator: of the launch.
+        limit: examples of each, None for all.
 
     Raises:
         FileNotFoundError: on every process alike, if data of a benchmark cannot be read.
@@ -122,7 +127,7 @@ def open_benchmarks(config: TrainConfig, accelerator: Accelerator) -> Score:
         benchmarks = load_benchmarks(
             config.eval_tasks,
             sources={name: getattr(config, f"{name}_data") for name in config.eval_tasks},
-            limit=config.eval_tasks_limit,
+            limit=limit,
             accelerator=accelerator,
         )
     except BenchmarkError as error:
@@ -140,7 +145,7 @@ def train_from(
     accelerator: Accelerator,
 ) -> None:
     """Makes the steps that are left after a checkpoint, and saves the model."""
-    score = open_benchmarks(config, accelerator)
+    score = open_benchmarks(config, accelerator, limit=config.eval_tasks_limit)
     run = open_run(config, data, accelerator, score, checkpoint=checkpoint, state=state)
     output_dir = Path(config.output_dir)
     with (
@@ -172,6 +177,8 @@ def look_ahead(run: TrainingRun) -> None:
             notes += surprises_of_loss(loss, run.model.config.vocab_size)
         if run.validation and config.eval_every:
             validate(run, n_windows=accelerator.num_processes)
+        score_few = open_benchmarks(config, accelerator, limit=accelerator.num_processes)
+        score_few(run.model, run.tokenizer)  # says which benchmark cannot be scored
         run.writer.rehearse(**run.snapshot())
     say(banner(run, notes))
 

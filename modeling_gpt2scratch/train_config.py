@@ -125,7 +125,7 @@ class TrainConfig:
         "how long a process waits for another before the run ends", default=30.0
     )
     preflight: bool = argument(
-        "try forward, backward, save and validation on one batch before the first step",
+        "try forward, backward, save, validation and benchmarks on little before the first step",
         default=True,
     )
     expect_processes: int | None = argument("refuse another number of processes", default=None)
