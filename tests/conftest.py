@@ -6,6 +6,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -13,7 +14,31 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
+# Seconds after which what a test waits for counts as hung. Long, for a busy machine is only slow.
+PATIENCE = 400
 sys.path.insert(0, str(REPOSITORY))  # the scripts stand beside the package, not in it
+
+
+def run_process(
+    command: list, *, check: bool = False, **options
+) -> subprocess.CompletedProcess[str]:
+    """`subprocess.run` with output as text, which leaves no process behind if one hangs."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes | options) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # a launcher that is killed would leave its processes behind
+            try:
+                _, stderr = process.communicate(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+            pytest.fail(f"{command} did not come to an end: {stderr[-3000:]}")
+    finished = subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+    if check:
+        finished.check_returncode()
+    return finished
 
 
 @pytest.fixture(scope="session")

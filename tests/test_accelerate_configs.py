@@ -19,7 +19,7 @@ from accelerate.utils.launch import (
     prepare_multi_gpu_env,
     prepare_simple_launcher_cmd_env,
 )
-from conftest import REPOSITORY
+from conftest import REPOSITORY, run_process
 from test_train_accelerate import SIZES, curve, flags, run_here
 from tiny_models import tiny_model
 
@@ -156,12 +156,9 @@ def cluster(tmp_path, monkeypatch):
 
 
 def run_slurm_script(recipe: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
+    return run_process(
         ["bash", str(SLURM_SCRIPT), str(recipe), *arguments],
         cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=240,
     )
 
 

@@ -1,11 +1,10 @@
 """The benchmarks run and print what they promise; what they measure is not judged here."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, run_process
 from tiny_corpus import fables, write_jsonl
 
 TIKTOKEN_CACHE = REPOSITORY.parent / "shared" / "data" / "tiktoken_cache"
@@ -15,12 +14,9 @@ on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it r
 
 def run(script, *arguments):
     """A benchmark as a process of its own."""
-    return subprocess.run(
+    return run_process(
         [sys.executable, Path("benchmarks", script), *map(str, arguments)],
         cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=120,
     )
 
 

@@ -9,6 +9,7 @@ import threading
 
 import pytest
 import torch
+from conftest import PATIENCE
 from safetensors.torch import load_file
 from tiny_models import random_ids, tiny_model, tiny_tokenizer
 
@@ -65,7 +66,7 @@ def test_a_background_save_has_the_tensors_as_they_were(tmp_path, parts, monkeyp
     write = checkpoint_snapshot.Snapshot.write
 
     def write_later(*arguments):
-        assert may_write.wait(timeout=60)
+        assert may_write.wait(timeout=PATIENCE)
         return write(*arguments)
 
     make_writer(tmp_path / "reference").save(**parts, state={"step": 1})

@@ -2,12 +2,12 @@
 
 import json
 import os
-import subprocess
 import sys
 
 import evaluate_path
 import pytest
 import torch
+from conftest import run_process
 from transformers import AutoModelForCausalLM
 
 # isort: split
@@ -241,23 +241,11 @@ def launch(inputs, output_dir, launcher, script, *arguments, tasks):
         *("--models", str(inputs / "first"), str(inputs / "second"), *data_of(inputs)),
         *("--tasks", *tasks, "--output_dir", str(output_dir), *arguments),
     ]
-    process = subprocess.Popen(
-        command,
-        cwd=evaluate_path.REPOSITORY,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        _, stderr = process.communicate(timeout=200)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # a launcher that is killed would leave its processes behind
-        _, stderr = process.communicate(timeout=60)
-        pytest.fail(f"the processes did not come to an end: {stderr[-3000:]}")
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    process = run_process(command, cwd=evaluate_path.REPOSITORY, env=environment)
     printed = {path.parent.name: path.read_text() for path in logs.glob("**/stdout.log")}
-    assert printed.keys() == {"0", "1"}, stderr[-3000:]
-    return process.returncode, stderr, [printed["0"], printed["1"]]
+    assert printed.keys() == {"0", "1"}, process.stderr[-3000:]
+    return process.returncode, process.stderr, [printed["0"], printed["1"]]
 
 
 @pytest.mark.gate

@@ -1,11 +1,11 @@
 """Our models become stock gpt2, bit for bit, or are refused in one line."""
 
 import json
-import subprocess
 import sys
 
 import pytest
 import torch
+from conftest import run_process
 from safetensors.torch import load_file, save_file
 from tokenizers import ByteLevelBPETokenizer
 from torch import nn
@@ -84,7 +84,7 @@ def refusal(capsys, *arguments) -> tuple[int, str]:
 def test_a_process_without_the_package_gets_the_same_logits(exports, tmp_path):
     command = [sys.executable, "-c", LOAD_WITHOUT_PACKAGE, json.dumps(IDS.tolist())]
     command += [str(out) for _, out in exports.values()]
-    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    process = run_process(command, cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     for (run, _), line in zip(exports.values(), process.stdout.splitlines(), strict=True):
         name, logits = json.loads(line)

@@ -3,14 +3,13 @@
 import importlib.util
 import json
 import shutil
-import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate.utils import DistributedType
-from conftest import REPOSITORY
+from conftest import REPOSITORY, run_process
 from safetensors.torch import load_file
 from test_faults import events_of, train_with
 from test_same_curve import require_same_curve
@@ -31,9 +30,8 @@ def train_under_zero(faults, *arguments, precision="no"):
     """Runs the training script under ZeRO-2 on two CPU processes; see `zero_training.py`."""
     launcher = [*launcher_of("deepspeed_zero2.yaml"), "--num_processes", "2"]
     launcher += ["--mixed_precision", precision, "tests/zero_training.py"]
-    process = subprocess.run(
-        [sys.executable, *launcher, json.dumps(faults), *arguments],
-        **{"cwd": REPOSITORY, "capture_output": True, "text": True, "timeout": 240},
+    process = run_process(
+        [sys.executable, *launcher, json.dumps(faults), *arguments], cwd=REPOSITORY
     )
     assert process.returncode == 0, process.stderr
     assert "2 (DEEPSPEED)" in process.stdout

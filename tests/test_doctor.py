@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, run_process
 from huggingface_hub import constants
 
 from modeling_gpt2scratch import doctor, machine_checks, network_checks
@@ -208,13 +208,10 @@ def test_products_and_bf16_of_this_machine_are_well():
 
 def run_doctor(tmp_path, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "modeling_gpt2scratch.doctor", "--output_dir", str(tmp_path)]
-    return subprocess.run(
+    return run_process(
         command,
         cwd=REPOSITORY,
         env=os.environ | {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"} | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
     )
 
 

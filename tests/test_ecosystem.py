@@ -4,12 +4,12 @@ import copy
 import json
 import math
 import os
-import subprocess
 import sys
 
 import onnxruntime
 import pytest
 import torch
+from conftest import run_process
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from tiny_models import CORPUS, SIZES, random_ids, tiny_model, tiny_tokenizer, tiny_twins
@@ -270,8 +270,8 @@ def test_the_lm_eval_command_scores_a_checkpoint_without_the_package(model, tmp_
     environment = {"PYTHONPATH": "hidden", "HF_HOME": "home", "HF_HUB_OFFLINE": "1"}
     command = "-m lm_eval --model hf --model_args pretrained=model,trust_remote_code=True"
     command += " --tasks the_next_word --include_path tasks --device cpu --output_path ."
-    options = {"env": os.environ | environment, "capture_output": True, "timeout": 300}
-    process = subprocess.run([sys.executable, *command.split()], cwd=tmp_path, text=True, **options)
+    environment = os.environ | environment
+    process = run_process([sys.executable, *command.split()], cwd=tmp_path, env=environment)
     assert process.returncode == 0, process.stderr[-3000:]
     assert "|the_next_word|" in process.stdout
     (results,) = tmp_path.rglob("results_*.json")

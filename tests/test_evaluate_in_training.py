@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 
 import evaluate_path
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from conftest import run_process
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 # isort: split
@@ -139,13 +139,10 @@ def test_two_processes_have_the_scores_of_compare_and_call_the_model_alike(
     (tmp_path / "score.py").write_text(SCRIPT)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     script = ["score.py", str(evaluate_path.EVALUATE), str(directory), kind]
-    process = subprocess.run(
+    process = run_process(
         [sys.executable, *launcher, *script],
         cwd=tmp_path,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
     )
     assert process.returncode == 0, process.stderr[-3000:]
     scores, *complaints = process.stdout.splitlines()[-3:]

@@ -2,11 +2,10 @@
 
 import json
 import os
-import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, run_process
 from safetensors.torch import load_file
 from test_train_accelerate import curve, flags, launcher_of
 
@@ -16,13 +15,10 @@ pytestmark = pytest.mark.gate
 def train_with(faults, *arguments, launcher_flags=(), **environment):
     """Runs the training script on two processes with faults at given steps; see the script."""
     launcher = [*launcher_of("cpu_2proc.yaml"), *launcher_flags]
-    return subprocess.run(
+    return run_process(
         [sys.executable, *launcher, "tests/faulty_training.py", json.dumps(faults), *arguments],
         cwd=REPOSITORY,
         env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
     )
 
 

@@ -1,13 +1,13 @@
 """Files that are fetched ahead of their turn."""
 
 import os
-import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import fake_hub
 import pytest
+from conftest import run_process
 from test_hub_files import REPOSITORY, hub_file
 
 from modeling_gpt2scratch.file_queue import FileQueue
@@ -130,11 +130,8 @@ print("read one")
 
 
 def test_the_interpreter_ends_while_a_download_hangs(tmp_path):
-    finished = subprocess.run(
+    finished = run_process(
         [sys.executable, "-c", UNFINISHED, str(tmp_path)],
         env=os.environ,
-        capture_output=True,
-        text=True,
-        timeout=60,
     )
     assert (finished.returncode, finished.stdout) == (0, "read one\n"), finished.stderr

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import tiktoken
 import torch
+from conftest import run_process
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoTokenizer
@@ -302,7 +302,7 @@ def test_a_checkpoint_with_code_in_it_is_refused_and_not_run(tmp_path):
     path = nanogpt_file(tmp_path / "ckpt.pt", Peer(gelu="none"), bias=Attack(tmp_path / "pwned"))
     command = [sys.executable, "-m", "modeling_gpt2scratch.conversion", "from-nanogpt"]
     command += [str(path), str(tmp_path / "out")]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    process = run_process(command)
     assert process.returncode == 1 and process.stdout == ""
     assert process.stderr == (
         f"modeling_gpt2scratch.conversion from-nanogpt: error: {path}: expected a checkpoint of "

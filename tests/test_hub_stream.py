@@ -2,11 +2,11 @@
 
 import json
 import os
-import subprocess
 import sys
 
 import fake_hub
 import pytest
+from conftest import run_process
 from test_hub_files import parquet
 
 from modeling_gpt2scratch.hub_stream import read_documents
@@ -83,12 +83,9 @@ def test_what_cannot_be_read_is_one_line(read, content, message):
 )
 def test_the_process_ends_after_streaming(tmp_path, files, stop_after):
     with fake_hub.serve(REPOSITORY, files) as hub:
-        finished = subprocess.run(
+        finished = run_process(
             [sys.executable, "-c", READ, str(stop_after)],
             env=os.environ | hub.environment(tmp_path),
-            capture_output=True,
-            text=True,
-            timeout=60,  # raises if the process hangs
         )
     assert finished.returncode == 0, finished.stderr
     assert int(finished.stdout) == (stop_after or 4 * 500 * len(TEXTS))

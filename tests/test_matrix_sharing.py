@@ -1,12 +1,11 @@
 """Processes that share the orthogonalisation end where one alone does."""
 
 import os
-import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, run_process
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,12 +42,9 @@ def test_no_process_has_more_than_its_share_and_one_matrix(shapes, world_size):
 @pytest.mark.gate
 def test_two_processes_end_with_the_parameters_of_one_be_they_whole_or_sharded():
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    process = subprocess.run(
+    process = run_process(
         [sys.executable, *launcher, "tests/muon_processes.py"],
         cwd=REPOSITORY,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        timeout=120,
     )
     assert process.returncode == 0, process.stderr[-3000:]

@@ -1,7 +1,6 @@
 """How many rows fit, by trying and by estimate."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from conftest import REPOSITORY
+from conftest import REPOSITORY, run_process
 from tiny_models import tiny_model
 
 from modeling_gpt2scratch import micro_batch
@@ -145,13 +144,10 @@ def test_processes_take_what_fits_on_all_of_them(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     path = os.pathsep.join([str(Path(__file__).parent), str(REPOSITORY)])
-    process = subprocess.run(
+    process = run_process(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         + [str(script), str(tmp_path)],
         env=os.environ | {"PYTHONPATH": path, "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=120,
     )
     assert process.returncode == 0, process.stderr
     found = [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)]

@@ -1,10 +1,10 @@
 """transformers shards the model over processes by the plans of its classes."""
 
 import os
-import subprocess
 import sys
 
 import pytest
+from conftest import run_process
 from tiny_models import tiny_twins
 
 pytestmark = pytest.mark.slow
@@ -42,12 +42,9 @@ def test_two_processes_have_the_loss_and_gradients_of_one(tmp_path, kind):
     tiny_twins(tmp_path / "stock")[0].save_pretrained(tmp_path / "model")
     (tmp_path / "compare.py").write_text(COMPARE)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    process = subprocess.run(
+    process = run_process(
         [sys.executable, *launcher, "compare.py", "model", kind],
         cwd=tmp_path,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=120,
     )
     assert process.returncode == 0, process.stderr[-3000:]

@@ -15,6 +15,7 @@ import fake_hub
 import numpy as np
 import pytest
 import tiktoken
+from conftest import PATIENCE, run_process
 from tiny_corpus import fables, write_jsonl
 from transformers import AutoTokenizer
 
@@ -499,7 +500,7 @@ def test_the_script_says_what_it_made_or_what_is_wrong_and_nothing_else(tmp_path
     flags = ("--tokenizer", "bpe:300", "--val_fraction", "0.2", "--output_dir", "out")
     flags += ("--shard_tokens", "100")
     command = command_line("--dataset", dataset.name, *flags)
-    good = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    good = run_process(command, cwd=tmp_path)
     assert good.returncode == 0
     assert "error" not in good.stderr
     splits = manifest_of(tmp_path / "out")["splits"]
@@ -511,7 +512,7 @@ def test_the_script_says_what_it_made_or_what_is_wrong_and_nothing_else(tmp_path
 
     dataset.write_bytes(dataset.read_bytes() + b"{oops\n")
     command = command_line("--dataset", dataset.name, *flags, "--overwrite")
-    bad = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    bad = run_process(command, cwd=tmp_path)
     assert bad.returncode == 1
     assert bad.stdout == ""
     assert "Traceback" not in bad.stderr
@@ -568,7 +569,7 @@ def test_ctrl_c_ends_in_one_line_and_the_same_command_then_succeeds(tmp_path, ru
         assert process.poll() is None, "the run ended before it could be interrupted"
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert errors.splitlines()[-1] == (
@@ -585,12 +586,9 @@ def test_prepared_data_is_pushed_and_read_back_from_the_hub(tmp_path, saved_toke
     command = command_line("--dataset", dataset, "--output_dir", tmp_path / "out", *flags)
     with fake_hub.serve("aesop/tokens", {}) as hub:
         environment = os.environ | hub.environment(tmp_path) | {"HF_TOKEN": "hf_secret"}
-        finished = subprocess.run(
+        finished = run_process(
             [*command, "--push_to_hub", "aesop/tokens"],
             env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
         )
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.splitlines()[-1].endswith("datasets/aesop/tokens")

@@ -1,11 +1,10 @@
 """Processes that act together on what one of them has noticed."""
 
-import subprocess
 import sys
 
 import pytest
 from accelerate.state import AcceleratorState
-from conftest import REPOSITORY
+from conftest import REPOSITORY, run_process
 
 from modeling_gpt2scratch import processes
 from modeling_gpt2scratch.agreement import Agreement
@@ -48,7 +47,7 @@ os._exit(1)
 def launched(script, num_processes):
     """A script that ran on several processes."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-    return subprocess.run(
+    return run_process(
         [
             sys.executable,
             *launcher,
@@ -59,9 +58,6 @@ def launched(script, num_processes):
             script,
         ],
         cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=120,
     )
 
 

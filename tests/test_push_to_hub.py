@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,6 +10,7 @@ import fake_hub
 import pytest
 import torch
 from conftest import REPOSITORY as SOURCES
+from conftest import run_process
 from huggingface_hub import ModelCard
 from test_model_card import REPOSITORY, SECRET, write_records
 from test_reload import WITHOUT_PACKAGE
@@ -66,13 +66,10 @@ print(json.dumps({
 
 def run_code(code: str, *arguments: str, environment: dict[str, str], cwd) -> list[str]:
     """The lines a fresh process prints, which must end well."""
-    process = subprocess.run(
+    process = run_process(
         [sys.executable, "-c", code, *arguments],
         cwd=cwd,
         env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
     )
     assert process.returncode == 0, process.stderr
     return process.stdout.splitlines()

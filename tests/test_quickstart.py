@@ -2,12 +2,11 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, run_process
 
 
 @pytest.mark.gate
@@ -29,13 +28,10 @@ def test_the_quickstart_goes_from_text_to_a_scored_checkpoint(small_data, tmp_pa
         "--dataset docstrings ", f"--dataset {source} --tokenizer bpe:512 --val_fraction 0.2 "
     )
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    process = subprocess.run(
+    process = run_process(
         ["bash", "-c", script],
         cwd=tmp_path,
         env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
     )
     assert process.returncode == 0, process.stderr
     assert "finished: model and tokenizer are in runs/quickstart" in process.stdout

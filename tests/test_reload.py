@@ -1,11 +1,11 @@
 """A checkpoint in processes that start from nothing, with this package and without it."""
 
 import json
-import subprocess
 import sys
 
 import pytest
 import torch
+from conftest import run_process
 from transformers import AutoTokenizer
 
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
@@ -65,7 +65,7 @@ def checkpoint(tmp_path_factory, small_data):
 def run(code: str, *arguments: str, cwd) -> str:
     """Standard output of a fresh process; it must end well."""
     command = [sys.executable, "-c", code, *arguments]
-    process = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+    process = run_process(command, cwd=cwd)
     assert process.returncode == 0, process.stderr
     return process.stdout.splitlines()[-1]
 

@@ -3,12 +3,12 @@
 import gzip
 import io
 import os
-import subprocess
 import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import run_process
 from table_files import COMPRESS, DOCUMENTS, csv_table, jsonl, parquet_table, written
 
 from modeling_gpt2scratch.row_filters import parse_condition
@@ -265,7 +265,7 @@ def test_a_large_file_is_never_in_memory_as_a_whole(tmp_path, name):
     else:
         written(path, COMPRESS[path.suffix.replace(".jsonl", "")](jsonl(documents)))
     command = [sys.executable, "-c", READ_AND_MEASURE, path]
-    finished = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    finished = run_process(command, check=True)
     n_characters, grown_kib = map(int, finished.stdout.split())
     assert n_characters == 200_000_000
     assert grown_kib < 64 * 1024

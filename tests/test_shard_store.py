@@ -5,7 +5,6 @@ import dataclasses
 import json
 import multiprocessing
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -16,7 +15,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import PATIENCE, REPOSITORY, run_process
 from faulty_server import corrupt, delay, drop, hang_up, serve, status, truncate
 
 from modeling_gpt2scratch import remote_files
@@ -116,13 +115,10 @@ def test_an_address_of_the_hub_is_read_by_its_own_library(data, tmp_path):
     )
     files = {file.name: file.read_bytes() for file in data.iterdir()}
     with fake_hub.serve("someone/shards", files) as hub:
-        finished = subprocess.run(
+        finished = run_process(
             [sys.executable, "-c", program, "hf://datasets/someone/shards@main", tmp_path / "c"],
             env=os.environ | hub.environment(tmp_path),
             cwd=REPOSITORY,
-            capture_output=True,
-            text=True,
-            timeout=60,
         )
         assert not hub.not_found
     assert finished.stdout.split() == [str(100 * 100 * n + 4950) for n in range(N_SHARDS)]
@@ -390,7 +386,7 @@ def test_two_processes_download_each_shard_once(data, tmp_path):
         ]
         for process in processes:
             process.start()
-        sums = [queue.get(timeout=60) for _ in processes]
+        sums = [queue.get(timeout=PATIENCE) for _ in processes]
         for process in processes:
             process.join()
     assert sums == [batches_of(LocalStore(data)).sum().item()] * 2

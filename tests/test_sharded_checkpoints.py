@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import PATIENCE, REPOSITORY, run_process
 from safetensors.torch import load_file
 from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
@@ -27,9 +27,8 @@ def written(tmp_path_factory) -> Path:
     """What two processes wrote: a sharded model, a replicated one from it, a sharded one again."""
     directory = tmp_path_factory.mktemp("checkpoints")
     command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    process = subprocess.run(
+    process = run_process(
         [sys.executable, *command, str(SCRIPT), "round_trip", str(directory)],
-        **{"capture_output": True, "text": True, "timeout": 120},
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
     )
     assert process.returncode == 0, process.stderr
@@ -110,4 +109,4 @@ def test_a_rank_that_dies_within_a_save_is_noticed_and_nothing_is_published(tmp_
     command = [sys.executable, str(SCRIPT), "dying_rank", str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)} | group
     ranks = [subprocess.Popen(command, env=environment | {"RANK": str(rank)}) for rank in range(2)]
-    assert [rank.wait(timeout=100) for rank in ranks] == [0, -signal.SIGKILL]
+    assert [rank.wait(timeout=PATIENCE) for rank in ranks] == [0, -signal.SIGKILL]

@@ -2,12 +2,12 @@
 
 import gzip
 import os
-import subprocess
 import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import run_process
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from table_files import (
@@ -389,5 +389,5 @@ def test_reading_files_loads_no_large_library():
         "print({'torch', 'transformers', 'datasets', 'pandas'} & set(sys.modules))\n"
     )
     command = [sys.executable, "-c", code]
-    finished = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    finished = run_process(command, check=True)
     assert finished.stdout.strip() == "set()"

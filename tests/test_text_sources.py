@@ -3,12 +3,12 @@
 import gzip
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import fake_hub
 import pytest
+from conftest import run_process
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from table_files import DOCUMENTS, jsonl, parquet_table, written
@@ -145,9 +145,7 @@ def read_from_hub(environment, name, subset=None):
     """What a fresh process finds, or the message it ends with."""
     downloads = Path(environment["HF_HOME"]) / "downloads"
     command = [sys.executable, "-c", READ, name, json.dumps(subset), str(downloads)]
-    finished = subprocess.run(
-        command, env=os.environ | environment, capture_output=True, text=True, timeout=120
-    )
+    finished = run_process(command, env=os.environ | environment)
     if finished.returncode:
         return finished.stderr.splitlines()[-1]
     first, second = json.loads(finished.stdout)
@@ -157,15 +155,12 @@ def read_from_hub(environment, name, subset=None):
 
 def prepare_from_hub(environment, name, output_dir):
     """The last line on stderr of prepare_data.py, which ends with exit code 1."""
-    finished = subprocess.run(
+    finished = run_process(
         [
             *(sys.executable, REPOSITORY / "prepare_data.py", "--dataset", name),
             *("--tokenizer", "bpe:300", "--output_dir", output_dir),
         ],
         env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
     )
     assert finished.returncode == 1
     assert "Traceback" not in finished.stderr

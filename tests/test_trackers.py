@@ -3,7 +3,6 @@
 import json
 import os
 import struct
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
-from conftest import REPOSITORY
+from conftest import REPOSITORY, run_process
 
 from modeling_gpt2scratch import trackers
 from modeling_gpt2scratch.metrics import JsonlTracker, read_metrics
@@ -178,13 +177,10 @@ def test_all_processes_go_on_or_end_alike(tmp_path):
     (tmp_path / "start.py").write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.run(
+    process = run_process(
         [*command, "2", "start.py"],
         cwd=tmp_path,
         env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
     )
     assert process.returncode == 0, process.stderr[-3000:]
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from conftest import REPOSITORY
+from conftest import PATIENCE, REPOSITORY, run_process
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -49,9 +49,9 @@ def launcher_of(config: str) -> list[str]:
 def launch(*arguments: str, config: str | None = None, **options) -> subprocess.CompletedProcess:
     """Runs the script in a process of its own, or as many as an Accelerate configuration says."""
     launcher = launcher_of(config) if config else []
-    return subprocess.run(
+    return run_process(
         [sys.executable, *launcher, "train_accelerate.py", *arguments],
-        **{"cwd": REPOSITORY, "capture_output": True, "text": True, "timeout": 240} | options,
+        **{"cwd": REPOSITORY} | options,
     )
 
 
@@ -173,7 +173,7 @@ def test_a_killed_and_resumed_run_is_the_uninterrupted_one(finished, small_data,
     output_dir = tmp_path / "killed"
     arguments = flags(small_data, output_dir)
     process = subprocess.Popen([sys.executable, "train_accelerate.py", *arguments], cwd=REPOSITORY)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while max(curve(output_dir), default=0) < 6:  # beyond checkpoint-4, before checkpoint-8
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
@@ -222,12 +222,12 @@ def test_sigterm_finishes_the_step_saves_and_exits(small_data, tmp_path, launche
         stdout=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while len(curve(output_dir)) < 3:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == code
     last = max(curve(output_dir))
     assert f"stopped after step {last}; continue with --resume auto" in output
