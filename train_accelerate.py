@@ -11,11 +11,13 @@ import contextlib
 import os
 import sys
 import textwrap
+import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -31,8 +33,12 @@ from modeling_gpt2scratch.guard_rails import DivergenceError
 from modeling_gpt2scratch.initial_weights import InitialWeightsError
 from modeling_gpt2scratch.metrics import Throughput
 from modeling_gpt2scratch.optimization import set_learning_rate
-from modeling_gpt2scratch.prefetcher import Prefetcher, StreamError
-from modeling_gpt2scratch.preflight import surprises_of_loss, try_one_batch
+from modeling_gpt2scratch.prefetcher import Prefetcher
+from modeling_gpt2scratch.preflight import (
+    surprises_of_loss,
+    surprises_of_saving,
+    try_one_batch,
+)
 from modeling_gpt2scratch.processes import (
     LaunchError,
     asks_for_fp8,
@@ -53,7 +59,7 @@ from modeling_gpt2scratch.tokenization import TokenizerError
 from modeling_gpt2scratch.trackers import TrackerError
 from modeling_gpt2scratch.train_config import TrainConfig
 from modeling_gpt2scratch.training_data import TrainingData
-from modeling_gpt2scratch.training_run import Score, TrainingRun, go_back, open_run
+from modeling_gpt2scratch.training_run import Score, TrainingRun, can_go_back, go_back, open_run
 from modeling_gpt2scratch.validation import validate
 
 # What the user can mend, and therefore sees as one line.
@@ -80,12 +86,19 @@ def main() -> None:
         keep_freed_memory()
     try:
         train(config)
-    except EXPECTED_ERRORS as error:
-        # One line, not one per process, unless the others know nothing of it.
-        is_first = getattr(error, "is_first", os.environ.get("RANK", "0") == "0")
-        if is_first or isinstance(error, StreamError):
-            print(f"train_accelerate.py: error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, LaunchError) else 1)
+    except (*EXPECTED_ERRORS, KeyboardInterrupt) as error:
+        # Before the processes have found each other, one of each machine speaks.
+        if getattr(error, "is_first", os.environ.get("LOCAL_RANK", "0") == "0"):
+            # In one piece, or the lines of several processes may lie within one another.
+            sys.stderr.write(f"train_accelerate.py: error: {str(error) or 'interrupted'}\n")
+        sys.exit(exit_code(error))
+
+
+def exit_code(error: BaseException) -> int:
+    """What a shell expects: 2 for arguments that do not fit, 130 for Ctrl-C, else 1."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return 2 if isinstance(error, LaunchError) else 1
 
 
 def train(config: TrainConfig) -> None:
@@ -162,15 +175,16 @@ def train_from(
             say(f"finished: model and tokenizer are in {output_dir}")
             say(on_main_process(report_at_end, output_dir))
         else:
-            step = run.progress.step
-            say(f"stopped after step {step}; continue with --resume auto")
+            say(f"stopped after step {run.progress.step}; continue with --resume auto")
+            if dist.is_torchelastic_launched():
+                say("(whatever the launcher says below: the checkpoint is complete)")
         outcome["status"] = end
 
 
 def look_ahead(run: TrainingRun) -> None:
     """Says what is about to run, and tries once everything that it will do."""
     config, accelerator, progress = run.config, run.accelerator, run.progress
-    notes = surprises(config, accelerator, run.model)
+    notes = surprises(config, accelerator, run.model, has_validation=bool(run.validation))
     if config.preflight:
         loss = try_one_batch(run.wrapped_model, run.loader, accelerator, step=progress.data_step)
         if progress.step == 0 and config.init_from is None:
@@ -179,7 +193,9 @@ def look_ahead(run: TrainingRun) -> None:
             validate(run, n_windows=accelerator.num_processes)
         score_few = open_benchmarks(config, accelerator, limit=accelerator.num_processes)
         score_few(run.model, run.tokenizer)  # says which benchmark cannot be scored
+        started = time.perf_counter()
         run.writer.rehearse(**run.snapshot())
+        notes += surprises_of_saving(time.perf_counter() - started)
     say(banner(run, notes))
 
 
@@ -245,7 +261,8 @@ def run_steps(
         if is_eval or is_score or is_save or step == 1 or step % config.log_every == 0:
             progress.elapsed_seconds = throughput.elapsed_seconds
             values, findings = look_back(run, outcomes)
-            if config.rollback_on_spike and any(found.kind == "spike" for found in findings):
+            has_spike = any(found.kind == "spike" for found in findings)
+            if config.rollback_on_spike and has_spike and can_go_back(run):
                 return "spiked"
             values |= {"learning_rate": learning_rate} | measure(run, throughput)
             if not is_stopped:  # who asked it to stop waits for the checkpoint
@@ -284,8 +301,8 @@ def train_step(run: TrainingRun, batches: Prefetcher, learning_rate: float) -> S
             if accelerator.sync_gradients:
                 grad_norm = clip_gradients(run)
                 loss = accelerator.reduce(torch.stack(micro_losses).mean(), "mean")
-                skip_unless_finite(run.optimizer.optimizer, loss, grad_norm)
-            run.optimizer.step()
+                if skip_unless_finite(run.optimizer.optimizer, loss, grad_norm):
+                    run.optimizer.step()
             run.optimizer.zero_grad()
     return StepOutcome(
         step=progress.step + 1,
@@ -305,16 +322,18 @@ def clip_gradients(run: TrainingRun) -> Tensor:
 
 
 def report(run: TrainingRun, bar: tqdm, values: dict) -> None:
-    """Sends the values to the trackers and shows them, as a line where there is no terminal."""
+    """Sends the values to the trackers and shows them as a line."""
     step = run.progress.step
     run.accelerator.log(values, step=step)
     if not run.accelerator.is_main_process:
         return
-    shown = {name: f"{value:.4g}" for name, value in values.items() if name not in UNSHOWN}
-    bar.set_postfix(shown)
+    shown = [f"{name} {value:.4g}" for name, value in values.items() if name not in UNSHOWN]
+    line = f"step {step}: {', '.join(shown)}"
     if bar.disable:
-        line = ", ".join(f"{name} {text}" for name, text in shown.items())
-        print(f"step {step}: {line}", flush=True)
+        print(line, flush=True)
+    else:
+        bar.write(line)
+        bar.set_postfix(loss=f"{values['loss']:.4g}")
     if "sample" in values:
         bar.write(f"step {step}: eval_loss {values['eval_loss']:.4f}, sample:")
         bar.write(textwrap.indent(values["sample"], "    "))

@@ -38,5 +38,6 @@ def _unknown(name: str, known: Sequence[str]) -> str:
         meant = f"; did you mean {task}:{near[0]}?" if near else ""
         return f"expected {task} or one of {', '.join(protocols)}, found {name!r}{meant}"
     near = difflib.get_close_matches(name, [*known, ALL], n=1, cutoff=0.4)
-    meant = f"; did you mean {near[0]}?" if near else ""
-    return f"expected {ALL} or some of {', '.join(known)}, found {name!r}{meant}"
+    if near:
+        return f"expected {ALL} or names of tasks, found {name!r}; did you mean {near[0]}?"
+    return f"expected {ALL} or some of {', '.join(known)}, found {name!r}"

@@ -15,16 +15,7 @@ TIMED_OUT, CUT_OFF = b"timed out", b"cut off"
 
 
 class StalledError(RuntimeError):
-    """A process that did not answer the others in time, or is no longer there.
-
-    Args:
-        message: names it.
-        is_first: whether this is the first of the processes that are left, which says so for all.
-    """
-
-    def __init__(self, message: str, *, is_first: bool):
-        super().__init__(message)
-        self.is_first = is_first
+    """A process that did not answer the others in time, or is no longer there."""
 
 
 class Agreement:
@@ -91,7 +82,7 @@ class Agreement:
                 f"expected every process to go on, found that {named} has ended; see its own "
                 f"message, and go on with --resume auto"
             )
-        return StalledError(problem, is_first=state.process_index == min(answers))
+        return StalledError(problem)
 
 
 def call_roll(process: int, num_processes: int, timed_out: bool) -> dict[int, bytes]:

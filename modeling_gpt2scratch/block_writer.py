@@ -49,7 +49,9 @@ def write_shards(
     blocks = _Blocks(plan, working, progress)
     with (
         closing(blocks),
-        tqdm(unit=" tokens", unit_scale=True, desc="tokenizing", mininterval=1) as bar,
+        tqdm(
+            unit=" tokens", unit_scale=True, desc="tokenizing", mininterval=1, disable=None
+        ) as bar,
         encoded(stream, plan.encoding, plan.num_workers) as batches,
     ):
         bar.update(blocks.n_tokens)

@@ -20,6 +20,9 @@ Config = TypeVar("Config")
 # Name of an argument: the recipe's number and path, or the number after all recipes and no path.
 Origins = dict[str, tuple[int, str | None]]
 
+# What other training scripts call it.
+ALIASES = {"lr": "learning_rate", "min_lr": "min_learning_rate", "wandb": "report_to"}
+ALIASES |= {"bs": "micro_batch_size", "batch_size": "micro_batch_size", "steps": "max_steps"}
 DEFAULT = "default"  # in place of a path
 EMPTY = ("", "null", "~")
 # argparse's complaints, and ours.
@@ -87,7 +90,8 @@ def parse_config(
     and checks. Exits with code 2 and one line if anything is wrong: an unknown flag or key, a value
     of the wrong type, or whatever the dataclass itself refuses with a ValueError or
     FileExistsError. A class attribute `only_with` names arguments that have an effect only beside
-    certain values of another one: {argument: (other, values)}.
+    certain values of another one: {argument: (other, values)}; a class attribute `only_until` those
+    whose value in a recipe no longer holds if another is changed after it: {argument: others}.
     """
     parser = OneLineErrorParser(
         config_class, description=description, allow_abbrev=False, exit_on_error=False
@@ -106,6 +110,8 @@ def parse_config(
             origins |= dict.fromkeys(recipe, (number, path))
         given = {_name_of(part, known) for part in flags if part.startswith("--")}
         origins |= dict.fromkeys(given, (n_recipes, None))
+        for name in _outdated(config_class, entries, origins):
+            del entries[name], origins[name]
         in_front = [flag for name in entries.keys() - given for flag in _flags(name, entries[name])]
         namespace, left = parser.parse_known_args([*in_front, *flags])
         if left:
@@ -150,6 +156,12 @@ def _read_recipe(path: str, config_class: type) -> dict[str, str | list[str]]:
     """The entries of a recipe that are not empty."""
     try:
         recipe = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_RecipeLoader)
+    except FileNotFoundError:
+        directory, name = Path(path).parent, Path(path).name
+        beside = [file.name for file in directory.glob("*.y*ml")]
+        close = difflib.get_close_matches(name, beside, n=1)
+        hint = f"did you mean {directory / close[0]}?" if close else f"you are in {Path.cwd()}"
+        raise ValueError(f"{path}: expected a YAML recipe, found no file; {hint}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: expected a YAML recipe, found {reason}") from None
@@ -165,6 +177,16 @@ def _read_recipe(path: str, config_class: type) -> dict[str, str | list[str]]:
         if problem:
             raise ValueError(f"{path}: {key}: {problem}")
     return {key: value for key, value in recipe.items() if value not in EMPTY}
+
+
+def _outdated(config_class: type, entries: dict, origins: Origins) -> list[str]:
+    """Entries of a recipe that hold only for what a later recipe or a flag has changed."""
+    return [
+        name
+        for name, others in getattr(config_class, "only_until", {}).items()
+        if name in entries
+        and any(origins.get(other, (-1,))[0] > origins[name][0] for other in others)
+    ]
 
 
 def _problem_of_shape(value: Any, *, is_list: bool) -> str | None:
@@ -197,7 +219,7 @@ def _name_of(flag: str, known: Sequence[str]) -> str:
 
 def _with_hint(name: str, known: Sequence[str], dashes: str = "") -> str:
     """The name and the one that was meant, or all that there are."""
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(ALIASES.get(name, name), known, n=1)
     hint = f"did you mean {dashes}{close[0]}?" if close else f"known: {', '.join(known)}"
     return f"{dashes}{name}; {hint}"
 

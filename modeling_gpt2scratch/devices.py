@@ -94,10 +94,13 @@ def device_peak_flops(
         return peak_tflops * 1e12
     if device.type != "cuda":
         return None
-    precision = mixed_precision
-    if mixed_precision == "no":
-        precision = "fp32" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-    return peak_flops(torch.cuda.get_device_name(device), precision)
+    name = torch.cuda.get_device_name(device)
+    if mixed_precision != "no":
+        return peak_flops(name, mixed_precision)
+    if torch.get_float32_matmul_precision() == "highest":
+        return peak_flops(name, "fp32")
+    # Devices without TF32 multiply in float32, whatever is allowed.
+    return peak_flops(name, "tf32") or peak_flops(name, "fp32")
 
 
 def use_tf32(enabled: bool) -> None:

@@ -78,7 +78,9 @@ def docstrings(num_workers: int) -> list[str]:
     ]
     with start_workers(num_workers) as pool:
         per_file = pool.map(docstrings_of, files, chunksize=64)
-        progress = tqdm(per_file, total=len(files), desc="reading docstrings", unit=" files")
+        progress = tqdm(
+            per_file, total=len(files), desc="reading docstrings", unit=" files", disable=None
+        )
         found = dict.fromkeys(itertools.chain.from_iterable(progress))
     return [text for text in found if len(text) >= MIN_DOCSTRING_CHARACTERS]
 

@@ -84,7 +84,8 @@ def examine(
     for name, thread in threads.items():
         thread.join(max(0, deadline - time.monotonic()))
         no_answer = f"no answer within {timeout_seconds:g} seconds"
-        findings.setdefault(name, Finding("failed", no_answer, "a driver, disk or network hangs"))
+        advice = "a driver, disk or network hangs, or others use the machine: --timeout_seconds 300"
+        findings.setdefault(name, Finding("failed", no_answer, advice))
     return {name: findings[name] for name in checks}
 
 

@@ -59,11 +59,13 @@ def find_micro_batch_size(
     trial = Trial(model, accelerator, sequence_length)
     was_training = model.training
     model.train()
-    on_gpu = accelerator.device.type != "cpu"
-    with torch.random.fork_rng(devices=[accelerator.device] if on_gpu else []):
+    device, on_gpu = accelerator.device, accelerator.device.type != "cpu"
+    with torch.random.fork_rng([device] if on_gpu else [], device_type=device.type):
         found = largest_by_trying(trial, sizes) if on_gpu else largest_by_estimate(trial, sizes)
     model.train(was_training)
     clear_device_cache()
+    if device.type == "cuda":  # the run's own peak counts, and not that of the trials
+        torch.cuda.reset_peak_memory_stats(device)
     found = min(gather_object([found]))
     if not found:
         raise LaunchError(

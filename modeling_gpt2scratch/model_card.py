@@ -71,7 +71,7 @@ def model_card(
     records: RunRecords,
     *,
     repository: str,
-    license: str = "mit",
+    license: str | None = None,
     language: str = "en",
     has_picture: bool = False,
 ) -> ModelCard:
@@ -80,7 +80,7 @@ def model_card(
     Args:
         records: of the run.
         repository: "OWNER/NAME" on the Hub; also what the results call the model.
-        license: of the weights, by the Hub's name for it.
+        license: of the weights, by the Hub's name for it; None states none.
         language: of the training text, by its ISO 639 code.
         has_picture: whether `loss.png` will stand beside the card.
     """
@@ -104,9 +104,16 @@ def model_card(
         _training(records, has_picture),
         _data(records.data),
         _limits(records),
-        f"## Licence\n\nThe weights: `{license}`. The Python files are GPT2Scratch's: `mit`.",
+        f"## Licence\n\n{_licence(license)} The Python files are GPT2Scratch's: `mit`.",
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
+
+
+def _licence(license: str | None) -> str:
+    """A sentence about the weights."""
+    if license:
+        return f"The weights: `{license}`."
+    return "None is stated for the weights; see that of the data."
 
 
 def _introduction(records: RunRecords) -> str:
@@ -181,6 +188,8 @@ def _eval_results(results: dict | None, repository: str) -> Iterator[EvalResult]
         return
     measured = results["models"][repository]
     for task, cell in measured["results"].items():
+        if is_partial(measured, task):
+            continue  # a trial with --limit is no result to be listed; the card's table has it
         dataset = measured["configs"][task]["dataset_path"]
         protocol, samples = protocol_of(measured, task), f"{samples_of(measured, task)} samples"
         for metric, (value, stderr) in estimates_of(cell).items():

@@ -73,7 +73,8 @@ class Prefetcher:
         """Fills the queue until told to stop."""
         is_for_gpu = self._device is not None and self._device.type == "cuda"
         try:
-            if is_for_gpu:  # or each thread would open the first GPU
+            # A new thread has the first GPU, which is also what a single process's "cuda" means.
+            if is_for_gpu and self._device.index is not None:
                 torch.cuda.set_device(self._device)
             while True:
                 for micro_step in range(self._loader.micro_steps):

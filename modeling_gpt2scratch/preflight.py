@@ -5,9 +5,11 @@ Weights, moments and the random numbers of the run stay as they are.
 """
 
 import math
+import os
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object
 from torch import nn
@@ -18,6 +20,7 @@ from .shard_loader import ShardLoader
 # In nats above the loss of a model that finds all tokens equally likely. Fresh weights exceed that
 # by half the variance of their logits, n_embd * initializer_range**2: 0.15 for 768 channels.
 SURPRISING_LOSS = 1.0
+SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 
 
 def try_one_batch(
@@ -87,3 +90,18 @@ def surprises_of_loss(loss: float, vocab_size: int) -> list[str]:
     if loss <= expected + SURPRISING_LOSS:
         return []
     return [f"the first loss is {loss:.2f}; fresh weights should have some {expected:.2f}"]
+
+
+def surprises_of_saving(seconds: float) -> list[str]:
+    """A sentence about a checkpoint that the launcher may not wait for, if so.
+
+    After a signal, torch's launcher kills its processes when a time is over, in which they have to
+    finish a step, too.
+    """
+    limit = float(os.environ.get(SHUTDOWN_TIMEOUT, "30"))
+    if not dist.is_torchelastic_launched() or 2 * seconds < limit:
+        return []
+    return [
+        f"a checkpoint took {seconds:.0f} s, and the launcher kills its processes {limit:g} s "
+        f"after SIGTERM or Ctrl-C; export {SHUTDOWN_TIMEOUT}={4 * seconds:.0f} before the launch"
+    ]

@@ -137,6 +137,7 @@ def train_on_sources(
             training_documents(),
             desc=f"training a tokenizer of {vocab_size}",
             unit=" documents",
+            disable=None,  # only where nobody watches
         )
         return train_tokenizer(progress, vocab_size)
 

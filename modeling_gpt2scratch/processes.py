@@ -22,9 +22,13 @@ from accelerate.utils import (
     broadcast_object_list,
     gather_object,
 )
+from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 Result = TypeVar("Result")
+# NCCL ends a process whose operation timed out. Before that, the exchange among the processes' CPUs
+# shall time out, which names the one that is missing.
+NCCL_GRACE = timedelta(minutes=1)
 
 
 class LaunchError(ValueError):
@@ -47,6 +51,8 @@ def make_accelerator(
             DeepSpeed than ZeRO-2.
     """
     timeout = timedelta(minutes=timeout_minutes)
+    if torch.cuda.is_available():
+        timeout += NCCL_GRACE
     _join_after_restart(timeout)
     precision = choose_precision(mixed_precision)
     plugin = _fsdp_plugin(precision)
@@ -216,6 +222,8 @@ def describe_environment(accelerator: Accelerator) -> dict[str, str | int]:
 def closing(accelerator: Accelerator) -> Iterator[None]:
     """Ends trackers and process group after the block, however it ends.
 
+    What the block raises has `is_first` afterwards: whether no other process had the same before.
+
     DDP must be gone before its process group: as the group's last owner it would wait, inside
     Python's lock, for a gloo thread that may itself wait for that lock. So what the block made
     has to be local to a function that it calls.
@@ -224,6 +232,7 @@ def closing(accelerator: Accelerator) -> Iterator[None]:
         yield
         accelerator.wait_for_everyone()
     except BaseException as error:
+        error.is_first = _is_first_to_say(f"{type(error).__name__}: {error}")
         traceback.clear_frames(error.__traceback__)
         raise
     finally:
@@ -231,15 +240,33 @@ def closing(accelerator: Accelerator) -> Iterator[None]:
         accelerator.end_training()
 
 
+def _is_first_to_say(text: str) -> bool:
+    """Whether no other process of this attempt has asked this about the same text.
+
+    The store by which the processes met remembers it, so that nobody waits for an answer.
+    """
+    if not dist.is_initialized():
+        return True
+    rank = str(PartialState().process_index)
+    try:
+        store = dist.PrefixStore("said", _get_default_store())
+        return store.compare_set(text, "", rank) == rank.encode()
+    except dist.DistError:  # the store was with a process that has ended
+        return True
+
+
 def choose_precision(requested: str) -> str | None:
     """The precision to hand to Accelerate; None leaves it to Accelerate's own configuration.
 
-    "auto" is what that configuration says if it says anything, else bf16 on GPUs that have it.
+    "auto" is what that configuration says if it says anything, else bf16 on GPUs that have it. Its
+    launcher says "no" as well where nobody has said anything, so that "no" counts as nothing.
     """
     if requested != "auto":
         return requested
     if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
         return None
+    if os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true":
+        return "no"
     if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16"
     return "no"

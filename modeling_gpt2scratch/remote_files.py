@@ -104,12 +104,12 @@ class RemoteFiles:
 
         def announce(state: RetryCallState) -> None:
             error = state.outcome.exception()
-            print(
+            # In one piece, or the lines of several threads may lie within one another.
+            sys.stderr.write(
                 f"{self.address}/{name}: {describe(error)}; "
-                f"next try in {state.next_action.sleep:.0f} seconds",
-                file=sys.stderr,
-                flush=True,
+                f"next try in {state.next_action.sleep:.0f} seconds\n"
             )
+            sys.stderr.flush()
 
         return announce
 

@@ -12,17 +12,26 @@ from .optimization import describe_groups
 from .train_config import TrainConfig
 from .training_run import TrainingRun
 
+# What Accelerate's names do not say by themselves.
+KINDS = {
+    DistributedType.NO: "not distributed",
+    DistributedType.MULTI_CPU: "DDP on the CPU",
+    DistributedType.MULTI_GPU: "DDP",
+}
+PRECISIONS = {"no": "float32"}
+
 
 def banner(run: TrainingRun, notes: Sequence[str]) -> str:
     """A table of the run, one of the optimizer's parameter groups, and what may surprise."""
     config, accelerator, loader = run.config, run.accelerator, run.loader
-    world_size = accelerator.num_processes
+    world_size, kind = accelerator.num_processes, accelerator.distributed_type
+    precision = PRECISIONS.get(accelerator.mixed_precision, accelerator.mixed_precision)
     n_parameters = run.model.num_parameters()
     n_embedding = n_parameters - run.model.num_parameters(exclude_embeddings=True)
     epochs = loader.epochs(config.max_steps)
     rows = {
-        "processes": f"{world_size} ({accelerator.distributed_type.value})",
-        "device": f"{accelerator.device}, precision {accelerator.mixed_precision}, {run.compiled}",
+        "processes": f"{world_size} ({KINDS.get(kind, kind.value)})",
+        "device": f"{accelerator.device}, {precision}, {run.compiled}",
         "parameters": f"{n_parameters:,} ({n_embedding:,} in embeddings)",
         "tokens per step": f"{config.total_batch_tokens:,} = {config.sequence_length} per row x "
         f"{loader.micro_batch_size} rows x {loader.micro_steps} micro-steps x "
@@ -46,7 +55,9 @@ def banner(run: TrainingRun, notes: Sequence[str]) -> str:
     )
 
 
-def surprises(config: TrainConfig, accelerator: Accelerator, model: nn.Module) -> list[str]:
+def surprises(
+    config: TrainConfig, accelerator: Accelerator, model: nn.Module, *, has_validation: bool
+) -> list[str]:
     """Sentences about what is allowed and seldom meant."""
     notes = []
     n_visible = torch.cuda.device_count()
@@ -55,6 +66,11 @@ def surprises(config: TrainConfig, accelerator: Accelerator, model: nn.Module) -
         notes.append(f"{accelerator.num_processes} of the {n_visible} GPUs here are used")
     if torch.accelerator.is_available() and accelerator.device.type == "cpu":
         notes.append("a GPU is here, and the Accelerate configuration says not to use it")
+    if config.eval_every and not has_validation:
+        notes.append(
+            "the data have no validation split, so there is no eval_loss and no sample; prepare "
+            "them with --val_fraction above 0"
+        )
     is_large = model.num_parameters() > 50_000_000
     if is_large and config.total_batch_tokens < 2**18 and config.init_from is None:
         notes.append(

@@ -125,8 +125,8 @@ def recorded_status(output_dir: Path, progress: TrainingProgress) -> Iterator[di
     write()
     try:
         yield outcome
-    except Exception as error:
-        outcome |= {"status": "failed", "message": str(error)}
+    except BaseException as error:
+        outcome |= {"status": "failed", "message": str(error) or type(error).__name__}
         raise
     finally:
         with contextlib.suppress(OSError):  # a full disk has been reported already

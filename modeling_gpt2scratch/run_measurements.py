@@ -28,7 +28,7 @@ def look_back(
         if finding:
             findings.append(finding)
             _record(run, outcome, finding)
-    guard.require_progress()
+        guard.require_progress()
     values = {"loss": loss, "grad_norm": grad_norm}
     return values | (
         {"skipped_steps": guard.skipped_steps} if guard.skipped_steps else {}

@@ -109,12 +109,13 @@ class ShardCache:
                     partial.touch()
                     return
             if not has_told:
-                print(
+                # In one piece, or the lines of several threads may lie within one another.
+                sys.stderr.write(
                     f"{self.directory}: waiting for room for {n_bytes:,} bytes beside what is "
-                    f"needed now or comes just now; --data_cache_gb is {self.limit_bytes / 1e9:g}",
-                    file=sys.stderr,
-                    flush=True,
+                    f"needed now or comes just now; --data_cache_gb is "
+                    f"{self.limit_bytes / 1e9:g}\n"
                 )
+                sys.stderr.flush()
             has_told = True
             self.closed.wait(0.2)  # what another process downloads may go when it has come
         raise Closed

@@ -68,7 +68,9 @@ def to_ours(
     n_tokens = sum(len(file.tokens) for files in splits.values() for file in files)
     with (
         new_directory(output_dir.absolute()) as directory,
-        tqdm(total=n_tokens, unit=" tokens", unit_scale=True, desc="converting") as progress,
+        tqdm(
+            total=n_tokens, unit=" tokens", unit_scale=True, desc="converting", disable=None
+        ) as progress,
     ):
         written = {}
         for split, files in splits.items():
@@ -125,7 +127,9 @@ def to_llmc(
     n_tokens = sum(entry.n_tokens for shards in entries.values() for entry in shards)
     with (
         new_directory(output_dir.absolute()) as directory,
-        tqdm(total=n_tokens, unit=" tokens", unit_scale=True, desc="converting") as progress,
+        tqdm(
+            total=n_tokens, unit=" tokens", unit_scale=True, desc="converting", disable=None
+        ) as progress,
     ):
         for split, shards in entries.items():
             for entry, file in zip(shards, names[split], strict=True):

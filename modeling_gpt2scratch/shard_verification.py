@@ -51,7 +51,9 @@ def problems_of(directory: Path, *, fast: bool = False) -> list[str]:
     entries = [entry for split in manifest.splits.values() for entry in split.shards]
     with (
         ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool,
-        tqdm(total=len(entries), unit=" shards", desc="verifying", disable=fast) as progress,
+        tqdm(
+            total=len(entries), unit=" shards", desc="verifying", disable=fast or None
+        ) as progress,
     ):
         found = {}
         results = pool.map(lambda entry: _verify_shard(directory, entry, manifest, fast), entries)

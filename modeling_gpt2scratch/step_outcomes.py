@@ -38,13 +38,18 @@ def worst_micro_batch(outcome: StepOutcome, accelerator: Accelerator) -> tuple[i
     return divmod(worst, losses.shape[1])
 
 
-def skip_unless_finite(optimizer: torch.optim.Optimizer, loss: Tensor, grad_norm: Tensor) -> None:
+def skip_unless_finite(optimizer: torch.optim.Optimizer, loss: Tensor, grad_norm: Tensor) -> bool:
     """Lets the optimizer's next step change nothing unless both are finite.
 
     The optimizer itself looks at the flag, on its device, so that nothing waits for the number.
     Loss and norm are the same on all processes, and so is the decision. DeepSpeed has stepped by
     now, unless it found the gradient not finite itself, and does not look at the flag.
+
+    Returns:
+        False where the step must not be made at all: on MPS, whose kernels before torch 2.13 do
+        not look at the flag either (pytorch/pytorch#186360), the number is waited for.
     """
     is_finite = torch.isfinite(loss) & torch.isfinite(grad_norm)
     optimizer.grad_scale = None
     optimizer.found_inf = (~is_finite).to(torch.float32)
+    return loss.device.type != "mps" or bool(is_finite)

@@ -117,6 +117,11 @@ class Manifest:
                 f"{path}: expected a file that you may read, found no right to; ask its owner or "
                 f"change the modes of the directory and its files"
             ) from None
+        except NotADirectoryError:
+            raise ShardError(
+                f"{directory}: expected a directory of shards, found a file; prepare_data.py makes "
+                f"the directory"
+            ) from None
         except (ValueError, OSError) as error:
             raise ShardError(f"{path}: expected a JSON manifest, found {error}") from None
         if others:

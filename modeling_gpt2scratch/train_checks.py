@@ -78,7 +78,10 @@ def _check_sizes(config: Any) -> None:
     n_positions, n_head, length = config.n_positions, config.n_head, config.sequence_length
     _require(
         *(length <= n_positions, config, "sequence_length"),
-        *(f"of at most n_positions = {n_positions}", "n_positions"),
+        *(
+            f"of at most n_positions = {n_positions}",
+            "init_from" if config.init_from else "n_positions",
+        ),
     )
     _require(
         *(config.n_embd % n_head == 0, config, "n_embd", f"divisible by n_head = {n_head}"),

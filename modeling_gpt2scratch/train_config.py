@@ -166,6 +166,11 @@ class TrainConfig:
         "hellaswag_data": ("eval_tasks", ("hellaswag",)),
     }
 
+    # What a recipe says of its own model holds for no other.
+    only_until: ClassVar = {
+        "expect_parameters": ("model", "init_from", "n_layer", "n_head", "n_embd", "n_positions"),
+    }
+
     def __post_init__(self):
         self._set(micro_batch_size=_micro_batch_size(self.micro_batch_size))
         for name in ("eval_tasks", "report_to"):

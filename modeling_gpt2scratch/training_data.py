@@ -222,10 +222,14 @@ def _refuse_uneven_shares(config: TrainConfig, world_size: int, micro_batch_size
     divisor = config.sequence_length * micro_batch_size * world_size
     if config.total_batch_tokens % divisor:
         nearest = max(1, round(config.total_batch_tokens / divisor)) * divisor
+        advice = f"the nearest is {nearest}"
+        most = config.total_batch_tokens // (config.sequence_length * world_size)
+        if 1 <= most < micro_batch_size:
+            advice = f"--micro_batch_size can be {most} at most"
         raise LaunchError(
             f"expected --total_batch_tokens divisible by sequence_length x micro_batch_size x "
             f"processes = {config.sequence_length} x {micro_batch_size} x {world_size} = "
-            f"{divisor}, found {config.total_batch_tokens}; the nearest is {nearest}"
+            f"{divisor}, found {config.total_batch_tokens}; {advice}"
         )
 
 

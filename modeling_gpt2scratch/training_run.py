@@ -161,6 +161,15 @@ def open_run(
     )
 
 
+def can_go_back(run: TrainingRun) -> bool:
+    """Whether there is a checkpoint to return to; says so if there is none."""
+    run.writer.wait()
+    checkpoint = on_main_process(find_checkpoint, Path(run.config.output_dir))
+    if checkpoint is None:
+        say(f"no checkpoint to go back to from step {run.progress.step}; going on")
+    return checkpoint is not None
+
+
 def go_back(run: TrainingRun) -> None:
     """Returns to the last checkpoint, and leaves out the data since then.
 
@@ -168,13 +177,8 @@ def go_back(run: TrainingRun) -> None:
         DivergenceError: if it has been returned to too often.
     """
     progress = run.progress
-    run.writer.wait()
-    output_dir = Path(run.config.output_dir)
-    checkpoint = on_main_process(find_checkpoint, output_dir)
+    checkpoint = on_main_process(find_checkpoint, Path(run.config.output_dir))
     left_from = progress.step
-    if checkpoint is None:
-        say(f"no checkpoint to go back to from step {left_from}; going on")
-        return
     state = load_state(checkpoint, expected={})
     load_weights(checkpoint, run.model)
     load_optimizer(checkpoint, run.model, run.optimizer.optimizer)

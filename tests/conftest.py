@@ -3,38 +3,66 @@
 import os
 
 # Tests run small models, often two processes at a time on two cores.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import contextlib
 import subprocess
 import sys
 import sysconfig
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 REPOSITORY = Path(__file__).parents[1]
 # Seconds after which what a test waits for counts as hung. Long, for a busy machine is only slow.
 PATIENCE = 400
 sys.path.insert(0, str(REPOSITORY))  # the scripts stand beside the package, not in it
 
+# The same examples in each run, and none that fails for being slow.
+settings.register_profile(
+    "gate",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("gate")
+
+
+@contextlib.contextmanager
+def started(command: list, **options) -> Iterator[subprocess.Popen]:
+    """A process that does not outlive the block, nor do those that it launched."""
+    with subprocess.Popen(command, text=True, **options) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()  # a launcher that is killed would leave its processes behind
+                try:
+                    process.communicate(timeout=60)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+    """Returns when the condition holds, which must be while the process runs."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+
 
 def run_process(
     command: list, *, check: bool = False, **options
 ) -> subprocess.CompletedProcess[str]:
-    """`subprocess.run` with output as text, which leaves no process behind if one hangs."""
+    """`subprocess.run` with output as text and `PATIENCE`."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, **pipes | options) as process:
-        try:
-            stdout, stderr = process.communicate(timeout=PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.terminate()  # a launcher that is killed would leave its processes behind
-            try:
-                _, stderr = process.communicate(timeout=60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise
-            pytest.fail(f"{command} did not come to an end: {stderr[-3000:]}")
+    with started(command, **pipes | options) as process:
+        stdout, stderr = process.communicate(timeout=PATIENCE)
     finished = subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
     if check:
         finished.check_returncode()

@@ -186,6 +186,22 @@ def test_a_job_is_queued_again_only_if_it_got_further(cluster, left_by_the_run, 
     assert (cluster / "requeued").exists() == is_queued
 
 
+@pytest.mark.parametrize("place", ["--output_dir {}", "--output_dir={}", "{}/second.yaml", "other"])
+def test_a_job_looks_where_the_run_writes(cluster, place):
+    output_dir = cluster / "run"
+    (output_dir).mkdir()
+    (cluster / "first.yaml").write_text(f"data: d\noutput_dir: {cluster}/elsewhere\n")
+    (output_dir / "second.yaml").write_text(f"output_dir: {output_dir}\n")
+    (cluster / "bin" / "srun").write_text(f"#!/bin/bash\nmkdir {output_dir}/checkpoint-4\nexit 1\n")
+    arguments = place.format(output_dir).split()
+    if place == "other":  # a recipe without the key changes nothing
+        (cluster / "other.yaml").write_text("seed: 3\n")
+        arguments = [str(output_dir / "second.yaml"), str(cluster / "other.yaml")]
+    process = run_slurm_script(cluster / "first.yaml", *arguments)
+    assert process.returncode == 0, process.stderr
+    assert (cluster / "requeued").exists()
+
+
 def test_the_slurm_script_is_what_shellcheck_would_have_it():
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed")

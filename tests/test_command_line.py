@@ -20,6 +20,7 @@ class Config:
     names: list[str] = field(default_factory=list, metadata={"help": "a list"})
     name_limit: int | None = argument("only for two names", default=None)
 
+    only_until: ClassVar = {"name_limit": ("names", "rate")}
     only_with: ClassVar = {"b_limit": ("kind", ("b",)), "name_limit": ("names", ("x", "y"))}
 
     def __post_init__(self):
@@ -51,6 +52,29 @@ def test_a_recipe_is_read_with_the_types_of_the_dataclass(tmp_path):
     assert parse(tmp_path, recipe) == Config(
         rate=3e-4, steps=1000, kind="b", fast=True, careful=False, names=["x", "no"]
     )
+
+
+def test_what_a_recipe_says_for_another_value_no_longer_holds_once_that_has_changed(tmp_path):
+    recipe = "names: [x]\nname_limit: 3\n"
+    assert parse(tmp_path, recipe).name_limit == 3
+    assert parse(tmp_path, recipe, "--steps", "1").name_limit == 3
+    assert parse(tmp_path, recipe, "--names", "x", "y").name_limit is None
+    assert parse(tmp_path, recipe, "--rate", "2", "--name_limit", "4").name_limit == 4
+    second = tmp_path / "second.yaml"
+    second.write_text("names: [y]\n")
+    paths = [str(tmp_path / "recipe.yaml"), str(second)]
+    assert parse_config(Config, description=None, argv=paths).name_limit is None
+    assert parse_config(Config, description=None, argv=paths[::-1]).name_limit == 3
+
+
+def test_a_recipe_that_is_not_there_is_told_from_its_neighbours(tmp_path, capsys):
+    (tmp_path / "small.yaml").write_text("rate: 1\n")
+    for name, hint in (("small.yml", "did you mean "), ("else", "you are in ")):
+        with pytest.raises(SystemExit):
+            parse_config(Config, description=None, argv=[str(tmp_path / name)])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{name}: expected a YAML recipe, found no file; {hint}" in line
+        assert ("small.yaml?" in line) == (name == "small.yml")
 
 
 def test_a_choice_called_no_is_no_false(tmp_path):

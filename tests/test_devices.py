@@ -122,3 +122,19 @@ def test_fp8_is_refused_where_nothing_can_do_it(monkeypatch):
     monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(LaunchError, match="expected torchao or transformer_engine for fp8"):
         devices.require_fp8()
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed", "expected"),
+    [
+        ("Tesla T4", "high", 8.1e12),  # which has no TF32
+        ("NVIDIA A100-SXM4-80GB", "high", 156e12),
+        ("NVIDIA A100-SXM4-80GB", "highest", 19.5e12),
+        ("NVIDIA A100-MIG-1g.10gb", "high", None),
+    ],
+)
+def test_float32_has_the_peak_of_how_the_device_multiplies_it(monkeypatch, name, allowed, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: allowed)
+    found = devices.device_peak_flops(torch.device("cuda"), mixed_precision="no")
+    assert found == expected

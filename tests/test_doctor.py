@@ -208,6 +208,7 @@ def test_products_and_bf16_of_this_machine_are_well():
 
 def run_doctor(tmp_path, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "modeling_gpt2scratch.doctor", "--output_dir", str(tmp_path)]
+    command += ["--timeout_seconds", "200"]
     return run_process(
         command,
         cwd=REPOSITORY,

@@ -56,10 +56,24 @@ def test_what_is_not_finite_is_skipped_by_all_and_a_spike_is_gone_back_from(smal
     assert status_of(output_dir) == {"status": "finished", "step": 52}
 
 
+def test_a_spike_before_the_first_checkpoint_leaves_the_step_what_it_is(small_data, tmp_path):
+    output_dir = tmp_path / "run"
+    options = {"max_steps": 40, "log_every": 5, "save_every": 0, "eval_every": 40, "dropout": 0}
+    arguments = flags(small_data, output_dir, **options, rollback_on_spike=True)
+    process = train_with([["spike", 39, 1]], *arguments)
+    assert process.returncode == 0, process.stderr
+    assert "no checkpoint to go back to from step 40; going on" in process.stdout
+    assert [event["event"] for event in events_of(output_dir)] == ["spike"]
+    assert max(curve(output_dir)) == 40 and (output_dir / "checkpoint-40").is_dir()
+    assert status_of(output_dir) == {"status": "finished", "step": 40}
+
+
 def test_a_run_that_only_skips_ends_in_one_line_with_its_checkpoint(small_data, tmp_path):
     output_dir = tmp_path / "run"
-    faults = [["nan", step, 1] for step in range(5, 12)]
-    arguments = flags(small_data, output_dir, eval_every=0, max_skipped_steps=3)
+    # Steps 5 to 7 are looked at after the 8th, which is as it should be.
+    faults = [["nan", step, 1] for step in range(4, 7)]
+    options = {"eval_every": 0, "log_every": 12, "max_skipped_steps": 3}
+    arguments = flags(small_data, output_dir, **options)
     process = train_with(faults, *arguments)
     assert process.returncode == 1
     errors = [line for line in process.stderr.splitlines() if "error:" in line]

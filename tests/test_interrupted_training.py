@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import training_process
+from conftest import PATIENCE
 
 from modeling_gpt2scratch.checkpointing import find_checkpoints, verify_checkpoint
 from modeling_gpt2scratch.metrics import read_metrics
@@ -31,20 +32,24 @@ def start(data: Path, output_dir: Path):
 
 def wait_until(condition, process) -> None:
     """Returns as soon as the condition holds, which must happen while the process lives."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.0005)
 
 
-def wait_for_a_moment(process, output_dir: Path, generator: random.Random, number: int) -> None:
-    """Every fifth time soon after the start, else after its share of the run, or in a save then."""
+def wait_for_a_moment(
+    process, output_dir: Path, generator: random.Random, number: int, started_with: int | None
+) -> None:
+    """Every fifth time soon after the start, else after its share of the run, or in a save then.
+
+    A resumed run replaces `metrics.jsonl`, whose inode was `started_with`, by one without the steps
+    that it will repeat.
+    """
     if number % 5 == 0:
         process.join(timeout=generator.uniform(0.05, 0.8))
         return
     metrics = output_dir / "metrics.jsonl"
-    # A resumed run replaces the file by one without the steps that it will repeat.
-    started_with = os.stat(metrics).st_ino if metrics.exists() else None
     wait_until(lambda: metrics.exists() and os.stat(metrics).st_ino != started_with, process)
     share = MAX_STEPS * (number + 1) // (N_KILLS + 6) + generator.randint(0, 3)
     n_steps = max(share, len(read_metrics(metrics)) + 3)
@@ -81,8 +86,10 @@ def test_a_run_killed_twenty_times_is_the_uninterrupted_one(small_data, tmp_path
     generator = random.Random(5)
     n_within_a_save = 0
     for number in range(N_KILLS):
+        metrics = killed / "metrics.jsonl"
+        started_with = os.stat(metrics).st_ino if metrics.exists() else None
         process = start(small_data, killed)
-        wait_for_a_moment(process, killed, generator, number)
+        wait_for_a_moment(process, killed, generator, number, started_with)
         process.kill()
         process.join()
         assert process.exitcode == -9, killed.with_suffix(".log").read_text()

@@ -11,9 +11,16 @@ from accelerate.state import AcceleratorState
 from tiny_models import tiny_model
 
 from modeling_gpt2scratch import preflight
-from modeling_gpt2scratch.preflight import require_different_data, surprises_of_loss, try_one_batch
+from modeling_gpt2scratch.preflight import (
+    require_different_data,
+    surprises_of_loss,
+    surprises_of_saving,
+    try_one_batch,
+)
 from modeling_gpt2scratch.processes import LaunchError
+from modeling_gpt2scratch.run_banner import surprises
 from modeling_gpt2scratch.shard_loader import ShardLoader, TokenWindows
+from modeling_gpt2scratch.train_config import TrainConfig
 
 
 @pytest.fixture
@@ -76,3 +83,24 @@ def test_a_first_loss_far_above_that_of_fresh_weights_is_said():
     assert surprises_of_loss(math.log(300) + 0.3, 300) == []
     (sentence,) = surprises_of_loss(9.0, 300)
     assert sentence == "the first loss is 9.00; fresh weights should have some 5.70"
+
+
+def test_a_save_that_the_launcher_may_not_wait_for_is_said(monkeypatch):
+    assert surprises_of_saving(40.0) == []  # no launcher that kills
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    assert surprises_of_saving(5.0) == []
+    (note,) = surprises_of_saving(40.0)
+    assert "took 40 s" in note and "kills its processes 30 s after" in note
+    assert "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=160" in note
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "160")
+    assert surprises_of_saving(40.0) == []
+
+
+def test_data_without_a_validation_split_is_said(accelerator, tmp_path):
+    config = TrainConfig(data="d", output_dir=str(tmp_path), total_batch_tokens=1024)
+    notes = {
+        has: surprises(config, accelerator, tiny_model(), has_validation=has)
+        for has in (True, False)
+    }
+    assert notes[True] == []
+    assert len(notes[False]) == 1 and "no validation split" in notes[False][0]

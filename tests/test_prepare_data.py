@@ -8,14 +8,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import fake_hub
 import numpy as np
 import pytest
 import tiktoken
-from conftest import PATIENCE, run_process
+from conftest import PATIENCE, run_process, started, wait_until
 from tiny_corpus import fables, write_jsonl
 from transformers import AutoTokenizer
 
@@ -533,16 +532,10 @@ def test_a_killed_run_leaves_no_data_directory_and_the_same_command_then_succeed
     flags = ("--tokenizer", saved_tokenizer, "--shard_tokens", "200", "--val_fraction", "0")
     flags += ("--no_shuffle", "--shuffle_buffer_tokens", "1000")
     command = command_line("--dataset", dataset, "--output_dir", out, *flags)
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        give_up = time.monotonic() + 120
-        while not list(tmp_path.glob(".out.partial/data/train_*.bin")):
-            assert process.poll() is None, "the run ended before it could be killed"
-            assert time.monotonic() < give_up, "no shard within two minutes"
-            time.sleep(0.002)
-    finally:
+    with started(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        wait_until(lambda: any(tmp_path.glob(".out.partial/data/train_*.bin")), process)
         process.kill()
-    assert process.wait() != 0
+    assert process.returncode != 0
     assert not out.exists()
     assert ".out.partial" in names_in(tmp_path)
 
@@ -557,19 +550,15 @@ def test_ctrl_c_ends_in_one_line_and_the_same_command_then_succeeds(tmp_path, ru
     out = tmp_path / "out"
     flags = ("--tokenizer", saved_tokenizer, "--shuffle_buffer_tokens", "1000")
     command = command_line("--dataset", dataset, "--output_dir", out, *flags)
-    process = subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # all of its processes get the signal, as those of a terminal do
+    options = {
+        "start_new_session": True,  # all of its processes get the signal, as those of a terminal do
         # A shell that runs the tests in the background lets them, and what they start, ignore it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    while not list(tmp_path.glob(".out.partial/data/.train_*.partial")):
-        assert process.poll() is None, "the run ended before it could be interrupted"
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=PATIENCE)
+        "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    }
+    with started(command, stderr=subprocess.PIPE, **options) as process:
+        wait_until(lambda: any(tmp_path.glob(".out.partial/data/.train_*.partial")), process)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert errors.splitlines()[-1] == (

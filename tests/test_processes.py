@@ -3,8 +3,10 @@
 import sys
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 from conftest import REPOSITORY, run_process
+from test_train_accelerate import flags, run_here
 
 from modeling_gpt2scratch import processes
 from modeling_gpt2scratch.agreement import Agreement
@@ -26,7 +28,7 @@ state.destroy_process_group()
 
 # The first of three processes does not come to the second step.
 STALLED = """
-import os, time
+import os, signal, time
 from accelerate import PartialState
 from modeling_gpt2scratch.agreement import Agreement, StalledError
 state = PartialState(cpu=True)
@@ -34,12 +36,13 @@ agreement = Agreement(n_flags=1, timeout_minutes=0.2)
 agreement.exchange([False])
 if state.process_index == 0:
     time.sleep(300)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, when the first of the two has ended
 try:
     with agreement.naming_the_stalled():
         agreement.exchange([False])
         agreement.exchange([False])
 except StalledError as error:
-    os.write(1, f"{state.process_index} {error.is_first} {error}\\n".encode())
+    os.write(1, f"{state.process_index} {error}\\n".encode())
 os._exit(1)
 """
 
@@ -80,7 +83,7 @@ def test_what_one_process_notices_all_know_at_the_next_step():
 @pytest.mark.gate
 def test_all_that_are_left_know_who_is_missing_whatever_connections_are_closed():
     lines = sorted(launched(STALLED, 3).stdout.splitlines())
-    assert [line.split()[:2] for line in lines] == [["1", "True"], ["2", "False"]]
+    assert [line.split()[0] for line in lines] == ["1", "2"]
     for line in lines:
         assert "within 0.2 minutes, found none from process 0; go on with --resume auto" in line
 
@@ -116,3 +119,27 @@ def test_shards_compute_in_bfloat16_and_add_gradients_in_float32(
         return
     policy = processes._fsdp_plugin(precision).mixed_precision_policy
     assert (policy and f"{policy.param_dtype} {policy.reduce_dtype}") == expected
+
+
+def test_an_argument_or_a_cpu_run_decides_the_precision_and_then_the_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert processes.choose_precision("no") == "no"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # as the launcher always says
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "False")
+    assert processes.choose_precision("auto") == "bf16"
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")  # on a machine with a GPU
+    assert processes.choose_precision("auto") == "no"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert processes.choose_precision("auto") is None  # Accelerate's own
+
+
+@pytest.mark.parametrize("local_rank", [0, 1])
+def test_before_they_have_met_one_process_of_each_machine_speaks(
+    local_rank, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("RANK", str(8 + local_rank))  # of a second machine
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    arguments = flags(tmp_path / "nowhere", tmp_path / "run")
+    assert run_here(monkeypatch, *arguments) == 1
+    assert capsys.readouterr().err.count("error: ") == 1 - local_rank

@@ -60,3 +60,16 @@ def test_the_worst_micro_batch_has_the_highest_loss_or_none_at_all(micro_losses,
         assert worst_micro_batch(outcome(1.0, 1.0, micro_losses), accelerator) == (0, expected)
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_where_the_optimizer_ignores_the_flag_the_number_is_waited_for():
+    class OnMps(torch.Tensor):
+        device = torch.device("mps")
+
+    model = tiny_model()
+    optimizer = make_optimizer(model, learning_rate=0.1, weight_decay=0.1)
+    finite, lost = torch.tensor(1.0), torch.tensor(math.nan)
+    assert skip_unless_finite(optimizer, lost, finite) is True  # the optimizer looks itself
+    assert skip_unless_finite(optimizer, finite.as_subclass(OnMps), finite) is True
+    assert skip_unless_finite(optimizer, lost.as_subclass(OnMps), finite) is False
+    assert skip_unless_finite(optimizer, finite.as_subclass(OnMps), lost) is False

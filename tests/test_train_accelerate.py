@@ -8,14 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from conftest import PATIENCE, REPOSITORY, run_process
+from conftest import PATIENCE, REPOSITORY, run_process, started, wait_until
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -164,7 +163,7 @@ def test_one_and_two_processes_have_the_same_curve(small_data, tmp_path):
     for left, right in zip(one, two, strict=True):
         assert left["learning_rate"] == right["learning_rate"]
         assert left["loss"] == pytest.approx(right["loss"], abs=1e-4)
-        assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-4)
+        assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-3)
     assert one[-1]["eval_loss"] == pytest.approx(two[-1]["eval_loss"], abs=1e-4)
 
 
@@ -172,13 +171,10 @@ def test_one_and_two_processes_have_the_same_curve(small_data, tmp_path):
 def test_a_killed_and_resumed_run_is_the_uninterrupted_one(finished, small_data, tmp_path):
     output_dir = tmp_path / "killed"
     arguments = flags(small_data, output_dir)
-    process = subprocess.Popen([sys.executable, "train_accelerate.py", *arguments], cwd=REPOSITORY)
-    deadline = time.monotonic() + PATIENCE
-    while max(curve(output_dir), default=0) < 6:  # beyond checkpoint-4, before checkpoint-8
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    process.kill()
-    process.wait()
+    with started([sys.executable, "train_accelerate.py", *arguments], cwd=REPOSITORY) as process:
+        # Beyond checkpoint-4, before checkpoint-8.
+        wait_until(lambda: max(curve(output_dir), default=0) >= 6, process)
+        process.kill()
     assert not (output_dir / "model.safetensors").exists()
 
     resumed = launch(*arguments, "--resume", "auto")
@@ -202,8 +198,9 @@ def test_two_processes_continue_what_one_began(small_data, tmp_path, monkeypatch
     assert process.returncode == 0, process.stderr
     expected = curve(whole)
     assert curve(handed_over).keys() == set(range(7, 13))
-    for step, values in curve(handed_over).items():
-        assert values == pytest.approx(expected[step], abs=1e-4)
+    for step, (loss, grad_norm) in curve(handed_over).items():
+        assert loss == pytest.approx(expected[step][0], abs=1e-4)
+        assert grad_norm == pytest.approx(expected[step][1], rel=1e-3)
 
 
 @pytest.mark.gate
@@ -216,18 +213,11 @@ def test_two_processes_continue_what_one_began(small_data, tmp_path, monkeypatch
 def test_sigterm_finishes_the_step_saves_and_exits(small_data, tmp_path, launcher, code):
     output_dir = tmp_path / "stopped"
     arguments = flags(small_data, output_dir, max_steps=100_000, eval_every=0, save_every=0)
-    process = subprocess.Popen(
-        [sys.executable, *launcher, "train_accelerate.py", *arguments],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + PATIENCE
-    while len(curve(output_dir)) < 3:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=PATIENCE)
+    command = [sys.executable, *launcher, "train_accelerate.py", *arguments]
+    with started(command, cwd=REPOSITORY, stdout=subprocess.PIPE) as process:
+        wait_until(lambda: len(curve(output_dir)) >= 3, process)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == code
     last = max(curve(output_dir))
     assert f"stopped after step {last}; continue with --resume auto" in output
@@ -351,6 +341,7 @@ def test_overwrite_replaces_a_run_and_nothing_else(
     ("changes", "code", "message"),
     [
         ({"total_batch_tokens": 544}, 2, "32 x 4 x 1 = 128, found 544; the nearest is 512"),
+        ({"micro_batch_size": 32}, 2, "found 512; --micro_batch_size can be 16 at most"),
         ({"sequence_length": 33}, 2, "of at most n_positions = 32, found 33"),
         ({"n_head": 3}, 2, "--n_embd, --n_head: expected n_embd divisible by n_head = 3, found 32"),
         ({"warmup_steps": 12}, 2, "expected warmup_steps below max_steps = 12, found 12"),
@@ -358,7 +349,8 @@ def test_overwrite_replaces_a_run_and_nothing_else(
         ({"learning_rate": "nan"}, 2, "--learning_rate: expected a number above 0, found nan"),
         ({"dropout": 1}, 2, "--dropout: expected dropout below 1, found 1.0"),
         ({"model": "gpt3"}, 2, "gpt2-xl', found 'gpt3'"),
-        ({"lr": 1}, 2, "--lr"),
+        ({"lr": 1}, 2, "unknown flag --lr; did you mean --learning_rate?"),
+        ({"data": "README.md"}, 1, "README.md: expected a directory of shards, found a file"),
         ({"data": "nowhere"}, 1, "nowhere: expected a directory with manifest.json"),
         ({"resume": "nowhere"}, 1, "nowhere: expected a complete checkpoint, found none"),
         (
