@@ -58,7 +58,7 @@ def test_what_is_not_finite_is_skipped_by_all_and_a_spike_is_gone_back_from(smal
 
 def test_a_spike_before_the_first_checkpoint_leaves_the_step_what_it_is(small_data, tmp_path):
     output_dir = tmp_path / "run"
-    options = {"max_steps": 40, "log_every": 5, "save_every": 0, "eval_every": 40, "dropout": 0}
+    options = {"max_steps": 40, "log_every": 5, "save_every": 40, "eval_every": 40, "dropout": 0}
     arguments = flags(small_data, output_dir, **options, rollback_on_spike=True)
     process = train_with([["spike", 39, 1]], *arguments)
     assert process.returncode == 0, process.stderr
