@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,6 +26,7 @@ class SampleData:
         hub_name: data set of the Hub; None where none is certain to hold the official file.
         split: of the data set.
         subset: of the data set, None where it has but one.
+        files: patterns of the split's files, for a data set that does not name its subsets.
         revision: commit of the data set, None for the newest.
         sha256: checksum of the official file; None if unknown.
         n_samples: how many they are.
@@ -36,6 +37,7 @@ class SampleData:
     hub_name: str | None = None
     split: str = "test"
     subset: str | None = None
+    files: tuple[str, ...] = ()
     revision: str | None = None
     sha256: str | None = None
     n_samples: int | None = None
@@ -64,7 +66,7 @@ class SampleData:
     def rows(
         self, source: str, *, columns: dict[str, type], limit: int | None
     ) -> Iterator[tuple[str, dict]]:
-        """What `read_rows` reads; subset and revision are those of `hub_name` alone."""
+        """What `read_rows` reads; subset, files and revision are those of `hub_name` alone."""
         is_own = source == self.hub_name
         return read_rows(
             source,
@@ -73,6 +75,7 @@ class SampleData:
             limit=limit,
             revision=self.revision if is_own else None,
             subset=self.subset if is_own else None,
+            files=self.files if is_own else (),
         )
 
     def status(self, sha256: str, n_samples: int) -> str:
@@ -105,6 +108,7 @@ def read_rows(
     limit: int | None,
     revision: str | None,
     subset: str | None = None,
+    files: Sequence[str] = (),
 ) -> Iterator[tuple[str, dict]]:
     """Each of the first `limit` rows, after the name of its place, for an error message.
 
@@ -116,6 +120,7 @@ def read_rows(
         limit: rows to read, None for all.
         revision: commit of the Hub data set, None for the newest.
         subset: of the Hub data set, None for its only one.
+        files: patterns of the files to read from the Hub data set, all of it if there are none.
 
     Raises:
         FileNotFoundError: for the name of a file that is not there.
@@ -129,7 +134,7 @@ def read_rows(
     elif path.suffix == ".jsonl" or path.is_file():
         rows = _read_jsonl(path, limit)
     else:
-        rows = _read_hub(source, split, limit, revision, subset)
+        rows = _read_hub(source, split, limit, revision, subset, files)
     for place, row in rows:
         if not isinstance(row, dict):
             raise ValueError(
@@ -167,11 +172,17 @@ def _read_jsonl(path: Path, limit: int | None) -> Iterator[tuple[str, object]]:
 
 
 def _read_hub(
-    name: str, split: str, limit: int | None, revision: str | None, subset: str | None
+    name: str,
+    split: str,
+    limit: int | None,
+    revision: str | None,
+    subset: str | None,
+    files: Sequence[str],
 ) -> Iterator[tuple[str, object]]:
     """The first `limit` rows of a data set."""
     from datasets import load_dataset  # takes a second, which a local file need not pay
 
-    rows = load_dataset(name, subset, split=split, revision=revision)
+    options = {"data_files": {split: list(files)}} if files else {}
+    rows = load_dataset(name, subset, split=split, revision=revision, **options)
     for number, row in enumerate(islice(rows, limit), start=1):
         yield f"{name}, row {number}", row
