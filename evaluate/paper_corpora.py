@@ -79,7 +79,7 @@ class WikitextTokensTask(PaperTask):
     @classmethod
     def read(cls, source: str) -> tuple[list[Document], str]:
         """Pages of a file, or of a Hub data set with a row for each line."""
-        pages = read_pages(source, data=cls.data)
+        pages = read_pages(source, data=cls.data, hub_column="text")
         documents = [
             # A page lost the end of its last line when it was cut out.
             Document(detokenize_wikitext(page), count_words(page + "\n"), len(page.encode()))

@@ -143,8 +143,13 @@ TASKS: dict[str, type] = {
 }
 
 
-def read_pages(source: str, *, data: SampleData) -> list[str]:
-    """The pages of a file of WikiText's format, or of a Hub data set with a column `page`.
+def read_pages(source: str, *, data: SampleData, hub_column: str = "page") -> list[str]:
+    """The pages of a file of WikiText's format, or of a Hub data set.
+
+    Args:
+        source: the file or the data set.
+        data: the official one.
+        hub_column: of the data set; `page` with a page in each row, or `text` with a line.
 
     Raises:
         ValueError: for a file without a page, or not in UTF-8.
@@ -153,7 +158,11 @@ def read_pages(source: str, *, data: SampleData) -> list[str]:
         rows = data.rows(source, columns={"text": str}, limit=None)
         pages = split_pages([*(row["text"] for _, row in rows), ""])
     else:
-        pages = [row["page"] for _, row in data.rows(source, columns={"page": str}, limit=None)]
+        rows = data.rows(source, columns={hub_column: str}, limit=None)
+        pages = [row[hub_column] for _, row in rows]
+        if hub_column == "text":
+            # A blank line is a space in the file, and nothing in a row.
+            pages = split_pages([*(row.removesuffix("\n") or " " for row in pages), ""])
     if not any(page.strip() for page in pages):
         raise ValueError(f"{source}: expected at least one page, found none")
     return pages
