@@ -1,9 +1,9 @@
 """Results of earlier calls, so that an interrupted evaluation goes on where it stopped.
 
 One JSON file for each task of each model. Its name is a hash of everything that the result depends
-on: weights, config, tokenizer, data, protocol and version, limit, precision, and the versions of
-torch and transformers. Batch size, device and number of processes are left out: results do not
-depend on them beyond the last digits.
+on: weights, config, tokenizer, data, protocol and version, limit, precision, the code that computes
+it, and the versions of torch and transformers. Batch size, device and number of processes are left
+out: results do not depend on them beyond the last digits.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class ResultCache:
 
     def __init__(self, directory: Path | None):
         self._directory = directory
+        self._can_write = True  # until a write fails
 
     def read(self, key: dict[str, Any]) -> tuple[Measurement, dict[str, Any]] | None:
         """A measurement and the description of its model, None if there is none that can be read.
@@ -61,10 +63,11 @@ class ResultCache:
         """Keeps a measurement.
 
         The nan of a sample that was left out is null in the file; one with an infinite sample is
-        not kept, because JSON has no word for that.
+        not kept, because JSON has no word for that. Once the directory cannot be written to, which
+        one line on stderr says, nothing more is kept.
         """
         result = measurement.result
-        if self._directory is None or result is None:
+        if self._directory is None or result is None or not self._can_write:
             return
         if any(np.isinf(values).any() for values in result.samples.values()):
             return
@@ -72,19 +75,23 @@ class ResultCache:
             name: [None if math.isnan(value) else value for value in values.tolist()]
             for name, values in result.samples.items()
         }
-        self._directory.mkdir(parents=True, exist_ok=True)
         content = {
             "n_samples": result.n_samples,
             "estimates": {name: asdict(value) for name, value in result.estimates.items()},
             "details": result.details,
             "samples": samples,
         }
-        write_json(
-            self._path(key),
-            {"version": VERSION, "key": key, "model": model, "seconds": measurement.seconds}
-            | {"result": content},
-            indent=None,
-        )
+        file = {"version": VERSION, "key": key, "model": model, "seconds": measurement.seconds}
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            write_json(self._path(key), file | {"result": content}, indent=None)
+        except OSError as error:
+            self._can_write = False
+            print(
+                f"{self._directory}: expected to keep results here, found {error}; going on "
+                "without, so an interrupted evaluation measures them again",
+                file=sys.stderr,
+            )
 
     def _path(self, key: dict[str, Any]) -> Path:
         """The file of a key."""
