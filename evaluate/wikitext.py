@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
@@ -124,6 +124,7 @@ class StrideTask:
                 "window_tokens": scorer.context_tokens,
                 "stride_tokens": stride,
                 "n_target_tokens": sum(weights),
+                "text_sha256": digest_of_windows(scorer, windows, n_scored),
             },
             samples={"token_perplexity": nats},
         )
@@ -188,6 +189,18 @@ def digest_of(pages: list[str]) -> str:
     That file begins with a blank line, which belongs to no page.
     """
     return hashlib.sha256("\n".join([" ", *pages]).encode()).hexdigest()
+
+
+def digest_of_windows(
+    scorer: CausalScorer, windows: Sequence[np.ndarray], n_scored: Sequence[int]
+) -> str:
+    """Checksum of the text that is scored in each window; other tokenizers cut it elsewhere."""
+    digest = hashlib.sha256()
+    for ids, n in zip(windows, n_scored, strict=True):
+        scored = ids[len(ids) - n :]
+        text = scorer.tokenizer.decode(scored, clean_up_tokenization_spaces=False)
+        digest.update(text.encode() + b"\0")
+    return digest.hexdigest()
 
 
 def join_lines(pages: list[str]) -> str:
