@@ -18,6 +18,7 @@ from perplexity import ValidationTask
 from published_numbers import numbers_beside, read_published
 from results_file import model_content, results_content, write_samples
 from results_table import errors_of, markdown_table, table_notes
+from sample_files import NO_CHECKSUM
 from scoring import Task
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def report(config: CompareConfig, comparison: Comparison, output_dir: Path, seco
     notes = table_notes(
         differences, published, errors=errors, baseline=baseline.name, sources=origins
     )
-    print("", *notes, *data_notes(comparison.tasks), sep="\n")
+    print("", *notes, *data_notes(comparison.tasks, config.limit), sep="\n")
     results = {"differences": differences, "published": published, "baseline": baseline.name}
     try:
         write_files(config, comparison, output_dir, results | {"seconds": seconds})
@@ -79,14 +80,25 @@ def metrics_of(config: CompareConfig) -> dict[str, dict[str, bool]]:
     return {name: kind.metrics for name, kind in config.kinds.items()}
 
 
-def data_notes(tasks: Mapping[str, Task]) -> list[str]:
-    """What is to be known of the data, a line each."""
-    return [
-        f"{name}: expected {task.data.file} with sha256 {task.data.sha256[:12]}…, found another "
-        "file: these are scores of other data, or of a damaged file."
-        for name, task in tasks.items()
-        if getattr(task, "data_status", None) == "not the official file"
+def data_notes(tasks: Mapping[str, Task], limit: int | None) -> list[str]:
+    """What is to be known of the data, a line each.
+
+    Args:
+        tasks: those whose data could be read.
+        limit: of samples, None for all.
+    """
+    data = {name: task.data for name, task in tasks.items() if hasattr(task, "data")}
+    status = {name: getattr(tasks[name], "data_status", None) or "" for name in data}
+    problems = {name: own.problem(status[name], limit=limit) for name, own in data.items()}
+    notes = [
+        f"{name}: {problem}: these are scores of other data, or of a damaged file."
+        for name, problem in problems.items()
+        if problem
     ]
+    unknown = [name for name in data if status[name] == NO_CHECKSUM]
+    if unknown:
+        notes.append(f"{', '.join(unknown)}: {NO_CHECKSUM} of these data.")
+    return notes
 
 
 def write_files(

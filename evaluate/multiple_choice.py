@@ -85,7 +85,9 @@ class MultipleChoiceTask(ABC):
     @property
     def data_status(self) -> str | None:
         """Whether these are from the official file; None where nothing says from which."""
-        return None if self.source is None else self.data.source_status(self.source)
+        if self.source is None:
+            return None
+        return self.data.source_status(self.source, len(self.questions))
 
     def evaluate(self, scorer: CausalScorer) -> TaskResult:
         """Both accuracies, as fractions."""

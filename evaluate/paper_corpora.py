@@ -74,6 +74,7 @@ class WikitextTokensTask(PaperTask):
         file="wikitext-2/wiki.test.tokens",
         hub_name="Salesforce/wikitext",
         subset="wikitext-2-v1",
+        n_samples=62,
     )
 
     @classmethod
@@ -97,6 +98,7 @@ class Wikitext103TokensTask(WikitextTokensTask):
         file="wikitext-103/wiki.test.tokens",
         hub_name="Salesforce/wikitext",
         subset="wikitext-103-v1",
+        n_samples=62,
     )
 
 

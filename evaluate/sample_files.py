@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from compare import CompareConfig
 
 TEXT_SUFFIXES = (".txt", ".raw", ".tokens")
+# What is known of samples.
+OFFICIAL = "official"
+NOT_OFFICIAL = "not the official file"
+NO_CHECKSUM = "no official checksum is known"
+UNCHECKED = "samples, unchecked"  # after "9 of 5153"
 
 
 @dataclass(frozen=True)
@@ -79,25 +84,44 @@ class SampleData:
         )
 
     def status(self, sha256: str, n_samples: int) -> str:
-        """What is known of samples with this digest; other samples are measured all the same."""
-        if self.sha256 is None:
-            return "no official checksum is known"
-        if sha256 == self.sha256:
-            return "official"
-        if self.n_samples is not None and n_samples < self.n_samples:
-            return f"{n_samples} of {self.n_samples} samples, unchecked"
-        return "not the official file"
+        """What is known of samples with this digest; other samples are measured all the same.
 
-    def source_status(self, source: str) -> str:
+        Where no checksum is known, their number must do.
+        """
+        if self.sha256 is not None and sha256 == self.sha256:
+            return OFFICIAL
+        if self.n_samples is not None and n_samples < self.n_samples:
+            return f"{n_samples} of {self.n_samples} {UNCHECKED}"
+        if self.sha256 is not None or self.n_samples not in (None, n_samples):
+            return NOT_OFFICIAL
+        return NO_CHECKSUM
+
+    def source_status(self, source: str, n_samples: int) -> str:
         """What is known of the place itself, for samples whose digest is not that of a file."""
         path = Path(source)
         if not path.is_file():
             return f"from the Hub, {source}"
         if self.sha256 is None:
-            return "no official checksum is known"
+            return self.status("", n_samples)
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return "official" if sha256 == self.sha256 else "not the official file"
+        return OFFICIAL if sha256 == self.sha256 else NOT_OFFICIAL
+
+    def problem(self, status: str, *, limit: int | None) -> str | None:
+        """Why samples of this status are not the official ones; None if nothing says so.
+
+        Args:
+            status: from one of the above.
+            limit: of samples to read, None for all: fewer are the beginning of a cut file.
+        """
+        if status == NOT_OFFICIAL and self.sha256 is not None:
+            return f"expected {self.file} with sha256 {self.sha256[:12]}…, found another file"
+        if status == NOT_OFFICIAL:
+            return f"expected {self.file} with {self.n_samples:,} samples, found more"
+        n_samples = status.partition(" ")[0]
+        if status.endswith(UNCHECKED) and (limit is None or int(n_samples) < limit):
+            return f"expected {self.file} with {self.n_samples:,} samples, found {int(n_samples):,}"
+        return None
 
 
 def read_rows(
