@@ -27,7 +27,7 @@ import piqa
 import torch
 import wikitext
 from charts import BARS_NAME, CURVES_NAME
-from comparison_report import RESULTS_FILE, SAMPLES_FOLDER, Comparison, report
+from comparison_report import HARNESS_FOLDER, RESULTS_FILE, Comparison, report
 from evaluation import evaluate_model, load_tasks
 from measurements import Measurement, ModelMeasurements
 from perplexity import ValidationTask
@@ -124,7 +124,7 @@ class CompareConfig:
     )
     log_samples: bool = field(
         default=False,
-        metadata={"help": f"also write the values of each sample, to {SAMPLES_FOLDER}"},
+        metadata={"help": f"also write the values of each sample, to {HARNESS_FOLDER}"},
     )
     charts: bool = field(
         default=False, metadata={"help": f"also draw {BARS_NAME} and, for runs, {CURVES_NAME}"}

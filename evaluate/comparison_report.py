@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from compare import CompareConfig
 
 RESULTS_FILE = "results.json"
-SAMPLES_FOLDER = "evaluation_samples"
+HARNESS_FOLDER = "lm_eval_results"  # laid out as lm-evaluation-harness does
 
 
 @dataclass
@@ -132,10 +132,13 @@ def write_files(
         **results,
     )
     write_json(output_dir / RESULTS_FILE, content)
-    if config.log_samples:
-        stamp = now.strftime("%Y-%m-%dT%H-%M-%S.%f")
-        for model, content in zip(models, contents, strict=True):
-            write_samples(output_dir / SAMPLES_FOLDER, model, content, tasks, stamp)
+    stamp = now.strftime("%Y-%m-%dT%H-%M-%S.%f")
+    for model, content in zip(models, contents, strict=True):
+        folder = output_dir / HARNESS_FOLDER / content["model_name_sanitized"]
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / f"results_{stamp}.json", content)
+        if config.log_samples:
+            write_samples(folder, model, tasks, stamp)
     if config.charts:
         draw(models, metrics_of(config), output_dir)
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import transformers
 from differences import Difference
-from json_files import write_json, write_json_lines
+from json_files import write_json_lines
 from measurements import ModelMeasurements
 from paired_tests import N_RESAMPLES, SEED
 from published_numbers import PublishedNumber
@@ -129,24 +129,16 @@ def model_content(
 
 
 def write_samples(
-    directory: Path,
-    model: ModelMeasurements,
-    content: dict[str, Any],
-    tasks: Mapping[str, Task],
-    stamp: str,
+    folder: Path, model: ModelMeasurements, tasks: Mapping[str, Task], stamp: str
 ) -> None:
-    """Writes a model's folder as lm-evaluation-harness lays it out: results and samples.
+    """Writes a file for each task of a model, named as lm-evaluation-harness names it.
 
     Args:
-        directory: in which the folder is.
+        folder: of the model.
         model: everything measured of it.
-        content: of the model, from `model_content`.
         tasks: by name.
         stamp: date and time, for the names of the files.
     """
-    folder = directory / sanitized(model.name)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"results_{stamp}.json", content)
     for name, cell in model.tasks.items():
         if cell.result is not None and cell.result.samples:
             rows = _samples(cell.result.samples, tasks[name].sha256)
