@@ -16,9 +16,10 @@ from json_files import write_json
 from measurements import ModelMeasurements
 from perplexity import ValidationTask
 from published_numbers import numbers_beside, read_published
-from results_file import model_content, results_content, write_samples
+from results_file import model_content, results_content
 from results_table import errors_of, markdown_table, table_notes
 from sample_files import NO_CHECKSUM
+from sample_logs import write_samples
 from scoring import Task
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
+from answered_result import AnsweredResult, responses_of
 from sample_files import SampleData
 from scoring import CausalScorer, TaskResult, ratio_estimate
 
@@ -96,7 +97,8 @@ class MultipleChoiceTask(ABC):
             [[" " + answer for answer in question.answers] for question in self.questions],
             description=self.protocol,
         )
-        ends = np.cumsum([len(question.answers) for question in self.questions])[:-1]
+        n_answers = [len(question.answers) for question in self.questions]
+        ends = np.cumsum(n_answers)[:-1]
         log_probs = np.split(scores.log_probs, ends)
         lengths = np.split(self.answer_lengths(scores.n_tokens), ends)
         right = [question.right for question in self.questions]
@@ -109,7 +111,7 @@ class MultipleChoiceTask(ABC):
             "acc_norm": np.equal(chosen_norm, right).astype(np.float64),
         }
         ones = np.ones(len(right))
-        return TaskResult(
+        return AnsweredResult(
             n_samples=len(right),
             estimates={name: ratio_estimate(values, ones) for name, values in samples.items()},
             details={
@@ -117,6 +119,7 @@ class MultipleChoiceTask(ABC):
                 "n_truncated": int(scores.is_truncated.sum()),
             },
             samples=samples,
+            responses=responses_of(scores, n_answers),
         )
 
     def answer_lengths(self, n_tokens: np.ndarray) -> np.ndarray:

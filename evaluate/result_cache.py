@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from answered_result import AnsweredResult
 from json_files import write_json
 from measurements import Measurement
 from scoring import Estimate, TaskResult
@@ -53,7 +54,11 @@ class ResultCache:
                 for name, values in result["samples"].items()
             }
             estimates = {name: Estimate(**value) for name, value in result["estimates"].items()}
-            measured = TaskResult(result["n_samples"], estimates, result["details"], samples)
+            parts = result["n_samples"], estimates, result["details"], samples
+            if "responses" in result:
+                measured = AnsweredResult(*parts, result["responses"])
+            else:
+                measured = TaskResult(*parts)
             measurement = Measurement(measured, seconds=content["seconds"], is_from_cache=True)
             return measurement, content["model"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -62,14 +67,14 @@ class ResultCache:
     def write(self, key: dict[str, Any], measurement: Measurement, model: dict[str, Any]) -> None:
         """Keeps a measurement.
 
-        The nan of a sample that was left out is null in the file; one with an infinite sample is
-        not kept, because JSON has no word for that. Once the directory cannot be written to, which
-        one line on stderr says, nothing more is kept.
+        The nan of a sample that was left out is null in the file; one with an infinite sample or
+        log-likelihood is not kept, because JSON has no word for that. Once the directory cannot be
+        written to, which one line on stderr says, nothing more is kept.
         """
         result = measurement.result
         if self._directory is None or result is None or not self._can_write:
             return
-        if any(np.isinf(values).any() for values in result.samples.values()):
+        if not _is_fit_for_json(result):
             return
         samples = {
             name: [None if math.isnan(value) else value for value in values.tolist()]
@@ -81,6 +86,8 @@ class ResultCache:
             "details": result.details,
             "samples": samples,
         }
+        if isinstance(result, AnsweredResult):
+            content["responses"] = result.responses
         file = {"version": VERSION, "key": key, "model": model, "seconds": measurement.seconds}
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -97,3 +104,11 @@ class ResultCache:
         """The file of a key."""
         text = json.dumps(key, sort_keys=True)
         return self._directory / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+
+
+def _is_fit_for_json(result: TaskResult) -> bool:
+    """Whether no sample is infinite, and each response is a number."""
+    if any(np.isinf(values).any() for values in result.samples.values()):
+        return False
+    responses = getattr(result, "responses", ())
+    return all(math.isfinite(log_prob) for answers in responses for log_prob, _ in answers)
