@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
+from answered_result import AnsweredResult, responses_of
 from cbt_files import (
     BLANK,
     CATEGORIES,
@@ -87,7 +88,11 @@ class ClozeTask:
         chosen = [int(nats.argmax()) for nats in np.split(scores.log_probs, bounds)]
         n_truncated = sum(bool(flags[0]) for flags in np.split(scores.is_truncated, bounds))
         return self.result(
-            scorer, chosen, {"n_target_tokens": int(scores.n_tokens.sum())}, n_truncated=n_truncated
+            scorer,
+            chosen,
+            {"n_target_tokens": int(scores.n_tokens.sum())},
+            responses=responses_of(scores, [len(own) for own in choices]),
+            n_truncated=n_truncated,
         )
 
     def request(self, question: ClozeQuestion) -> tuple[str, list[str]]:
@@ -106,6 +111,7 @@ class ClozeTask:
         chosen: Sequence[int | None],
         details: dict[str, float],
         *,
+        responses: Sequence[Sequence[tuple[float, bool]]],
         n_truncated: int = 0,
     ) -> TaskResult:
         """The accuracies.
@@ -114,6 +120,7 @@ class ClozeTask:
             scorer: whose tokens are counted.
             chosen: index of a candidate for each question, None where it was left out.
             details: further counts.
+            responses: as in `AnsweredResult`.
             n_truncated: questions whose context lost tokens.
         """
         right = [question.right for question in self.questions]
@@ -138,11 +145,12 @@ class ClozeTask:
             len(question.candidates) != N_CANDIDATES for question in self.questions
         )
         used = is_right[is_used]
-        return TaskResult(
+        return AnsweredResult(
             n_samples=len(used),
             estimates={"acc": ratio_estimate(used, np.ones(len(used)))},
             details=details,
             samples={"acc": is_right},
+            responses=responses,
         )
 
 
@@ -193,7 +201,12 @@ class PredecessorTask(ClozeTask):
             total = nats.sum(dtype=np.float64) - log_probs[number]
             losses = total / (len(nats) + n_tokens[number])
             chosen[requests[number][0]] = int(losses.argmin())
-        return self.result(scorer, chosen, {"n_target_tokens": int(scores.n_tokens.sum())})
+        responses: list[list[tuple[float, bool]]] = [[] for _ in self.questions]
+        own_responses = responses_of(scores, [len(own) for own in choices])
+        for (index, _, _), own in zip(requests, own_responses, strict=True):
+            responses[index] = own
+        details = {"n_target_tokens": int(scores.n_tokens.sum())}
+        return self.result(scorer, chosen, details, responses=responses)
 
 
 def detokenize(text: str) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from sample_files import SampleData
 
 HUB_NAME = "cam-cst/cbt"
-REVISION = "refs/convert/parquet"
+REVISION = "refs/convert/parquet"  # the Hub's own copy: CN/validation/0000.parquet and so on
 BLANK = "XXXXX"
 N_SENTENCES = 20
 N_CANDIDATES = 10
@@ -46,7 +46,8 @@ def question_data(category: str, split: str) -> SampleData:
         file=f"cbtest_{category}_{name}.txt",
         hub_name=HUB_NAME,
         split=split,
-        subset=category,
+        # That branch has no README, without which its folders are no subsets.
+        files=(f"{category}/{split}/*.parquet", f"{category}/*{split}*.parquet"),
         revision=REVISION,
         n_samples=n_samples,
     )

@@ -9,12 +9,11 @@ bad arguments.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -27,17 +26,13 @@ import paper_corpora
 import piqa
 import torch
 import wikitext
-from charts import BARS_NAME, CURVES_NAME, ChartError, draw_bars, draw_curves
-from differences import differences_of
+from charts import BARS_NAME, CURVES_NAME
+from comparison_report import HARNESS_FOLDER, RESULTS_FILE, Comparison, report
 from evaluation import evaluate_model, load_tasks
-from json_files import write_json
 from measurements import Measurement, ModelMeasurements
 from perplexity import ValidationTask
 from process_group import ProcessGroup
-from published_numbers import numbers_beside, read_published
 from result_cache import ResultCache
-from results_file import model_content, results_content, write_samples
-from results_table import errors_of, markdown_table, table_notes
 from scoring import Task
 from task_names import ALL, resolve_tasks
 from tqdm import tqdm
@@ -56,9 +51,7 @@ TASKS: dict[str, type[Task]] = {
 }
 FILES = sorted({kind.data.file for kind in TASKS.values() if hasattr(kind, "data")})
 DTYPES = ("float32", "bfloat16", "float16")
-RESULTS_FILE = "results.json"
 CACHE_FOLDER = "evaluation_cache"
-SAMPLES_FOLDER = "evaluation_samples"
 
 
 def data_place(task: str) -> Any:
@@ -131,7 +124,7 @@ class CompareConfig:
     )
     log_samples: bool = field(
         default=False,
-        metadata={"help": f"also write the values of each sample, to {SAMPLES_FOLDER}"},
+        metadata={"help": f"also write the values of each sample, to {HARNESS_FOLDER}"},
     )
     charts: bool = field(
         default=False, metadata={"help": f"also draw {BARS_NAME} and, for runs, {CURVES_NAME}"}
@@ -179,15 +172,6 @@ class CompareConfig:
         return "auto" if self.batch_tokens == "auto" else int(self.batch_tokens)
 
 
-@dataclass
-class Comparison:
-    """What was measured so far, and on what."""
-
-    models: list[ModelMeasurements]
-    tasks: dict[str, Task] = field(default_factory=dict)  # those whose data could be read
-    is_complete: bool = False
-
-
 class OneLineErrorParser(HfArgumentParser):
     """A parser whose complaint is one line, without the usage before it."""
 
@@ -211,12 +195,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         comparison.is_complete = True
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
+    is_written = True
     if processes.is_main:
-        report(config, comparison, output_dir, time.perf_counter() - start)
+        is_written = report(config, comparison, output_dir, time.perf_counter() - start)
     if comparison.is_complete:
         processes.end()
     # What is missing, the main process says: a launcher ends all once one of them has failed.
-    return int(processes.is_main and not all(has_all(m, config) for m in comparison.models))
+    is_whole = is_written and all(has_all(model, config) for model in comparison.models)
+    return int(processes.is_main and not is_whole)
 
 
 def has_all(model: ModelMeasurements, config: CompareConfig) -> bool:
@@ -244,82 +230,11 @@ def evaluate(
             evaluate_model(model, tasks, config, cache, processes)
 
 
-def report(config: CompareConfig, comparison: Comparison, output_dir: Path, seconds: float) -> None:
-    """Prints the table and writes the files."""
-    models, tasks = comparison.models, comparison.tasks
-    metrics = {name: kind.metrics for name, kind in config.kinds.items()}
-    (baseline,) = (m for m in models if m.name == (config.baseline or config.models[0]))
-    differences = {
-        model.name: differences_of(model, baseline, metrics)
-        for model in models
-        if model is not baseline
-    }
-    numbers, origins = read_published()
-    published = numbers_beside(numbers, tasks=metrics, models=config.models)
-    print(
-        markdown_table(
-            config.kinds, models, limit=config.limit, differences=differences, published=published
-        )
-    )
-    errors = errors_of(config.kinds, models)
-    notes = table_notes(
-        differences, published, errors=errors, baseline=baseline.name, sources=origins
-    )
-    notes += [
-        f"{name}: expected {task.data.file} with sha256 {task.data.sha256[:12]}…, found another "
-        "file: these are scores of other data, or of a damaged file."
-        for name, task in tasks.items()
-        if getattr(task, "data_status", None) == "not the official file"
-    ]
-    print("", *notes, sep="\n")
-    now = datetime.now(UTC)
-    shared = {"batch_size": config.batch_tokens, "device": config.device}
-    shared |= {"limit": config.limit, "dtype": config.dtype}
-    sources = {name: source_of(task, config) for name, task in tasks.items()}
-    contents = [
-        model_content(model, tasks, config=shared, sources=sources, date=now.timestamp())
-        for model in models
-    ]
-    write_json(
-        output_dir / RESULTS_FILE,
-        results_content(
-            dataclasses.asdict(config) | {"tasks": list(config.kinds)},
-            contents,
-            differences=differences,
-            published=published,
-            baseline=baseline.name,
-            date=now.isoformat(timespec="seconds"),
-            seconds=seconds,
-            is_complete=comparison.is_complete,
-        ),
-    )
-    if config.log_samples:
-        stamp = now.strftime("%Y-%m-%dT%H-%M-%S.%f")
-        for model, content in zip(models, contents, strict=True):
-            write_samples(output_dir / SAMPLES_FOLDER, model, content, tasks, stamp)
-    if config.charts:
-        draw(models, metrics, output_dir)
-
-
-def source_of(task: Task, config: CompareConfig) -> str | None:
-    """The file, directory or Hub data set that a task was read from."""
-    if isinstance(task, ValidationTask):
-        return config.val_data
-    data = getattr(task, "data", None)
-    return None if data is None else data.source(config)
-
-
-def draw(models: Sequence[ModelMeasurements], metrics: dict[str, Any], output_dir: Path) -> None:
-    """Writes the pictures; without matplotlib there are none, and one line says so."""
-    try:
-        draw_bars(models, metrics, output_dir / BARS_NAME)
-        draw_curves([model.name for model in models], output_dir / CURVES_NAME)
-    except ChartError as error:
-        print(f"without charts: {error}", file=sys.stderr)
-
-
 def parse_arguments(argv: Sequence[str] | None) -> tuple[CompareConfig, Path]:
-    """The checked arguments and the output directory, which exists; exits with 2 on bad ones."""
+    """The checked arguments and the output directory, which can be written to.
+
+    Exits with 2 and one line on bad ones.
+    """
     parser = OneLineErrorParser(
         CompareConfig, description=CompareConfig.__doc__, allow_abbrev=False
     )
@@ -336,6 +251,11 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[CompareConfig, Path]:
         output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         parser.error(f"--output_dir: expected a directory, found {error}")
+    try:
+        # A share may be mounted so that nothing but an attempt tells.
+        tempfile.TemporaryFile(dir=output_dir).close()
+    except OSError as error:
+        parser.error(f"--output_dir: expected a directory that can be written to, found {error}")
     return config, output_dir
 
 

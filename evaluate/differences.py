@@ -10,8 +10,8 @@ from measurements import ModelMeasurements
 from paired_tests import PairedTest, holm, paired_test
 from scoring import TaskResult
 
-# Counts that differ where two models read different examples, as windows cut by other tokenizers.
-SAME_DETAILS = ("window_tokens", "n_target_bytes")
+# What differs where two models read different examples, as windows cut by other tokenizers.
+SAME_DETAILS = ("window_tokens", "n_target_bytes", "text_sha256")
 
 
 @dataclass(frozen=True)

@@ -76,15 +76,18 @@ class DocumentsTask:
             samples=dict.fromkeys(self.metrics, nats),
         )
 
+    def sizes(self, metric: str) -> list[int]:
+        """What the nats of each document are divided by: its words, or its bytes."""
+        if metric == "word_perplexity":
+            return [document.n_words for document in self.documents]
+        return [document.n_bytes for document in self.documents]
+
     def _estimate(self, metric: str, nats: np.ndarray) -> Estimate:
         """One metric from the nats of each document."""
-        n_words = [document.n_words for document in self.documents]
-        n_bytes = [document.n_bytes for document in self.documents]
-        if metric == "word_perplexity":
-            return perplexity_estimate(ratio_estimate(nats, n_words))
-        if metric == "byte_perplexity":
-            return perplexity_estimate(ratio_estimate(nats, n_bytes))
-        return ratio_estimate(nats / math.log(2), n_bytes)  # bits per byte, or ASCII character
+        sizes = self.sizes(metric)
+        if metric in ("word_perplexity", "byte_perplexity"):
+            return perplexity_estimate(ratio_estimate(nats, sizes))
+        return ratio_estimate(nats / math.log(2), sizes)  # bits per byte, or ASCII character
 
 
 def rolling_windows(token_ids: Sequence[int], context_tokens: int) -> list[tuple[np.ndarray, int]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from code_files import evaluation_code, model_code
 from measurements import Measurement, ModelMeasurements
 from model_files import checksums_of
 from model_loading import describe_model, load_scorer
@@ -57,15 +58,8 @@ def evaluate_model(
 
     What the cache has is not measured again; a model that is all there is not even loaded.
     """
-    model.files = processes.from_main(lambda: _checksums(model.name))
-    keys = {name: cache_key(model.files, name, task, config) for name, task in tasks.items()}
-    hits = processes.from_main(
-        lambda: {name: cache.read(key) for name, key in keys.items() if model.files}
-    )
-    for name, hit in hits.items():
-        if hit is not None:
-            model.tasks[name], model.description = hit
-    missing = [name for name in tasks if hits.get(name) is None]
+    keys = _look_up(model, tasks, config, cache, processes)
+    missing = [name for name in tasks if name not in model.tasks]
     if not missing:
         return
     scorer, problem = None, None
@@ -76,6 +70,10 @@ def evaluate_model(
     if problem := processes.first_problem(problem):
         _note(model, missing, problem, processes)
         return
+    if not model.files:
+        # A model of the Hub whose files are here only now.
+        keys = _look_up(model, tasks, config, cache, processes)
+        missing = [name for name in missing if name not in model.tasks]
     model.description = describe_model(scorer)
     for name in missing:
         start = time.perf_counter()
@@ -93,12 +91,35 @@ def evaluate_model(
     torch.cuda.empty_cache()
 
 
+def _look_up(
+    model: ModelMeasurements,
+    tasks: Mapping[str, Task],
+    config: CompareConfig,
+    cache: ResultCache,
+    processes: ProcessGroup,
+) -> dict[str, dict[str, Any]]:
+    """Fills `model` with its checksums and what the cache has; returns the cache's key by task."""
+    options = {"trust_remote_code": config.trust_remote_code}
+    model.files, code = processes.from_main(
+        lambda: (_checksums(model.name), model_code(model.name, options))
+    )
+    keys = {name: cache_key(model.files, code, name, task, config) for name, task in tasks.items()}
+    hits = processes.from_main(
+        lambda: {name: cache.read(key) for name, key in keys.items() if model.files}
+    )
+    for name, hit in hits.items():
+        if hit is not None:
+            model.tasks[name], model.description = hit
+    return keys
+
+
 def cache_key(
-    files: Mapping[str, str], name: str, task: Task, config: CompareConfig
+    files: Mapping[str, str], code: str | None, name: str, task: Task, config: CompareConfig
 ) -> dict[str, Any]:
     """Everything that a result depends on, fit for JSON."""
     return {
         "model": dict(files),
+        "code": {"model": code, "evaluation": evaluation_code()},
         "dtype": config.dtype,
         "task": name,
         "protocol": task.protocol,

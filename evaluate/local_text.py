@@ -56,5 +56,10 @@ class LocalTextTask(DocumentsTask):
         documents = [Document(text, len(text.split()), len(text.encode())) for text in texts]
         return cls(documents, digest.hexdigest())
 
+    @property
+    def data_status(self) -> None:
+        """None: of one's own documents there are no official ones."""
+        return None
+
 
 TASKS: dict[str, type[DocumentsTask]] = {"text": LocalTextTask}

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
+from answered_result import AnsweredResult, responses_of
 from sample_files import SampleData
 from scoring import CausalScorer, TaskResult, ratio_estimate
 
@@ -85,7 +86,9 @@ class MultipleChoiceTask(ABC):
     @property
     def data_status(self) -> str | None:
         """Whether these are from the official file; None where nothing says from which."""
-        return None if self.source is None else self.data.source_status(self.source)
+        if self.source is None:
+            return None
+        return self.data.source_status(self.source, len(self.questions))
 
     def evaluate(self, scorer: CausalScorer) -> TaskResult:
         """Both accuracies, as fractions."""
@@ -94,7 +97,8 @@ class MultipleChoiceTask(ABC):
             [[" " + answer for answer in question.answers] for question in self.questions],
             description=self.protocol,
         )
-        ends = np.cumsum([len(question.answers) for question in self.questions])[:-1]
+        n_answers = [len(question.answers) for question in self.questions]
+        ends = np.cumsum(n_answers)[:-1]
         log_probs = np.split(scores.log_probs, ends)
         lengths = np.split(self.answer_lengths(scores.n_tokens), ends)
         right = [question.right for question in self.questions]
@@ -107,7 +111,7 @@ class MultipleChoiceTask(ABC):
             "acc_norm": np.equal(chosen_norm, right).astype(np.float64),
         }
         ones = np.ones(len(right))
-        return TaskResult(
+        return AnsweredResult(
             n_samples=len(right),
             estimates={name: ratio_estimate(values, ones) for name, values in samples.items()},
             details={
@@ -115,6 +119,7 @@ class MultipleChoiceTask(ABC):
                 "n_truncated": int(scores.is_truncated.sum()),
             },
             samples=samples,
+            responses=responses_of(scores, n_answers),
         )
 
     def answer_lengths(self, n_tokens: np.ndarray) -> np.ndarray:

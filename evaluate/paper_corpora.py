@@ -74,12 +74,13 @@ class WikitextTokensTask(PaperTask):
         file="wikitext-2/wiki.test.tokens",
         hub_name="Salesforce/wikitext",
         subset="wikitext-2-v1",
+        n_samples=62,
     )
 
     @classmethod
     def read(cls, source: str) -> tuple[list[Document], str]:
         """Pages of a file, or of a Hub data set with a row for each line."""
-        pages = read_pages(source, data=cls.data)
+        pages = read_pages(source, data=cls.data, hub_column="text")
         documents = [
             # A page lost the end of its last line when it was cut out.
             Document(detokenize_wikitext(page), count_words(page + "\n"), len(page.encode()))
@@ -97,6 +98,7 @@ class Wikitext103TokensTask(WikitextTokensTask):
         file="wikitext-103/wiki.test.tokens",
         hub_name="Salesforce/wikitext",
         subset="wikitext-103-v1",
+        n_samples=62,
     )
 
 

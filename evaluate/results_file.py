@@ -1,4 +1,4 @@
-"""results.json, and the values of each sample beside it.
+"""results.json: everything measured, and on what.
 
 `models` holds one object for each model, with the keys of lm-evaluation-harness, so that what reads
 its results reads ours: `results`, `configs`, `versions`, `n-shot`, `higher_is_better`, `n-samples`,
@@ -10,8 +10,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import accelerate
@@ -19,7 +18,6 @@ import numpy as np
 import torch
 import transformers
 from differences import Difference
-from json_files import write_json, write_json_lines
 from measurements import ModelMeasurements
 from paired_tests import N_RESAMPLES, SEED
 from published_numbers import PublishedNumber
@@ -128,31 +126,6 @@ def model_content(
     }
 
 
-def write_samples(
-    directory: Path,
-    model: ModelMeasurements,
-    content: dict[str, Any],
-    tasks: Mapping[str, Task],
-    stamp: str,
-) -> None:
-    """Writes a model's folder as lm-evaluation-harness lays it out: results and samples.
-
-    Args:
-        directory: in which the folder is.
-        model: everything measured of it.
-        content: of the model, from `model_content`.
-        tasks: by name.
-        stamp: date and time, for the names of the files.
-    """
-    folder = directory / sanitized(model.name)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"results_{stamp}.json", content)
-    for name, cell in model.tasks.items():
-        if cell.result is not None and cell.result.samples:
-            rows = _samples(cell.result.samples, tasks[name].sha256)
-            write_json_lines(folder / f"samples_{sanitized(name)}_{stamp}.jsonl", rows)
-
-
 def sanitized(name: str) -> str:
     """A name fit for a file, as lm-evaluation-harness makes it."""
     return re.sub(r"[\"<>:/|\\?*\[\]]+", "__", name)
@@ -198,13 +171,3 @@ def _difference(model: str, task: str, metric: str, difference: Difference) -> d
         "p_holm": difference.p_corrected,
         **test.details,
     }
-
-
-def _samples(samples: Mapping[str, np.ndarray], sha256: str) -> Iterator[dict[str, Any]]:
-    """One row for each sample; what is not finite is null."""
-    metrics = list(samples)
-    for number, values in enumerate(zip(*samples.values(), strict=True)):
-        numbers = [float(value) if np.isfinite(value) else None for value in values]
-        yield {"doc_id": number, "task_hash": sha256, "filter": FILTER, "metrics": metrics} | dict(
-            zip(metrics, numbers, strict=True)
-        )

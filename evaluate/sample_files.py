@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from compare import CompareConfig
 
 TEXT_SUFFIXES = (".txt", ".raw", ".tokens")
+# What is known of samples.
+OFFICIAL = "official"
+NOT_OFFICIAL = "not the official file"
+NO_CHECKSUM = "no official checksum is known"
+UNCHECKED = "samples, unchecked"  # after "9 of 5153"
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class SampleData:
         hub_name: data set of the Hub; None where none is certain to hold the official file.
         split: of the data set.
         subset: of the data set, None where it has but one.
+        files: patterns of the split's files, for a data set that does not name its subsets.
         revision: commit of the data set, None for the newest.
         sha256: checksum of the official file; None if unknown.
         n_samples: how many they are.
@@ -36,6 +42,7 @@ class SampleData:
     hub_name: str | None = None
     split: str = "test"
     subset: str | None = None
+    files: tuple[str, ...] = ()
     revision: str | None = None
     sha256: str | None = None
     n_samples: int | None = None
@@ -64,7 +71,7 @@ class SampleData:
     def rows(
         self, source: str, *, columns: dict[str, type], limit: int | None
     ) -> Iterator[tuple[str, dict]]:
-        """What `read_rows` reads; subset and revision are those of `hub_name` alone."""
+        """What `read_rows` reads; subset, files and revision are those of `hub_name` alone."""
         is_own = source == self.hub_name
         return read_rows(
             source,
@@ -73,28 +80,48 @@ class SampleData:
             limit=limit,
             revision=self.revision if is_own else None,
             subset=self.subset if is_own else None,
+            files=self.files if is_own else (),
         )
 
     def status(self, sha256: str, n_samples: int) -> str:
-        """What is known of samples with this digest; other samples are measured all the same."""
-        if self.sha256 is None:
-            return "no official checksum is known"
-        if sha256 == self.sha256:
-            return "official"
-        if self.n_samples is not None and n_samples < self.n_samples:
-            return f"{n_samples} of {self.n_samples} samples, unchecked"
-        return "not the official file"
+        """What is known of samples with this digest; other samples are measured all the same.
 
-    def source_status(self, source: str) -> str:
+        Where no checksum is known, their number must do.
+        """
+        if self.sha256 is not None and sha256 == self.sha256:
+            return OFFICIAL
+        if self.n_samples is not None and n_samples < self.n_samples:
+            return f"{n_samples} of {self.n_samples} {UNCHECKED}"
+        if self.sha256 is not None or self.n_samples not in (None, n_samples):
+            return NOT_OFFICIAL
+        return NO_CHECKSUM
+
+    def source_status(self, source: str, n_samples: int) -> str:
         """What is known of the place itself, for samples whose digest is not that of a file."""
         path = Path(source)
         if not path.is_file():
             return f"from the Hub, {source}"
         if self.sha256 is None:
-            return "no official checksum is known"
+            return self.status("", n_samples)
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return "official" if sha256 == self.sha256 else "not the official file"
+        return OFFICIAL if sha256 == self.sha256 else NOT_OFFICIAL
+
+    def problem(self, status: str, *, limit: int | None) -> str | None:
+        """Why samples of this status are not the official ones; None if nothing says so.
+
+        Args:
+            status: from one of the above.
+            limit: of samples to read, None for all: fewer are the beginning of a cut file.
+        """
+        if status == NOT_OFFICIAL and self.sha256 is not None:
+            return f"expected {self.file} with sha256 {self.sha256[:12]}…, found another file"
+        if status == NOT_OFFICIAL:
+            return f"expected {self.file} with {self.n_samples:,} samples, found more"
+        n_samples = status.partition(" ")[0]
+        if status.endswith(UNCHECKED) and (limit is None or int(n_samples) < limit):
+            return f"expected {self.file} with {self.n_samples:,} samples, found {int(n_samples):,}"
+        return None
 
 
 def read_rows(
@@ -105,6 +132,7 @@ def read_rows(
     limit: int | None,
     revision: str | None,
     subset: str | None = None,
+    files: Sequence[str] = (),
 ) -> Iterator[tuple[str, dict]]:
     """Each of the first `limit` rows, after the name of its place, for an error message.
 
@@ -116,6 +144,7 @@ def read_rows(
         limit: rows to read, None for all.
         revision: commit of the Hub data set, None for the newest.
         subset: of the Hub data set, None for its only one.
+        files: patterns of the files to read from the Hub data set, all of it if there are none.
 
     Raises:
         FileNotFoundError: for the name of a file that is not there.
@@ -129,7 +158,7 @@ def read_rows(
     elif path.suffix == ".jsonl" or path.is_file():
         rows = _read_jsonl(path, limit)
     else:
-        rows = _read_hub(source, split, limit, revision, subset)
+        rows = _read_hub(source, split, limit, revision, subset, files)
     for place, row in rows:
         if not isinstance(row, dict):
             raise ValueError(
@@ -167,11 +196,17 @@ def _read_jsonl(path: Path, limit: int | None) -> Iterator[tuple[str, object]]:
 
 
 def _read_hub(
-    name: str, split: str, limit: int | None, revision: str | None, subset: str | None
+    name: str,
+    split: str,
+    limit: int | None,
+    revision: str | None,
+    subset: str | None,
+    files: Sequence[str],
 ) -> Iterator[tuple[str, object]]:
     """The first `limit` rows of a data set."""
     from datasets import load_dataset  # takes a second, which a local file need not pay
 
-    rows = load_dataset(name, subset, split=split, revision=revision)
+    options = {"data_files": {split: list(files)}} if files else {}
+    rows = load_dataset(name, subset, split=split, revision=revision, **options)
     for number, row in enumerate(islice(rows, limit), start=1):
         yield f"{name}, row {number}", row

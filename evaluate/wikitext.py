@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
@@ -124,6 +124,7 @@ class StrideTask:
                 "window_tokens": scorer.context_tokens,
                 "stride_tokens": stride,
                 "n_target_tokens": sum(weights),
+                "text_sha256": digest_of_windows(scorer, windows, n_scored),
             },
             samples={"token_perplexity": nats},
         )
@@ -143,8 +144,13 @@ TASKS: dict[str, type] = {
 }
 
 
-def read_pages(source: str, *, data: SampleData) -> list[str]:
-    """The pages of a file of WikiText's format, or of a Hub data set with a column `page`.
+def read_pages(source: str, *, data: SampleData, hub_column: str = "page") -> list[str]:
+    """The pages of a file of WikiText's format, or of a Hub data set.
+
+    Args:
+        source: the file or the data set.
+        data: the official one.
+        hub_column: of the data set; `page` with a page in each row, or `text` with a line.
 
     Raises:
         ValueError: for a file without a page, or not in UTF-8.
@@ -153,7 +159,11 @@ def read_pages(source: str, *, data: SampleData) -> list[str]:
         rows = data.rows(source, columns={"text": str}, limit=None)
         pages = split_pages([*(row["text"] for _, row in rows), ""])
     else:
-        pages = [row["page"] for _, row in data.rows(source, columns={"page": str}, limit=None)]
+        rows = data.rows(source, columns={hub_column: str}, limit=None)
+        pages = [row[hub_column] for _, row in rows]
+        if hub_column == "text":
+            # A blank line is a space in the file, and nothing in a row.
+            pages = split_pages([*(row.removesuffix("\n") or " " for row in pages), ""])
     if not any(page.strip() for page in pages):
         raise ValueError(f"{source}: expected at least one page, found none")
     return pages
@@ -179,6 +189,18 @@ def digest_of(pages: list[str]) -> str:
     That file begins with a blank line, which belongs to no page.
     """
     return hashlib.sha256("\n".join([" ", *pages]).encode()).hexdigest()
+
+
+def digest_of_windows(
+    scorer: CausalScorer, windows: Sequence[np.ndarray], n_scored: Sequence[int]
+) -> str:
+    """Checksum of the text that is scored in each window; other tokenizers cut it elsewhere."""
+    digest = hashlib.sha256()
+    for ids, n in zip(windows, n_scored, strict=True):
+        scored = ids[len(ids) - n :]
+        text = scorer.tokenizer.decode(scored, clean_up_tokenization_spaces=False)
+        digest.update(text.encode() + b"\0")
+    return digest.hexdigest()
 
 
 def join_lines(pages: list[str]) -> str:

@@ -202,7 +202,7 @@ def test_readers_of_the_usual_harness_read_results_and_samples(inputs, tmp_path)
     assert run(inputs, tmp_path, "--log_samples") == 0
     models = read(tmp_path)["models"]
     for model in models.values():
-        folder = tmp_path / "evaluation_samples" / utils.sanitize_model_name(model["model_name"])
+        folder = tmp_path / "lm_eval_results" / utils.sanitize_model_name(model["model_name"])
         assert folder.is_dir()
         paths = [str(path) for path in folder.iterdir()]
         (results,) = utils.get_results_filenames(paths)
@@ -216,6 +216,22 @@ def test_readers_of_the_usual_harness_read_results_and_samples(inputs, tmp_path)
             rows = [json.loads(line) for line in file]
         assert [row["doc_id"] for row in rows] == list(range(N_PASSAGES))
         assert sum(row["acc"] for row in rows) / N_PASSAGES == pytest.approx(value)
+
+
+def test_the_usual_harness_finds_its_own_file_of_each_model_without_samples(inputs, tmp_path):
+    utils = pytest.importorskip("lm_eval.utils")
+    for _ in range(2):  # each call has files of its own, as there
+        assert run(inputs, tmp_path, tasks=["lambada"]) == 0
+    for name, model in read(tmp_path)["models"].items():
+        folder = tmp_path / "lm_eval_results" / utils.sanitize_model_name(name)
+        paths = [str(path) for path in folder.iterdir()]
+        results = utils.get_results_filenames(paths)
+        assert len(results) == len(paths) == 2
+        with open(utils.get_latest_filename(results)) as file:
+            content = json.load(file)
+        assert content == model
+        value = model["results"]["lambada"]["acc,none"]
+        assert f"{value:.4f}" in utils.make_table(content)
 
 
 def test_differences_are_in_the_file_with_their_tests(inputs, tmp_path):

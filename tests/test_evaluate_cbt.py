@@ -1,13 +1,17 @@
 import dataclasses
+import io
 from types import SimpleNamespace
 
 import evaluate_path
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from fake_hub import serve
 
 # isort: split
 from cbt import TASKS, detokenize
-from cbt_files import HUB_NAME, question_data, read_questions
+from cbt_files import CATEGORIES, HUB_NAME, question_data, read_questions
 from encoding import encode_pairs
 from measurements import Measurement
 from result_cache import ResultCache
@@ -108,17 +112,68 @@ def test_an_official_file_is_read_whole_or_up_to_a_limit(file):
     assert read_questions(str(file), DATA, limit=2) == questions[:2]
 
 
-def test_file_and_data_set_of_the_same_questions_have_one_checksum(file, monkeypatch):
-    import datasets
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub whose data set has what the Hub's own parquet branch has, and other files beside it.
 
+    Category NE has the questions of `file` in its validation split.
+    """
+    rows = {name: small_questions(n) for name, n in (("NE", N_QUESTIONS), ("CN", 2))}
+    files = {
+        f"{category}/{split}/0000.parquet": parquet_of(rows[category], split)
+        for category in rows
+        for split in ("train", "validation", "test")
+    }
+    branches = {"refs/convert/parquet": files}
+    with serve(HUB_NAME, {"README.md": b"A data set.\n"}, revisions=branches) as hub:
+        hub.use_here(monkeypatch, tmp_path)
+        yield hub
+
+
+def parquet_of(questions, split):
+    """A parquet file of questions; those of other splits begin with the split's name."""
+    prefix = "" if split == "validation" else f"{split} "
     columns = ("sentences", "question", "answer", "options")
-    rows = [dict(zip(columns, row, strict=True)) for row in small_questions(N_QUESTIONS)]
-    asked = []
-    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: asked.append((a, k)) or rows)
-    from_hub = TASKS["cbt-ne-test"].from_config(SimpleNamespace(limit=None))
+    rows = [dict(zip(columns, row, strict=True)) for row in questions]
+    rows = [row | {"question": prefix + row["question"]} for row in rows]
+    content = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), content)
+    return content.getvalue()
+
+
+def test_file_and_data_set_of_the_same_questions_have_one_checksum(file, hub):
+    from_hub = TASKS["cbt-ne"].from_config(SimpleNamespace(limit=None))
     assert from_hub.sha256 == task_of("cbt-cn", file).sha256
-    expected = ((HUB_NAME, "NE"), {"split": "test", "revision": "refs/convert/parquet"})
-    assert asked == [expected]
+    test = TASKS["cbt-cn-test"].from_config(SimpleNamespace(limit=1))
+    assert [question.query[:10] for question in test.questions] == ["test `` XX"]
+    # The training split of 100,000 questions stays where it is.
+    read = [request for request in hub.requests if "/resolve/" in request]
+    assert any("NE/validation" in request for request in read)
+    assert not any("train" in request for request in read)
+
+
+def test_the_task_files_of_the_harness_read_the_data_set(file, hub):
+    pytest.importorskip("lm_eval", reason="needs the extra `eval`")
+    from lm_eval.tasks import TaskManager
+
+    folder = str(evaluate_path.EVALUATE / "lm_eval_tasks")
+    tasks = TaskManager(include_path=folder, include_defaults=False)
+    expected = task_of("cbt-ne", file)
+    task = tasks.load("cbt_ne")["tasks"]["cbt_ne"]
+    for doc, question in zip(task.validation_docs(), expected.questions, strict=True):
+        assert (task.doc_to_text(doc), task.doc_to_choice(doc)) == expected.request(question)
+        assert task.doc_to_target(doc) == question.right
+
+
+def test_the_task_files_of_the_harness_differ_in_the_category_alone():
+    texts = set()
+    for category in CATEGORIES:
+        path = evaluate_path.EVALUATE / "lm_eval_tasks" / f"cbt_{category.lower()}.yaml"
+        text = path.read_text()
+        assert text.count(f"{category}/") == 2 and f"task: cbt_{category.lower()}\n" in text
+        text = text.replace(f"cbt_{category.lower()}", "cbt_")
+        texts.add(text.replace(f"{category}/", "").replace(f"Category {category} ", ""))
+    assert len(texts) == 1
 
 
 def test_the_file_of_a_category_and_split_is_found_below_a_directory(tmp_path):

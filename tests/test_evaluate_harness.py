@@ -1,5 +1,6 @@
 """Sample by sample, our tasks have what lm-evaluation-harness has with the task files we ship."""
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -15,7 +16,10 @@ from arc_easy import ArcEasyTask
 from hellaswag import HellaswagTask
 from lambada import STANDARD, read_texts
 from lambada import TASKS as LAMBADA_TASKS
+from measurements import Measurement, ModelMeasurements
 from piqa import PiqaTask
+from result_cache import ResultCache
+from sample_logs import write_samples
 from scoring import CausalScorer
 from wikitext import DATA as WIKITEXT
 from wikitext import WikitextTask, read_pages
@@ -200,6 +204,73 @@ def test_answers_score_as_in_lm_evaluation_harness(task_class, directory, scorer
     scores = scorer.score_continuations(pairs)
     np.testing.assert_allclose(scores.log_probs, [nats for nats, _ in answers], atol=1e-4)
     assert scores.is_greedy.tolist() == [greedy for _, greedy in answers]
+
+
+def log_of_harness(samples, directory):
+    """Rows of the file that lm-evaluation-harness writes of these samples."""
+    from lm_eval.loggers import EvaluationTracker
+
+    tracker = EvaluationTracker(output_path=str(directory))
+    tracker.general_config_tracker.model_name_sanitized, tracker.date_id = "model", "today"
+    tracker.save_results_samples("task", copy.deepcopy(samples))
+    path = directory / "model" / "samples_task_today.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def read_task(name, directory):
+    """The task of this name of the harness, from the files."""
+    own = {task.protocol: task for task in (HellaswagTask, ArcEasyTask, PiqaTask)}
+    if name in own:
+        return own[name](own[name].read(str(directory / own[name].data.file), limit=None))
+    if name == "wikitext":
+        return WikitextTask.from_pages(read_pages(str(directory / WIKITEXT.file), data=WIKITEXT))
+    task = LAMBADA_TASKS[name.replace("_openai", "")]
+    return task(read_texts(str(directory / task.data.file), limit=None, data=task.data))
+
+
+@pytest.mark.gate
+@pytest.mark.parametrize("name", list(HARNESS_FILES))
+@pytest.mark.parametrize("is_from_cache", [False, True])
+def test_samples_are_logged_as_in_lm_evaluation_harness(
+    name, is_from_cache, directory, scorer, harness, tmp_path
+):
+    task = read_task(name, directory)
+    result = task.evaluate(scorer)
+    if is_from_cache:
+        cache = ResultCache(tmp_path / "cache")
+        cache.write({}, Measurement(result), {})
+        result = cache.read({})[0].result
+    cells = {name: Measurement(result)}
+    write_samples(tmp_path, ModelMeasurements("model", tasks=cells), {name: task}, "today")
+    path = tmp_path / f"samples_{name}_today.jsonl"
+    ours = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    theirs = log_of_harness(harness[name][1], tmp_path)
+    assert len(ours) == len(theirs)
+    same = ["doc_id", "target", "arguments", "filter", "prompt_hash", "target_hash"]
+    if name.startswith("lambada"):  # elsewhere the sample is what the task made of it
+        same += ["doc", "doc_hash"]
+    for row, expected in zip(ours, theirs, strict=True):
+        assert set(row) == set(expected) | {"task_hash"}
+        assert {key: row[key] for key in same} == {key: expected[key] for key in same}
+        assert sorted(row["metrics"]) == sorted(expected["metrics"])
+        assert shape_of(row["resps"]) == shape_of(expected["resps"])
+        for key in ("resps", "filtered_resps", *row["metrics"]):
+            found, right = leaves_of(row[key]), leaves_of(expected[key])
+            assert found == pytest.approx(right, abs=1e-3, rel=1e-5), key
+
+
+def shape_of(value):
+    """Nested lists with the kind of what is in them: text of a number, or True or False."""
+    if isinstance(value, list):
+        return [shape_of(part) for part in value]
+    return value if value in ("True", "False") else type(value)
+
+
+def leaves_of(value):
+    """All numbers in nested lists, those of texts among them."""
+    if isinstance(value, list):
+        return [leaf for part in value for leaf in leaves_of(part)]
+    return [float(value == "True") if value in ("True", "False") else float(value)]
 
 
 @pytest.mark.parametrize("name", list(HARNESS_FILES))

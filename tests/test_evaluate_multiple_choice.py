@@ -11,6 +11,9 @@ import pytest
 
 # isort: split
 from arc_easy import ArcEasyTask
+from comparison_report import data_notes
+from lambada import LambadaTask
+from local_text import LocalTextTask
 from multiple_choice import MultipleChoiceTask, Question
 from piqa import PiqaTask
 from sample_files import SampleData
@@ -56,7 +59,7 @@ def test_a_question_comes_before_the_word_answer(tmp_path, task_class, row, expe
     assert task_class.read(path, limit=None) == [expected, expected]
     task = task_class.from_config(SimpleNamespace(data_dir=str(tmp_path), limit=1))
     assert task.questions == [expected]
-    assert task.data_status == "no official checksum is known"
+    assert task.data_status == f"1 of {task.data.n_samples} samples, unchecked"
 
 
 def test_questions_may_have_different_numbers_of_answers(scorer):
@@ -130,6 +133,33 @@ def test_the_file_says_whether_it_is_the_official_one(tmp_path, monkeypatch):
     assert PiqaTask.from_config(config).data_status == "not the official file"
     assert PiqaTask([], "baber/piqa").data_status == "from the Hub, baber/piqa"
     assert PiqaTask([]).data_status is None
+
+
+@pytest.mark.parametrize(
+    ("n_samples", "limit", "note"),
+    [
+        (1838, None, "piqa: no official checksum is known of these data."),
+        (1838, 2000, "piqa: no official checksum is known of these data."),
+        (1837, None, "piqa: expected piqa_validation.jsonl with 1,838 samples, found 1,837"),
+        (1837, 1838, "piqa: expected piqa_validation.jsonl with 1,838 samples, found 1,837"),
+        (1839, None, "piqa: expected piqa_validation.jsonl with 1,838 samples, found more"),
+        (9, 9, None),
+    ],
+)
+def test_a_file_without_a_checksum_is_known_by_its_samples(tmp_path, n_samples, limit, note):
+    write_jsonl(tmp_path / PiqaTask.data.file, [PIQA] * n_samples)
+    config = SimpleNamespace(data_dir=str(tmp_path), limit=limit)
+    notes = data_notes({"piqa": PiqaTask.from_config(config)}, limit)
+    assert [line.partition(": these are")[0] for line in notes] == ([note] if note else [])
+
+
+def test_a_cut_file_with_a_checksum_is_noted_unless_a_limit_cut_it():
+    task = LambadaTask(["the cat sat"] * 12)
+    assert data_notes({"lambada": task}, 12) == []
+    for limit in (None, 13):
+        (note,) = data_notes({"lambada": task}, limit)
+        assert "lambada_test.jsonl with 5,153 samples, found 12" in note
+    assert data_notes({"text": LocalTextTask([], "")}, None) == []
 
 
 def test_a_part_of_a_data_set_is_asked_for_by_name(monkeypatch):

@@ -1,10 +1,14 @@
 """The corpora of the GPT-2 paper whose protocols are unpublished."""
 
+import io
 import math
 from types import SimpleNamespace
 
 import evaluate_path
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from fake_hub import serve
 
 # isort: split
 import paper_corpora
@@ -91,6 +95,29 @@ def test_wikitext_tokens_are_pages_with_a_word_for_each_line_end(tmp_path):
     ]
     # The blank line before the first page counts as the line end that the last page has too many.
     assert sum(document.n_words for document in task.documents) == 3 + 2 + 3 + 2 + 7
+
+
+@pytest.mark.parametrize("name", ["wikitext2-tokens", "wikitext103-tokens"])
+def test_wikitext_tokens_of_the_hub_are_those_of_the_file(tmp_path, monkeypatch, name):
+    text = " \n = A = \n \n <unk> sat \n = = On it = = \n \n = B = \n \n the mat \n \n"
+    path = tmp_path / "wiki.test.tokens"
+    path.write_text(text, encoding="utf-8")
+    # A row for each line, with its line feed; nothing at all for a blank line.
+    lines = [line if line.strip() else "" for line in text.splitlines(keepends=True)]
+    subset = TASKS[name].data.subset
+    content = io.BytesIO()
+    pq.write_table(pa.table({"text": lines}), content)
+    card = "configs:\n- config_name: {0}\n  data_files:\n  - split: test\n    path: {0}/test-*\n"
+    files = {
+        "README.md": f"---\n{card.format(subset)}---\n".encode(),
+        f"{subset}/test-00000-of-00001.parquet": content.getvalue(),
+    }
+    with serve("Salesforce/wikitext", files) as hub:
+        hub.use_here(monkeypatch, tmp_path)
+        of_hub = TASKS[name].from_config(SimpleNamespace(limit=None))
+    of_file = TASKS[name].from_source(str(path), limit=None)
+    assert len(of_file.documents) == 2
+    assert (of_hub.documents, of_hub.sha256) == (of_file.documents, of_file.sha256)
 
 
 def test_the_end_of_enwik8_is_its_test_set(tmp_path, scorer, monkeypatch):

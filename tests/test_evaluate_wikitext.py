@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 # isort: split
 import wikitext
+from differences import differences_of
 from documents import Document, DocumentsTask, rolling_windows
+from measurements import Measurement, ModelMeasurements
 from scoring import CausalScorer
 from wikitext import DisjointTask, StrideTask, WikitextTask, detokenize, join_lines, split_pages
 
@@ -133,6 +135,25 @@ def test_a_stride_gives_the_number_of_transformers_guide(config, scorer, task_cl
     )
     config.limit = 2
     assert task_class.from_config(config).evaluate(scorer).n_samples == 2
+
+
+@pytest.mark.parametrize("task_class", [StrideTask, DisjointTask])
+def test_windows_of_another_tokenizer_are_not_compared_in_pairs(config, scorer, task_class):
+    config.limit = 2
+    task = task_class.from_config(config)
+    measured = {}
+    for name, n_merges in (("first", 60), ("same", 60), ("other", 2)):
+        tokenizer = evaluate_path.tiny_tokenizer(n_merges)
+        model = evaluate_path.tiny_gpt2(tokenizer)
+        with torch.no_grad():
+            model.lm_head.weight.mul_(0.9 if name == "same" else 1)
+        own = CausalScorer(model, tokenizer, batch_tokens=96)
+        cell = Measurement(task.evaluate(own))
+        measured[name] = ModelMeasurements(name, tasks={"wikitext:stride": cell})
+    metrics = {"wikitext:stride": ["token_perplexity"]}
+    for name, is_tested in (("same", True), ("other", False)):
+        (row,) = differences_of(measured[name], measured["first"], metrics).values()
+        assert (row.test is not None) == is_tested
 
 
 def test_a_data_set_of_pages_and_the_file_are_one(config, monkeypatch):
