@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+# Where lm-evaluation-harness looks in a config, and what it takes where nothing says a length.
+LENGTH_NAMES = ("n_positions", "max_position_embeddings", "n_ctx")
+DEFAULT_CONTEXT_TOKENS = 2048
+UNKNOWN_LENGTH = int(1e30)  # of a tokenizer that has no length of its own, in transformers
 
 
-def context_length(model: PreTrainedModel) -> int:
-    """Most input tokens the model accepts, from its config.
+def context_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Most input tokens the model accepts: its config's word, the tokenizer's, or 2,048.
 
-    Raises:
-        ValueError: if the config holds neither `max_position_embeddings` nor `n_positions`.
+    Models without position embeddings, as BLOOM or Mamba, have no length in their configs.
+
+    Source: `resolve_max_length` of lm_eval 0.4.13, `models/utils.py`.
     """
-    config = model.config.get_text_config()
-    for name in ("max_position_embeddings", "n_positions"):
-        if isinstance(value := getattr(config, name, None), int):
-            return value
-    raise ValueError(
-        f"{type(config).__name__}: expected max_position_embeddings or n_positions, found neither"
-    )
+    config = getattr(config, "text_config", None) or config
+    for name in LENGTH_NAMES:
+        if (value := getattr(config, name, None)) is not None:
+            return int(value)
+    length = tokenizer.model_max_length
+    return DEFAULT_CONTEXT_TOKENS if length in (None, UNKNOWN_LENGTH) else int(length)
 
 
 def encode_pairs(

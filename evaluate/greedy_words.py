@@ -110,19 +110,16 @@ def _write_batch(
     scorer: CausalScorer, context_ids: torch.Tensor, n_tokens: int, first_excluded: list[int]
 ) -> torch.Tensor:
     """(B, T) -> (B, N)."""
-    model = scorer.model
-    row_ids = context_ids.to(model.device)
+    row_ids = context_ids.to(scorer.model.device)
     input_ids, cache = row_ids, None
     for n_written in range(n_tokens):
-        outputs = model.base_model(input_ids=input_ids, past_key_values=cache, use_cache=True)
-        logits = model.get_output_embeddings()(outputs[0][:, -1]).float()  # (B, V)
+        logits, cache = scorer.next_logits(input_ids, cache)  # (B, V)
         if not torch.isfinite(logits).all():
             raise ValueError("expected finite logits, found others")
         if n_written == 0 and first_excluded:
             logits[:, first_excluded] = -torch.inf
         next_ids = logits.argmax(dim=-1, keepdim=True)
         row_ids = torch.cat([row_ids, next_ids], dim=1)
-        cache = getattr(outputs, "past_key_values", None)
         input_ids = row_ids if cache is None else next_ids
     return row_ids[:, context_ids.shape[1] :].cpu()
 
