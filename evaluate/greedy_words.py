@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from encoding import encode_plain
 from scoring import CausalScorer
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedTokenizerBase
@@ -132,10 +133,26 @@ def begins_with_words(text: str, words: str) -> bool:
     return re.match(re.escape(words) + r"(?!['’-]?\w)", text) is not None
 
 
+def written_texts(
+    tokenizer: PreTrainedTokenizerBase, written: Sequence[Sequence[int]]
+) -> list[str]:
+    """The text of ids that were written after a word, with the space they may begin with.
+
+    By themselves they would lose it: the tokenizers of Llama 1 and 2 drop the first space of what
+    they decode. So a letter is decoded before them, and cut off.
+    """
+    (front,) = encode_plain(tokenizer, ["a"])
+    front_text = tokenizer.decode(front, clean_up_tokenization_spaces=False)
+    texts = tokenizer.batch_decode(
+        [[*front, *ids] for ids in written], clean_up_tokenization_spaces=False
+    )
+    return [text.removeprefix(front_text) for text in texts]
+
+
 def stop_word_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids whose text is a space and a stop word, in capitals or not."""
     stop_words = set(STOP_WORDS.split())
-    texts = tokenizer.batch_decode(np.arange(len(tokenizer))[:, None].tolist())
+    texts = written_texts(tokenizer, np.arange(len(tokenizer))[:, None].tolist())
     return [
         index
         for index, text in enumerate(texts)
