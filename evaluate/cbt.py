@@ -6,7 +6,8 @@ verb, preposition. The bare name is the validation split, on which the GPT-2 pap
 
 - `cbt-cn`, as in the paper: the word with the highest probability of itself and the rest of the
   sentence, after the twenty sentences before. What the paper leaves open is chosen so: sentences
-  joined by a space, the detokenizer below, no beginning-of-text token, the first of equal words.
+  joined by a space, the detokenizer below, no token before them but what the tokenizer adds, the
+  first of equal words.
 - `cbt-cn:predecessor`: the lowest mean loss of the whole text, not detokenised. The mean favours
   words of many tokens. Questions longer than the model's context are left out.
 - `cbt-cn:query-only`: the paper's, without the twenty sentences.
@@ -32,7 +33,7 @@ from cbt_files import (
     question_data,
     read_questions,
 )
-from encoding import encode_texts
+from encoding import encode_plain, encode_texts
 from sample_files import SampleData
 from scoring import CausalScorer, TaskResult, ratio_estimate
 
@@ -52,7 +53,7 @@ class ClozeTask:
     """Sentences with a blank, and the protocol of the paper."""
 
     protocol: ClassVar[str]
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     samples: ClassVar[str] = "questions"
     metrics: ClassVar[dict[str, bool]] = {"acc": True}
     data: ClassVar[SampleData]
@@ -133,7 +134,7 @@ class ClozeTask:
                 f"expected a question of at most {scorer.context_tokens} tokens, found none"
             )
         answers = [" " + question.candidates[question.right] for question in self.questions]
-        n_tokens = np.array([len(ids) for ids in encode_texts(scorer.tokenizer, answers)])
+        n_tokens = np.array([len(ids) for ids in encode_plain(scorer.tokenizer, answers)])
         for number, name in enumerate(TOKEN_COUNTS, start=1):
             is_of_count = is_used & (np.minimum(n_tokens, len(TOKEN_COUNTS)) == number)
             details[f"n_answers_of_{name}_tokens"] = int(is_of_count.sum())

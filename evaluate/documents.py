@@ -1,9 +1,9 @@
 """What perplexity tasks share: nats of whole documents, divided by their words or bytes.
 
-Each document begins after an end-of-text token and is cut into windows of the model's context that
-have one token in common, as lm-evaluation-harness does. Words and bytes are those of the original
-document, so that a tokenizer or a de-tokeniser changes the nats and never the divisor. The
-documents are the samples of the standard errors.
+Each document begins after a beginning- or end-of-text token and is cut into windows of the model's
+context that have one token in common, as lm-evaluation-harness does. Words and bytes are those of
+the original document, so that a tokenizer or a de-tokeniser changes the nats and never the divisor.
+The documents are the samples of the standard errors.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from encoding import encode_pairs
+from encoding import encode_document
 from sample_files import SampleData
 from scoring import (
     CausalScorer,
@@ -39,7 +39,7 @@ class DocumentsTask:
     """Perplexity of documents; a subclass says where they come from."""
 
     protocol: ClassVar[str]
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     samples: ClassVar[str] = "documents"
     metrics: ClassVar[dict[str, bool]]  # names that `_estimate` knows
     data: ClassVar[SampleData]
@@ -56,9 +56,8 @@ class DocumentsTask:
         """Every metric, per original word or byte."""
         windows, n_scored, owners = [], [], []
         for index, document in enumerate(self.documents):
-            # As a continuation of nothing, a text comes after an end-of-text token.
-            ((prefix, ids),) = encode_pairs(scorer.tokenizer, [("", document.text)])
-            for window, n in rolling_windows([*prefix, *ids], scorer.context_tokens):
+            ids = encode_document(scorer.tokenizer, document.text)
+            for window, n in rolling_windows(ids, scorer.context_tokens):
                 windows.append(window)
                 n_scored.append(n)
                 owners.append(index)
@@ -96,7 +95,7 @@ def rolling_windows(token_ids: Sequence[int], context_tokens: int) -> list[tuple
     All ids but the first are scored once. The last window begins early enough to be a full one.
 
     Args:
-        token_ids: of the document, after an end-of-text token.
+        token_ids: of the document, after the one that stands for its beginning.
         context_tokens: most inputs of a window, which has one id more.
 
     Source: `get_rolling_token_windows` of lm_eval 0.4.13, with `context_len=1`.

@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from encoding import encode_plain
 from scoring import CausalScorer
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedTokenizerBase
@@ -110,19 +111,16 @@ def _write_batch(
     scorer: CausalScorer, context_ids: torch.Tensor, n_tokens: int, first_excluded: list[int]
 ) -> torch.Tensor:
     """(B, T) -> (B, N)."""
-    model = scorer.model
-    row_ids = context_ids.to(model.device)
+    row_ids = context_ids.to(scorer.model.device)
     input_ids, cache = row_ids, None
     for n_written in range(n_tokens):
-        outputs = model.base_model(input_ids=input_ids, past_key_values=cache, use_cache=True)
-        logits = model.get_output_embeddings()(outputs[0][:, -1]).float()  # (B, V)
+        logits, cache = scorer.next_logits(input_ids, cache)  # (B, V)
         if not torch.isfinite(logits).all():
             raise ValueError("expected finite logits, found others")
         if n_written == 0 and first_excluded:
             logits[:, first_excluded] = -torch.inf
         next_ids = logits.argmax(dim=-1, keepdim=True)
         row_ids = torch.cat([row_ids, next_ids], dim=1)
-        cache = getattr(outputs, "past_key_values", None)
         input_ids = row_ids if cache is None else next_ids
     return row_ids[:, context_ids.shape[1] :].cpu()
 
@@ -135,10 +133,26 @@ def begins_with_words(text: str, words: str) -> bool:
     return re.match(re.escape(words) + r"(?!['’-]?\w)", text) is not None
 
 
+def written_texts(
+    tokenizer: PreTrainedTokenizerBase, written: Sequence[Sequence[int]]
+) -> list[str]:
+    """The text of ids that were written after a word, with the space they may begin with.
+
+    By themselves they would lose it: the tokenizers of Llama 1 and 2 drop the first space of what
+    they decode. So a letter is decoded before them, and cut off.
+    """
+    (front,) = encode_plain(tokenizer, ["a"])
+    front_text = tokenizer.decode(front, clean_up_tokenization_spaces=False)
+    texts = tokenizer.batch_decode(
+        [[*front, *ids] for ids in written], clean_up_tokenization_spaces=False
+    )
+    return [text.removeprefix(front_text) for text in texts]
+
+
 def stop_word_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids whose text is a space and a stop word, in capitals or not."""
     stop_words = set(STOP_WORDS.split())
-    texts = tokenizer.batch_decode(np.arange(len(tokenizer))[:, None].tolist())
+    texts = written_texts(tokenizer, np.arange(len(tokenizer))[:, None].tolist())
     return [
         index
         for index, text in enumerate(texts)

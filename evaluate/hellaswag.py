@@ -1,10 +1,10 @@
 """Task `hellaswag`: which of four endings of a scene does the model think most likely?
 
 Protocol `hellaswag` of lm-evaluation-harness (its version 1.0): the 10,042 questions of the
-validation split, no examples before the question, no beginning-of-text token; `acc_norm` is per
-character. Protocol `hellaswag:per-token` is that of build-nanogpt and llm.c: the scene without the
-label of its activity and as it was written, `acc_norm` per token of the ending. Chance is 0.25 in
-all. GPT-2 small has an `acc_norm` of 0.3114 in the first and 0.2955 in the second.
+validation split, no examples before the question, no token but what the tokenizer adds; `acc_norm`
+is per character. Protocol `hellaswag:per-token` is that of build-nanogpt and llm.c: the scene
+without the label of its activity and as it was written, `acc_norm` per token of the ending. Chance
+is 0.25 in all. GPT-2 small has an `acc_norm` of 0.3114 in the first and 0.2955 in the second.
 """
 
 from __future__ import annotations

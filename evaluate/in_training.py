@@ -129,6 +129,11 @@ class SharedScorer(CausalScorer):
         accelerator: of the run.
         batch_tokens: padded input tokens of one forward pass.
         has_progress: whether the main process draws a bar.
+        checks_head: whether to find out what the logits are made of. Those of a model in training
+            may be in another precision than its weights, and are its head's.
+
+    Raises:
+        ValueError: as in `CausalScorer`, or for a sharded model without a head.
     """
 
     def __init__(
@@ -139,13 +144,20 @@ class SharedScorer(CausalScorer):
         *,
         batch_tokens: int | Literal["auto"],
         has_progress: bool = False,
+        checks_head: bool = False,
     ) -> None:
+        self._checks_head = checks_head
         super().__init__(model, tokenizer, batch_tokens=batch_tokens)
         self._accelerator = accelerator
         self._has_progress = has_progress and accelerator.is_main_process
         self._agreed_sharing: Sharing | None = None  # not asked yet
         self._is_sharded = isinstance(model, FSDPModule)
         if self._is_sharded:
+            if self._head is None:
+                raise ValueError(
+                    f"{type(model).__name__}: expected a base model and get_output_embeddings() to "
+                    "score a sharded model, found no such head"
+                )
             weight = self._head.weight
             weight = weight.full_tensor() if isinstance(weight, DTensor) else weight
             self._head = partial(F.linear, weight=weight.detach())
@@ -254,7 +266,9 @@ class SharedScorer(CausalScorer):
         return outputs[0].to(self._head.keywords["weight"].dtype)
 
     def _check_head(self) -> None:
-        """Nothing: a trained model's own logits may be in another precision, and need no check."""
+        """As in `CausalModel`, if it is asked for."""
+        if self._checks_head:
+            super()._check_head()
 
 
 def _load(name: str, source: str | None, limit: int | None) -> Task:

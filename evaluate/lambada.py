@@ -5,9 +5,9 @@ lower case; both have 5,153 passages. Numbers of the two never belong beside eac
 of two protocols:
 
 - `lambada`, `lambada_standard`: `lambada_openai` and `lambada_standard` of lm-evaluation-harness.
-  The text as it is, no beginning-of-text token; right if each token of the word is the argmax;
-  perplexity is per word, not per token.
-- `:bos`: the same after one beginning-of-text token.
+  The text as it is, no token before it but what the tokenizer adds; right if each token of the
+  word is the argmax; perplexity is per word, not per token.
+- `:bos`: the same after one beginning-of-text token, whether or not the tokenizer adds it.
 - `:openai-preprocessing`: the same with all double quotes made straight and a line feed in front.
 - `:last-token`: only the last token of the text counts, all others are given. A diagnosis: of a
   long word the model must know only the end.
@@ -26,8 +26,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
-from encoding import encode_pairs
-from greedy_words import STOP_WORDS, begins_with_words, greedy_continuations, stop_word_ids
+from encoding import encode_pairs, encode_texts, prefix_token
+from greedy_words import (
+    STOP_WORDS,
+    begins_with_words,
+    greedy_continuations,
+    stop_word_ids,
+    written_texts,
+)
 from sample_files import SampleData
 from scoring import CausalScorer, TaskResult, perplexity_estimate, ratio_estimate
 from transformers import PreTrainedTokenizerBase
@@ -57,7 +63,7 @@ class LambadaTask:
     """Passages whose last word is to be predicted."""
 
     protocol: ClassVar[str] = "lambada_openai"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     samples: ClassVar[str] = "passages"
     metrics: ClassVar[dict[str, bool]] = {"acc": True, "perplexity": False}
     data: ClassVar[SampleData] = OPENAI
@@ -118,11 +124,12 @@ class BosTask(LambadaTask):
     protocol: ClassVar[str] = "lambada_openai:bos"
 
     def pairs(self, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, str]]:
-        """The token stands in the text by its name, which the tokenizer knows."""
-        bos = tokenizer.bos_token or tokenizer.eos_token
-        if bos is None:
-            raise ValueError("expected a tokenizer with a bos or eos token, found none")
-        return [(bos + context, word) for context, word in super().pairs(tokenizer)]
+        """The token stands in the text by its name, if the tokenizer does not add it of itself."""
+        pairs = super().pairs(tokenizer)
+        bos = prefix_token(tokenizer)
+        if encode_texts(tokenizer, [pairs[0][0]])[0][:1] == [bos]:
+            return pairs
+        return [(tokenizer.decode(bos) + context, word) for context, word in pairs]
 
 
 class OpenaiPreprocessingTask(LambadaTask):
@@ -169,7 +176,7 @@ class GenerateTask(LambadaTask):
             first_excluded=self.excluded(scorer.tokenizer),
             description=self.protocol,
         )
-        texts = scorer.tokenizer.batch_decode(written, clean_up_tokenization_spaces=False)
+        texts = written_texts(scorer.tokenizer, written)
         words = [split_last_word(text)[1] for text in self.texts]
         is_right = [self.is_right(text, word) for text, word in zip(texts, words, strict=True)]
         return _accuracy(is_right, n_truncated)
@@ -253,8 +260,9 @@ def read_texts(source: str, *, limit: int | None, data: SampleData = OPENAI) -> 
 
 
 def _encode(scorer: CausalScorer, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
-    """Token ids of each passage and of its last word."""
-    return list(encode_pairs(scorer.tokenizer, [split_last_word(text) for text in texts]))
+    """Token ids of each passage and of its last word, no end of a text after either."""
+    pairs = [split_last_word(text) for text in texts]
+    return list(encode_pairs(scorer.tokenizer, pairs, keeps_end=False))
 
 
 def _accuracy(is_right: Sequence[bool], n_truncated: int) -> TaskResult:

@@ -53,7 +53,12 @@ def load_scorer(name: str, config: CompareConfig, processes: ProcessGroup) -> Ca
     if accelerator is None:
         return scorer
     return SharedScorer(
-        model, tokenizer, accelerator, batch_tokens=config.tokens_of_pass, has_progress=True
+        model,
+        tokenizer,
+        accelerator,
+        batch_tokens=config.tokens_of_pass,
+        has_progress=True,
+        checks_head=True,
     )
 
 
@@ -115,14 +120,17 @@ def load_tokenizer(name: str, options: dict[str, Any]) -> PreTrainedTokenizerBas
 def require_fitting(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
     """Refuses a tokenizer that may give ids for which the model has no embedding.
 
+    Tokens that were added to the vocabulary do not count: no text but their names gives them, and
+    some models (Gemma 3 of 1B) come with one too many.
+
     Raises:
         ValueError: with both sizes.
     """
     n_embeddings = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > n_embeddings:
+    if tokenizer.vocab_size > n_embeddings:
         raise ValueError(
             f"expected a tokenizer of at most the model's {n_embeddings:,} entries, found "
-            f"{len(tokenizer):,}: is this the model's tokenizer?"
+            f"{tokenizer.vocab_size:,}: is this the model's tokenizer?"
         )
 
 

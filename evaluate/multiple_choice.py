@@ -37,7 +37,7 @@ class MultipleChoiceTask(ABC):
     """Questions with a few answers each."""
 
     protocol: ClassVar[str]
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     samples: ClassVar[str] = "questions"
     metrics: ClassVar[dict[str, bool]] = {"acc": True, "acc_norm": True}
     columns: ClassVar[dict[str, type]]  # that a row must have

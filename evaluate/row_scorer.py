@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from batching import MIN_SHARED_TOKENS, Batch, n_common_tokens, pack_endings, plan_batches
-from encoding import context_length
-from shared_prefix import SharedPrefix
+from causal_model import PROBE_TOKENS, CausalModel
+from shared_prefix import SharedPrefix, smallest_window
 from token_scores import padded, score_tokens
 from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
 
 logger = logging.getLogger(__name__)
-PROBE_TOKENS = 8
+LONGEST_PROBED_WINDOW = 512  # of attention, in tokens; a longer one would take too long to exceed
 # Where `batch_tokens` "auto" begins, by the device. On a CPU more is slower: rows of one batch
 # differ more in length, and its arrays leave the cache.
 AUTO_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
@@ -33,38 +33,30 @@ Portion = TypeVar("Portion")
 Row = TypeVar("Row")
 
 
-class RowScorer:
+class RowScorer(CausalModel):
     """A causal language model, ready to score token ids.
 
     Args:
-        model: any transformers causal LM whose logits are `get_output_embeddings()` applied to the
-            last hidden state of `base_model`; a short forward pass checks that. It is switched to
-            evaluation mode.
+        model: as in `CausalModel`.
+        context_tokens: as in `CausalModel`.
         batch_tokens: padded input tokens of one forward pass; a longer row is a batch of its own.
             Whenever the device has not enough memory, the number is halved. "auto" begins with
             `AUTO_BATCH_TOKENS` of the device.
 
     Raises:
-        ValueError: for a model without such a head, or without a context length in its config.
+        ValueError: as in `CausalModel`.
     """
 
-    def __init__(self, model: PreTrainedModel, *, batch_tokens: int | Literal["auto"]) -> None:
-        self.model = model.eval()
+    def __init__(
+        self, model: PreTrainedModel, *, context_tokens: int, batch_tokens: int | Literal["auto"]
+    ) -> None:
+        super().__init__(model, context_tokens=context_tokens)
         if batch_tokens == "auto":
             batch_tokens = AUTO_BATCH_TOKENS.get(model.device.type, AUTO_BATCH_TOKENS["cpu"])
         self.batch_tokens = batch_tokens
         # What batches are made for. It stays as it is, so that several processes make the same.
         self._planned_tokens = batch_tokens
-        self.context_tokens = context_length(model)
-        self._n_embeddings = model.get_input_embeddings().weight.shape[0]
         self._known_sharing: Sharing | None = None  # not tried yet
-        self._head = model.get_output_embeddings()
-        if self._head is None or model.base_model is model:
-            raise ValueError(
-                f"{type(model).__name__}: expected a base model and get_output_embeddings(), "
-                f"found {'no base model' if self._head is not None else 'no output embeddings'}"
-            )
-        self._check_head()
 
     def score_windows(
         self, windows: Sequence[np.ndarray], *, description: str = "windows"
@@ -250,51 +242,22 @@ class RowScorer:
         hidden_states = hidden_states.flatten(0, 1)
         device = hidden_states.device
         nats, greedy = score_tokens(
-            self._head, hidden_states[torch.from_numpy(positions).to(device)], targets.to(device)
+            self._logits_of,
+            hidden_states[torch.from_numpy(positions).to(device)],
+            targets.to(device),
         )
         splits = np.cumsum(n_scored)[:-1]
         return np.split(nats, splits), np.split(greedy, splits)
-
-    def _checked(self, token_ids: np.ndarray) -> torch.Tensor:
-        """The ids as int64, each of which has an embedding."""
-        if token_ids.max(initial=0) >= self._n_embeddings:
-            # On CUDA the embedding itself would stop the whole process instead.
-            raise ValueError(
-                f"expected token ids below the model's {self._n_embeddings} embeddings, "
-                f"found {token_ids.max()}: is this the model's tokenizer?"
-            )
-        return torch.from_numpy(token_ids.astype(np.int64))
-
-    def _hidden_states(self, input_ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
-        """What the head sees: (B, T) -> (B, T, C)."""
-        inputs = {"use_cache": False} | inputs
-        return self.model.base_model(input_ids=input_ids.to(self.model.device), **inputs)[0]
-
-    @torch.no_grad()
-    def _check_head(self) -> None:
-        """Compare our logits with the model's own, on a few tokens.
-
-        Some architectures scale or cap what the head returns; scored without that they would give
-        plausible, wrong numbers.
-        """
-        n_tokens = min(PROBE_TOKENS, self.context_tokens, self._n_embeddings)
-        input_ids = torch.arange(n_tokens, device=self.model.device)[None]
-        expected = self.model(input_ids=input_ids, use_cache=False).logits.float()
-        found = self._head(self._hidden_states(input_ids)).float()
-        if not torch.isfinite(expected).all():
-            raise ValueError(f"{type(self.model).__name__}: expected finite logits, found others")
-        if not self._is_close(expected, found):
-            raise ValueError(
-                f"{type(self.model).__name__}: expected get_output_embeddings() on the last hidden "
-                "state to give the logits, found that the model changes them afterwards"
-            )
 
     def _sharing(self) -> Sharing:
         """Which beginnings one cache may hold, as a few tokens show."""
         if self._known_sharing is None:
             self._known_sharing = "none"
-            window = getattr(self.model.config.get_text_config(), "sliding_window", None)
-            half = min(PROBE_TOKENS, self.context_tokens, self._n_embeddings) // 2
+            window = smallest_window(self.model.config.get_text_config())
+            n_tokens = PROBE_TOKENS
+            if window is not None and window <= LONGEST_PROBED_WINDOW:
+                n_tokens = max(PROBE_TOKENS, 2 * window + 2)
+            half = min(n_tokens, self.context_tokens) // 2
             # A window is counted over the padding between a beginning and the rest of its row.
             if window is None and self._continues([half, half - 1]):
                 self._known_sharing = "any"
@@ -311,7 +274,7 @@ class RowScorer:
     @torch.no_grad()
     def _continues(self, bounds: list[int]) -> bool:
         """Whether rows cut at `bounds` have the hidden states of whole rows after their cache."""
-        row = np.arange(2 * max(bounds))
+        row = np.arange(2 * max(bounds)) % self._n_embeddings
         try:
             expected = self._hidden_states(self._checked(row[None]))[0].float()
             prefix, _ = self._shared_prefix([row[:bound] for bound in bounds])
@@ -325,10 +288,3 @@ class RowScorer:
             self._is_close(expected[bound:], states[: len(row) - bound])
             for bound, states in zip(bounds, found, strict=True)
         )
-
-    def _is_close(self, expected: torch.Tensor, found: torch.Tensor) -> bool:
-        """Whether two results of the model differ by no more than its precision explains."""
-        if expected.shape != found.shape:
-            return False
-        tolerance = max(1e-3, 4 * torch.finfo(self.model.dtype).eps) * expected.abs().max()
-        return bool((expected - found).abs().max() <= tolerance)

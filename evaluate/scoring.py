@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import numpy as np
-from encoding import encode_pairs
+from encoding import context_length, encode_pairs
 from row_scorer import RowScorer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -102,7 +102,7 @@ class CausalScorer(RowScorer):
     """A causal language model with its tokenizer, ready to score text.
 
     Args:
-        model: as in `RowScorer`.
+        model: as in `CausalModel`.
         tokenizer: the model's own.
         batch_tokens: as in `RowScorer`.
 
@@ -117,7 +117,9 @@ class CausalScorer(RowScorer):
         *,
         batch_tokens: int | Literal["auto"],
     ) -> None:
-        super().__init__(model, batch_tokens=batch_tokens)
+        super().__init__(
+            model, context_tokens=context_length(model.config, tokenizer), batch_tokens=batch_tokens
+        )
         self.tokenizer = tokenizer
 
     @property
@@ -130,8 +132,8 @@ class CausalScorer(RowScorer):
     ) -> ContinuationScores:
         """Log-likelihood of each continuation after its context, as lm-evaluation-harness has it.
 
-        No beginning-of-text token is added. An input longer than the model's context loses its
-        leftmost tokens.
+        Nothing is added but what the tokenizer adds of itself, for many models a beginning-of-text
+        token. An input longer than the model's context loses its leftmost tokens.
 
         Raises:
             ValueError: for a continuation with no token of its own, or longer than the context.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+
+NO_WINDOWS = ("max_window_layers", "sliding_window_pattern")  # counts of layers
 
 
 class SharedLayer(DynamicLayer):
@@ -72,3 +76,17 @@ class SharedPrefix:
         # Only padding can be beyond what the model has a position for.
         inputs["position_ids"] = positions.clamp(max=self.context_tokens - 1)
         return inputs
+
+
+def smallest_window(config: PreTrainedConfig) -> int | None:
+    """Tokens in the smallest window or chunk that attention is confined to, None if there is none.
+
+    Every model has its own name for it (`sliding_window`, `window_size` of GPT-Neo,
+    `attention_chunk_size` of Llama 4), so what only sounds like one counts too.
+    """
+    sizes = []
+    for name, value in config.to_dict().items():
+        if re.search("window|chunk|local_attention", name) and name not in NO_WINDOWS:
+            values = value if isinstance(value, list | tuple) else [value]
+            sizes += [v for v in values if isinstance(v, int) and not isinstance(v, bool) and v > 0]
+    return min(sizes, default=None)

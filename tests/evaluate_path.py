@@ -12,8 +12,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 REPOSITORY = Path(__file__).parents[1]
 EVALUATE = REPOSITORY / "evaluate"
@@ -44,6 +58,72 @@ def tiny_tokenizer(n_merges: int = 60) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT
     )
+
+
+def bos_tokenizer() -> PreTrainedTokenizerFast:
+    """The same with a token of its own before each text, as that of Llama 3."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    _add_around(tokenizer, "<s> $A")
+    return tokenizer
+
+
+def eos_tokenizer() -> PreTrainedTokenizerFast:
+    """The same with a token of its own before and another after each text."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    _add_around(tokenizer, f"<s> $A {END_OF_TEXT}")
+    return tokenizer
+
+
+def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
+    """A BPE like that of Llama 2: a space before each text, which decoding takes off again."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    steps = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    tokenizer.decoder = decoders.Sequence(
+        [
+            *(decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=names, show_progress=False)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    made = json.loads(tokenizer.to_str())
+    made["added_tokens"] = made["added_tokens"][:3]  # bytes are no special tokens
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(made)),
+        **{"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
+    )
+    _add_around(fast, "<s> $A")
+    return fast
+
+
+def _add_around(tokenizer: PreTrainedTokenizerFast, template: str) -> None:
+    names = [name for name in template.split() if name != "$A"]
+    ids = [(name, tokenizer.convert_tokens_to_ids(name)) for name in names]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=ids
+    )
+
+
+def tiny_llama(tokenizer: PreTrainedTokenizerFast, n_positions: int = 32) -> LlamaForCausalLM:
+    """Stock Llama with random weights, large enough for the logits to differ visibly."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=n_positions,
+        initializer_range=0.3,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return LlamaForCausalLM(config).eval()
 
 
 def tiny_gpt2(tokenizer: PreTrainedTokenizerFast, n_positions: int = 32) -> GPT2LMHeadModel:

@@ -307,10 +307,20 @@ def test_every_category_and_split_has_four_protocols():
     assert all(dataclasses.is_dataclass(task) for task in TASKS.values())
 
 
+@pytest.fixture(scope="module")
+def bos_scorer():
+    """Its tokenizer begins each text with a token of its own."""
+    tokenizer = evaluate_path.bos_tokenizer()
+    model = evaluate_path.tiny_llama(tokenizer, n_positions=4096)
+    return CausalScorer(model, tokenizer, batch_tokens=4096)
+
+
 @pytest.mark.gate
+@pytest.mark.parametrize("kind", ["scorer", "bos_scorer"])
 def test_choices_are_those_of_lm_evaluation_harness_with_the_task_file(
-    scorer, tmp_path, monkeypatch
+    kind, tmp_path, monkeypatch, request
 ):
+    scorer = request.getfixturevalue(kind)
     lm_eval = pytest.importorskip("lm_eval", reason="needs the extra `eval`")
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager

@@ -1,5 +1,6 @@
 """Continuations that share a context have the scores of rows computed whole, for less work."""
 
+import copy
 import logging
 
 import evaluate_path
@@ -11,17 +12,26 @@ from hypothesis import strategies as st
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
+    Gemma2Config,
     GPT2LMHeadModel,
+    GPTNeoConfig,
+    GraniteConfig,
+    Llama4TextConfig,
     LlamaConfig,
+    MambaConfig,
     MistralConfig,
+    Qwen2Config,
 )
 
 from modeling_gpt2scratch import GPT2ScratchConfig
 
 # isort: split
 from batching import MIN_SHARED_TOKENS, plan_batches
+from causal_model import PROBE_TOKENS
 from encoding import encode_pairs
+from greedy_words import greedy_continuations
 from scoring import CausalScorer
+from shared_prefix import smallest_window
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 ROTARY = SIZES | {"intermediate_size": 32, "num_key_value_heads": 1, "initializer_range": 0.3}
@@ -40,8 +50,37 @@ CONFIGS = {
     "sliding window": lambda n: MistralConfig(
         vocab_size=n, max_position_embeddings=128, sliding_window=12, **ROTARY
     ),
+    "local attention": lambda n: GPTNeoConfig(
+        vocab_size=n,
+        max_position_embeddings=128,
+        attention_types=[[["global", "local"], 1]],
+        window_size=24,
+        initializer_range=0.3,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        bos_token_id=0,
+        eos_token_id=0,
+    ),
     "alibi": lambda n: BloomConfig(
         vocab_size=n, max_position_embeddings=128, initializer_range=0.3, **SIZES
+    ),
+}
+
+
+SHORT = ROTARY | {"max_position_embeddings": 128}
+OWN_LOGITS = {
+    "capped": lambda n: Gemma2Config(
+        vocab_size=n, final_logit_softcapping=1.0, sliding_window=12, head_dim=8, **SHORT
+    ),
+    "divided": lambda n: GraniteConfig(vocab_size=n, logits_scaling=3.0, **SHORT),
+    "no base model": lambda n: Llama4TextConfig(
+        vocab_size=n,
+        attention_chunk_size=12,
+        num_local_experts=2,
+        intermediate_size_mlp=32,
+        head_dim=8,
+        **SHORT,
     ),
 }
 
@@ -98,6 +137,16 @@ def assert_scores_are_those_of_whole_rows(scorer, examples):
     return scores
 
 
+def assert_words_are_those_of_whole_rows(scorer, contexts):
+    """What is written after a context is the argmax of the model's own logits, pass by pass."""
+    rows = [scorer.tokenizer(context)["input_ids"][:100] for context in contexts]
+    written, _ = greedy_continuations(scorer, rows, n_tokens=3, description="test")
+    for row, ids in zip(rows, written, strict=True):
+        with torch.no_grad():
+            logits = scorer.model(torch.tensor([[*row, *ids]])).logits[0, len(row) - 1 : -1]
+        assert logits.argmax(-1).tolist() == ids
+
+
 def n_computed_tokens(scorer, call):
     """Input tokens of all forward passes of `call`."""
     counts = []
@@ -122,12 +171,64 @@ def test_choices_score_as_whole_rows_in_batches_of_any_size(
 def test_other_architectures_share_their_cache_alike(tokenizer, examples, name, caplog):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIGS[name](len(tokenizer)))
-    if not hasattr(model.config, "max_position_embeddings"):
-        model.config.max_position_embeddings = 128
     scorer = CausalScorer(model, tokenizer, batch_tokens=300)
     assert_scores_are_those_of_whole_rows(scorer, examples)
     assert not caplog.records
-    assert scorer._sharing() == ("equal" if name == "sliding window" else "any")
+    has_window = name in ("sliding window", "local attention")
+    assert scorer._sharing() == ("equal" if has_window else "any")
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        *((GPTNeoConfig(), 256), (LlamaConfig(), None), (MistralConfig(sliding_window=12), 12)),
+        *((Llama4TextConfig(attention_chunk_size=32), 32), (Gemma2Config(), 4096)),
+        *((Qwen2Config(), None), (Qwen2Config(use_sliding_window=True, sliding_window=8), 8)),
+    ],
+)
+def test_windows_of_attention_are_found_by_all_their_names(config, expected):
+    assert smallest_window(config) == expected
+
+
+@pytest.mark.parametrize("name", OWN_LOGITS)
+def test_a_model_that_changes_its_logits_after_the_head_has_the_scores_of_its_own(
+    tokenizer, examples, name, caplog
+):
+    torch.manual_seed(0)
+    config = OWN_LOGITS[name](len(tokenizer))
+    scorer = CausalScorer(AutoModelForCausalLM.from_config(config), tokenizer, batch_tokens=300)
+    (record,) = caplog.records
+    assert "found that the model has others; its own are taken" in record.message
+    assert_scores_are_those_of_whole_rows(scorer, examples)
+    assert len(caplog.records) == 1  # so its cache is shared
+    assert_words_are_those_of_whole_rows(scorer, examples[0])
+
+
+def test_a_model_without_attention_is_scored_whole(tokenizer, examples, caplog):
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=len(tokenizer), state_size=4, initializer_range=0.3, **SIZES)
+    scorer = CausalScorer(AutoModelForCausalLM.from_config(config), tokenizer, batch_tokens=300)
+    assert scorer.context_tokens == 2048
+    assert_scores_are_those_of_whole_rows(scorer, examples)
+    assert_words_are_those_of_whole_rows(scorer, examples[0])
+    (record,) = [record for record in caplog.records if record.name == "row_scorer"]
+    assert "each row is computed whole" in record.message
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_head_is_found_in_any_precision(model, tokenizer, dtype, caplog):
+    CausalScorer(copy.deepcopy(model).to(dtype), tokenizer, batch_tokens=300)
+    assert not caplog.records
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=len(tokenizer), final_logit_softcapping=None, head_dim=8, **SHORT
+    )
+    capped = AutoModelForCausalLM.from_config(config).to(dtype).eval()
+    with torch.no_grad():
+        largest = float(capped(torch.arange(PROBE_TOKENS)[None]).logits.abs().max())
+    capped.config.final_logit_softcapping = 4 * largest  # takes 2 % off the largest
+    CausalScorer(capped, tokenizer, batch_tokens=300)
+    assert len(caplog.records) == 1
 
 
 def test_a_shared_context_is_computed_once(model, tokenizer):

@@ -115,11 +115,21 @@ def directory(request, tmp_path_factory):
     return directory
 
 
-@pytest.fixture(scope="module")
-def scorer(directory):
-    """A model that has learnt some passages of both files, so that some last words are right."""
-    tokenizer = evaluate_path.tiny_tokenizer()
-    model = evaluate_path.tiny_gpt2(tokenizer, n_positions=512)
+MODELS = {
+    "gpt2": (evaluate_path.tiny_tokenizer, evaluate_path.tiny_gpt2),
+    "llama": (evaluate_path.bos_tokenizer, evaluate_path.tiny_llama),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def scorer(directory, request):
+    """A model that has learnt some passages of both files, so that some last words are right.
+
+    The tokenizer of one adds nothing to a text, that of the other a beginning-of-text token.
+    """
+    make_tokenizer, make_model = MODELS[request.param]
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer, n_positions=512)
     texts = read_texts(str(directory / "lambada_test.jsonl"), limit=4)
     texts += read_texts(str(directory / STANDARD.file), limit=4, data=STANDARD)
     rows = [tokenizer(text)["input_ids"] for text in texts]

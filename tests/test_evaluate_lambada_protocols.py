@@ -25,7 +25,11 @@ def texts():
 def scorer(texts):
     """A model that has learnt half of the passages and a full stop after them."""
     tokenizer = evaluate_path.tiny_tokenizer()
-    model = evaluate_path.tiny_gpt2(tokenizer, n_positions=64)
+    return learnt(evaluate_path.tiny_gpt2(tokenizer, n_positions=64), tokenizer, texts)
+
+
+def learnt(model, tokenizer, texts):
+    """A scorer of the model after it has learnt half of the texts and a full stop."""
     rows = [tokenizer(f"{text}.")["input_ids"] for text in texts[::2]]
     longest = max(map(len, rows))
     input_ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
@@ -150,6 +154,47 @@ def test_stop_words_are_tokens_with_a_space_before_them(scorer):
     assert {" the", " on"} <= set(found)
     assert all(text[0] == " " and text[1:].lower() in STOP_WORDS.split() for text in found)
     assert len(set(STOP_WORDS.split())) == 127
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_scorer(texts):
+    """A model like that of `scorer`, its tokenizer like that of Llama 2."""
+    tokenizer = evaluate_path.sentencepiece_tokenizer()
+    return learnt(evaluate_path.tiny_llama(tokenizer, n_positions=64), tokenizer, texts)
+
+
+@pytest.mark.parametrize("name", ["generate", "stopword-filter"])
+def test_words_keep_their_space_where_decoding_takes_it_off(sentencepiece_scorer, texts, name):
+    tokenizer = sentencepiece_scorer.tokenizer
+    assert tokenizer.decode(tokenizer("the")["input_ids"][1:]) == "the"
+    result = TASKS[f"lambada:{name}"](texts).evaluate(sentencepiece_scorer)
+    suppressed = stop_word_ids(tokenizer) if name == "stopword-filter" else None
+    for text, is_right in zip(texts, result.samples["acc"], strict=True):
+        context, word = split_last_word(text)
+        row = tokenizer(context)["input_ids"]
+        written = written_by_transformers(sentencepiece_scorer, context, 12, suppressed)
+        # Decoded whole, the text keeps the space between context and word.
+        after = tokenizer.decode(row + written)[len(tokenizer.decode(row)) :]
+        is_expected = begins_with_words(after, word)
+        if suppressed:
+            is_stop_word = word.strip().lower() in STOP_WORDS.split()
+            is_expected = begins_with_words(after.lower(), word.lower()) and not is_stop_word
+        assert is_right == is_expected
+    assert 0 < result.estimates["acc"].value < 1
+
+
+def test_stop_words_are_found_where_decoding_takes_their_space_off(sentencepiece_scorer):
+    tokenizer = sentencepiece_scorer.tokenizer
+    found = {tokenizer.convert_ids_to_tokens(index) for index in stop_word_ids(tokenizer)}
+    assert {"▁the", "▁on", "▁and"} <= found
+    assert all(token[0] == "▁" and token[1:].lower() in STOP_WORDS.split() for token in found)
+
+
+def test_nothing_is_written_after_the_end_of_a_text(texts):
+    tokenizer = evaluate_path.eos_tokenizer()
+    scorer = learnt(evaluate_path.tiny_gpt2(tokenizer, n_positions=64), tokenizer, texts)
+    for name in ("generate", "last-token"):
+        assert TASKS[f"lambada:{name}"](texts).evaluate(scorer).estimates["acc"].value > 0.3
 
 
 @pytest.mark.parametrize(

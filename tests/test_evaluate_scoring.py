@@ -1,16 +1,27 @@
+import copy
 import itertools
+from types import SimpleNamespace
 
 import evaluate_path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 # isort: split
 from batching import PASS_COST, pack_batches
+from compare import CompareConfig
 from encoding import encode_pairs
+from model_loading import load_scorer, require_fitting
 from scoring import (
     CausalScorer,
     cut_windows,
@@ -144,24 +155,56 @@ def test_a_pair_that_cannot_be_scored_is_rejected(scorer, pair, message):
         scorer.score_continuations([pair])
 
 
-def test_a_model_that_changes_its_logits_after_the_head_is_rejected(model, tokenizer):
+def test_a_model_that_changes_its_logits_after_the_head_has_its_own_scores(
+    model, tokenizer, caplog
+):
     class ScaledLogits(GPT2LMHeadModel):
         def forward(self, *args, **kwargs):
             output = super().forward(*args, **kwargs)
             output.logits = output.logits * 0.5
             return output
 
-    with pytest.raises(ValueError, match="ScaledLogits: expected get_output_embeddings"):
-        CausalScorer(ScaledLogits(model.config), tokenizer, batch_tokens=64)
+    scaled = ScaledLogits(model.config)
+    assert_scores_are_naive(CausalScorer(scaled, tokenizer, batch_tokens=64), PAIRS)
+    (record,) = caplog.records
+    assert record.message.startswith("ScaledLogits: expected get_output_embeddings()")
 
 
-def test_a_model_without_output_embeddings_is_rejected(model, tokenizer):
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_a_model_from_a_directory_has_its_own_scores_on_any_number_of_processes(
+    tokenizer, tmp_path, is_shared
+):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 32}
+    config = GraniteConfig(
+        vocab_size=len(tokenizer), logits_scaling=3.0, initializer_range=0.3, **sizes, **heads
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    processes = SimpleNamespace(accelerator=Accelerator(cpu=True) if is_shared else None)
+    config = CompareConfig(models=[str(tmp_path)], tasks=["lambada"], device="cpu")
+    assert_scores_are_naive(load_scorer(str(tmp_path), config, processes), PAIRS)
+
+
+def test_a_model_without_output_embeddings_has_the_scores_of_its_logits(model, tokenizer, caplog):
     class Headless(GPT2LMHeadModel):
         def get_output_embeddings(self):
             return None
 
-    with pytest.raises(ValueError, match="Headless: .* found no output embeddings"):
-        CausalScorer(Headless(model.config), tokenizer, batch_tokens=64)
+    assert_scores_are_naive(CausalScorer(Headless(model.config), tokenizer, batch_tokens=64), PAIRS)
+    assert "Headless: expected get_output_embeddings()" in caplog.text
+
+
+def test_only_added_tokens_may_be_more_than_the_model_has(model, tokenizer):
+    added = copy.deepcopy(tokenizer)
+    added.add_tokens(["<image>"])
+    require_fitting(added, model)
+    with pytest.raises(ValueError, match="expected token ids below the model's 296"):
+        CausalScorer(model, added, batch_tokens=64).score_continuations([("the <image>", " cat")])
+    small = evaluate_path.tiny_gpt2(evaluate_path.tiny_tokenizer(n_merges=20))
+    with pytest.raises(ValueError, match="at most the model's 277 entries, found 296"):
+        require_fitting(tokenizer, small)
 
 
 def test_a_token_id_without_an_embedding_is_rejected(scorer):

@@ -213,7 +213,8 @@ EVALUATE_ALLOWED = {
     *("published_numbers", "result_cache", "results_file", "results_table", "task_names"),
     *("documents", "greedy_words", "local_text", "multiple_choice", "paper_corpora", "wikitext"),
     *("batching", "cbt", "cbt_files", "encoding", "model_loading", "row_scorer", "shared_prefix"),
-    *("answered_result", "code_files", "comparison_report", "sample_logs", "token_scores"),
+    *("answered_result", "causal_model", "code_files", "comparison_report", "sample_logs"),
+    "token_scores",
 }
 
 

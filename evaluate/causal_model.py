@@ -1,0 +1,128 @@
+"""What any causal language model of transformers says of token ids: hidden states and logits.
+
+Where the logits are a head's, applied to the last hidden states, the states pass through the model,
+and through the head only where a token is scored. Other models (Gemma 2 caps its logits, Granite
+divides them) give their own logits in place of the states, and nothing is applied to them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+PROBE_TOKENS = 8
+
+
+# Shapes: B rows, T tokens of each, C channels, V vocabulary entries, N positions.
+class CausalModel:
+    """A causal language model in evaluation mode.
+
+    Args:
+        model: any causal LM of transformers. A short forward pass finds out whether its logits are
+            `get_output_embeddings()` applied to the last hidden state of `base_model`.
+        context_tokens: most input tokens of a row.
+
+    Raises:
+        ValueError: for a model whose logits are not finite.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, context_tokens: int) -> None:
+        self.model = model.eval()
+        self.context_tokens = context_tokens
+        self._n_embeddings = model.get_input_embeddings().weight.shape[0]
+        # None: the model's own logits take the place of its hidden states.
+        self._head: Callable[[torch.Tensor], torch.Tensor] | None = None
+        if model.base_model is not model:
+            self._head = model.get_output_embeddings()
+        self._check_head()
+
+    @torch.no_grad()
+    def next_logits(self, input_ids: torch.Tensor, cache: Any = None) -> tuple[torch.Tensor, Any]:
+        """Logits of what comes after each row, and a cache to go on from: (B, T) -> (B, V) float32.
+
+        Args:
+            input_ids: of whole rows, or what is new since `cache`.
+            cache: from the pass before. It is None where the model gives none, and then the next
+                pass needs whole rows.
+        """
+        inputs = {} if cache is None else {"past_key_values": cache}
+        outputs = self._outputs(input_ids, use_cache=True, **inputs)
+        logits = self._logits_of(outputs[0][:, -1]).float()
+        return logits, getattr(outputs, "past_key_values", None)
+
+    def _hidden_states(self, input_ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
+        """What the head sees: (B, T) -> (B, T, C); if there is none, logits: (B, T, V)."""
+        return self._outputs(input_ids, **({"use_cache": False} | inputs))[0]
+
+    def _outputs(self, input_ids: torch.Tensor, **inputs: Any) -> Any:
+        """What the base model makes of (B, T) ids, or the whole model if there is no head."""
+        model = self.model if self._head is None else self.model.base_model
+        return model(input_ids=input_ids.to(self.model.device), **inputs)
+
+    def _logits_of(self, states: torch.Tensor) -> torch.Tensor:
+        """(N, C) -> (N, V)."""
+        return states if self._head is None else self._head(states)
+
+    def _checked(self, token_ids: np.ndarray) -> torch.Tensor:
+        """The ids as int64, each of which has an embedding."""
+        if token_ids.max(initial=0) >= self._n_embeddings:
+            # On CUDA the embedding itself would stop the whole process instead.
+            raise ValueError(
+                f"expected token ids below the model's {self._n_embeddings} embeddings, "
+                f"found {token_ids.max()}: is this the model's tokenizer?"
+            )
+        return torch.from_numpy(token_ids.astype(np.int64))
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """Drop the head if with it a few tokens have other logits than the model's own.
+
+        Scored without what some architectures do after the head, they would give plausible, wrong
+        numbers.
+        """
+        n_tokens = min(PROBE_TOKENS, self.context_tokens, self._n_embeddings)
+        input_ids = torch.arange(n_tokens, device=self.model.device)[None]
+        expected = self.model(input_ids=input_ids, use_cache=False).logits.float()
+        if not torch.isfinite(expected).all():
+            raise ValueError(f"{type(self.model).__name__}: expected finite logits, found others")
+        if self._head is not None and self._is_head(input_ids, expected):
+            return
+        self._head = None
+        logger.warning(
+            "%s: expected get_output_embeddings() on the last hidden state to give the logits, "
+            "found that the model has others; its own are taken of every token, which is slower",
+            type(self.model).__name__,
+        )
+
+    def _is_head(self, input_ids: torch.Tensor, expected: torch.Tensor) -> bool:
+        """Whether the head on the hidden states of (1, T) ids gives the expected logits."""
+        try:
+            found = self._head(self._hidden_states(input_ids)).float()
+        except Exception as error:  # of any kind, from whatever the model is
+            logger.debug("no hidden states for the head: %s", error)
+            return False
+        # Both are the same operations on the same shapes, so no precision explains a difference; a
+        # cap that bends small logits by less than a step of bfloat16 bends large ones by far more.
+        return self._is_close(expected, found, tolerance=1e-3)
+
+    def _is_close(
+        self, expected: torch.Tensor, found: torch.Tensor, *, tolerance: float | None = None
+    ) -> bool:
+        """Whether two results of the model differ by at most a part of the largest of them.
+
+        Args:
+            expected: of any shape.
+            found: another result.
+            tolerance: this part, by default what the model's precision explains.
+        """
+        if expected.shape != found.shape:
+            return False
+        if tolerance is None:
+            tolerance = max(1e-3, 4 * torch.finfo(self.model.dtype).eps)
+        return bool((expected - found).abs().max() <= tolerance * expected.abs().max())
