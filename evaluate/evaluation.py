@@ -83,6 +83,8 @@ def evaluate_model(
             _note(model, [name], str(error), processes)
             continue
         model.tasks[name] = Measurement(result, seconds=time.perf_counter() - start)
+        if processes.is_main and not sys.stderr.isatty():  # in place of a bar
+            print(f"{model.name}, {name}: {model.tasks[name].seconds:.0f} s", file=sys.stderr)
         if processes.is_main and model.files:
             cache.write(keys[name], model.tasks[name], model.description)
     # The next model may need the memory of this one.

@@ -124,8 +124,9 @@ def format_number(value: float) -> str:
 
 def _in_parentheses(difference: Difference) -> str:
     """The difference and, if there was a test, its p."""
-    sign = "−" if difference.value < 0 else "+"
-    text = f"{sign}{format_number(abs(difference.value))}"
+    text = format_number(abs(difference.value))
+    if float(text):
+        text = ("−" if difference.value < 0 else "+") + text
     if (p := difference.p_corrected) is not None:
         text += ", p < 0.001" if p < 0.001 else f", p = {p:.3f}"
     return f" ({text})"

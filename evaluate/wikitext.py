@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 from documents import Document, DocumentsTask
-from encoding import encode_pairs
+from encoding import encode_texts
 from sample_files import SampleData
 from scoring import CausalScorer, TaskResult, perplexity_estimate, ratio_estimate
 
@@ -75,7 +75,7 @@ class StrideTask:
     """The whole file as one text, in overlapping windows."""
 
     protocol: ClassVar[str] = "wikitext:stride (half a context)"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     samples: ClassVar[str] = "windows"
     metrics: ClassVar[dict[str, bool]] = {"token_perplexity": False}
     strides_of_context: ClassVar[int] = 2  # how often the window moves to be where it ended
@@ -100,7 +100,7 @@ class StrideTask:
 
         A window counts as one token less than it scores, as in the guide.
         """
-        ((_, ids),) = encode_pairs(scorer.tokenizer, [("", self.text)])
+        (ids,) = encode_texts(scorer.tokenizer, [self.text])
         stride = max(1, scorer.context_tokens // self.strides_of_context)
         windows, n_scored, weights = [], [], []
         scored_end = 0

@@ -115,7 +115,7 @@ def test_the_protocol_with_a_beginning_token_has_one_of_them(tokenizer):
 def test_words_of_the_cloze_test_are_counted_without_what_is_added(tokenizer):
     question = ClozeQuestion(("the cat",), "the XXXXX sat", ("dog", "mat"), 0)
     scorer = SimpleNamespace(tokenizer=tokenizer)
-    details = ClozeTask([question]).result(scorer, [0], {}).details
+    details = ClozeTask([question]).result(scorer, [0], {}, responses=[]).details
     (word,) = encode_plain(tokenizer, [" dog"])
     name = {1: "1", 2: "2"}.get(len(word), "3_or_more")
     assert details[f"n_answers_of_{name}_tokens"] == 1
