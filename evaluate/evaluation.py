@@ -101,10 +101,7 @@ def _look_up(
     processes: ProcessGroup,
 ) -> dict[str, dict[str, Any]]:
     """Fills `model` with its checksums and what the cache has; returns the cache's key by task."""
-    options = {"trust_remote_code": config.trust_remote_code}
-    model.files, code = processes.from_main(
-        lambda: (_checksums(model.name), model_code(model.name, options))
-    )
+    model.files, code = processes.from_main(lambda: _checksums(model.name, config))
     keys = {name: cache_key(model.files, code, name, task, config) for name, task in tasks.items()}
     hits = processes.from_main(
         lambda: {name: cache.read(key) for name, key in keys.items() if model.files}
@@ -133,12 +130,18 @@ def cache_key(
     }
 
 
-def _checksums(name: str) -> dict[str, str]:
-    """Of the model's files; empty for a model that is not there, which loading will say."""
+def _checksums(name: str, config: CompareConfig) -> tuple[dict[str, str], str | None]:
+    """Of the model's files and of its code; empty for a model that is not there.
+
+    Loading will say so; until then nobody waits for the Hub a second time.
+    """
     try:
-        return checksums_of(name)
+        files = checksums_of(name)
     except (OSError, ValueError):
-        return {}
+        return {}, None
+    if not files:
+        return {}, None
+    return files, model_code(name, {"trust_remote_code": config.trust_remote_code})
 
 
 def _note(
