@@ -19,12 +19,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from torch import Tensor
-from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from modeling_gpt2scratch import checkpointing
+from modeling_gpt2scratch import checkpointing, preflight
 from modeling_gpt2scratch.agreement import StalledError, StopSignal
 from modeling_gpt2scratch.checkpointing import CheckpointError
 from modeling_gpt2scratch.command_line import parse_config
@@ -34,11 +32,6 @@ from modeling_gpt2scratch.initial_weights import InitialWeightsError
 from modeling_gpt2scratch.metrics import Throughput
 from modeling_gpt2scratch.optimization import set_learning_rate
 from modeling_gpt2scratch.prefetcher import Prefetcher
-from modeling_gpt2scratch.preflight import (
-    surprises_of_loss,
-    surprises_of_saving,
-    try_one_batch,
-)
 from modeling_gpt2scratch.processes import (
     LaunchError,
     asks_for_fp8,
@@ -53,7 +46,7 @@ from modeling_gpt2scratch.run_directory import find_resume_point, recorded_statu
 from modeling_gpt2scratch.run_measurements import look_back, measure
 from modeling_gpt2scratch.run_report import report_at_end
 from modeling_gpt2scratch.schedules import learning_rate_at
-from modeling_gpt2scratch.step_outcomes import StepOutcome, skip_unless_finite
+from modeling_gpt2scratch.step_outcomes import StepOutcome, clip_gradients, skip_unless_finite
 from modeling_gpt2scratch.token_shards import ShardError
 from modeling_gpt2scratch.tokenization import TokenizerError
 from modeling_gpt2scratch.trackers import TrackerError
@@ -177,7 +170,7 @@ def train_from(
         else:
             say(f"stopped after step {run.progress.step}; continue with --resume auto")
             if dist.is_torchelastic_launched():
-                say("(whatever the launcher says below: the checkpoint is complete)")
+                say("(the launcher calls every signal a failure; the checkpoint is complete)")
         outcome["status"] = end
 
 
@@ -186,16 +179,18 @@ def look_ahead(run: TrainingRun) -> None:
     config, accelerator, progress = run.config, run.accelerator, run.progress
     notes = surprises(config, accelerator, run.model, has_validation=bool(run.validation))
     if config.preflight:
-        loss = try_one_batch(run.wrapped_model, run.loader, accelerator, step=progress.data_step)
+        loss = preflight.try_one_batch(
+            run.wrapped_model, run.loader, accelerator, step=progress.data_step
+        )
         if progress.step == 0 and config.init_from is None:
-            notes += surprises_of_loss(loss, run.model.config.vocab_size)
+            notes += preflight.surprises_of_loss(loss, run.model.config.vocab_size)
         if run.validation and config.eval_every:
             validate(run, n_windows=accelerator.num_processes)
         score_few = open_benchmarks(config, accelerator, limit=accelerator.num_processes)
         score_few(run.model, run.tokenizer)  # says which benchmark cannot be scored
         started = time.perf_counter()
         run.writer.rehearse(**run.snapshot())
-        notes += surprises_of_saving(time.perf_counter() - started)
+        notes += preflight.surprises_of_saving(time.perf_counter() - started)
     say(banner(run, notes))
 
 
@@ -299,7 +294,7 @@ def train_step(run: TrainingRun, batches: Prefetcher, learning_rate: float) -> S
             micro_losses.append(micro_loss.detach())
             accelerator.backward(micro_loss)
             if accelerator.sync_gradients:
-                grad_norm = clip_gradients(run)
+                grad_norm = clip_gradients(run.wrapped_model, accelerator, config.max_grad_norm)
                 loss = accelerator.reduce(torch.stack(micro_losses).mean(), "mean")
                 if skip_unless_finite(run.optimizer.optimizer, loss, grad_norm):
                     run.optimizer.step()
@@ -311,14 +306,6 @@ def train_step(run: TrainingRun, batches: Prefetcher, learning_rate: float) -> S
         grad_norm=grad_norm,
         micro_losses=torch.stack(micro_losses),
     )
-
-
-def clip_gradients(run: TrainingRun) -> Tensor:
-    """Clips, and returns the norm of the whole gradient before it, () on the device."""
-    norm = run.accelerator.clip_grad_norm_(run.wrapped_model.parameters(), run.config.max_grad_norm)
-    if isinstance(norm, DTensor):
-        norm = norm.full_tensor()
-    return torch.as_tensor(norm, dtype=torch.float32, device=run.accelerator.device)
 
 
 def report(run: TrainingRun, bar: tqdm, values: dict) -> None:

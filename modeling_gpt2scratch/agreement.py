@@ -8,10 +8,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from torch.distributed.distributed_c10d import _get_default_store
 
-ROLL_CALL_SECONDS = 5
-TIMED_OUT, CUT_OFF = b"timed out", b"cut off"
+from .roll_call import TIMED_OUT, call_roll
 
 
 class StalledError(RuntimeError):
@@ -83,25 +81,6 @@ class Agreement:
                 f"message, and go on with --resume auto"
             )
         return StalledError(problem)
-
-
-def call_roll(process: int, num_processes: int, timed_out: bool) -> dict[int, bytes]:
-    """What became of an operation on each process that is still there, this one included.
-
-    The processes answer in the store by which they met. It needs none of the connections among
-    them, all of which gloo closes as soon as one operation times out.
-    """
-    answer = TIMED_OUT if timed_out else CUT_OFF
-    try:
-        store = dist.PrefixStore("roll_call", _get_default_store())
-        store.set(str(process), answer)
-        with contextlib.suppress(dist.DistStoreError):  # not all have come
-            keys = [str(other) for other in range(num_processes)]
-            store.wait(keys, timedelta(seconds=ROLL_CALL_SECONDS))
-        present = [other for other in range(num_processes) if store.check([str(other)])]
-        return {other: store.get(str(other)) for other in present}
-    except dist.DistError:  # the store was with a process that has ended
-        return {process: answer}
 
 
 class StopSignal:

@@ -22,8 +22,9 @@ from accelerate.utils import (
     broadcast_object_list,
     gather_object,
 )
-from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.fsdp import MixedPrecisionPolicy
+
+from .roll_call import is_first_to_say
 
 Result = TypeVar("Result")
 # NCCL ends a process whose operation timed out. Before that, the exchange among the processes' CPUs
@@ -232,27 +233,12 @@ def closing(accelerator: Accelerator) -> Iterator[None]:
         yield
         accelerator.wait_for_everyone()
     except BaseException as error:
-        error.is_first = _is_first_to_say(f"{type(error).__name__}: {error}")
+        error.is_first = is_first_to_say(f"{type(error).__name__}: {error}")
         traceback.clear_frames(error.__traceback__)
         raise
     finally:
         accelerator.free_memory()
         accelerator.end_training()
-
-
-def _is_first_to_say(text: str) -> bool:
-    """Whether no other process of this attempt has asked this about the same text.
-
-    The store by which the processes met remembers it, so that nobody waits for an answer.
-    """
-    if not dist.is_initialized():
-        return True
-    rank = str(PartialState().process_index)
-    try:
-        store = dist.PrefixStore("said", _get_default_store())
-        return store.compare_set(text, "", rank) == rank.encode()
-    except dist.DistError:  # the store was with a process that has ended
-        return True
 
 
 def choose_precision(requested: str) -> str | None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,14 @@ def worst_micro_batch(outcome: StepOutcome, accelerator: Accelerator) -> tuple[i
     losses = accelerator.gather(outcome.micro_losses[None])  # (W, A)
     worst = int(losses.nan_to_num(nan=torch.inf).argmax())
     return divmod(worst, losses.shape[1])
+
+
+def clip_gradients(model: nn.Module, accelerator: Accelerator, max_norm: float) -> Tensor:
+    """Clips, and returns the norm of the whole gradient before it, () on the device."""
+    norm = accelerator.clip_grad_norm_(model.parameters(), max_norm)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    return torch.as_tensor(norm, dtype=torch.float32, device=accelerator.device)
 
 
 def skip_unless_finite(optimizer: torch.optim.Optimizer, loss: Tensor, grad_norm: Tensor) -> bool:

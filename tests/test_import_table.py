@@ -102,8 +102,9 @@ ALLOWED = {
     "optimization.py": {"torch", ".muon", ".zero_state"},
     # deepspeed is an optional extra: only functions that work on its models import it.
     "zero_state.py": {"accelerate", "deepspeed", "torch"},
-    "agreement.py": {"accelerate", "torch"},
-    "processes.py": {"accelerate", "torch", "transformers"},
+    "roll_call.py": {"torch"},
+    "agreement.py": {"accelerate", "torch", ".roll_call"},
+    "processes.py": {"accelerate", "torch", "transformers", ".roll_call"},
     "conversion.py": {
         *("safetensors", "transformers", ".atomic_files", ".checkpointing", ".command_line"),
         *(".configuration_gpt2scratch", ".foreign_checkpoints", ".modeling_gpt2scratch"),
