@@ -130,6 +130,9 @@ def test_a_model_beside_init_from_would_be_without_effect(tmp_path, capsys):
     (weights / "config.json").write_text('{"model_type": "gpt2", "n_positions": 256}')
     line = refusal(tmp_path, capsys, {"init_from": weights})
     assert "x.yaml: model, init_from: expected model only without init_from, found " in line
+    changes = {"model": "", "init_from": weights, "sequence_length": 512}
+    line = refusal(tmp_path, capsys, changes)
+    assert "x.yaml: sequence_length, init_from: expected sequence_length of at most n_posit" in line
 
 
 def test_a_directory_that_is_in_use_or_a_file_is_no_output_directory(tmp_path, capsys):
