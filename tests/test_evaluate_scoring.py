@@ -13,8 +13,6 @@ from transformers import (
     AutoModelForCausalLM,
     GPT2LMHeadModel,
     GraniteConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
 )
 
 # isort: split
@@ -79,17 +77,7 @@ def test_continuations_score_as_a_loop_over_whole_logits_has_them(scorer):
 
 
 def test_a_model_of_another_architecture_scores_the_same_way(tokenizer):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=32,
-        initializer_range=0.3,
-    )
-    llama = LlamaForCausalLM(config)
+    llama = evaluate_path.tiny_llama(tokenizer)
     assert_scores_are_naive(CausalScorer(llama, tokenizer, batch_tokens=64), PAIRS)
 
 
