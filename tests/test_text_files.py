@@ -116,7 +116,7 @@ def test_an_empty_file_has_no_documents(tmp_path, name, content):
     ("name", "content"),
     [
         ("a.jsonl", b'{"text": "a\\ud800b \\udc00 \\ud83c\\udf47"}\n'),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "a\\ud800b \\udc00 \\ud83c\\udf47"}\n')),
+        ("a.jsonl.gz", COMPRESS[".gz"](b'{"text": "a\\ud800b \\udc00 \\ud83c\\udf47"}\n')),
     ],
 )
 def test_lone_surrogates_are_replaced_and_pairs_are_kept(tmp_path, name, content):
