@@ -1,6 +1,8 @@
 """Processes that act together on what one of them has noticed."""
 
+import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,9 +10,11 @@ from accelerate.state import AcceleratorState
 from conftest import REPOSITORY, run_process
 from test_train_accelerate import flags, run_here
 
+import train_accelerate
 from modeling_gpt2scratch import processes
 from modeling_gpt2scratch.agreement import Agreement
 from modeling_gpt2scratch.processes import LaunchError, require_expected
+from modeling_gpt2scratch.run_directory import recorded_status
 
 # One process raises a flag at its second step; all know it one step later, and none before.
 TOGETHER = """
@@ -143,3 +147,18 @@ def test_before_they_have_met_one_process_of_each_machine_speaks(
     arguments = flags(tmp_path / "nowhere", tmp_path / "run")
     assert run_here(monkeypatch, *arguments) == 1
     assert capsys.readouterr().err.count("error: ") == 1 - local_rank
+
+
+def test_an_interrupted_run_is_no_longer_said_to_be_running(tmp_path):
+    try:
+        with (
+            pytest.raises(KeyboardInterrupt) as caught,
+            recorded_status(tmp_path, SimpleNamespace(step=3)),
+        ):
+            assert json.loads((tmp_path / "status.json").read_text())["status"] == "running"
+            raise KeyboardInterrupt
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    expected = {"status": "failed", "message": "KeyboardInterrupt", "step": 3}
+    assert json.loads((tmp_path / "status.json").read_text()) == expected
+    assert train_accelerate.exit_code(caught.value) == 130
