@@ -13,10 +13,10 @@ from pathlib import Path
 def main() -> None:
     """Parses, prepares, and turns what is wrong with the input into one line and an exit code."""
     # Each worker process imports this file once more and needs none of these.
-    from modeling_gpt2scratch.command_line import parse_config
-    from modeling_gpt2scratch.preparation import EXPECTED_ERRORS, prepare
-    from modeling_gpt2scratch.prepare_config import PrepareConfig
-    from modeling_gpt2scratch.shard_publishing import push_data
+    from modeling_gpt2scratch.common.command_line import parse_config
+    from modeling_gpt2scratch.data.preparation.configuration import PrepareConfig
+    from modeling_gpt2scratch.data.preparation.prepare import EXPECTED_ERRORS, prepare
+    from modeling_gpt2scratch.hub.datasets import push_data
 
     config = parse_config(PrepareConfig, description=__doc__)
     try:

@@ -22,17 +22,14 @@ from accelerate import Accelerator
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from modeling_gpt2scratch import checkpointing, preflight
-from modeling_gpt2scratch.agreement import StalledError, StopSignal
-from modeling_gpt2scratch.checkpointing import CheckpointError
-from modeling_gpt2scratch.command_line import parse_config
-from modeling_gpt2scratch.devices import keep_freed_memory, require_fp8
-from modeling_gpt2scratch.guard_rails import DivergenceError
-from modeling_gpt2scratch.initial_weights import InitialWeightsError
-from modeling_gpt2scratch.metrics import Throughput
-from modeling_gpt2scratch.optimization import set_learning_rate
-from modeling_gpt2scratch.prefetcher import Prefetcher
-from modeling_gpt2scratch.processes import (
+from modeling_gpt2scratch.checkpoints import checkpoint as checkpointing
+from modeling_gpt2scratch.checkpoints.checkpoint import CheckpointError
+from modeling_gpt2scratch.common.command_line import parse_config
+from modeling_gpt2scratch.data.loading.prefetcher import Prefetcher
+from modeling_gpt2scratch.data.shards.format import ShardError
+from modeling_gpt2scratch.data.tokens.tokenizer import TokenizerError
+from modeling_gpt2scratch.distributed.agreement import StalledError, StopSignal
+from modeling_gpt2scratch.distributed.processes import (
     LaunchError,
     asks_for_fp8,
     closing,
@@ -40,20 +37,28 @@ from modeling_gpt2scratch.processes import (
     on_main_process,
     say,
 )
-from modeling_gpt2scratch.profiling import Profile, profiler
-from modeling_gpt2scratch.run_banner import banner, surprises
-from modeling_gpt2scratch.run_directory import find_resume_point, recorded_status
-from modeling_gpt2scratch.run_measurements import look_back, measure
-from modeling_gpt2scratch.run_report import report_at_end
-from modeling_gpt2scratch.schedules import learning_rate_at
-from modeling_gpt2scratch.step_outcomes import StepOutcome, clip_gradients, skip_unless_finite
-from modeling_gpt2scratch.token_shards import ShardError
-from modeling_gpt2scratch.tokenization import TokenizerError
-from modeling_gpt2scratch.trackers import TrackerError
-from modeling_gpt2scratch.train_config import TrainConfig
-from modeling_gpt2scratch.training_data import TrainingData
-from modeling_gpt2scratch.training_run import Score, TrainingRun, can_go_back, go_back, open_run
-from modeling_gpt2scratch.validation import validate
+from modeling_gpt2scratch.hardware.devices import keep_freed_memory, require_fp8
+from modeling_gpt2scratch.hardware.profiling import Profile, profiler
+from modeling_gpt2scratch.optim.optimizer import set_learning_rate
+from modeling_gpt2scratch.optim.schedules import learning_rate_at
+from modeling_gpt2scratch.reports.run_page import report_at_end
+from modeling_gpt2scratch.tracking.metrics import Throughput
+from modeling_gpt2scratch.tracking.trackers import TrackerError
+from modeling_gpt2scratch.training import preflight
+from modeling_gpt2scratch.training.banner import banner, surprises
+from modeling_gpt2scratch.training.configuration import TrainConfig
+from modeling_gpt2scratch.training.data import TrainingData
+from modeling_gpt2scratch.training.directory import find_resume_point, recorded_status
+from modeling_gpt2scratch.training.guard_rails import DivergenceError
+from modeling_gpt2scratch.training.initial_weights import InitialWeightsError
+from modeling_gpt2scratch.training.measurements import look_back, measure
+from modeling_gpt2scratch.training.run import Score, TrainingRun, can_go_back, go_back, open_run
+from modeling_gpt2scratch.training.step_outcomes import (
+    StepOutcome,
+    clip_gradients,
+    skip_unless_finite,
+)
+from modeling_gpt2scratch.training.validation import validate
 
 # What the user can mend, and therefore sees as one line.
 EXPECTED_ERRORS = (

@@ -18,11 +18,11 @@ from tabulate import tabulate
 from transformers.utils import logging as transformers_logging
 
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
-from modeling_gpt2scratch.checkpoint_writer import CheckpointWriter
-from modeling_gpt2scratch.command_line import argument, check_numbers, parse_config
-from modeling_gpt2scratch.optimization import make_optimizer
-from modeling_gpt2scratch.tokenization import train_tokenizer
-from modeling_gpt2scratch.train_config import MODEL_SIZES
+from modeling_gpt2scratch.checkpoints.writer import CheckpointWriter
+from modeling_gpt2scratch.common.command_line import argument, check_numbers, parse_config
+from modeling_gpt2scratch.data.tokens.tokenizer import train_tokenizer
+from modeling_gpt2scratch.optim.optimizer import make_optimizer
+from modeling_gpt2scratch.training.configuration import MODEL_SIZES
 
 
 @dataclass(frozen=True)

@@ -25,15 +25,15 @@ from lm_eval.models.huggingface import HFLM
 from tabulate import tabulate
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
-from modeling_gpt2scratch.command_line import argument, parse_config
-from modeling_gpt2scratch.tokenization import load_tokenizer
-from modeling_gpt2scratch.train_config import MODEL_SIZES
+from modeling_gpt2scratch.common.command_line import argument, parse_config
+from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer
+from modeling_gpt2scratch.training.configuration import MODEL_SIZES
 
 # In place of this directory: a library that imports PyPI's `evaluate` must not find this file.
 sys.path[0] = str(Path(__file__).parents[1] / "evaluate")
-from hellaswag import HellaswagTask  # noqa: E402
-from lambada import read_texts, split_last_word  # noqa: E402
-from scoring import CausalScorer  # noqa: E402
+from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer  # noqa: E402
+from modeling_gpt2scratch.evaluation.tasks.hellaswag import HellaswagTask  # noqa: E402
+from modeling_gpt2scratch.evaluation.tasks.lambada import read_texts, split_last_word  # noqa: E402
 
 Requests = list[tuple[str, list[str]]]  # a context and what may follow it
 N_SENTENCES = 20

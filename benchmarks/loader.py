@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
-from modeling_gpt2scratch.command_line import argument, check_numbers, parse_config
-from modeling_gpt2scratch.shard_loader import ShardLoader, TokenWindows
-from modeling_gpt2scratch.split_writer import SplitWriter
-from modeling_gpt2scratch.token_shards import Manifest
+from modeling_gpt2scratch.common.command_line import argument, check_numbers, parse_config
+from modeling_gpt2scratch.data.loading.loader import ShardLoader, TokenWindows
+from modeling_gpt2scratch.data.shards.format import Manifest
+from modeling_gpt2scratch.data.shards.writer import SplitWriter
 
 VOCAB_SIZE = 50257
 PAGE = 4096  # bytes; the least that can be measured

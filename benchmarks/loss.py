@@ -20,8 +20,8 @@ import torch
 from tabulate import tabulate
 
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
-from modeling_gpt2scratch.command_line import argument, parse_config
-from modeling_gpt2scratch.train_config import MODEL_SIZES
+from modeling_gpt2scratch.common.command_line import argument, parse_config
+from modeling_gpt2scratch.training.configuration import MODEL_SIZES
 
 LOSSES = ("plain", "chunked")
 

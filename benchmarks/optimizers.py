@@ -15,8 +15,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from modeling_gpt2scratch.command_line import argument, parse_config
-from modeling_gpt2scratch.metrics import METRICS_NAME, read_metrics
+from modeling_gpt2scratch.common.command_line import argument, parse_config
+from modeling_gpt2scratch.tracking.metrics import METRICS_NAME, read_metrics
 
 REPOSITORY = Path(__file__).parents[1]
 EVALUATIONS = 5  # of each run, at the same shares of it

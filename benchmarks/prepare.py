@@ -32,15 +32,15 @@ import tiktoken
 from datasets import Dataset
 from tabulate import tabulate
 
-from modeling_gpt2scratch.command_line import argument, parse_config
-from modeling_gpt2scratch.text_files import find_files, read_documents
+from modeling_gpt2scratch.common.command_line import argument, parse_config
+from modeling_gpt2scratch.data.sources.local_files import find_files, read_documents
 
 # A program of its own, so that the memory is that of the preparation alone. With `-c` its workers
 # import as little as those of the script.
 PREPARE = """
 import json, resource, sys, time
-from modeling_gpt2scratch.preparation import prepare
-from modeling_gpt2scratch.prepare_config import PrepareConfig
+from modeling_gpt2scratch.data.preparation.prepare import prepare
+from modeling_gpt2scratch.data.preparation.configuration import PrepareConfig
 
 def seconds():
     usages = [resource.getrusage(one) for one in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]

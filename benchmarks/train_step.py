@@ -23,10 +23,14 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
-from modeling_gpt2scratch.command_line import argument, parse_config
-from modeling_gpt2scratch.devices import flops_per_token, keep_freed_memory, measure_matmul_flops
-from modeling_gpt2scratch.optimization import make_optimizer
-from modeling_gpt2scratch.train_config import MODEL_SIZES
+from modeling_gpt2scratch.common.command_line import argument, parse_config
+from modeling_gpt2scratch.hardware.devices import (
+    flops_per_token,
+    keep_freed_memory,
+    measure_matmul_flops,
+)
+from modeling_gpt2scratch.optim.optimizer import make_optimizer
+from modeling_gpt2scratch.training.configuration import MODEL_SIZES
 
 # Name -> model and precision.
 CONTESTANTS = {

@@ -19,9 +19,9 @@ from accelerate.utils.launch import (
     prepare_multi_gpu_env,
     prepare_simple_launcher_cmd_env,
 )
-from conftest import REPOSITORY, run_process
+from support.processes import REPOSITORY, run_process
+from support.tiny_models import tiny_model
 from test_train_accelerate import SIZES, curve, flags, run_here
-from tiny_models import tiny_model
 
 CONFIGS = sorted((REPOSITORY / "accelerate_configs").glob("*.yaml"))
 SLURM_SCRIPT = REPOSITORY / "accelerate_configs" / "multi_node_ddp.slurm"

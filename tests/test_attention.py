@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import random_ids, tiny_model
+from support.tiny_models import random_ids, tiny_model
 from transformers.utils import is_flash_attn_2_available
 
 from modeling_gpt2scratch import GPT2ScratchForCausalLM

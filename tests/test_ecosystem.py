@@ -9,10 +9,10 @@ import sys
 import onnxruntime
 import pytest
 import torch
-from conftest import run_process
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from tiny_models import CORPUS, SIZES, random_ids, tiny_model, tiny_tokenizer, tiny_twins
+from support.processes import run_process
+from support.tiny_models import CORPUS, SIZES, random_ids, tiny_model, tiny_tokenizer, tiny_twins
 from torch import Tensor
 from torch._dynamo.utils import counters
 from transformers import Trainer, TrainingArguments, set_seed

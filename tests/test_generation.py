@@ -4,7 +4,7 @@ from threading import Thread
 
 import pytest
 import torch
-from tiny_models import (
+from support.tiny_models import (
     END_OF_TEXT,
     TOKENS,
     random_ids,

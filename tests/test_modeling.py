@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from tiny_models import random_ids, tiny_model, tiny_twins
+from support.tiny_models import random_ids, tiny_model, tiny_twins
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
-from modeling_gpt2scratch.train_config import MODEL_SIZES
+from modeling_gpt2scratch.training.configuration import MODEL_SIZES
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import os
 import sys
 
 import pytest
-from conftest import run_process
-from tiny_models import tiny_twins
+from support.processes import run_process
+from support.tiny_models import tiny_twins
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, run_process
+from support.processes import REPOSITORY, run_process
 
 
 @pytest.mark.gate

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from support.processes import REPOSITORY
 from test_model_making import stock_model
 from test_train_accelerate import curve, run_here
 from transformers import GPT2Config
 
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
-from modeling_gpt2scratch.command_line import parse_config
-from modeling_gpt2scratch.initial_weights import SIZES
-from modeling_gpt2scratch.train_config import TrainConfig
+from modeling_gpt2scratch.common.command_line import parse_config
+from modeling_gpt2scratch.training.configuration import TrainConfig
+from modeling_gpt2scratch.training.initial_weights import SIZES
 
 RECIPES = sorted(REPOSITORY.glob("recipes/*.yaml"))
 COMPUTED = [recipe for recipe in RECIPES if recipe.stem != "quickstart"]  # its figures are measured

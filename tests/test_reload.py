@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from conftest import run_process
+from support.processes import run_process
 from transformers import AutoTokenizer
 
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM

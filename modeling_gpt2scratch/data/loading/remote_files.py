@@ -1,0 +1,174 @@
+"""Files behind an address that fsspec knows: fetched whole, checked, asked for again on failure.
+
+What a second try cannot mend is not tried again: a file that is not there, a missing right, a full
+disk, a library that is not installed.
+"""
+
+import errno
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    sleep_using_event,
+    stop_after_attempt,
+    stop_after_delay,
+    stop_when_event_set,
+    wait_exponential,
+    wait_random,
+)
+
+from modeling_gpt2scratch.data.shards.format import ShardError
+
+MIN_ATTEMPTS = 3  # however long one takes
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1, 60
+SILENCE_SECONDS = 60  # after which a connection is given up
+# Answers of a server that may be different a moment later: too slow, too early, too many requests.
+PASSING_STATUSES = (408, 425, 429)
+# Exceptions of botocore and huggingface_hub, which need not be installed.
+LASTING_ERRORS = ("NoCredentialsError", "OfflineModeIsEnabled")
+
+
+class RemoteFiles:
+    """The files of one remote directory.
+
+    Args:
+        address: such as `hf://datasets/user/name@revision/folder`.
+        retry_seconds: after which no new attempt is made; pauses grow from 1 to 60 seconds.
+        closed: ends pauses and attempts when set.
+
+    Raises:
+        ShardError: if no installed library knows the address.
+    """
+
+    def __init__(
+        self, address: str, *, retry_seconds: float = 600, closed: threading.Event | None = None
+    ):
+        self.address = address.rstrip("/")
+        self._retry_seconds = retry_seconds
+        self._closed = closed or threading.Event()
+        try:
+            self._fs, self._root = fsspec.url_to_fs(self.address, **_options_for(self.address))
+        except (ImportError, ValueError) as error:
+            raise ShardError(
+                f"{address}: expected an address that fsspec can open, found: {_first_line(error)}"
+            ) from None
+
+    def download(self, name: str, path: Path, *, check: Callable[[Path], None]) -> None:
+        """Writes a file of the directory to `path`, once `check` has nothing against it.
+
+        Args:
+            name: below the address.
+            path: overwritten by each attempt, so not the name under which others look for it.
+            check: raises ValueError if the content is not what it should be.
+
+        Raises:
+            ShardError: if it cannot be had; the message says what was tried.
+        """
+        attempts = Retrying(
+            retry=retry_if_exception(is_passing),
+            wait=wait_exponential(multiplier=FIRST_PAUSE_SECONDS, max=LONGEST_PAUSE_SECONDS)
+            + wait_random(0, FIRST_PAUSE_SECONDS),
+            stop=stop_when_event_set(self._closed)
+            | (stop_after_delay(self._retry_seconds) & stop_after_attempt(MIN_ATTEMPTS)),
+            sleep=sleep_using_event(self._closed),
+            before_sleep=self._announce(name),
+            reraise=True,
+        )
+        try:
+            attempts(self._attempt, name, path, check)
+        except Exception as error:
+            tries = attempts.statistics.get("attempt_number", 1)
+            raise ShardError(
+                f"{self.address}/{name}: {describe(error)}; {self._advice(error, tries)}"
+            ) from error
+
+    def _attempt(self, name: str, path: Path, check: Callable[[Path], None]) -> None:
+        """One download."""
+        try:
+            self._fs.get_file(f"{self._root}/{name}", str(path))
+            if not path.exists():  # some file systems take a missing file for an empty folder
+                raise FileNotFoundError(errno.ENOENT, "no such file")
+            check(path)
+        except Exception:
+            self._fs.invalidate_cache()  # sizes and hashes that it may have remembered
+            raise
+
+    def _announce(self, name: str) -> Callable[[RetryCallState], None]:
+        """Tells whoever waits why."""
+
+        def announce(state: RetryCallState) -> None:
+            error = state.outcome.exception()
+            # In one piece, or the lines of several threads may lie within one another.
+            sys.stderr.write(
+                f"{self.address}/{name}: {describe(error)}; "
+                f"next try in {state.next_action.sleep:.0f} seconds\n"
+            )
+            sys.stderr.flush()
+
+        return announce
+
+    def _advice(self, error: Exception, tries: int) -> str:
+        """What the user can do about the last failure."""
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return "make room, lower --data_cache_gb or choose another --data_cache"
+        if is_passing(error):
+            return f"gave up after {tries} tries, start again with --resume auto"
+        if self.address.startswith("hf://"):
+            return "check the address, and set HF_TOKEN if the data set is private or gated"
+        return "check the address and your credentials"
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether a failure may be gone at the next try."""
+    if isinstance(error, FileNotFoundError | PermissionError | ImportError | MemoryError):
+        return False
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return False
+    if type(error).__name__ in LASTING_ERRORS:
+        return False
+    status = _status(error)
+    return status is None or status >= 500 or status in PASSING_STATUSES
+
+
+def describe(error: BaseException) -> str:
+    """A failure in some words."""
+    status = _status(error)
+    if status is not None:
+        return f"expected the file, found HTTP status {status}"
+    if isinstance(error, FileNotFoundError):
+        return "expected the file, found none"
+    if isinstance(error, TimeoutError):
+        return "expected the file, found no answer in time"
+    if isinstance(error, ValueError):  # of a check, which says what it expected
+        return _first_line(error)
+    return f"expected the file, found {type(error).__name__}: {_first_line(error)}"
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status in an exception of aiohttp, or of requests, httpx and huggingface_hub."""
+    status = getattr(error, "status", None)
+    if status is None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
+
+
+def _options_for(address: str) -> dict:
+    """Options for the file system: HTTP may take any time, but not be silent for long."""
+    if not address.startswith(("http://", "https://")):
+        return {}
+    from aiohttp import ClientTimeout
+
+    timeout = ClientTimeout(total=None, sock_connect=SILENCE_SECONDS, sock_read=SILENCE_SECONDS)
+    return {"client_kwargs": {"timeout": timeout, "trust_env": True}}
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of a message; some libraries write pages."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,283 @@
+"""Where the files of a data set come from: a local directory, or an address that fsspec knows.
+
+Of a remote data set, the manifest and the tokenizer come first; shards come in the background ahead
+of need. No token is handed out that was not checked: a file counts when its size and sha256 are the
+manifest's. A source that is slow, fails or sends something else is asked again, with a message and
+longer and longer pauses, and given up in the end.
+"""
+
+import hashlib
+import json
+import re
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from modeling_gpt2scratch.common.atomic_files import write_file
+from modeling_gpt2scratch.data.shards.format import (
+    HEADER_BYTES,
+    MANIFEST_NAME,
+    Manifest,
+    ShardEntry,
+    ShardError,
+    check_token_ids,
+    read_shard,
+    token_dtype,
+)
+
+from .cache import Closed, ShardCache
+from .remote_files import RemoteFiles
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+DOWNLOADS = 4  # at a time
+
+
+def is_remote(address: str) -> bool:
+    """Whether an address leads away from the file system."""
+    return "://" in address
+
+
+class LocalStore:
+    """A data directory on this machine.
+
+    Raises:
+        ShardError: if it holds no data set.
+    """
+
+    is_remote = False
+
+    def __init__(self, directory: Path):
+        self.name = str(directory)
+        self.directory = directory
+        self.manifest = Manifest.load(directory)
+
+    def label(self, entry: ShardEntry) -> str:
+        """What to call a shard in messages."""
+        return str(self.directory / entry.file)
+
+    def open(self, entry: ShardEntry) -> np.ndarray:
+        """The tokens of a shard, after a look at its size and header.
+
+        Raises:
+            ShardError: if it is missing or damaged.
+        """
+        path = self.directory / entry.file
+        if not path.exists():
+            raise ShardError(
+                f"{path}: expected the shards that {MANIFEST_NAME} lists, found no such file; "
+                f"copy the rest of the data set or prepare the data again"
+            )
+        if entry.n_tokens == 0 or path.stat().st_size == 0:
+            raise ShardError(f"{path}: expected tokens, found none; prepare the data again")
+        return read_shard(path, n_tokens=entry.n_tokens, vocab_size=self.manifest.vocab_size)
+
+    def verify(self, entry: ShardEntry) -> None:
+        """Reads a shard and compares its checksum and its ids.
+
+        Raises:
+            ShardError: if they are not what the manifest says.
+        """
+        path, tokens = self.directory / entry.file, self.open(entry)
+        check_token_ids(path, tokens, vocab_size=self.manifest.vocab_size)
+        try:
+            check_shard(path, entry=entry, n_bytes=_file_bytes(entry, self.manifest))
+        except ShardError as error:
+            raise ShardError(
+                f"{path}: {error}; the file was changed after its manifest was written, copy it "
+                f"again or prepare the data again"
+            ) from None
+
+
+class RemoteStore:
+    """A data set behind an address, whose shards pass through a cache.
+
+    Args:
+        address: of its directory, anything that fsspec knows.
+        cache: keeps the shards; it may serve several stores.
+        retry_seconds: for how long a failing source is asked again.
+        verify: check the sha256 of shards that were in the cache before, and the ids of all.
+
+    Raises:
+        ShardError: if there is no data set, or it cannot be fetched.
+    """
+
+    is_remote = True
+
+    def __init__(
+        self, address: str, cache: ShardCache, *, retry_seconds: float = 600, verify: bool = False
+    ):
+        self.name = address
+        self._cache = cache
+        self._verify = verify
+        self._files = RemoteFiles(address, retry_seconds=retry_seconds, closed=cache.closed)
+        key = hashlib.sha256(self._files.address.encode()).hexdigest()[:16]
+        self.directory = cache.directory / "data_sets" / key
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with cache.lock(key):
+            self._fetch_descriptions()
+            try:
+                self.manifest = Manifest.load(self.directory)
+            except ShardError as error:
+                raise ShardError(str(error).replace(str(self.directory), address)) from None
+        for split in self.manifest.splits.values():
+            for entry in split.shards:
+                if not re.fullmatch("[0-9a-f]{64}", entry.sha256):  # it will be a file's name
+                    raise ShardError(
+                        f"{address}/{MANIFEST_NAME}: expected a sha256 for {entry.file}, "
+                        f"found {entry.sha256!r}; prepare the data again"
+                    )
+        self._wanted: dict[str, list[ShardEntry]] = {}
+        self._ordered: deque[ShardEntry] = deque()
+        self._found: dict[str, Future] = {}
+        self._condition = threading.Condition()
+        for number in range(DOWNLOADS):
+            # Daemons, because a download that hangs must not keep the process from ending.
+            threading.Thread(target=self._work, name=f"download-{number}", daemon=True).start()
+
+    def want(self, owner: str, entries: Iterable[ShardEntry]) -> None:
+        """Orders shards, most urgent first, and spares them in the cache.
+
+        It replaces what the same owner ordered before, unless that is already on its way.
+        """
+        entries = list(entries)
+        self._cache.keep(f"{self.name} {owner}", (entry.sha256 for entry in entries))
+        with self._condition:
+            self._wanted = {owner: entries} | (self._wanted | {owner: entries})
+            wanted = {entry.sha256: entry for group in self._wanted.values() for entry in group}
+            waiting = {entry.sha256 for entry in self._ordered}
+            for sha256 in waiting - wanted.keys():
+                self._found.pop(sha256).cancel()
+            # What has come may have left the cache since, and what failed gets another chance.
+            self._found = {name: found for name, found in self._found.items() if not found.done()}
+            self._ordered.clear()
+            for sha256, entry in wanted.items():
+                if sha256 in waiting:
+                    self._ordered.append(entry)
+                else:
+                    self._order(entry)
+
+    def label(self, entry: ShardEntry) -> str:
+        """What to call a shard in messages."""
+        return f"{self.name}/{entry.file}"
+
+    def open(self, entry: ShardEntry) -> np.ndarray:
+        """The tokens of a shard, as soon as it is there.
+
+        Raises:
+            ShardError: if it cannot be fetched, or is not what the manifest says.
+        """
+        vocab_size = self.manifest.vocab_size
+        while True:
+            with self._condition:
+                future = self._order(entry)
+            path = future.result()
+            try:
+                tokens = read_shard(path, n_tokens=entry.n_tokens, vocab_size=vocab_size)
+                break
+            except ShardError as error:
+                if path.exists():
+                    raise ShardError(str(error).replace(str(path), self.label(entry))) from None
+                with self._condition:  # another process made room for what it needs
+                    if self._found.get(entry.sha256) is future:
+                        del self._found[entry.sha256]
+        if self._verify:
+            check_token_ids(self.label(entry), tokens, vocab_size=vocab_size)
+        return tokens
+
+    def verify(self, entry: ShardEntry) -> None:
+        """Nothing: shards are checked as they come."""
+
+    def bytes_of(self, entry: ShardEntry) -> int:
+        """Size of a shard's file."""
+        return _file_bytes(entry, self.manifest)
+
+    def _order(self, entry: ShardEntry) -> Future:
+        """The outcome of a shard's download, which begins as soon as a thread is free."""
+        if entry.sha256 not in self._found:
+            self._found[entry.sha256] = Future()
+            self._ordered.append(entry)
+            self._condition.notify()
+        return self._found[entry.sha256]
+
+    def _work(self) -> None:
+        """Downloads one ordered shard after another."""
+        while not self._cache.closed.is_set():
+            with self._condition:
+                if not self._ordered:
+                    self._condition.wait(timeout=1)
+                    continue
+                entry = self._ordered.popleft()
+                future = self._found[entry.sha256]
+            try:
+                future.set_result(self._fetch(entry))
+            except Closed:
+                future.set_exception(ShardError(f"{self.name}: closed while {entry.file} came"))
+            except Exception as error:
+                future.set_exception(error)
+
+    def _fetch(self, entry: ShardEntry) -> Path:
+        """The shard's file in the cache, downloaded if need be."""
+        check = partial(check_shard, entry=entry, n_bytes=self.bytes_of(entry))
+        return self._cache.get(
+            entry.sha256,
+            self.bytes_of(entry),
+            download=partial(self._files.download, entry.file, check=check),
+            check=check if self._verify else None,
+        )
+
+    def _fetch_descriptions(self) -> None:
+        """Manifest and tokenizer, the latter only with another manifest than the last time."""
+        manifest = self.directory / MANIFEST_NAME
+        names = [MANIFEST_NAME, *TOKENIZER_FILES]
+        known = manifest.read_bytes() if manifest.exists() else None
+        with tempfile.TemporaryDirectory(dir=self.directory) as temporary:
+            for name in names:
+                path = Path(temporary, name)
+                self._files.download(name, path, check=_check_json)
+                if path.read_bytes() == known:
+                    return
+            for name in reversed(names):  # the manifest last
+                write_file(self.directory / name, Path(temporary, name).read_bytes())
+
+
+def open_store(
+    address: str, cache: ShardCache | None = None, **options
+) -> LocalStore | RemoteStore:
+    """The store of an address; see `RemoteStore` for what only remote ones need."""
+    if is_remote(address):
+        return RemoteStore(address, cache, **options)
+    return LocalStore(Path(address))
+
+
+def check_shard(path: Path, *, entry: ShardEntry, n_bytes: int) -> None:
+    """Refuses a file that is not the manifest's shard.
+
+    Raises:
+        ShardError: if size or sha256 differ; the message does not name the file.
+    """
+    n_found = path.stat().st_size
+    if n_found != n_bytes:
+        raise ShardError(f"expected {n_bytes:,} bytes, found {n_found:,}")
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != entry.sha256:
+        raise ShardError(f"expected sha256 {entry.sha256[:16]}..., found {found[:16]}...")
+
+
+def _check_json(path: Path) -> None:
+    """Refuses a file that was cut short, or an error page in its place."""
+    try:
+        json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ShardError(f"expected JSON, found {error}") from None
+
+
+def _file_bytes(entry: ShardEntry, manifest: Manifest) -> int:
+    """Size of a shard's file."""
+    return HEADER_BYTES + entry.n_tokens * np.dtype(token_dtype(manifest.vocab_size)).itemsize

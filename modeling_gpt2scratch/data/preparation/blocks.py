@@ -1,0 +1,174 @@
+"""Encoded documents in blocks: shuffled, split, written, and safe from a kill once written.
+
+    DocumentStream -> batches -> workers -> blocks of some 50 million tokens -> SplitWriter
+
+A block is complete when it holds `shuffle_buffer_tokens`; then its documents are permuted, written,
+and the progress saved. Memory holds one block and the batches on their way, whatever the size of
+the input.
+"""
+
+from collections import Counter
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from modeling_gpt2scratch.data.shards.writer import SplitWriter
+from modeling_gpt2scratch.data.sources.documents import DocumentStream
+from modeling_gpt2scratch.data.tokens.encoder import EncodedDocuments, is_held_out
+from modeling_gpt2scratch.data.tokens.workers import Encoding, encoded
+
+from .progress import Progress, SeenDocuments, WorkingDirectory
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How encoded documents become shards."""
+
+    encoding: Encoding
+    vocab_size: int
+    shard_tokens: int
+    val_fraction: float
+    block_tokens: int
+    is_shuffled: bool
+    is_deduplicated: bool
+    max_tokens: int | None
+    num_workers: int
+
+
+def write_shards(
+    stream: DocumentStream, plan: Plan, working: WorkingDirectory, progress: Progress
+) -> None:
+    """Reads the stream to its end and completes all shards; `progress` says how far they are.
+
+    Raises:
+        SourceError: if the input is bad.
+        WorkerError: if a worker process died.
+        OSError: if the disk is full. What the progress speaks of is kept in all cases.
+    """
+    blocks = _Blocks(plan, working, progress)
+    with (
+        closing(blocks),
+        tqdm(
+            unit=" tokens", unit_scale=True, desc="tokenizing", mininterval=1, disable=None
+        ) as bar,
+        encoded(stream, plan.encoding, plan.num_workers) as batches,
+    ):
+        bar.update(blocks.n_tokens)
+        position = progress.position
+        for documents, position in batches:
+            bar.update(blocks.add(documents))
+            if blocks.is_block_full:
+                blocks.commit(position)
+                stream.release(position)
+            if blocks.is_enough:
+                break
+        blocks.commit(position, is_last=True)
+
+
+class _Blocks:
+    """The documents of the current block, and the shards of those before."""
+
+    def __init__(self, plan: Plan, working: WorkingDirectory, progress: Progress):
+        self._plan, self._working, self._progress = plan, working, progress
+        self._writers = {
+            split: SplitWriter(
+                working.data,
+                split,
+                shard_tokens=plan.shard_tokens,
+                vocab_size=plan.vocab_size,
+                state=progress.splits.get(split),
+            )
+            for split in (("train", "val") if plan.val_fraction else ("train",))
+        }
+        self._seen = None
+        if plan.is_deduplicated:
+            self._seen = SeenDocuments(working.seen, n_blocks=progress.n_blocks)
+        self.n_tokens = sum(state["n_tokens"] for state in progress.splits.values())
+        self._counts = Counter(progress.counts)
+        self._clear_block()
+
+    @property
+    def is_block_full(self) -> bool:
+        """Whether it is time to commit."""
+        return self._n_in_block >= self._plan.block_tokens
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether no more documents are wanted."""
+        return self._plan.max_tokens is not None and self.n_tokens >= self._plan.max_tokens
+
+    def add(self, documents: EncodedDocuments) -> int:
+        """Takes documents into the block; returns the number of their tokens.
+
+        Duplicates are left out, and so is what comes after the document that completes
+        `max_tokens`.
+        """
+        n_before = self.n_tokens
+        starts = np.cumsum(documents.lengths) - documents.lengths
+        self._counts["too_short"] += documents.n_too_short
+        for start, length, n_bytes, digest in zip(
+            starts.tolist(),
+            documents.lengths.tolist(),
+            documents.n_bytes.tolist(),
+            documents.digests,
+            strict=True,
+        ):
+            if self.is_enough:
+                break
+            if self._seen and not self._seen.is_new(digest, self._progress.n_blocks):
+                self._counts["duplicates"] += 1
+                continue
+            self._block.append((documents.ids[start : start + length], n_bytes, digest))
+            self.n_tokens += length
+        self._n_in_block += self.n_tokens - n_before
+        return self.n_tokens - n_before
+
+    def commit(self, position: dict | None, *, is_last: bool = False) -> None:
+        """Writes the block and saves the progress; afterwards a kill loses nothing of it."""
+        self._write_block()
+        if is_last:
+            for writer in self._writers.values():
+                writer.finish()
+        if self._seen:
+            self._seen.commit()
+        self._progress.splits = {name: writer.state() for name, writer in self._writers.items()}
+        self._progress.counts = dict(self._counts)
+        self._progress.n_blocks += 1
+        self._progress.position = position
+        self._progress.is_finished = is_last
+        self._working.save(self._progress)
+        for writer in self._writers.values():
+            writer.publish()
+
+    def close(self) -> None:
+        """Closes all files, of which only an error has left any open but the table of digests."""
+        for writer in self._writers.values():
+            writer.abandon()
+        if self._seen:
+            self._seen.close()
+
+    def _write_block(self) -> None:
+        """Hands each document to the writer of its split, in the order of the shuffle."""
+        block = self._block
+        if self._plan.is_shuffled:
+            entropy = np.random.SeedSequence((self._plan.encoding.seed, self._progress.n_blocks))
+            keys = entropy.generate_state(len(block), np.uint64)
+            block = [block[index] for index in np.argsort(keys, kind="stable")]
+        by_split = {split: [] for split in self._writers}
+        for document in block:
+            split = "val" if is_held_out(document[2], self._plan.val_fraction) else "train"
+            by_split[split].append(document)
+        for split, documents in by_split.items():
+            if documents:
+                self._writers[split].add(
+                    np.concatenate([ids for ids, _, _ in documents]),
+                    n_bytes=sum(n_bytes for _, n_bytes, _ in documents),
+                    n_documents=len(documents),
+                )
+        self._clear_block()
+
+    def _clear_block(self) -> None:
+        self._block: list[tuple[np.ndarray, int, bytes]] = []  # ids, UTF-8 bytes, digest
+        self._n_in_block = 0

@@ -1,0 +1,100 @@
+"""The arguments of `prepare_data.py`."""
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from modeling_gpt2scratch.common.atomic_files import require_free
+from modeling_gpt2scratch.common.command_line import argument, check_numbers
+from modeling_gpt2scratch.data.shards.format import MANIFEST_NAME, MAX_SHARD_TOKENS
+from modeling_gpt2scratch.data.sources.docstrings import DOCSTRINGS
+from modeling_gpt2scratch.data.sources.filters import parse_condition
+from modeling_gpt2scratch.data.sources.hub_files import PRESETS
+from modeling_gpt2scratch.data.sources.mixture import parse_mixture
+from modeling_gpt2scratch.data.tokens.encoder import GPT2
+from modeling_gpt2scratch.data.tokens.tokenizer import trained_vocab_size
+from modeling_gpt2scratch.hub.datasets import check_repository
+
+from .progress import WorkingDirectory
+
+DOCSTRINGS_TOKENIZER = "bpe:4096"  # a vocabulary that a small model can afford
+# What does not change the shards, and may change before an unfinished preparation goes on.
+NOT_RECORDED = (
+    *("output_dir", "num_workers", "overwrite", "ignore_free_space", "push_to_hub", "private"),
+)
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Every argument of this script."""
+
+    output_dir: str = argument("directory to make")
+    dataset: str = argument(
+        f"docstrings; a preset ({', '.join(PRESETS)}); a local file, folder or glob (txt, "
+        "jsonl, csv, each also .gz .zst .xz; parquet); a Hub name, also with its subset "
+        "(user/name/subset); or several with weights (a:0.7,b:0.3)",
+        default=DOCSTRINGS,
+    )
+    subset: str | None = argument("configuration of a Hub data set: sample-10BT", default=None)
+    text_column: str = argument("field that holds the document", default="text")
+    where: list[str] = argument(
+        "conditions that a row must meet: 'language == en' 'score >= 3'", default_factory=list
+    )
+    min_characters: int = argument("shorter documents are left out", default=0)
+    deduplicate: bool = argument("leave out documents that came before, exactly", default=False)
+    tokenizer: str | None = argument(
+        "gpt2, bpe:N to train one of N entries on this text, or a directory or Hub name; "
+        f"without it {DOCSTRINGS_TOKENIZER} for docstrings, else gpt2",
+        default=None,
+    )
+    shard_tokens: int = argument("tokens per shard", default=100_000_000)
+    val_fraction: float = argument("share of the documents held out, 0 for none", default=0.01)
+    shuffle: bool = argument("shuffle files and documents", default=True)
+    shuffle_buffer_tokens: int = argument(
+        "documents are shuffled, written and made safe from a kill in blocks of so many tokens",
+        default=50_000_000,
+    )
+    num_workers: int = argument("processes that tokenize", default=os.cpu_count() or 1)
+    limit_documents: int | None = argument("read at most so many documents", default=None)
+    max_tokens: int | None = argument("stop when the shards hold so many", default=None)
+    seed: int = argument("of the shuffle and the choice of validation documents", default=0)
+    overwrite: bool = argument("replace an existing data directory", default=False)
+    ignore_free_space: bool = argument("start even if the disk looks too small", default=False)
+    push_to_hub: str | None = argument("data set repository to upload the result to", default=None)
+    private: bool = argument("make that repository private", default=False)
+
+    def __post_init__(self):
+        check_numbers(
+            self,
+            positive=(
+                *("shard_tokens", "shuffle_buffer_tokens", "num_workers"),
+                *("limit_documents", "max_tokens"),
+            ),
+            non_negative=("seed", "min_characters"),
+        )
+        if self.shard_tokens > MAX_SHARD_TOKENS:
+            raise ValueError(
+                f"expected --shard_tokens of at most {MAX_SHARD_TOKENS}, found {self.shard_tokens}"
+            )
+        if not 0 <= self.val_fraction < 1:
+            raise ValueError(f"expected --val_fraction in [0, 1), found {self.val_fraction}")
+        for condition in self.where:
+            parse_condition(condition)
+        if not Path(self.dataset).exists():
+            parse_mixture(self.dataset, flag="--dataset")
+        if self.tokenizer is None:
+            default = DOCSTRINGS_TOKENIZER if self.dataset == DOCSTRINGS else GPT2
+            object.__setattr__(self, "tokenizer", default)
+        trained_vocab_size(self.tokenizer)
+        if self.push_to_hub is not None:
+            check_repository(self.push_to_hub, flag="--push_to_hub")
+        output_dir = Path(self.output_dir)
+        is_named = bool(output_dir.name)  # else it is refused
+        if not (is_named and WorkingDirectory(output_dir).is_published(self.recorded())):
+            require_free(output_dir, marker=MANIFEST_NAME, overwrite=self.overwrite)
+
+    def recorded(self) -> dict:
+        """The arguments that decide the shards, as the manifest names them."""
+        arguments = dataclasses.asdict(self)
+        return {name: arguments[name] for name in arguments if name not in NOT_RECORDED}

@@ -1,0 +1,216 @@
+"""From a configuration to a data directory: what `prepare_data.py` does, in its order.
+
+The tokenizer is saved first, then the shards are written block by block (`block_writer.py`), last
+comes the manifest; then the directory gets its name.
+"""
+
+import shutil
+from contextlib import closing
+from pathlib import Path
+
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from modeling_gpt2scratch.common.errors import SourceError
+from modeling_gpt2scratch.data.shards.format import Manifest, ShardError, Split
+from modeling_gpt2scratch.data.sources.documents import BATCH_CHARACTERS, DocumentStream
+from modeling_gpt2scratch.data.sources.filters import parse_condition
+from modeling_gpt2scratch.data.sources.hub_files import remove_partial_downloads
+from modeling_gpt2scratch.data.sources.places import (
+    Source,
+    describe_files,
+    describe_sources,
+    estimated_bytes,
+    open_sources,
+)
+from modeling_gpt2scratch.data.tokens.encoder import document_digest, is_held_out
+from modeling_gpt2scratch.data.tokens.tokenizer import (
+    TokenizerError,
+    fingerprint,
+    load_tokenizer,
+    save_tokenizer,
+    tokenizer_spec,
+    train_tokenizer,
+    trained_vocab_size,
+)
+from modeling_gpt2scratch.data.tokens.workers import Encoding, WorkerError
+
+from .blocks import Plan, write_shards
+from .configuration import PrepareConfig
+from .progress import Progress, ProgressError, WorkingDirectory
+
+# What the user can mend, and therefore sees as one line.
+EXPECTED_ERRORS = (
+    *(SourceError, TokenizerError, ShardError, ProgressError, WorkerError),
+    OSError,
+)
+TOKENIZER_CHARACTERS = 4 * 2**30  # a tokenizer is trained on so much text at most
+
+
+def prepare(config: PrepareConfig) -> Manifest:
+    """Makes the data directory, or finishes one that was begun, and returns its manifest."""
+    output_dir = Path(config.output_dir)
+    working = WorkingDirectory(output_dir)
+    if working.is_published(config.recorded()):
+        working.remove()
+        return Manifest.load(output_dir)
+    sources = open_sources(
+        config.dataset,
+        subset=config.subset,
+        text_column=config.text_column,
+        where=[parse_condition(condition) for condition in config.where],
+    )
+    with working.locked():
+        inputs = describe_files(sources)
+        progress = working.open(config.recorded(), inputs, overwrite=config.overwrite)
+        remove_partial_downloads(working.downloads)
+        try:
+            if progress is None:
+                require_free_space(sources, config)
+                progress = begin(config, sources, inputs, working)
+            return finish(config, sources, working, progress)
+        except BaseException as error:
+            has_blocks = progress is not None and progress.n_blocks > 0
+            if not (has_blocks or working.has_downloads):
+                working.remove()  # nothing that is worth going on from
+            elif has_blocks and isinstance(error, OSError):
+                raise OSError(
+                    f"{error}; {sum(s['n_tokens'] for s in progress.splits.values()):,} tokens "
+                    f"are safe: run the same command again to go on"
+                ) from error
+            raise
+
+
+def require_free_space(sources: list[Source], config: PrepareConfig) -> None:
+    """Refuses to start on a disk that will not hold the shards, by a rough estimate.
+
+    Raises:
+        OSError: if the disk looks too small and the user has not said to go on all the same.
+    """
+    needed = estimated_bytes(sources, max_tokens=config.max_tokens)
+    parent = Path(config.output_dir).absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    if free < needed and config.limit_documents is None and not config.ignore_free_space:
+        raise OSError(
+            f"{config.output_dir}: expected about {needed / 1e9:,.1f} GB of free space for shards "
+            f"and downloads, found {free / 1e9:,.1f}; choose another disk or a lower --max_tokens, "
+            f"or add --ignore_free_space"
+        )
+
+
+def begin(
+    config: PrepareConfig, sources: list[Source], inputs: list, working: WorkingDirectory
+) -> Progress:
+    """Saves the tokenizer and then the progress of a preparation that has just begun."""
+    vocab_size = trained_vocab_size(config.tokenizer)
+    if vocab_size is None:
+        tokenizer = load_tokenizer(config.tokenizer)
+    else:
+        tokenizer = train_on_sources(vocab_size, config, sources, working)
+    save_tokenizer(tokenizer, working.data)
+    progress = Progress(arguments=config.recorded(), inputs=inputs)
+    working.save(progress)
+    return progress
+
+
+def train_on_sources(
+    vocab_size: int, config: PrepareConfig, sources: list[Source], working: WorkingDirectory
+) -> PreTrainedTokenizerBase:
+    """A tokenizer trained on the documents that will be in the training split."""
+
+    def training_documents():
+        n_characters = 0
+        for batch in stream:
+            for text in batch.documents:
+                is_used = len(text) >= config.min_characters and not is_held_out(
+                    document_digest(text, config.seed), config.val_fraction
+                )
+                if is_used:
+                    yield text
+                    n_characters += len(text)
+            if n_characters > TOKENIZER_CHARACTERS:
+                return
+
+    with closing(open_stream(config, sources, working)) as stream:
+        progress = tqdm(
+            training_documents(),
+            desc=f"training a tokenizer of {vocab_size}",
+            unit=" documents",
+            disable=None,  # only where nobody watches
+        )
+        return train_tokenizer(progress, vocab_size)
+
+
+def finish(
+    config: PrepareConfig, sources: list[Source], working: WorkingDirectory, progress: Progress
+) -> Manifest:
+    """Writes the shards that are missing, and the manifest, and publishes the directory."""
+    tokenizer = load_tokenizer(str(working.data.absolute()))
+    if not progress.is_finished:
+        plan = Plan(
+            encoding=Encoding(
+                tokenizer_spec=tokenizer_spec(config.tokenizer, tokenizer),
+                end_of_text_id=tokenizer.eos_token_id,
+                seed=config.seed,
+                min_characters=config.min_characters,
+            ),
+            vocab_size=len(tokenizer),
+            shard_tokens=config.shard_tokens,
+            val_fraction=config.val_fraction,
+            block_tokens=config.shuffle_buffer_tokens,
+            is_shuffled=config.shuffle,
+            is_deduplicated=config.deduplicate,
+            max_tokens=config.max_tokens,
+            num_workers=config.num_workers,
+        )
+        with closing(open_stream(config, sources, working, progress.position)) as stream:
+            write_shards(stream, plan, working, progress)
+    manifest = Manifest(
+        vocab_size=len(tokenizer),
+        end_of_text_id=tokenizer.eos_token_id,
+        tokenizer={"name": config.tokenizer, "fingerprint": fingerprint(tokenizer)},
+        splits={name: Split.from_json(entry) for name, entry in progress.splits.items()},
+        arguments=config.recorded(),
+        sources=describe_sources(sources),
+        left_out=progress.counts,
+    )
+    check_splits(manifest, config, working)
+    manifest.save(working.data)
+    working.publish()
+    return manifest
+
+
+def open_stream(
+    config: PrepareConfig,
+    sources: list[Source],
+    working: WorkingDirectory,
+    position: dict | None = None,
+) -> DocumentStream:
+    """The documents in the order of this configuration."""
+    return DocumentStream(
+        sources,
+        seed=config.seed if config.shuffle else None,
+        downloads=working.downloads,
+        limit_documents=config.limit_documents,
+        # Several batches to a block, whose characters are some four times its tokens.
+        batch_characters=min(BATCH_CHARACTERS, max(1, config.shuffle_buffer_tokens // 2)),
+        position=position,
+    )
+
+
+def check_splits(manifest: Manifest, config: PrepareConfig, working: WorkingDirectory) -> None:
+    """Refuses a data set without documents, or without validation documents if some were asked."""
+    n_documents = sum(split.n_documents for split in manifest.splits.values())
+    for name, split in manifest.splits.items():
+        if split.n_documents:
+            continue
+        working.remove()
+        if n_documents == 0:
+            raise SourceError(f"{config.dataset}: expected documents, found none")
+        raise SourceError(
+            f"{config.dataset}: expected documents in both splits, found none of "
+            f"{n_documents} in {name!r} at --val_fraction {config.val_fraction}; change it, "
+            f"--seed, or give more documents (0 holds none out)"
+        )

@@ -1,0 +1,202 @@
+"""How far an unfinished preparation has come: what a killed one leaves for the next to go on from.
+
+Beside the data directory `NAME` that is to be made stands `.NAME.partial`:
+
+    data/            what becomes NAME: tokenizer, finished shards, the two that are being written
+    progress.json    what of it counts, and the place in the sources from which to read on
+    seen.sqlite      digests of the documents so far, if duplicates are left out
+    downloads/       files of the Hub that are being read
+
+`progress.json` is replaced in one step, after everything that it speaks of is on the disk. Whatever
+was written after it is cut off and made again, to the same bytes.
+"""
+
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from modeling_gpt2scratch.common.atomic_files import publish_directory, write_json
+
+PROGRESS_NAME = "progress.json"
+SQLITE_CACHE_KIB = 64 * 1024
+
+
+class ProgressError(ValueError):
+    """An unfinished preparation that cannot be continued as asked."""
+
+
+@dataclass
+class Progress:
+    """The state after a number of blocks of documents.
+
+    A preparation goes: `begun` (the tokenizer is saved), blocks, `finished` (all shards are).
+    """
+
+    arguments: dict  # that decide the result
+    inputs: list  # names, sizes and ages of the files that are read
+    n_blocks: int = 0
+    position: dict | None = None  # in the sources; None is their start
+    splits: dict[str, dict] = field(default_factory=dict)  # of the writers
+    counts: dict[str, int] = field(default_factory=dict)  # documents that were left out, by reason
+    is_finished: bool = False
+
+
+class WorkingDirectory:
+    """`.NAME.partial`, and the rule what may be done with one that is already there.
+
+    Args:
+        output_dir: the data directory that is to be made.
+    """
+
+    def __init__(self, output_dir: Path):
+        self.output_dir = output_dir
+        self.path = output_dir.with_name(f".{output_dir.name}.partial")
+        self.data = self.path / "data"
+        self.downloads = self.path / "downloads"
+        self.seen = self.path / "seen.sqlite"
+
+    def open(self, arguments: dict, inputs: list, *, overwrite: bool) -> Progress | None:
+        """The progress of an unfinished preparation with these arguments and inputs, or None.
+
+        Without one, nothing but downloads is in the directory afterwards: these are checked when
+        they are used.
+
+        Raises:
+            ProgressError: if there is one of other arguments or inputs, and `overwrite` is not set.
+        """
+        progress = self._load()
+        if progress is not None:
+            difference = _first_difference(progress, arguments, inputs)
+            if difference is None:
+                return progress
+            if not overwrite:
+                raise ProgressError(
+                    f"{self.path}: expected an unfinished preparation with the same arguments, "
+                    f"found {difference}; repeat the earlier command to finish it, or add "
+                    f"--overwrite to begin anew"
+                )
+        self._clear(kept=self.downloads)
+        self.data.mkdir(parents=True)
+        return None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps a second preparation out of the same directory.
+
+        Raises:
+            ProgressError: if one is under way.
+        """
+        self.output_dir.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.output_dir.with_name(f".{self.output_dir.name}.lock"), blocking=False)
+        try:
+            with lock:
+                try:
+                    yield
+                finally:
+                    with suppress(OSError):
+                        os.unlink(lock.lock_file)
+        except Timeout:
+            raise ProgressError(
+                f"{self.output_dir}: expected no other preparation of this directory, found one "
+                f"under way; wait for it, or choose another --output_dir"
+            ) from None
+
+    def is_published(self, arguments: dict) -> bool:
+        """Whether a kill came after the last rename, so that only cleaning up is left."""
+        progress = self._load()
+        return (
+            progress is not None
+            and progress.is_finished
+            and progress.arguments == arguments
+            and not self.data.exists()
+        )
+
+    def save(self, progress: Progress) -> None:
+        """Replaces `progress.json`, in one step."""
+        write_json(self.path / PROGRESS_NAME, asdict(progress))
+
+    def publish(self) -> None:
+        """Makes `data` the data directory and removes the rest."""
+        publish_directory(self.data, self.output_dir)
+        self.remove()
+
+    def remove(self) -> None:
+        """Removes what is left, `progress.json` last."""
+        self._clear(kept=self.path / PROGRESS_NAME)
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    @property
+    def has_downloads(self) -> bool:
+        """Whether there is a file that need not be downloaded again."""
+        return any(path.is_file() for path in self.downloads.rglob("*"))
+
+    def _clear(self, *, kept: Path) -> None:
+        for path in self.path.glob("*"):
+            if path == kept:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
+
+    def _load(self) -> Progress | None:
+        try:
+            content = json.loads((self.path / PROGRESS_NAME).read_text(encoding="utf-8"))
+            return Progress(**content)
+        except (OSError, ValueError, TypeError):
+            return None  # none yet, or of another version of this program
+
+
+class SeenDocuments:
+    """Which documents came before, by digest: a table on the disk, so that memory stays bounded.
+
+    Args:
+        path: of the table, made if there is none.
+        n_blocks: blocks that count; what a killed preparation noted later is forgotten.
+    """
+
+    def __init__(self, path: Path, *, n_blocks: int):
+        self._connection = sqlite3.connect(path)
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.execute("PRAGMA synchronous = FULL")
+        self._connection.execute(f"PRAGMA cache_size = -{SQLITE_CACHE_KIB}")
+        self._connection.execute(
+            "CREATE TABLE IF NOT EXISTS seen "
+            "(digest BLOB PRIMARY KEY, block INTEGER NOT NULL) WITHOUT ROWID"
+        )
+        self._connection.execute("DELETE FROM seen WHERE block >= ?", (n_blocks,))
+        self._connection.commit()
+
+    def is_new(self, digest: bytes, block: int) -> bool:
+        """Whether the document has not been seen yet; from now on it has."""
+        insert = "INSERT OR IGNORE INTO seen VALUES (?, ?)"
+        return self._connection.execute(insert, (digest, block)).rowcount == 1
+
+    def commit(self) -> None:
+        """Puts what was seen on the disk; to be called before the progress is saved."""
+        self._connection.commit()
+
+    def close(self) -> None:
+        """Closes the table."""
+        self._connection.close()
+
+
+def _first_difference(progress: Progress, arguments: dict, inputs: list) -> str | None:
+    """What differs between an unfinished preparation and the wanted one, in words."""
+    for name in arguments | progress.arguments:
+        found, wanted = progress.arguments.get(name), arguments.get(name)
+        if found != wanted:
+            return f"--{name} {found} instead of {wanted}"
+    # As JSON, because the saved inputs went through it.
+    found, wanted = (json.dumps(entries) for entries in (progress.inputs, inputs))
+    if found != wanted:
+        changed = [entry[0] for entry in progress.inputs if json.dumps(entry) not in wanted]
+        return f"other input files ({', '.join(changed[:3]) or 'there are more now'})"
+    return None

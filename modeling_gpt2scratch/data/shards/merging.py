@@ -1,0 +1,144 @@
+"""What each task of a distributed preparation has written, and how it becomes one data set.
+
+Every task leaves `manifest.part-00007.json`: a manifest of its own shards, with its rank and the
+number of tasks. Merged, the shards stand in the order of the ranks; not a byte of them is copied.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from modeling_gpt2scratch.common.atomic_files import write_json
+from modeling_gpt2scratch.data.tokens.tokenizer import fingerprint, load_tokenizer, save_tokenizer
+
+from .format import MANIFEST_NAME, Manifest, ShardError, Split, read_shard
+from .token_files import token_files
+
+PART_PATTERN = "manifest.part-*.json"
+
+
+@dataclass(frozen=True)
+class Part:
+    """The manifest of one task's shards."""
+
+    manifest: Manifest
+    rank: int
+    world_size: int  # number of tasks
+
+    def save(self, directory: Path) -> None:
+        """Writes it in one step, which says that the shards of this task are complete."""
+        counts = {"rank": self.rank, "world_size": self.world_size}
+        write_json(directory / part_name(self.rank), self.manifest.content() | counts)
+
+    @classmethod
+    def load(cls, path: Path) -> "Part":
+        """Reads one.
+
+        Raises:
+            ShardError: if it is no part or incomplete.
+        """
+        manifest = Manifest.load(path.parent, path.name)
+        content = json.loads(path.read_bytes())
+        part = cls(manifest, content.get("rank"), content.get("world_size"))
+        is_whole = isinstance(part.rank, int) and isinstance(part.world_size, int)
+        if not (
+            is_whole and 0 <= part.rank < part.world_size and path.name == part_name(part.rank)
+        ):
+            raise ShardError(
+                f"{path}: expected the rank in its name, below the number of tasks, found "
+                f"{part.rank} of {part.world_size}; run this task again"
+            )
+        return part
+
+
+def part_name(rank: int) -> str:
+    """`manifest.part-00007.json`."""
+    return f"manifest.part-{rank:05d}.json"
+
+
+def merge_parts(directory: Path) -> Manifest:
+    """Makes the parts of all tasks one data set: `manifest.json` and the tokenizer beside it.
+
+    The parts are removed last, so a merge that was killed can be repeated.
+
+    Raises:
+        ShardError: if a task is missing or differs from the others, or if shards are missing,
+            truncated or of none of the tasks.
+        TokenizerError: if the tokenizer cannot be had any more.
+    """
+    parts = _load_parts(directory)
+    splits = _merged_splits(directory, [part.manifest for part in parts])
+    first = parts[0].manifest
+    listed = {entry.file for split in splits.values() for entry in split.shards}
+    for entry in (entry for split in splits.values() for entry in split.shards):
+        read_shard(directory / entry.file, n_tokens=entry.n_tokens, vocab_size=first.vocab_size)
+    for file in token_files(directory):
+        if file.name not in listed:
+            raise ShardError(
+                f"{file}: expected only shards of the {len(parts)} tasks, found another; remove "
+                f"it or write to an empty directory"
+            )
+    name = first.tokenizer["name"]
+    tokenizer = load_tokenizer(name)
+    if fingerprint(tokenizer) != first.tokenizer["fingerprint"]:
+        raise ShardError(
+            f"{directory}: expected the tokenizer {name} as the tasks used it, found another; "
+            f"put the old one back"
+        )
+    save_tokenizer(tokenizer, directory)
+    manifest = dataclasses.replace(first, splits=splits)
+    manifest.save(directory)
+    for part in parts:
+        (directory / part_name(part.rank)).unlink()
+    return manifest
+
+
+def _load_parts(directory: Path) -> list[Part]:
+    """The parts of all tasks by rank, if all are there and agree."""
+    parts = [Part.load(path) for path in sorted(directory.glob(PART_PATTERN))]
+    if not parts:
+        hint = f"; it has a {MANIFEST_NAME}" if (directory / MANIFEST_NAME).exists() else ""
+        raise ShardError(f"{directory}: expected {PART_PATTERN} of several tasks, found none{hint}")
+    for part in parts:
+        for name, expected in _shared_fields(parts[0]).items():
+            found = _shared_fields(part)[name]
+            if found != expected:
+                raise ShardError(
+                    f"{directory / part_name(part.rank)}: expected {name} as in "
+                    f"{part_name(parts[0].rank)}, {expected}, found {found}; run all tasks again "
+                    f"in an empty directory"
+                )
+    missing = sorted(set(range(parts[0].world_size)) - {part.rank for part in parts})
+    if missing:
+        raise ShardError(
+            f"{directory}: expected the parts of {parts[0].world_size} tasks, found none of task "
+            f"{', '.join(map(str, missing))}; run the pipeline again, which repeats what is missing"
+        )
+    return parts
+
+
+def _shared_fields(part: Part) -> dict:
+    """What all tasks must have in common."""
+    names = ("vocab_size", "end_of_text_id", "tokenizer", "arguments")
+    fields = {name: getattr(part.manifest, name) for name in names}
+    return fields | {"world_size": part.world_size, "splits": list(part.manifest.splits)}
+
+
+def _merged_splits(directory: Path, manifests: list[Manifest]) -> dict[str, Split]:
+    """The splits of all tasks, one after another."""
+    merged = {}
+    for name in manifests[0].splits:
+        splits = [manifest.splits[name] for manifest in manifests]
+        merged[name] = Split(
+            n_tokens=sum(split.n_tokens for split in splits),
+            n_documents=sum(split.n_documents for split in splits),
+            n_bytes=sum(split.n_bytes for split in splits),
+            shards=tuple(entry for split in splits for entry in split.shards),
+        )
+        if merged[name].n_documents == 0:
+            raise ShardError(
+                f"{directory}: expected documents in split {name!r}, found none; change "
+                f"val_fraction or the seed, or give more documents"
+            )
+    return merged

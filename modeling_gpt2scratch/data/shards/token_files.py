@@ -1,0 +1,180 @@
+"""Token files of this project and of others, read with checks and without copies.
+
+    format        file                                   tokens
+    gpt2scratch   header with a vocabulary size          uint16, or uint32 beyond 65,536 entries
+    llm.c         the same header, that word zero        uint16 (GPT-2) or uint32 (Llama 3)
+    npy           numpy's format, one dimension          any integer type
+    nanogpt       no header; train.bin, val.bin          uint16
+
+`llm.c` is also what modded-nanogpt reads, and `npy` what build-nanogpt writes. The layout of the
+header stands in `token_shards.py`. Nothing here executes pickled code.
+
+Sources: dev/data/data_common.py of llm.c, fineweb.py of build-nanogpt, data/openwebtext/prepare.py
+of nanoGPT.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .format import HEADER_BYTES, HEADER_INTS, LAYOUTS, ShardError, token_dtype
+
+NANOGPT = "nanogpt"
+NANOGPT_NAMES = ("train.bin", "val.bin")
+SUFFIXES = (".bin", ".npy")
+NPY_MAGIC = b"\x93NUMPY"
+LLMC_EVALUATION_MAGIC = 20240522  # HellaSwag and MMLU: multiple choice, no stream of tokens
+TOKENS_PER_READ = 2**22
+COPY_AGAIN = "copy it again, or write it again with the program that made it"
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """A token file whose layout has been checked; its ids have not."""
+
+    path: Path
+    format: str  # as in the table above
+    tokens: np.ndarray  # (n,) read-only, memory-mapped, of the file's own integer type
+    vocab_size: int | None  # what the header says, if it says
+
+    def chunks(self) -> Iterator[np.ndarray]:
+        """The tokens in pieces, so that memory does not depend on the size of the file."""
+        for start in range(0, len(self.tokens), TOKENS_PER_READ):
+            yield self.tokens[start : start + TOKENS_PER_READ]
+
+    def check_ids(self, tokens: np.ndarray, vocab_size: int, *, tokenizer: str) -> None:
+        """Refuses ids that the tokenizer does not have.
+
+        Args:
+            tokens: a piece of the file.
+            vocab_size: entries of the tokenizer.
+            tokenizer: its name, for the message.
+
+        Raises:
+            ShardError: at the first id below 0 or not below `vocab_size`.
+        """
+        wrong = (int(tokens.max(initial=0)) >= vocab_size) or (int(tokens.min(initial=0)) < 0)
+        if wrong:
+            found = tokens[np.argmax((tokens < 0) | (tokens >= vocab_size))]
+            raise ShardError(
+                f"{self.path}: expected ids from 0 to {vocab_size - 1} as in the tokenizer "
+                f"{tokenizer}, found {found}; name the tokenizer that wrote it with --tokenizer"
+            )
+
+
+def read_token_file(path: Path, *, format: str | None = None) -> TokenFile:
+    """Recognizes and opens a token file.
+
+    Args:
+        path: the file.
+        format: "nanogpt" for a file without a header that has another name than nanoGPT's.
+
+    Raises:
+        ShardError: if it is no token file, empty, truncated or of a type that is not integer.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(HEADER_BYTES)
+            n_bytes = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise ShardError(f"{path}: expected a token file, found {error.strerror}") from None
+    if n_bytes == 0:
+        raise ShardError(f"{path}: expected tokens, found an empty file; {COPY_AGAIN}")
+    if format == NANOGPT:
+        return _read_nanogpt(path, n_bytes)
+    if head.startswith(NPY_MAGIC):
+        return _read_npy(path, n_bytes)
+    magic = int.from_bytes(head[:4], "little")
+    if magic in {known for known, _ in LAYOUTS.values()}:
+        return _read_with_header(path, head, n_bytes)
+    if magic == LLMC_EVALUATION_MAGIC:
+        raise ShardError(
+            f"{path}: expected a stream of tokens, found llm.c's multiple-choice evaluation data; "
+            f"name the files of the training data"
+        )
+    if path.suffix == ".npy":
+        raise ShardError(
+            f"{path}: expected a .npy file, found other content (pickled data is never read); "
+            f"write it again with numpy.save"
+        )
+    if path.name in NANOGPT_NAMES:
+        return _read_nanogpt(path, n_bytes)
+    known = " or ".join(str(known) for known, _ in LAYOUTS.values())
+    raise ShardError(
+        f"{path}: expected a .npy file or a header with magic {known}, found {magic}; if it is a "
+        f"headerless uint16 file as nanoGPT writes, say so with --format nanogpt"
+    )
+
+
+def token_files(directory: Path) -> list[Path]:
+    """The `.bin` and `.npy` files of a directory by name; hidden ones are unfinished."""
+    return sorted(
+        path
+        for path in directory.iterdir()
+        if path.suffix in SUFFIXES and not path.name.startswith(".")
+    )
+
+
+def _read_with_header(path: Path, head: bytes, n_bytes: int) -> TokenFile:
+    """A shard of ours or of llm.c, which differ in the fourth word of the header."""
+    if len(head) < HEADER_BYTES:
+        raise ShardError(
+            f"{path}: expected a header of {HEADER_BYTES} bytes, found {len(head)}; {COPY_AGAIN}"
+        )
+    header = np.frombuffer(head, dtype="<i4", count=HEADER_INTS)
+    magic, version, n_tokens, vocab_size = header[:4].tolist()
+    dtype, known_version = next((d, v) for d, (m, v) in LAYOUTS.items() if m == magic)
+    if version != known_version:
+        raise ShardError(
+            f"{path}: expected version {known_version} with magic {magic}, found {version}; "
+            f"write it again with a present version of its program"
+        )
+    expected_bytes = HEADER_BYTES + n_tokens * np.dtype(dtype).itemsize
+    if n_tokens <= 0 or n_bytes != expected_bytes:
+        expected = f"{expected_bytes} bytes for {n_tokens} tokens" if n_tokens > 0 else "tokens"
+        found = n_bytes if n_tokens > 0 else n_tokens
+        raise ShardError(f"{path}: expected {expected}, found {found}; {COPY_AGAIN}")
+    if vocab_size < 0 or (vocab_size and token_dtype(vocab_size) != dtype):
+        raise ShardError(
+            f"{path}: expected a vocabulary size that fits {np.dtype(dtype).name}, "
+            f"found {vocab_size}; {COPY_AGAIN}"
+        )
+    tokens = np.memmap(path, dtype=dtype, mode="r", offset=HEADER_BYTES).view(np.ndarray)
+    return TokenFile(path, "gpt2scratch" if vocab_size else "llm.c", tokens, vocab_size or None)
+
+
+def _read_npy(path: Path, n_bytes: int) -> TokenFile:
+    """What `numpy.save` wrote, if it is one dimension of integers."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        end = array.offset + array.nbytes
+    except (ValueError, TypeError, OverflowError, EOFError, OSError) as error:
+        # Python objects among them: numpy says that it cannot map them, and reads none.
+        reason = " ".join(str(error).split())
+        raise ShardError(
+            f"{path}: expected a whole .npy file of integers, found {reason}; {COPY_AGAIN}"
+        ) from None
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise ShardError(
+            f"{path}: expected one dimension of integers, found {array.dtype} of shape "
+            f"{array.shape}; save the stream of ids as numpy.uint16"
+        )
+    if len(array) == 0 or end != n_bytes:
+        found = f"{n_bytes} bytes" if len(array) else "none"
+        expected = f"{end} bytes" if len(array) else "tokens"
+        raise ShardError(f"{path}: expected {expected}, found {found}; {COPY_AGAIN}")
+    return TokenFile(path, "npy", array.view(np.ndarray), None)
+
+
+def _read_nanogpt(path: Path, n_bytes: int) -> TokenFile:
+    """Nothing but little-endian uint16."""
+    if n_bytes % 2:
+        raise ShardError(
+            f"{path}: expected two bytes per token, found an odd number of bytes, {n_bytes}; "
+            f"{COPY_AGAIN}"
+        )
+    tokens = np.memmap(path, dtype="<u2", mode="r").view(np.ndarray)
+    return TokenFile(path, NANOGPT, tokens, None)

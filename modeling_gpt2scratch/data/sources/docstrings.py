@@ -1,0 +1,109 @@
+"""The corpus that every machine has: docstrings of the standard library and of known packages."""
+
+import ast
+import doctest
+import hashlib
+import itertools
+import json
+import os
+import platform
+import sysconfig
+import warnings
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from tqdm import tqdm
+
+from modeling_gpt2scratch.common.atomic_files import write_file
+from modeling_gpt2scratch.data.tokens.workers import start_workers
+
+from .readers import well_formed
+
+DOCSTRINGS = "docstrings"
+# Fixed, so that the corpus depends on the pinned versions and not on what else is installed.
+DOCUMENTED_PACKAGES = (
+    "accelerate",
+    "datasets",
+    "fsspec",
+    "huggingface_hub",
+    "networkx",
+    "numpy",
+    "pandas",
+    "sympy",
+    "torch",
+    "transformers",
+)
+UNDOCUMENTED_FOLDERS = {"_vendor", "idlelib", "lib2to3", "site-packages", "test", "tests"}
+MIN_DOCSTRING_CHARACTERS = 100
+
+
+@dataclass(frozen=True)
+class DocstringFile:
+    """The corpus as a file to be prepared, with the interface of those that are downloaded."""
+
+    name: str = "docstrings.jsonl"
+    n_bytes: int = 0  # it is not there yet
+
+    @property
+    def revision(self) -> str:
+        """What decides the content: the versions of Python and the packages."""
+        versions = [f"{name} {metadata.version(name)}" for name in DOCUMENTED_PACKAGES]
+        return ", ".join([f"python {platform.python_version()}", *versions])
+
+    def fetch(self, directory: Path) -> Path:
+        """Writes the corpus to a file of `directory`, unless it is there."""
+        # Another version of a package makes another file.
+        digest = hashlib.sha256(self.revision.encode()).hexdigest()
+        path = directory / f"{digest[:16]}-{self.name}"
+        if not path.exists():
+            directory.mkdir(parents=True, exist_ok=True)
+            texts = docstrings(os.cpu_count() or 1)
+            write_file(path, "".join(json.dumps({"text": t}) + "\n" for t in texts).encode())
+        return path
+
+
+def docstrings(num_workers: int) -> list[str]:
+    """The distinct docstrings of the standard library and `DOCUMENTED_PACKAGES`, in path order.
+
+    They are read from the source files with `ast`; nothing is imported. Interactive examples are
+    cut out, which leaves the prose; less of it than `MIN_DOCSTRING_CHARACTERS` does not count.
+    """
+    roots = [Path(sysconfig.get_path("stdlib"))]
+    roots += [Path(sysconfig.get_path("purelib")) / name for name in DOCUMENTED_PACKAGES]
+    files = [
+        file
+        for root in roots
+        for file in sorted(root.rglob("*.py"))
+        if UNDOCUMENTED_FOLDERS.isdisjoint(file.relative_to(root).parts)
+    ]
+    with start_workers(num_workers) as pool:
+        per_file = pool.map(docstrings_of, files, chunksize=64)
+        progress = tqdm(
+            per_file, total=len(files), desc="reading docstrings", unit=" files", disable=None
+        )
+        found = dict.fromkeys(itertools.chain.from_iterable(progress))
+    return [text for text in found if len(text) >= MIN_DOCSTRING_CHARACTERS]
+
+
+def docstrings_of(file: Path) -> list[str]:
+    """Docstrings of one source file, in the order of `ast.walk`; none if it does not parse."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # other people's invalid escape sequences
+        try:
+            tree = ast.parse(file.read_bytes())
+        except (SyntaxError, ValueError):
+            return []
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = (node for node in ast.walk(tree) if isinstance(node, documented))
+    texts = (ast.get_docstring(node) for node in nodes)
+    return [well_formed(_without_examples(text)) for text in texts if text]
+
+
+def _without_examples(docstring: str) -> str:
+    """The docstring without its `>>>` examples and their output."""
+    try:
+        parts = doctest.DocTestParser().parse(docstring)
+    except ValueError:  # an example that is none
+        return docstring
+    return "".join(part for part in parts if isinstance(part, str)).strip()

@@ -1,0 +1,218 @@
+"""Documents of some sources in batches, in an order that is a function of the arguments alone.
+
+With a seed, files are taken in a random order, a few at a time, and give a batch of documents in
+turn; without one, they are read one after another as their names sort. Sources with weights are
+mixed so that their characters keep to the weights, until the first of them has no more.
+
+Every batch carries the position behind it, from which a later run can read on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from .file_queue import FileQueue
+from .hub_files import HubFile
+from .hub_stream import HubStream
+from .local_files import read_documents
+from .places import FILES_AT_ONCE, File, Source
+
+BATCH_CHARACTERS = 2**20
+BATCH_DOCUMENTS = 1024
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Documents that are read, encoded and written together."""
+
+    documents: list[str]
+    position: dict  # behind them, as JSON values
+
+
+class DocumentStream:
+    """Batches of the documents of some sources; see the head of this file for the order.
+
+    Args:
+        sources: all with weights, or all without.
+        seed: of the order of the files; None reads them one after another.
+        downloads: directory for files of the Hub.
+        limit_documents: after so many documents the stream ends.
+        batch_characters: a batch ends with the document that reaches it.
+        position: of the batch after which to go on; None is the start.
+
+    Raises:
+        SourceError: while reading, if the input is bad.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        *,
+        seed: int | None,
+        downloads: Path,
+        limit_documents: int | None = None,
+        batch_characters: int = BATCH_CHARACTERS,
+        position: dict | None = None,
+    ):
+        if sources[0].weight is None:
+            parts = [[(source, file) for source in sources for file in source.files]]
+            self._weights = [1.0]
+        else:
+            parts = [[(source, file) for file in source.files] for source in sources]
+            self._weights = [source.weight for source in sources]
+        positions = position["parts"] if position else [None] * len(parts)
+        self._parts = [
+            _Part(
+                files,
+                seed=None if seed is None else (seed, index),
+                downloads=downloads,
+                batch_characters=batch_characters,
+                **start,
+            )
+            for index, (files, start) in enumerate(
+                zip(parts, (at or {} for at in positions), strict=True)
+            )
+        ]
+        self._n_documents = position["n_documents"] if position else 0
+        self._limit = limit_documents
+
+    def __iter__(self) -> Iterator[Batch]:
+        while self._limit is None or self._n_documents < self._limit:
+            documents = self._most_behind().next_batch()
+            if documents is None:
+                return
+            if self._limit is not None:
+                documents = documents[: self._limit - self._n_documents]
+            self._n_documents += len(documents)
+            parts = [part.position() for part in self._parts]
+            yield Batch(documents, {"n_documents": self._n_documents, "parts": parts})
+
+    def release(self, position: dict) -> None:
+        """Deletes downloads that nobody who goes on from `position` needs."""
+        for part, at in zip(self._parts, position["parts"], strict=True):
+            part.release(at)
+
+    def close(self) -> None:
+        """Ends downloads that are under way."""
+        for part in self._parts:
+            part.close()
+
+    def _most_behind(self) -> _Part:
+        """The part that has given the least, measured by its weight."""
+        total = sum(part.characters for part in self._parts)
+        behind = [
+            weight * total - part.characters
+            for part, weight in zip(self._parts, self._weights, strict=True)
+        ]
+        return self._parts[int(np.argmax(behind))]
+
+
+@dataclass
+class _Lane:
+    """One of the files that are being read in turn."""
+
+    index: int  # in the order of reading
+    rows: int  # of the file that have been read
+    documents: Iterator[tuple[int, str]] = field(repr=False)
+
+
+class _Part:
+    """The files of one weight, read a few at a time."""
+
+    def __init__(
+        self,
+        files: list[tuple[Source, File]],
+        *,
+        seed: tuple[int, int] | None,
+        downloads: Path,
+        batch_characters: int,
+        next_file: int = 0,
+        lanes: Sequence[tuple[int, int]] = (),
+        turn: int = 0,
+        characters: int = 0,
+    ):
+        self._files = files
+        self._n_lanes = 1
+        if seed is not None:
+            keys = np.random.SeedSequence(seed).generate_state(len(files), np.uint64)
+            self._files = [files[i] for i in np.argsort(keys, kind="stable")]
+            self._n_lanes = FILES_AT_ONCE
+        self._batch_characters = batch_characters
+        self._next_file = next_file
+        self._turn = turn
+        self.characters = characters  # that this part has given so far
+        wanted = [index for index, _ in lanes] + list(range(next_file, len(files)))
+        self._queue = FileQueue(
+            [self._files[index][1] for index in wanted], downloads, ahead=self._n_lanes
+        )
+        self._read: dict[int, Path] = {}  # by their index, the files that were opened
+        self._lanes = [self._open(index, rows) for index, rows in lanes]
+
+    def next_batch(self) -> list[str] | None:
+        """Documents of one file, or None if there are no more."""
+        while True:
+            while len(self._lanes) < self._n_lanes and self._next_file < len(self._files):
+                self._lanes.append(self._open(self._next_file, 0))
+                self._next_file += 1
+            if not self._lanes:
+                return None
+            self._turn %= len(self._lanes)
+            documents, is_at_end = self._take(self._lanes[self._turn])
+            if is_at_end:
+                del self._lanes[self._turn]
+            else:
+                self._turn += 1
+            if documents:
+                return documents
+
+    def position(self) -> dict:
+        """From where to read on, as the keyword arguments of a new part."""
+        return {
+            "next_file": self._next_file,
+            "lanes": [[lane.index, lane.rows] for lane in self._lanes],
+            "turn": self._turn,
+            "characters": self.characters,
+        }
+
+    def release(self, position: dict) -> None:
+        """Deletes the downloads that were read to the end before `position`."""
+        needed = {index for index, _ in position["lanes"]}
+        for index in [i for i in self._read if i < position["next_file"] and i not in needed]:
+            self._queue.release(self._read.pop(index))
+
+    def close(self) -> None:
+        """Ends the download that is under way."""
+        self._queue.close()
+
+    def _open(self, index: int, rows: int) -> _Lane:
+        source, file = self._files[index]
+        path = self._read[index] = next(self._queue)
+        if isinstance(file, HubStream):
+            return _Lane(index, rows, file.documents(source.where, skip_rows=rows))
+        documents = read_documents(
+            path,
+            text_column=source.text_column,
+            where=source.where,
+            document_start=source.document_start,
+            skip_rows=rows,
+            name=str(file) if isinstance(file, HubFile) else file.name,
+        )
+        return _Lane(index, rows, documents)
+
+    def _take(self, lane: _Lane) -> tuple[list[str], bool]:
+        """The next documents of a file, and whether it has no more."""
+        documents, n_characters = [], 0
+        is_at_end = True
+        for n_rows, document in lane.documents:
+            lane.rows = n_rows
+            documents.append(document)
+            n_characters += len(document)
+            if n_characters >= self._batch_characters or len(documents) == BATCH_DOCUMENTS:
+                is_at_end = False
+                break
+        self.characters += n_characters
+        return documents, is_at_end

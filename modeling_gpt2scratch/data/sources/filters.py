@@ -1,0 +1,162 @@
+"""Which rows of a table count: conditions on a column, such as `language_score >= 0.8`."""
+
+import contextlib
+import operator
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import yaml
+
+from modeling_gpt2scratch.common.errors import SourceError
+
+COMPARISONS = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+# A name with none of the operators' characters, an operator, and a value that begins with no other.
+CONDITION = re.compile(r"\s*([^=!<>]*[^=!<>\s])\s*(==|!=|>=|<=|>|<)\s*([^=!<>\s].*?)\s*")
+# YAML 1.1 takes a number without a point before its exponent, such as 1e3, for a text.
+EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
+SHOWN_CHARACTERS = 40  # of a value, or of a column's name, in a message
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A column, one of `COMPARISONS`, and the number, text, bool or None to compare with."""
+
+    column: str
+    operator: str
+    value: float | int | str | bool | None
+
+    def __str__(self) -> str:
+        return f"{self.column} {self.operator} {_shown(self.value)}"
+
+    def holds(self, row: Mapping[str, object], place: str = "a row") -> bool:
+        """Whether the row satisfies the condition.
+
+        Only like is compared with like: numbers, also those that are written as text (a CSV file
+        has no others), texts by their characters, true and false. Null is equal to null alone.
+
+        Args:
+            row: values by column.
+            place: file and row, for the message.
+
+        Raises:
+            SourceError: if the row lacks the column, or holds there what cannot be compared.
+        """
+        if self.column not in row:
+            raise SourceError(
+                f"{place}: expected column {self.column!r} for --where {str(self)!r}, "
+                f"found {shown_columns(row)}"
+            )
+        cell = _like(self.value, row[self.column])
+        is_ordered = self.operator not in ("==", "!=")
+        if _kind(cell) == _kind(self.value) or (None in (cell, self.value) and not is_ordered):
+            return COMPARISONS[self.operator](cell, self.value)
+        if cell is None:
+            advice = f'put "{self.column} != null" before it, which leaves such rows out'
+        else:
+            advice = "compare with a value of that kind (quotes make it a text)"
+        raise SourceError(
+            f"{place}: expected {_kind(self.value)} in column {self.column!r} for --where "
+            f"{str(self)!r}, found {_described(cell)}; {advice}"
+        )
+
+
+def parse_condition(text: str) -> Condition:
+    """The condition that is written as column, operator, value: `language == en`.
+
+    The value is read as YAML: a number, a text (quoted if it looks like something else, as 'no'
+    does, which YAML takes for false), true, false or null.
+
+    Raises:
+        ValueError: if it is written otherwise, or asks for an order among bools or nulls.
+    """
+    match = CONDITION.fullmatch(text)
+    if match is None:
+        raise ValueError(
+            f"expected --where as COLUMN {'|'.join(COMPARISONS)} VALUE, such as "
+            f'"language_score >= 0.8", found {text!r}'
+        )
+    column, name, written = match.groups()
+    value = _value(written, text)
+    if name not in ("==", "!=") and _kind(value) not in ("a number", "a text"):
+        raise ValueError(
+            f"expected a number or a text behind {name} in --where {text!r}, found {_shown(value)}"
+        )
+    return Condition(column, name, value)
+
+
+def shown_columns(row: Mapping[str, object]) -> str:
+    """The names of a row's columns for a message; long ones, of a table without names, are cut."""
+    return f"columns {sorted(_cut(str(name)) for name in row)}"
+
+
+def _value(written: str, text: str) -> float | int | str | bool | None:
+    """What stands behind the operator, read as YAML."""
+    try:
+        value = yaml.safe_load(written)
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"expected a value that YAML can read in --where {text!r}, "
+            f"found {' '.join(str(error).split())}"
+        ) from None
+    except ValueError:  # a date that is none, such as 2024-13-01
+        return written
+    if isinstance(value, dict | list | set | bytes):
+        raise ValueError(
+            f"expected a number, a text, true, false or null in --where {text!r}, found {written}"
+        )
+    if EXPONENT.fullmatch(written):
+        return float(written)
+    # Data sets hold their dates as text, which has the order of time if it is ISO 8601.
+    return value if value is None or isinstance(value, float | int | str) else written
+
+
+def _like(value: object, cell: object) -> object:
+    """The cell, read as a number or a bool if it is a text and the value to compare with is not."""
+    if not isinstance(cell, str) or isinstance(value, str):
+        return cell
+    if isinstance(value, bool):
+        return {"true": True, "false": False}.get(cell.lower(), cell)
+    if isinstance(value, float | int):
+        for read in (int, float):
+            with contextlib.suppress(ValueError):
+                return read(cell)
+    return cell
+
+
+def _kind(value: object) -> str:
+    """Name of a value's kind; values of one kind can be compared."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, float | int):
+        return "a number"
+    return "a text" if isinstance(value, str) else f"a {type(value).__name__}"
+
+
+def _shown(value: object) -> str:
+    """A value as it is written behind an operator."""
+    words = {None: "null", True: "true", False: "false"}
+    is_word = value is None or isinstance(value, bool)
+    return words[value] if is_word else _cut(str(value))
+
+
+def _described(cell: object) -> str:
+    """What was found: its kind, and the value itself if that is short to say."""
+    if isinstance(cell, str):
+        return f"a text {_cut(cell)!r}"
+    is_simple = cell is None or isinstance(cell, float | int)
+    return _shown(cell) if is_simple else _kind(cell)
+
+
+def _cut(text: str) -> str:
+    """The text, or its beginning if it is long."""
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."

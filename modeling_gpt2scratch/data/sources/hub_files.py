@@ -1,0 +1,310 @@
+"""Data sets of the Hub, file by file: which files a subset has, and their verified download.
+
+    files = list_files("HuggingFaceFW/fineweb-edu", subset="sample-10BT")
+    path = files[0].fetch(Path("downloads"))
+
+Only names travel until `fetch`; what it returns has the size and the checksum that the Hub lists.
+"""
+
+import difflib
+import hashlib
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+from huggingface_hub import HfApi, RepoFile, constants, hf_hub_download
+from huggingface_hub.errors import RevisionNotFoundError
+from tqdm import tqdm
+
+from modeling_gpt2scratch.common.errors import SourceError
+from modeling_gpt2scratch.common.hub_requests import (
+    DEFAULT_RETRIES,
+    LOGIN_HINT,
+    DamagedFileError,
+    Retries,
+    one_line,
+    temporary_cause,
+    unreadable,
+    with_retries,
+)
+
+PARQUET_REVISION = "refs/convert/parquet"  # where the Hub keeps what it converted itself
+READABLE = re.compile(r".*\.(parquet|(jsonl|csv|txt)(\.(gz|zst|xz))?)")
+PATHS_PER_REQUEST = 100
+# The first that is asked of the Hub: who has no network, or misspelt a name, should not wait long.
+LISTING_RETRIES = Retries(give_up_after_seconds=30)
+MAX_NAMES_IN_MESSAGE = 10
+# A level-1 heading of WikiText, ` = Title = `, and not ` = = Section = = `.
+WIKITEXT_TITLE = r"^ = [^=].* = \n?$"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A data set under a short name."""
+
+    repository: str
+    subset: str | None = None
+    text_column: str = "text"
+    # Where rows are lines: a regular expression for the row that begins a new document.
+    document_start: str | None = None
+    revision: str | None = None
+
+
+PRESETS = {
+    "fineweb-edu-10B": Preset("HuggingFaceFW/fineweb-edu", "sample-10BT"),
+    "fineweb-10B": Preset("HuggingFaceFW/fineweb", "sample-10BT"),
+    "fineweb-edu-100B": Preset("HuggingFaceFW/fineweb-edu", "sample-100BT"),
+    "tinystories": Preset("roneneldan/TinyStories"),
+    "openwebtext": Preset("Skylion007/openwebtext"),
+    "wikitext-103": Preset(
+        "Salesforce/wikitext", "wikitext-103-raw-v1", document_start=WIKITEXT_TITLE
+    ),
+}
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """One file of a data set, at one commit."""
+
+    is_download: ClassVar[bool] = True  # may be deleted after reading
+
+    name: str  # path in the repository
+    n_bytes: int
+    repository: str
+    revision: str  # commit hash
+    sha256: str | None = None  # of files in large file storage, which have no other checksum
+    blob_id: str | None = None  # git's sha1 of the other files
+
+    def fetch(self, directory: Path, *, retries: Retries = DEFAULT_RETRIES) -> Path:
+        """Downloads the file into a folder of `directory` and returns its path.
+
+        An intact file from an earlier call is kept, so a killed program loses one download. Calls
+        for different files may run at the same time.
+
+        Raises:
+            SourceError: if the Hub refuses, cannot be reached for long, or sends damaged content
+                again and again. No file is left under the name then.
+            OSError: if the file cannot be written.
+        """
+        folder = directory / self.repository.replace("/", "--")
+        path = folder / self.name
+        if path.is_file() and self._fault(path) is None:
+            return path
+        path.unlink(missing_ok=True)
+        tried = []
+        with_retries(partial(self._download, folder, tried), str(self), retries)
+        return path
+
+    def __str__(self) -> str:
+        return f"{self.repository}/{self.name}"
+
+    def _download(self, folder: Path, tried: list[bool]) -> None:
+        """One attempt; a copy in the user's cache is good enough for the first."""
+        force_download = bool(tried)
+        tried.append(True)
+        try:
+            path = Path(
+                hf_hub_download(
+                    self.repository,
+                    self.name,
+                    repo_type="dataset",
+                    revision=self.revision,
+                    local_dir=folder,
+                    force_download=force_download,
+                    endpoint=constants.ENDPOINT,
+                    tqdm_class=_SilentBar,
+                )
+            )
+        except RuntimeError as error:  # of Xet, the Hub's storage
+            raise ConnectionError(one_line(error)) from error
+        fault = self._fault(path)
+        if fault is not None:
+            path.unlink()
+            raise DamagedFileError(fault)
+
+    def _fault(self, path: Path) -> str | None:
+        """What is wrong with a downloaded file."""
+        n_bytes = path.stat().st_size
+        if n_bytes != self.n_bytes:
+            return f"expected {self.n_bytes} bytes, found {n_bytes}"
+        hasher = hashlib.sha256() if self.sha256 else hashlib.sha1(b"blob %d\0" % n_bytes)
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, lambda: hasher).hexdigest()
+        expected = self.sha256 or self.blob_id
+        return None if found == expected else f"expected checksum {expected}, found {found}"
+
+
+def list_files(
+    repository: str,
+    *,
+    subset: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    retries: Retries = LISTING_RETRIES,
+) -> list[HubFile]:
+    """The files of one split of a data set, in the order of the `datasets` library.
+
+    Where the repository itself has a loading script, or files of other formats, the Hub's own
+    conversion to parquet is taken, if it is complete (of a script's data also an incomplete one,
+    with a warning). Nothing is downloaded but the data set card.
+
+    Args:
+        repository: "OWNER/NAME" of a data set.
+        subset: configuration, such as "sample-10BT".
+        split: such as "train".
+        revision: branch, tag or commit; `refs/convert/parquet` for the Hub's conversion.
+
+    Returns:
+        The files; none if the data set has to be streamed (see `hub_stream`).
+
+    Raises:
+        SourceError: if there is no such data set, subset or split, or no right to it.
+    """
+    request = partial(_list_once, repository, subset, split, revision)
+    try:
+        return with_retries(request, repository, retries)
+    except SourceError:
+        raise
+    except Exception as error:  # of the network, the file system, or any file format
+        raise unreadable(repository, error) from error
+
+
+def remove_partial_downloads(directory: Path) -> None:
+    """Deletes what killed downloads left; call it while nothing is downloaded to `directory`."""
+    for partial_file in directory.glob("*/.cache/huggingface/download/**/*.incomplete"):
+        partial_file.unlink(missing_ok=True)
+
+
+def _list_once(
+    repository: str, subset: str | None, split: str, revision: str | None
+) -> list[HubFile]:
+    """`list_files` without a second try."""
+    if revision == PARQUET_REVISION:
+        return _converted(repository, subset, split)[0]
+    # Only this takes the library, which needs a second to import.
+    import datasets
+
+    sha = _api().dataset_info(repository, revision=revision, expand=["sha"]).sha
+    source = f"hf://datasets/{repository}"  # never a local directory of that name
+    try:
+        builder = datasets.load_dataset_builder(source, subset, revision=sha)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise SourceError(
+            f"{repository}: {one_line(error)} Check the name, or {LOGIN_HINT}"
+        ) from None
+    except ValueError as error:
+        if temporary_cause(error) is None:
+            known = datasets.get_dataset_config_names(source, revision=sha)
+            _check_name("subset", subset, known, repository)
+        raise
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error):
+            raise
+        return _of_script(repository, subset, split)
+    by_split = builder.config.data_files or {}
+    _check_name("split", split, list(by_split), repository)
+    prefix = f"{source}@{sha}/"
+    addresses = by_split[split]
+    if all(a.startswith(prefix) and READABLE.fullmatch(a) for a in addresses):
+        return _described(repository, [a.removeprefix(prefix) for a in addresses], sha)
+    try:
+        files, is_partial = _converted(repository, subset, split)
+    except (RevisionNotFoundError, SourceError):
+        return []
+    return [] if is_partial else files
+
+
+def _of_script(repository: str, subset: str | None, split: str) -> list[HubFile]:
+    """The converted files of a data set that is a script, which nothing else can read."""
+    try:
+        files, is_partial = _converted(repository, subset, split)
+    except RevisionNotFoundError:
+        raise SourceError(
+            f"{repository}: expected data files, found a loading script, which is no longer run, "
+            f"and no conversion to parquet by the Hub; choose another data set"
+        ) from None
+    if is_partial:
+        tqdm.write(
+            f"{repository}: warning: the Hub converted only the first part of this data set to "
+            f"parquet, and only that is read",
+            file=sys.stderr,
+        )
+    return files
+
+
+def _converted(repository: str, subset: str | None, split: str) -> tuple[list[HubFile], bool]:
+    """Files that the Hub converted, SUBSET/SPLIT/0000.parquet, and whether rows are missing.
+
+    Raises:
+        RevisionNotFoundError: if it converted nothing.
+    """
+    sha = _api().dataset_info(repository, revision=PARQUET_REVISION, expand=["sha"]).sha
+    tree = _api().list_repo_tree(repository, repo_type="dataset", revision=sha, recursive=True)
+    found: dict[str, dict[str, list[HubFile]]] = {}
+    for entry in tree:
+        parts = entry.path.split("/")
+        if isinstance(entry, RepoFile) and len(parts) == 3 and entry.path.endswith(".parquet"):
+            files = found.setdefault(parts[0], {}).setdefault(parts[1], [])
+            files.append(_hub_file(repository, entry, sha))
+    if subset is None and (len(found) == 1 or "default" in found):
+        subset = "default" if "default" in found else next(iter(found))
+    _check_name("subset", subset, list(found), repository)
+    is_partial = split not in found[subset] and f"partial-{split}" in found[subset]
+    by_split = {name.removeprefix("partial-"): files for name, files in found[subset].items()}
+    _check_name("split", split, list(by_split), repository)
+    return sorted(by_split[split], key=lambda file: file.name), is_partial
+
+
+def _described(repository: str, names: list[str], sha: str) -> list[HubFile]:
+    """The named files with their sizes and checksums, in the same order."""
+    described: dict[str, HubFile] = {}
+    for start in range(0, len(names), PATHS_PER_REQUEST):
+        paths = names[start : start + PATHS_PER_REQUEST]
+        for entry in _api().get_paths_info(repository, paths, revision=sha, repo_type="dataset"):
+            described[entry.path] = _hub_file(repository, entry, sha)
+    return [described[name] for name in names]
+
+
+def _hub_file(repository: str, entry: RepoFile, sha: str) -> HubFile:
+    return HubFile(
+        name=entry.path,
+        n_bytes=entry.size,
+        repository=repository,
+        revision=sha,
+        sha256=entry.lfs.sha256 if entry.lfs else None,
+        blob_id=entry.blob_id,
+    )
+
+
+class _SilentBar(tqdm):
+    """A progress bar that shows nothing: downloads run beside another bar."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options | {"disable": True})
+
+
+def _api() -> HfApi:
+    return HfApi(endpoint=constants.ENDPOINT)
+
+
+def _check_name(kind: str, name: str | None, known: Iterable[str], repository: str) -> None:
+    """Refuses an unknown subset or split and names the known ones, the nearest first."""
+    known = list(known)
+    if name in known:
+        return
+    nearness = partial(_similarity, name or "")
+    listed = sorted(known, key=nearness, reverse=True)
+    more = len(listed) - MAX_NAMES_IN_MESSAGE
+    names = ", ".join(listed[:MAX_NAMES_IN_MESSAGE]) + (f" and {more} more" if more > 0 else "")
+    raise SourceError(
+        f"{repository}: expected a {kind} of {names or 'the data set, which has none'}; "
+        f"found {name or 'none given'}"
+    )
+
+
+def _similarity(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()

@@ -1,0 +1,186 @@
+"""Documents of files on this machine, found by a path, a directory or a glob.
+
+Every document comes with the number of rows that end with it, from which to go on later.
+"""
+
+import glob
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from modeling_gpt2scratch.common.errors import SourceError
+
+from .filters import Condition
+from .readers import COMPRESSIONS, READERS, Reading, reader_of
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A file on this machine, with the interface of the files that have to be downloaded first."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """What messages and manifests call it."""
+        return str(self.path)
+
+    @property
+    def n_bytes(self) -> int:
+        """Its size on disk."""
+        return self.path.stat().st_size
+
+    def fetch(self, directory: Path) -> Path:
+        """Where it can be read: where it is; `directory` is for downloads."""
+        return self.path
+
+
+def find_files(pattern: str) -> list[LocalFile] | None:
+    """The readable files that a path stands for, in the order of their names.
+
+    Args:
+        pattern: a file, even if its name has brackets; a directory, which stands for all readable
+            files below it (hidden ones aside); or a glob, in which `**` goes through directories.
+
+    Returns:
+        None for what looks like no path: a URL, or the name of a data set on the Hub.
+
+    Raises:
+        SourceError: if it looks like a path and leads to nothing, or to a file of another kind.
+    """
+    if not pattern or "://" in pattern:
+        return None
+    try:
+        return _found(pattern)
+    except OSError as error:
+        raise SourceError(f"{pattern}: cannot be read: {error}") from None
+
+
+def is_readable(name: str) -> bool:
+    """Whether there is a reader for files whose name ends like this."""
+    return reader_of(name) is not None
+
+
+def read_documents(
+    path: Path,
+    *,
+    text_column: str = "text",
+    where: Sequence[Condition] = (),
+    document_start: str | None = None,
+    skip_rows: int = 0,
+    name: str | None = None,
+) -> Iterator[tuple[int, str]]:
+    """The documents of one file that are not empty and satisfy all conditions, in the file's order.
+
+    Args:
+        path: a file of one of `READERS`, the text formats also with one of `COMPRESSIONS`.
+        text_column: the column that holds the document; .txt files have none.
+        where: conditions on the rows, checked before their text is looked at.
+        document_start: a regular expression. Rows (lines of a .txt file) are then joined, as they
+            are, to documents, of which a new one begins at each row whose beginning matches.
+        skip_rows: rows to pass over, a number that came with a document: those behind it follow.
+        name: stands for the path in messages, and tells the format: where the file came from.
+
+    Returns:
+        Pairs of the number of rows up to the end of the document, from the file's beginning, and
+        the document.
+
+    Raises:
+        SourceError: if the format or `document_start` is unknown; while reading, if the content is
+            not what the format, the conditions or the text column demand.
+    """
+    name = str(path) if name is None else name
+    reader = reader_of(name)
+    if reader is None:
+        raise _unknown_kind(name)
+    by_lines = document_start is not None
+    rows = reader(
+        Reading(
+            path=path,
+            name=name,
+            text_column=text_column,
+            where=tuple(where),
+            skip_rows=skip_rows,
+            by_lines=by_lines,
+        )
+    )
+    if document_start is not None:
+        try:
+            starts = re.compile(document_start).match
+        except re.error as error:
+            raise SourceError(
+                f"expected a regular expression that begins a document, found {document_start!r}: "
+                f"{error}"
+            ) from None
+        rows = _joined(rows, starts)
+    return ((n_rows, text) for n_rows, text in rows if text)
+
+
+def _found(pattern: str) -> list[LocalFile] | None:
+    """As `find_files`, with what the file system has to say as an OSError."""
+    path = Path(pattern)
+    if path.is_dir():
+        files = _files_below(path)
+        if not files:
+            raise SourceError(
+                f"{path}: expected a file ending in {_endings()} below it, found none"
+            )
+        return files
+    if path.exists():
+        return [_local_file(path)]
+    looks_local = pattern.startswith((".", "~")) or path.is_absolute()
+    if not (glob.has_magic(pattern) or is_readable(pattern) or looks_local):
+        return None
+    names = sorted(glob.glob(pattern, recursive=True))
+    if not names:
+        raise SourceError(f"{pattern}: expected a file or glob, found nothing there")
+    return [_local_file(Path(name)) for name in names]
+
+
+def _joined(
+    rows: Iterable[tuple[int, str]], starts: Callable[[str], object]
+) -> Iterator[tuple[int, str]]:
+    """The rows, joined to documents; each comes with the number of rows before the next one."""
+    parts: list[str] = []
+    n_rows = 0
+    for n_rows, text in rows:
+        if parts and starts(text):
+            yield n_rows - 1, "".join(parts)
+            parts = []
+        parts.append(text)
+    yield n_rows, "".join(parts)
+
+
+def _files_below(directory: Path) -> list[LocalFile]:
+    """All readable files below a directory, hidden ones and those in hidden directories aside."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    files = []
+    for folder, folders, names in os.walk(directory, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [
+            Path(folder, name) for name in names if is_readable(name) and not name.startswith(".")
+        ]
+    return [LocalFile(file) for file in sorted(files, key=str)]
+
+
+def _local_file(path: Path) -> LocalFile:
+    """The file, if there is a reader for it."""
+    if not path.is_file() or not is_readable(path.name):
+        raise _unknown_kind(str(path))
+    return LocalFile(path)
+
+
+def _unknown_kind(name: str) -> SourceError:
+    return SourceError(
+        f"{name}: expected a file ending in {_endings()}; give a file, a directory or a glob"
+    )
+
+
+def _endings() -> str:
+    """The endings of the files that can be read, for a message."""
+    return f"{', '.join(READERS)} (text formats also with {', '.join(COMPRESSIONS)})"

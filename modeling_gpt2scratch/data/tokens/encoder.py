@@ -1,0 +1,112 @@
+"""Documents to token ids, in worker processes that load neither torch nor transformers."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import tiktoken
+from tokenizers import Tokenizer
+
+from modeling_gpt2scratch.data.shards.format import token_dtype
+
+GPT2 = "gpt2"
+DIGEST_BYTES = 16
+
+
+class DocumentEncoder:
+    """Turns documents into ids, `<|endoftext|>` in front of each.
+
+    Text that spells `<|endoftext|>` is encoded letter by letter: only the encoder sets document
+    borders.
+
+    Args:
+        tokenizer_spec: "gpt2", which tiktoken encodes, twice as fast as the `tokenizers` library;
+            or the JSON of a `tokenizers.Tokenizer`.
+        end_of_text_id: of that tokenizer.
+    """
+
+    def __init__(self, tokenizer_spec: str, end_of_text_id: int):
+        self._end_of_text_id = end_of_text_id
+        self._gpt2 = self._backend = None
+        if tokenizer_spec == GPT2:
+            self._gpt2 = tiktoken.get_encoding(GPT2)
+            vocab_size = self._gpt2.n_vocab
+        else:
+            self._backend = Tokenizer.from_str(tokenizer_spec)
+            self._backend.encode_special_tokens = True
+            self._backend.no_truncation()  # some tokenizers are saved with a length limit
+            self._backend.no_padding()
+            vocab_size = self._backend.get_vocab_size()
+        self._dtype = token_dtype(vocab_size)
+
+    def encode(self, documents: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of all documents one after another, and how many of them are each document's.
+
+        Returns:
+            ids: uint16, or uint32 for a vocabulary that needs it, of shape (sum of lengths,).
+            lengths: int64, of shape (documents,); `<|endoftext|>` counts.
+        """
+        if self._gpt2:
+            per_document = [
+                self._gpt2.encode_to_numpy(document, disallowed_special=())
+                for document in documents
+            ]
+        else:
+            encodings = self._backend.encode_batch_fast(documents, add_special_tokens=False)
+            per_document = [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+        lengths = np.array([1 + len(ids) for ids in per_document], dtype=np.int64)
+        ids = np.empty(int(lengths.sum()), dtype=self._dtype)
+        start = 0
+        for own in per_document:
+            ids[start] = self._end_of_text_id
+            ids[start + 1 : start + 1 + len(own)] = own
+            start += 1 + len(own)
+        return ids, lengths
+
+
+@dataclass(frozen=True)
+class EncodedDocuments:
+    """Some documents in their order, as workers return them."""
+
+    ids: np.ndarray  # of all documents, `<|endoftext|>` before each
+    lengths: np.ndarray  # int64 (documents,), tokens of each
+    n_bytes: np.ndarray  # int64 (documents,), UTF-8 bytes of each
+    digests: list[bytes]  # of each document's text
+    n_too_short: int = 0  # documents that were left out
+
+
+def encode_documents(
+    encoder: DocumentEncoder, documents: list[str], *, seed: int, min_characters: int
+) -> EncodedDocuments:
+    """The documents of at least `min_characters` characters, encoded and hashed."""
+    kept = [document for document in documents if len(document) >= min_characters]
+    texts = [document.encode() for document in kept]
+    ids, lengths = encoder.encode(kept)
+    return EncodedDocuments(
+        ids=ids,
+        lengths=lengths,
+        n_bytes=np.array([len(text) for text in texts], dtype=np.int64),
+        digests=[_digest(text, seed) for text in texts],
+        n_too_short=len(documents) - len(kept),
+    )
+
+
+def document_digest(document: str, seed: int) -> bytes:
+    """16 bytes that depend on the text and the seed alone; copies of a document share them."""
+    return _digest(document.encode(), seed)
+
+
+def is_held_out(digest: bytes, val_fraction: float) -> bool:
+    """Whether a document belongs to the validation split: decided by its text, not its place."""
+    return int.from_bytes(digest[:8], "little") < val_fraction * 2**64
+
+
+def use_one_thread() -> None:
+    """Keeps the `tokenizers` library from starting a thread for each core in each worker."""
+    os.environ["RAYON_NUM_THREADS"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _digest(text: bytes, seed: int) -> bytes:
+    return hashlib.blake2b(text, digest_size=DIGEST_BYTES, key=str(seed).encode()).digest()

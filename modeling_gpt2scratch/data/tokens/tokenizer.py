@@ -1,0 +1,134 @@
+"""The tokenizer of a data set: GPT-2's own, one trained on the text, or any of the Hub.
+
+Whichever it is, it is a transformers fast tokenizer that is saved beside the shards and again
+beside the weights, and whose `<|endoftext|>` stands before every document.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from tiktoken.load import read_file_cached
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase
+
+from .encoder import GPT2
+
+END_OF_TEXT = "<|endoftext|>"
+TRAINED_PREFIX = "bpe:"
+GPT2_N_POSITIONS = 1024
+MAX_TRAINED_VOCAB_SIZE = 2**16  # what uint16 shards can hold
+# Address and sha256 of OpenAI's two files; tiktoken fetches the same.
+GPT2_FILES = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+GPT2_MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+GPT2_VOCABULARY_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+
+
+class TokenizerError(ValueError):
+    """A tokenizer that cannot be had or cannot be used here."""
+
+
+def trained_vocab_size(name: str) -> int | None:
+    """N of a tokenizer called "bpe:N", None for any other name.
+
+    Raises:
+        TokenizerError: if N is not a number that holds the 256 bytes and `<|endoftext|>`, and that
+            shards can hold.
+    """
+    if not name.startswith(TRAINED_PREFIX):
+        return None
+    size = name.removeprefix(TRAINED_PREFIX)
+    if not size.isdecimal() or not 257 <= int(size) <= MAX_TRAINED_VOCAB_SIZE:
+        raise TokenizerError(
+            f"expected bpe:N with N from 257 to {MAX_TRAINED_VOCAB_SIZE} entries, found {name!r}"
+        )
+    return int(size)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The fast tokenizer of this name: "gpt2", a directory, or a repository of the Hub.
+
+    Raises:
+        TokenizerError: if it cannot be had, or has no end-of-text token.
+    """
+    if name == GPT2:
+        return _load_gpt2()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # tokenizers raises nothing more special for a broken file
+        raise TokenizerError(
+            f"{name}: expected gpt2, bpe:N, or a directory or Hub repository with a tokenizer, "
+            f"found {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
+    if not tokenizer.is_fast or tokenizer.eos_token_id is None:
+        raise TokenizerError(f"{name}: expected a fast tokenizer with an end-of-sequence token")
+    return tokenizer
+
+
+def _load_gpt2() -> GPT2Tokenizer:
+    """GPT-2's tokenizer from the files that tiktoken keeps."""
+    try:
+        merges = read_file_cached(GPT2_FILES + "vocab.bpe", GPT2_MERGES_SHA256)
+        vocabulary = read_file_cached(GPT2_FILES + "encoder.json", GPT2_VOCABULARY_SHA256)
+    except (OSError, ValueError) as error:
+        raise TokenizerError(
+            f"gpt2: expected tiktoken's vocab.bpe and encoder.json, found "
+            f"{type(error).__name__}; on a machine without a network, set TIKTOKEN_CACHE_DIR to a "
+            f"copy of the cache of a machine where tiktoken.get_encoding('gpt2') has run"
+        ) from error
+    # The first line of vocab.bpe names its version.
+    pairs = [tuple(line.split()) for line in merges.decode().splitlines()[1:] if line]
+    return GPT2Tokenizer(
+        vocab=json.loads(vocabulary), merges=pairs, model_max_length=GPT2_N_POSITIONS
+    )
+
+
+def train_tokenizer(documents: Iterable[str], vocab_size: int) -> GPT2Tokenizer:
+    """A byte-level BPE with GPT-2's pre-tokenization, trained on these documents.
+
+    Its last entry is `<|endoftext|>`, as in GPT-2. Little text may give fewer entries than asked.
+    """
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(documents, trainer)
+    learnt = json.loads(bpe.to_str())["model"]
+    vocabulary = learnt["vocab"] | {END_OF_TEXT: len(learnt["vocab"])}
+    merges = [tuple(pair) for pair in learnt["merges"]]
+    return GPT2Tokenizer(vocab=vocabulary, merges=merges)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """The tokenizer's files.
+
+    Raises:
+        OSError: if they cannot be written; the tokenizers library raises a bare Exception.
+    """
+    try:
+        tokenizer.save_pretrained(directory)
+    except Exception as error:
+        raise OSError(f"{directory}: cannot be written: {error}") from error
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A sha256 of what decides the ids: vocabulary, merges and added tokens.
+
+    It survives saving and loading, and other versions of the libraries, which rewrite the files.
+    """
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    pairs = state["model"].get("merges", [])  # strings in older versions; Unigram has none
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in pairs]
+    added = {token["content"]: token["id"] for token in state["added_tokens"]}
+    content = json.dumps([state["model"]["vocab"], merges, added], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def tokenizer_spec(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What a `DocumentEncoder` needs to know of a tokenizer: "gpt2", or its JSON."""
+    return GPT2 if name == GPT2 else tokenizer.backend_tokenizer.to_str()

@@ -1,0 +1,4 @@
+"""The processes of a run: how they meet, fail together, stop together, and name who is missing.
+
+In: the launcher's environment. Out: an Accelerator, and agreements that hold on every process.
+"""

@@ -1,0 +1,212 @@
+"""What a machine must have for a training run: packages, devices, processes and a disk."""
+
+import importlib.metadata
+import os
+import platform
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import torch
+from packaging.requirements import Requirement
+
+from modeling_gpt2scratch.common.atomic_files import write_file
+
+PACKAGE = "gpt2scratch"
+GIB = 2**30
+CHECKPOINT_BYTES = 3 * 124_439_808 * 4  # of GPT-2 small: weights and Adam's two moments
+SHARED_MEMORY_BYTES = GIB  # what NCCL and loaders of several processes get along with
+OPEN_FILES = 4096
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found, and what to do about it."""
+
+    status: Literal["ok", "warning", "failed"]
+    found: str
+    advice: str = ""
+
+
+def check_versions() -> Finding:
+    """Python and the packages are in the ranges of setup.cfg."""
+    try:
+        metadata = importlib.metadata.metadata(PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        return Finding("warning", f"{PACKAGE} is not installed", "pip install -e .")
+    problems = []
+    for text in importlib.metadata.requires(PACKAGE) or []:
+        requirement = Requirement(text)
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            version = "none"
+        if version == "none" or not requirement.specifier.contains(version, prereleases=True):
+            problems.append(f"{requirement.name}{requirement.specifier}: found {version}")
+    if problems:
+        return Finding("failed", "; ".join(problems), "pip install -c constraints.txt -e .")
+    names = ("torch", "transformers", "accelerate")
+    found = [f"{name} {importlib.metadata.version(name)}" for name in names]
+    return Finding(
+        "ok",
+        f"Python {platform.python_version()} ({metadata['Requires-Python']}), " + ", ".join(found),
+    )
+
+
+def check_devices() -> Finding:
+    """GPUs, and whether torch sees those that the driver sees."""
+    memory = f"{psutil.virtual_memory().available / GIB:.0f} GiB of memory free"
+    host = f"{os.cpu_count()} CPU cores, {memory}"
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        counts = [f"{names.count(name)} x {name}" for name in dict.fromkeys(names)]
+        return Finding("ok", f"{', '.join(counts)}; {host}")
+    if torch.accelerator.is_available():
+        return Finding("ok", f"{torch.accelerator.current_accelerator()}; {host}")
+    if shutil.which("nvidia-smi"):
+        built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU only"
+        found = f"nvidia-smi, but no GPU for torch, which was built for {built}"
+        return Finding("failed", found, "install the torch of this driver: pytorch.org/get-started")
+    return Finding("ok", f"no GPU; {host}")
+
+
+def check_bf16() -> Finding:
+    """Whether the device multiplies bf16 faster than float32."""
+    if torch.cuda.is_available():
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Finding("ok", "the GPU has it")
+        return Finding("warning", "the GPU has none", "--mixed_precision no; fp16 is not supported")
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    has = [name for name in ("amx_bf16", "avx512_bf16") if capabilities.get(name)]
+    if has:
+        return Finding("ok", f"the CPU has {', '.join(has)}: --mixed_precision bf16 pays")
+    return Finding("ok", "the CPU has neither AMX nor AVX512-BF16: float32 is faster")
+
+
+def check_matrix_products() -> Finding:
+    """Products of every device agree with float64 on the CPU."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(256, 256, generator=generator, dtype=torch.float64) for _ in "ab")
+    expected = left @ right
+    devices = [torch.device("cpu")]
+    devices += [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    for device in devices:
+        # TF32 and bf16 have 8 and 11 bits; their errors average out over 256 products.
+        for dtype, tolerance in ((torch.float32, 1e-3), (torch.bfloat16, 1e-2)):
+            product = (left.to(device, dtype) @ right.to(device, dtype)).cpu().double()
+            error = ((product - expected).norm() / expected.norm()).item()
+            if not error < tolerance:
+                found = f"an error of {error:.1e} in {dtype} on {device}, more than {tolerance}"
+                return Finding("failed", found, "the device or its driver is broken; use another")
+    return Finding("ok", f"right in float32 and bf16 on {', '.join(map(str, devices))}")
+
+
+def check_compilation() -> Finding:
+    """torch.compile makes code that runs."""
+    constant = random.random()  # so that no cache has the result
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x = torch.linspace(0, 1, 1000, device=device)
+
+    def function(x):
+        return torch.sin(x) * constant + x
+
+    try:
+        close = torch.allclose(torch.compile(function)(x), function(x), atol=1e-6)
+    except Exception as error:  # inductor, dynamo and compilers raise dozens of kinds
+        cause = error.__cause__ or error
+        missing = "triton, which" if device == "cuda" else "a C++ compiler (g++, clang), which"
+        found = " ".join(f"{type(cause).__name__}: {cause}".split())[:200]
+        return Finding("warning", found, f"install {missing} it needs, or train with --compile no")
+    if not close:
+        return Finding("failed", "code that computes something else", "train with --compile no")
+    return Finding("ok", f"compiles for {device}")
+
+
+def check_gloo(*, timeout_seconds: float) -> Finding:
+    """Two processes on the CPU find each other and add their numbers."""
+    return _all_reduce("gloo", n_processes=2, timeout_seconds=timeout_seconds)
+
+
+def check_nccl(*, timeout_seconds: float) -> Finding:
+    """One process for each GPU of this machine, likewise."""
+    n_gpus = torch.cuda.device_count()
+    if n_gpus == 0:
+        return Finding("ok", "no GPU, nothing to do")
+    return _all_reduce("nccl", n_processes=n_gpus, timeout_seconds=timeout_seconds)
+
+
+def _all_reduce(backend: str, *, n_processes: int, timeout_seconds: float) -> Finding:
+    """Starts torchrun on `all_reduce.py`, in the way in which `accelerate launch` does."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_processes}"]
+    program = ["-m", "modeling_gpt2scratch.doctor.all_reduce", backend, str(timeout_seconds)]
+    process = subprocess.Popen(
+        [sys.executable, *launcher, *program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    try:
+        output, _ = process.communicate(timeout=timeout_seconds)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # which torchrun hands on to its processes
+        output = f"no answer within {timeout_seconds:g} seconds"
+    if process.returncode == 0:
+        return Finding("ok", f"{n_processes} processes add their numbers")
+    errors = [line for line in output.splitlines() if "Error" in line] or output.splitlines()[-1:]
+    variable = "GLOO_SOCKET_IFNAME" if backend == "gloo" else "NCCL_SOCKET_IFNAME, NCCL_DEBUG=INFO"
+    advice = f"a firewall, or the wrong network interface: set {variable}"
+    return Finding("failed", " ".join(errors[:1])[:200], advice)
+
+
+def check_directory(output_dir: str) -> Finding:
+    """Files can be written, flushed and renamed where runs are to be, and there is room."""
+    parents = (Path(output_dir).absolute(), *Path(output_dir).absolute().parents)
+    existing = next(path for path in parents if path.is_dir())
+    try:
+        with tempfile.TemporaryDirectory(prefix=".doctor-", dir=existing) as directory:
+            write_file(Path(directory, "file"), b"x" * 2**20)
+            os.rename(directory, f"{directory}.renamed")
+            os.rename(f"{directory}.renamed", directory)
+    except OSError as error:
+        return Finding("failed", str(error), "choose another --output_dir")
+    free = shutil.disk_usage(existing).free
+    found = f"{free / GIB:.0f} GiB free in {existing}"
+    if free < 4 * CHECKPOINT_BYTES:
+        advice = f"a checkpoint of GPT-2 small has {CHECKPOINT_BYTES / GIB:.1f} GiB; make room"
+        return Finding("warning", found, advice)
+    return Finding("ok", found)
+
+
+def check_shared_memory(path: str = "/dev/shm") -> Finding:
+    """What processes of one machine exchange data through; containers have little of it."""
+    if not Path(path).is_dir():
+        return Finding("ok", f"no {path} on this system")
+    free = shutil.disk_usage(path).free
+    found = f"{free / GIB:.1f} GiB free in {path}"
+    if free < SHARED_MEMORY_BYTES:
+        return Finding("warning", found, "start the container with --shm-size 8g or --ipc host")
+    return Finding("ok", found)
+
+
+def check_open_files() -> Finding:
+    """How many files a process may have open."""
+    if os.name == "nt":
+        return Finding("ok", "Windows has no such limit")
+    import resource  # not there on Windows
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    found = "no limit" if soft == resource.RLIM_INFINITY else f"{soft} at once"
+    if soft != resource.RLIM_INFINITY and soft < OPEN_FILES:
+        most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+        advice = f"ulimit -n {most}; a process holds every shard that it has read open"
+        return Finding("warning", found, advice)
+    return Finding("ok", found)

@@ -1,0 +1,83 @@
+"""What a training run may want from the network: a tokenizer, the Hub and wandb.
+
+A run can do without each of them, so nothing here is worse than a warning. Tokens are sent to the
+server that they belong to, and never printed.
+"""
+
+import importlib.util
+import netrc
+import os
+from urllib.parse import urlsplit
+
+from huggingface_hub import constants, get_token
+from huggingface_hub.errors import HTTPError
+from huggingface_hub.utils import get_session
+
+from modeling_gpt2scratch.data.tokens.encoder import GPT2
+from modeling_gpt2scratch.data.tokens.tokenizer import TokenizerError, load_tokenizer
+
+from .machine import Finding
+
+REQUEST_SECONDS = 8.0
+WANDB_ADDRESS = "https://api.wandb.ai"
+
+
+def check_tokenizer() -> Finding:
+    """GPT-2's tokenizer is at hand, or can be downloaded."""
+    try:
+        tokenizer = load_tokenizer(GPT2)
+    except TokenizerError as error:
+        return Finding("warning", "not to be had", str(error).partition("; ")[2])
+    return Finding("ok", f"{len(tokenizer):,} entries")
+
+
+def check_hub() -> Finding:
+    """The Hub answers, and takes the token if there is one."""
+    if constants.HF_HUB_OFFLINE:
+        return Finding("ok", "HF_HUB_OFFLINE is set: not asked, only the cache is used")
+    token = get_token()
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    status = _status_of(f"{constants.ENDPOINT}/api/whoami-v2", headers)
+    if status is None:
+        advice = "HF_HUB_OFFLINE=1 for what is in the cache, HF_ENDPOINT for a mirror"
+        return Finding("warning", f"{constants.ENDPOINT} is not reachable", advice)
+    if not token:
+        return Finding("ok", "reachable, no token; pushing needs one (hf auth login)")
+    if status == 200:
+        return Finding("ok", "reachable, takes the token")
+    return Finding("warning", f"reachable, answers the token with {status}", "hf auth login")
+
+
+def check_wandb() -> Finding:
+    """wandb answers and there is a key, if it is installed and to be used online."""
+    if importlib.util.find_spec("wandb") is None:
+        return Finding("ok", "not installed; metrics.jsonl is always written")
+    mode = os.environ.get("WANDB_MODE", "online")
+    if mode != "online":
+        return Finding("ok", f"WANDB_MODE={mode}: nothing is sent")
+    address = os.environ.get("WANDB_BASE_URL", WANDB_ADDRESS)
+    if not _has_wandb_key(address):
+        return Finding("warning", "no key", "wandb login, or WANDB_MODE=offline")
+    if _status_of(address, {}) is None:
+        return Finding("warning", f"{address} is not reachable", "WANDB_MODE=offline; sync later")
+    return Finding("ok", "reachable, and there is a key")
+
+
+def _status_of(address: str, headers: dict[str, str]) -> int | None:
+    """The HTTP status that the server answers with, None if it does not answer."""
+    try:
+        answer = get_session().get(address, headers=headers, timeout=REQUEST_SECONDS)
+    except (HTTPError, OSError):
+        return None
+    return answer.status_code
+
+
+def _has_wandb_key(address: str) -> bool:
+    """Whether `wandb login` has been run for this server, or a key is in the environment."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        entries = netrc.netrc(os.environ.get("NETRC"))
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return entries.authenticators(urlsplit(address).hostname or "") is not None

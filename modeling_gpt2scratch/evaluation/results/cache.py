@@ -1,0 +1,116 @@
+"""Results of earlier calls, so that an interrupted evaluation goes on where it stopped.
+
+One JSON file for each task of each model. Its name is a hash of everything that the result depends
+on: weights, config, tokenizer, data, protocol and version, limit, precision, the code that computes
+it, and the versions of torch and transformers. Batch size, device and number of processes are left
+out: results do not depend on them beyond the last digits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modeling_gpt2scratch.evaluation.scoring.scorer import Estimate, TaskResult
+from modeling_gpt2scratch.evaluation.tasks.answered_result import AnsweredResult
+
+from .json_files import write_json
+from .measurements import Measurement
+
+VERSION = 1  # of these files
+
+
+class ResultCache:
+    """Measurements by what they depend on.
+
+    Args:
+        directory: of the files; made when the first is written. None keeps nothing.
+    """
+
+    def __init__(self, directory: Path | None):
+        self._directory = directory
+        self._can_write = True  # until a write fails
+
+    def read(self, key: dict[str, Any]) -> tuple[Measurement, dict[str, Any]] | None:
+        """A measurement and the description of its model, None if there is none that can be read.
+
+        Args:
+            key: what the measurement depends on, fit for JSON.
+        """
+        if self._directory is None:
+            return None
+        try:
+            content = json.loads(self._path(key).read_bytes())
+            if content["key"] != key or content["version"] != VERSION:
+                return None
+            result = content["result"]
+            samples = {
+                name: np.array(values, dtype=np.float64)  # null is nan
+                for name, values in result["samples"].items()
+            }
+            estimates = {name: Estimate(**value) for name, value in result["estimates"].items()}
+            parts = result["n_samples"], estimates, result["details"], samples
+            if "responses" in result:
+                measured = AnsweredResult(*parts, result["responses"])
+            else:
+                measured = TaskResult(*parts)
+            measurement = Measurement(measured, seconds=content["seconds"], is_from_cache=True)
+            return measurement, content["model"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None  # absent or damaged: it is measured again
+
+    def write(self, key: dict[str, Any], measurement: Measurement, model: dict[str, Any]) -> None:
+        """Keeps a measurement.
+
+        The nan of a sample that was left out is null in the file; one with an infinite sample or
+        log-likelihood is not kept, because JSON has no word for that. Once the directory cannot be
+        written to, which one line on stderr says, nothing more is kept.
+        """
+        result = measurement.result
+        if self._directory is None or result is None or not self._can_write:
+            return
+        if not _is_fit_for_json(result):
+            return
+        samples = {
+            name: [None if math.isnan(value) else value for value in values.tolist()]
+            for name, values in result.samples.items()
+        }
+        content = {
+            "n_samples": result.n_samples,
+            "estimates": {name: asdict(value) for name, value in result.estimates.items()},
+            "details": result.details,
+            "samples": samples,
+        }
+        if isinstance(result, AnsweredResult):
+            content["responses"] = result.responses
+        file = {"version": VERSION, "key": key, "model": model, "seconds": measurement.seconds}
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            write_json(self._path(key), file | {"result": content}, indent=None)
+        except OSError as error:
+            self._can_write = False
+            print(
+                f"{self._directory}: expected to keep results here, found {error}; going on "
+                "without, so an interrupted evaluation measures them again",
+                file=sys.stderr,
+            )
+
+    def _path(self, key: dict[str, Any]) -> Path:
+        """The file of a key."""
+        text = json.dumps(key, sort_keys=True)
+        return self._directory / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+
+
+def _is_fit_for_json(result: TaskResult) -> bool:
+    """Whether no sample is infinite, and each response is a number."""
+    if any(np.isinf(values).any() for values in result.samples.values()):
+        return False
+    responses = getattr(result, "responses", ())
+    return all(math.isfinite(log_prob) for answers in responses for log_prob, _ in answers)

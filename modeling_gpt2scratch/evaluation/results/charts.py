@@ -1,0 +1,157 @@
+"""Pictures of what was measured: bars for the models, and scores over the tokens of a training."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .measurements import ModelMeasurements
+
+if TYPE_CHECKING:  # an optional library
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BARS_NAME = "scores.png"
+CURVES_NAME = "scores_over_tokens.png"
+METRICS_NAME = "metrics.jsonl"  # of a run of train_accelerate.py
+PANEL_INCHES = (3.2, 2.6)
+COLUMNS = 4
+FAR_APART = 20  # the largest of a panel's values by the smallest
+
+
+class ChartError(ValueError):
+    """A picture that cannot be drawn."""
+
+
+def draw_bars(
+    models: Sequence[ModelMeasurements], metrics: Mapping[str, Mapping[str, bool]], output: Path
+) -> bool:
+    """Writes a panel for each task's metric with a bar for each model; ± one standard error.
+
+    Args:
+        models: everything measured of each.
+        metrics: of each task, with whether higher is better.
+        output: the picture; its ending decides the format.
+
+    Returns:
+        False, and no picture, if nothing was measured.
+
+    Raises:
+        ChartError: without matplotlib.
+    """
+    rows = [(task, metric) for task, names in metrics.items() for metric in names]
+    rows = [row for row in rows if any(model.value(*row) is not None for model in models)]
+    if not rows:
+        return False
+    shown = [model for model in models if any(model.value(*row) is not None for row in rows)]
+    figure = _figure(len(rows))
+    for axes, (task, metric) in zip(_panels(figure, len(rows)), rows, strict=True):
+        values = []
+        for place, model in enumerate(shown):
+            if model.value(task, metric) is None:
+                continue
+            estimate = model.tasks[task].result.estimates[metric]
+            error = estimate.stderr
+            axes.bar(place, estimate.value, yerr=error, capsize=3, color=f"C{place}")
+            values.append(estimate.value)
+        axes.set_ylim(bottom=0)
+        _spread(axes, values)
+        axes.set_title(f"{task}\n{metric} {'↑' if metrics[task][metric] else '↓'}", fontsize=8)
+        axes.set_xlim(-0.6, len(shown) - 0.4)
+        axes.set_xticks([])
+        axes.grid(axis="y", alpha=0.3)
+    _legend(figure, [model.name for model in shown])
+    figure.savefig(output, dpi=120)
+    return True
+
+
+def draw_curves(runs: Sequence[str], output: Path) -> bool:
+    """Writes a panel for each score that the runs logged in training, over the tokens seen.
+
+    Args:
+        runs: models; those that are no output directory of a run are left out.
+        output: the picture.
+
+    Returns:
+        False, and no picture, if no run logged a score.
+
+    Raises:
+        ChartError: without matplotlib.
+    """
+    logged = {run: scores_over_tokens(Path(run)) for run in runs}
+    shown = {run: scores for run, scores in logged.items() if scores}
+    names = list(dict.fromkeys(name for scores in shown.values() for name in scores))
+    if not names:
+        return False
+    figure = _figure(len(names))
+    for axes, name in zip(_panels(figure, len(names)), names, strict=True):
+        for place, scores in enumerate(shown.values()):
+            if points := scores.get(name):
+                axes.plot(*zip(*points, strict=True), "o-", markersize=3, color=f"C{place}")
+        _spread(axes, [value for scores in shown.values() for _, value in scores.get(name, [])])
+        axes.set_title(name, fontsize=8)
+        axes.set_xlabel("training tokens")
+        axes.grid(alpha=0.3)
+    _legend(figure, list(shown))
+    figure.savefig(output, dpi=120)
+    return True
+
+
+def scores_over_tokens(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """For each score of `--eval_tasks`, such as "lambada/acc", tokens and value at each time.
+
+    Empty for a directory without a log. A line that a kill cut short is left out.
+    """
+    path = run / METRICS_NAME
+    scores: dict[str, list[tuple[int, float]]] = {}
+    if not path.is_file():
+        return scores
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        for name, value in row.items():
+            is_score = "/" in name and isinstance(value, int | float) and math.isfinite(value)
+            if is_score and "tokens" in row:
+                scores.setdefault(name, []).append((row["tokens"], value))
+    return scores
+
+
+def _figure(n_panels: int) -> Figure:
+    """An empty picture with room for the panels."""
+    try:
+        from matplotlib.figure import Figure  # without pyplot nothing asks for a display
+    except ImportError:
+        raise ChartError('expected matplotlib, found none; pip install -e ".[plot]"') from None
+    width, height = PANEL_INCHES
+    n_columns = min(n_panels, COLUMNS)
+    size = (width * n_columns, height * math.ceil(n_panels / COLUMNS))
+    return Figure(figsize=size, layout="constrained")
+
+
+def _spread(axes: Axes, values: Sequence[float]) -> None:
+    """Sees to it that the smallest value can be told from nothing beside the largest."""
+    if min(values) > 0 and max(values) > FAR_APART * min(values):
+        axes.set_yscale("log")
+        axes.autoscale(axis="y")
+
+
+def _legend(figure: Figure, names: Sequence[str]) -> None:
+    """The colours of the models, once for all panels."""
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=f"C{place}", label=name) for place, name in enumerate(names)]
+    figure.legend(handles=handles, loc="outside upper center", ncols=COLUMNS, fontsize=8)
+
+
+def _panels(figure: Figure, n_panels: int) -> list:
+    """So many axes, in rows."""
+    shape = (math.ceil(n_panels / COLUMNS), min(n_panels, COLUMNS))
+    axes = figure.subplots(*shape, squeeze=False).flatten().tolist()
+    for unused in axes[n_panels:]:
+        unused.remove()
+    return axes[:n_panels]

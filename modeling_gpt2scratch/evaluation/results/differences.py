@@ -1,0 +1,64 @@
+"""How each model differs from the baseline, task by task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from modeling_gpt2scratch.evaluation.scoring.scorer import TaskResult
+
+from .measurements import ModelMeasurements
+from .paired_tests import PairedTest, holm, paired_test
+
+# What differs where two models read different examples, as windows cut by other tokenizers.
+SAME_DETAILS = ("window_tokens", "n_target_bytes", "text_sha256")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A model's value minus the baseline's; the test is None where examples cannot be paired."""
+
+    value: float
+    test: PairedTest | None = None
+    p_corrected: float | None = None  # by Holm's method over all tested rows of the model
+
+
+def differences_of(
+    model: ModelMeasurements, baseline: ModelMeasurements, metrics: Mapping[str, Iterable[str]]
+) -> dict[tuple[str, str], Difference]:
+    """By task and metric; rows that one of the two models lacks are left out.
+
+    Args:
+        model: whose values are compared.
+        baseline: with which.
+        metrics: of each task.
+    """
+    values, tests = {}, {}
+    for task, names in metrics.items():
+        for metric in names:
+            row = task, metric
+            first, second = model.value(*row), baseline.value(*row)
+            if first is None or second is None:
+                continue
+            values[row] = first - second
+            results = model.tasks[task].result, baseline.tasks[task].result
+            if has_same_examples(*results, metric):
+                pair = np.array([result.samples[metric] for result in results])
+                pair = pair[:, np.isfinite(pair).all(axis=0)]  # examples that both have a value of
+                if pair.size:
+                    tests[row] = paired_test(*pair)
+    corrected = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
+    return {
+        row: Difference(value, tests.get(row), corrected.get(row)) for row, value in values.items()
+    }
+
+
+def has_same_examples(first: TaskResult, second: TaskResult, metric: str) -> bool:
+    """Whether the values of two results of one task belong to the same examples, one by one."""
+    if metric not in first.samples or metric not in second.samples:
+        return False
+    return len(first.samples[metric]) == len(second.samples[metric]) > 0 and all(
+        first.details.get(name) == second.details.get(name) for name in SAME_DETAILS
+    )

@@ -1,0 +1,36 @@
+"""What was measured: a result, or why there is none, for each task of each model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from modeling_gpt2scratch.evaluation.scoring.scorer import TaskResult
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One task of one model: `result`, or `error`, one line that says why there is none."""
+
+    result: TaskResult | None = None
+    error: str | None = None
+    seconds: float = 0.0  # that it took, also if it was measured earlier
+    is_from_cache: bool = False
+
+
+@dataclass
+class ModelMeasurements:
+    """Everything measured of one model; filled task by task."""
+
+    name: str
+    description: dict[str, Any] = field(default_factory=dict)  # class, parameters, precision
+    files: dict[str, str] = field(default_factory=dict)  # sha256 of weights, config and tokenizer
+    tasks: dict[str, Measurement] = field(default_factory=dict)
+
+    def value(self, task: str, metric: str) -> float | None:
+        """The estimate of one metric, None where there is none."""
+        measurement = self.tasks.get(task)
+        if measurement is None or measurement.result is None:
+            return None
+        estimate = measurement.result.estimates.get(metric)
+        return None if estimate is None else estimate.value

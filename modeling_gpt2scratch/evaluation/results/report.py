@@ -1,0 +1,162 @@
+"""What a comparison prints at its end, and the files that it writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modeling_gpt2scratch.evaluation.scoring.scorer import Task
+from modeling_gpt2scratch.evaluation.tasks.samples import NO_CHECKSUM
+from modeling_gpt2scratch.evaluation.tasks.validation import ValidationTask
+
+from .charts import BARS_NAME, CURVES_NAME, ChartError, draw_bars, draw_curves
+from .differences import differences_of
+from .json_files import write_json
+from .measurements import ModelMeasurements
+from .published_numbers import numbers_beside, read_published
+from .results_json import model_content, results_content
+from .sample_logs import write_samples
+from .table import errors_of, markdown_table, table_notes
+
+if TYPE_CHECKING:
+    from modeling_gpt2scratch.evaluation.compare import CompareConfig
+
+RESULTS_FILE = "results.json"
+HARNESS_FOLDER = "lm_eval_results"  # laid out as lm-evaluation-harness does
+
+
+@dataclass
+class Comparison:
+    """What was measured so far, and on what."""
+
+    models: list[ModelMeasurements]
+    tasks: dict[str, Task] = field(default_factory=dict)  # those whose data could be read
+    is_complete: bool = False
+
+
+def report(config: CompareConfig, comparison: Comparison, output_dir: Path, seconds: float) -> bool:
+    """Prints the table and writes the files; whether they could be written, else stderr says why.
+
+    Args:
+        config: the command line.
+        comparison: everything measured.
+        output_dir: of the files.
+        seconds: from start to end.
+    """
+    models, metrics = comparison.models, metrics_of(config)
+    (baseline,) = (m for m in models if m.name == (config.baseline or config.models[0]))
+    differences = {
+        model.name: differences_of(model, baseline, metrics)
+        for model in models
+        if model is not baseline
+    }
+    numbers, origins = read_published()
+    published = numbers_beside(numbers, tasks=metrics, models=config.models)
+    print(
+        markdown_table(
+            config.kinds, models, limit=config.limit, differences=differences, published=published
+        )
+    )
+    errors = errors_of(config.kinds, models)
+    notes = table_notes(
+        differences, published, errors=errors, baseline=baseline.name, sources=origins
+    )
+    print("", *notes, *data_notes(comparison.tasks, config.limit), sep="\n")
+    results = {"differences": differences, "published": published, "baseline": baseline.name}
+    try:
+        write_files(config, comparison, output_dir, results | {"seconds": seconds})
+    except OSError as error:
+        line = f"--output_dir: expected to write to {output_dir}, found {error}"
+        print(line, file=sys.stderr)
+        return False
+    return True
+
+
+def metrics_of(config: CompareConfig) -> dict[str, dict[str, bool]]:
+    """The metrics of each task, and whether higher is better."""
+    return {name: kind.metrics for name, kind in config.kinds.items()}
+
+
+def data_notes(tasks: Mapping[str, Task], limit: int | None) -> list[str]:
+    """What is to be known of the data, a line each.
+
+    Args:
+        tasks: those whose data could be read.
+        limit: of samples, None for all.
+    """
+    data = {name: task.data for name, task in tasks.items() if hasattr(task, "data")}
+    status = {name: getattr(tasks[name], "data_status", None) or "" for name in data}
+    problems = {name: own.problem(status[name], limit=limit) for name, own in data.items()}
+    notes = [
+        f"{name}: {problem}: these are scores of other data, or of a damaged file."
+        for name, problem in problems.items()
+        if problem
+    ]
+    unknown = [name for name in data if status[name] == NO_CHECKSUM]
+    if unknown:
+        notes.append(f"{', '.join(unknown)}: {NO_CHECKSUM} of these data.")
+    return notes
+
+
+def write_files(
+    config: CompareConfig, comparison: Comparison, output_dir: Path, results: dict[str, Any]
+) -> None:
+    """Writes results.json and what else the command line asks for.
+
+    Args:
+        config: the command line.
+        comparison: everything measured.
+        output_dir: of the files.
+        results: further arguments of `results_content`.
+
+    Raises:
+        OSError: if they cannot be written.
+    """
+    models, tasks = comparison.models, comparison.tasks
+    now = datetime.now(UTC)
+    shared = {"batch_size": config.batch_tokens, "device": config.device}
+    shared |= {"limit": config.limit, "dtype": config.dtype}
+    sources = {name: source_of(task, config) for name, task in tasks.items()}
+    contents = [
+        model_content(model, tasks, config=shared, sources=sources, date=now.timestamp())
+        for model in models
+    ]
+    content = results_content(
+        dataclasses.asdict(config) | {"tasks": list(config.kinds)},
+        contents,
+        date=now.isoformat(timespec="seconds"),
+        is_complete=comparison.is_complete,
+        **results,
+    )
+    write_json(output_dir / RESULTS_FILE, content)
+    stamp = now.strftime("%Y-%m-%dT%H-%M-%S.%f")
+    for model, content in zip(models, contents, strict=True):
+        folder = output_dir / HARNESS_FOLDER / content["model_name_sanitized"]
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / f"results_{stamp}.json", content)
+        if config.log_samples:
+            write_samples(folder, model, tasks, stamp)
+    if config.charts:
+        draw(models, metrics_of(config), output_dir)
+
+
+def source_of(task: Task, config: CompareConfig) -> str | None:
+    """The file, directory or Hub data set that a task was read from."""
+    if isinstance(task, ValidationTask):
+        return config.val_data
+    data = getattr(task, "data", None)
+    return None if data is None else data.source(config)
+
+
+def draw(models: Sequence[ModelMeasurements], metrics: dict[str, Any], output_dir: Path) -> None:
+    """Writes the pictures; without matplotlib there are none, and one line says so."""
+    try:
+        draw_bars(models, metrics, output_dir / BARS_NAME)
+        draw_curves([model.name for model in models], output_dir / CURVES_NAME)
+    except ChartError as error:
+        print(f"without charts: {error}", file=sys.stderr)

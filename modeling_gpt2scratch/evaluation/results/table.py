@@ -1,0 +1,148 @@
+"""The Markdown table: a row for each task, protocol and metric, a column for each model.
+
+Published numbers have columns of their own, which say that nothing of it was measured here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from tabulate import tabulate
+
+from modeling_gpt2scratch.evaluation.scoring.scorer import Estimate, Task
+
+from .differences import Difference
+from .measurements import Measurement, ModelMeasurements
+from .published_numbers import PublishedNumber
+
+NO_VALUE = "–"
+Rows = Mapping[tuple[str, str], Difference]  # by task and metric
+
+
+def markdown_table(
+    tasks: Mapping[str, type[Task]],
+    models: Sequence[ModelMeasurements],
+    *,
+    limit: int | None,
+    differences: Mapping[str, Rows],
+    published: Sequence[PublishedNumber],
+) -> str:
+    """The table of everything measured.
+
+    Args:
+        tasks: in the order of the rows.
+        models: in the order of the columns.
+        limit: of samples, None for all.
+        differences: from the baseline, by model; the baseline has none.
+        published: numbers that may stand beside these tasks.
+    """
+    sources = list(dict.fromkeys(number.source for number in published))
+    errors = errors_of(tasks, models)
+    rows = []
+    for name, task in tasks.items():
+        first = "" if limit is None else f", first {limit} {task.samples}"
+        for metric, is_higher_better in task.metrics.items():
+            head = [name, f"{task.protocol} v{task.version}{first}", metric]
+            cells = [
+                format_cell(
+                    model.tasks.get(name),
+                    metric,
+                    differences.get(model.name, {}).get((name, metric)),
+                    is_first=metric == next(iter(task.metrics)),
+                    errors=errors,
+                )
+                for model in models
+            ]
+            others = [_published_cell(published, source, name, metric) for source in sources]
+            rows.append([*head, "↑" if is_higher_better else "↓", *cells, *others])
+    headers = [*("Task", "Protocol", "Metric", ""), *(model.name for model in models)]
+    headers += [f"{source} (published, not measured here)" for source in sources]
+    return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)
+
+
+def errors_of(tasks: Iterable[str], models: Sequence[ModelMeasurements]) -> list[str]:
+    """Every reason for which a cell has no number, once, in the order of the table."""
+    cells = [model.tasks.get(name) for name in tasks for model in models]
+    return list(dict.fromkeys(cell.error for cell in cells if cell is not None and cell.error))
+
+
+def table_notes(
+    differences: Mapping[str, Rows],
+    published: Sequence[PublishedNumber],
+    *,
+    errors: Sequence[str],
+    baseline: str,
+    sources: Mapping[str, str],
+) -> list[str]:
+    """What the table's signs mean, a line each."""
+    notes = [f"error [{number}]: {text}" for number, text in enumerate(errors, start=1)]
+    notes.append("± is one standard error.")
+    rows = [row for model in differences.values() for row in model.values()]
+    if rows:
+        tested = any(row.test for row in rows)
+        how = (
+            "; p from a test on the same examples (exact McNemar for accuracies, paired bootstrap "
+            "for losses), by Holm's method corrected for the rows of the column"
+        )
+        notes.append(f"In parentheses: the difference to {baseline}{how * tested}.")
+    for source in dict.fromkeys(number.source for number in published):
+        numbers = [number for number in published if number.source == source]
+        where = "; ".join(dict.fromkeys(number.where for number in numbers))
+        reasons = "; ".join(dict.fromkeys(number.note for number in numbers if number.note))
+        star = f". * {reasons}" if reasons else ""
+        notes.append(f"Published, not measured here: {source}, {sources[source]} ({where}){star}.")
+    return notes
+
+
+def format_cell(
+    measurement: Measurement | None,
+    metric: str,
+    difference: Difference | None = None,
+    *,
+    is_first: bool = True,
+    errors: Sequence[str] = (),
+) -> str:
+    """Text of one cell; the number of its error in `errors` stands in the task's first row only."""
+    if measurement is None:
+        return "interrupted" if is_first else NO_VALUE
+    if measurement.result is None:
+        return f"error [{errors.index(measurement.error) + 1}]" if is_first else NO_VALUE
+    estimate = measurement.result.estimates.get(metric)
+    if estimate is None:
+        return NO_VALUE
+    return format_estimate(estimate) + ("" if difference is None else _in_parentheses(difference))
+
+
+def format_estimate(estimate: Estimate) -> str:
+    """Value and standard error."""
+    stderr = "" if estimate.stderr is None else f" ± {format_number(estimate.stderr)}"
+    return format_number(estimate.value) + stderr
+
+
+def format_number(value: float) -> str:
+    """Four decimals, as lm-evaluation-harness has it; from a million on, scientific notation."""
+    return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4e}"
+
+
+def _in_parentheses(difference: Difference) -> str:
+    """The difference and, if there was a test, its p."""
+    text = format_number(abs(difference.value))
+    if float(text):
+        text = ("−" if difference.value < 0 else "+") + text
+    if (p := difference.p_corrected) is not None:
+        text += ", p < 0.001" if p < 0.001 else f", p = {p:.3f}"
+    return f" ({text})"
+
+
+def _published_cell(
+    published: Sequence[PublishedNumber], source: str, task: str, metric: str
+) -> str:
+    """All of a source's numbers for one row, each after its model."""
+    row = source, task, metric
+    found = [number for number in published if (number.source, number.task, number.metric) == row]
+    texts = [
+        f"{number.model} {format_estimate(Estimate(number.value, number.stderr))}"
+        + "*" * bool(number.note)
+        for number in found
+    ]
+    return ", ".join(texts) or NO_VALUE

@@ -1,0 +1,157 @@
+"""The model of a column with its tokenizer, or one line that says why it cannot be measured."""
+
+from __future__ import annotations
+
+import difflib
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from modeling_gpt2scratch.evaluation.in_training import SharedScorer
+
+from .processes import ProcessGroup
+from .scorer import CausalScorer
+
+if TYPE_CHECKING:
+    from modeling_gpt2scratch.evaluation.compare import CompareConfig
+
+NO_TOKENIZER = "expected a tokenizer beside the model, found none{}; save it there"
+# Names that are easily mistyped, beside those of the directories at hand.
+WELL_KNOWN = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
+
+
+def load_scorer(name: str, config: CompareConfig, processes: ProcessGroup) -> CausalScorer:
+    """The model and its tokenizer on the device of this process.
+
+    Raises:
+        ValueError: if there is no such model, or no tokenizer that fits it.
+        Exception: of many kinds, from what transformers finds in its files.
+    """
+    options = {"trust_remote_code": config.trust_remote_code}
+    require_model(name, options)
+    tokenizer = load_tokenizer(name, options)
+    model = AutoModelForCausalLM.from_pretrained(
+        name, dtype=getattr(torch, config.dtype), **options
+    )
+    require_fitting(tokenizer, model)
+    accelerator = processes.accelerator
+    if accelerator is None or config.device not in ("auto", "cpu"):
+        device = resolve_device(config.device)
+    else:
+        device = accelerator.device
+    model = model.to(device)
+    scorer = CausalScorer(model, tokenizer, batch_tokens=config.tokens_of_pass)
+    if accelerator is None:
+        return scorer
+    return SharedScorer(
+        model,
+        tokenizer,
+        accelerator,
+        batch_tokens=config.tokens_of_pass,
+        has_progress=True,
+        checks_head=True,
+    )
+
+
+def require_model(name: str, options: dict[str, Any]) -> None:
+    """Refuses a name behind which there is no model.
+
+    Raises:
+        ValueError: with the nearest name, if it is like another's.
+    """
+    if Path(name).is_dir():
+        if not Path(name, "config.json").is_file():
+            raise ValueError("expected a model, found a directory without config.json")
+        return
+    expected = "expected a model directory"
+    if name.startswith((".", "/", "~")):
+        raise ValueError(f"{expected}, found none{_nearest(name)}")
+    try:
+        AutoConfig.from_pretrained(name, **options)
+    except OSError as error:
+        if isinstance(error.__cause__, LocalEntryNotFoundError):
+            place = constants.ENDPOINT
+            raise ValueError(
+                f"{expected}, or {place} in reach, found neither{_nearest(name)}"
+            ) from error
+        if isinstance(error.__cause__, RepositoryNotFoundError):
+            raise ValueError(
+                f"{expected} or a model of the Hub, found neither{_nearest(name)}"
+            ) from error
+        raise
+
+
+def _nearest(name: str) -> str:
+    """The name that was perhaps meant, in a few words; empty if there is none."""
+    if name in WELL_KNOWN:
+        return ""
+    parent = Path(name).parent
+    folders = [str(path) for path in parent.glob("*/")] if parent.is_dir() else []
+    near = difflib.get_close_matches(name, {*folders, *WELL_KNOWN}, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def load_tokenizer(name: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        has_words = bool(tokenizer("a")["input_ids"])  # transformers makes an empty one of no files
+    except (OSError, ValueError, KeyError) as error:
+        reason = textwrap.shorten(str(error), 200)
+        raise ValueError(NO_TOKENIZER.format(f" that loads ({reason})")) from error
+    if not has_words:
+        raise ValueError(NO_TOKENIZER.format(""))
+    return tokenizer
+
+
+def require_fitting(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Refuses a tokenizer that may give ids for which the model has no embedding.
+
+    Tokens that were added to the vocabulary do not count: no text but their names gives them, and
+    some models (Gemma 3 of 1B) come with one too many.
+
+    Raises:
+        ValueError: with both sizes.
+    """
+    n_embeddings = model.get_input_embeddings().weight.shape[0]
+    if tokenizer.vocab_size > n_embeddings:
+        raise ValueError(
+            f"expected a tokenizer of at most the model's {n_embeddings:,} entries, found "
+            f"{tokenizer.vocab_size:,}: is this the model's tokenizer?"
+        )
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called `name`; auto is the fastest kind there is."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def describe_model(scorer: CausalScorer) -> dict[str, Any]:
+    """Class, size and precision of a model, under the keys of lm-evaluation-harness."""
+    model = scorer.model
+    return {
+        "model_class": type(model).__name__,
+        "model_num_parameters": model.num_parameters(),
+        "model_dtype": str(model.dtype).removeprefix("torch."),
+        "model_sha": getattr(model.config, "_commit_hash", None),  # of a Hub model
+        "max_length": scorer.context_tokens,
+    }

@@ -1,0 +1,44 @@
+"""Task `arc_easy`: school science questions of the AI2 Reasoning Challenge, the easier part.
+
+Protocol `arc_easy` of lm-evaluation-harness (its version 1.0): the 2,376 questions of the test
+split, each with three to five answers, no examples before the question. Chance is about 0.25.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from .multiple_choice import MultipleChoiceTask, Question
+from .samples import SampleData
+
+
+class ArcEasyTask(MultipleChoiceTask):
+    """Questions whose answers are labelled A to E, or 1 to 5."""
+
+    protocol: ClassVar[str] = "arc_easy"
+    columns: ClassVar[dict[str, type]] = {"question": str, "choices": dict, "answerKey": str}
+    data: ClassVar[SampleData] = SampleData(
+        argument="arc_easy_data",
+        file="arc_easy_test.jsonl",
+        hub_name="allenai/ai2_arc",
+        subset="ARC-Easy",
+        n_samples=2376,
+    )
+
+    @classmethod
+    def question(cls, place: str, row: dict) -> Question:
+        """The question as the model reads it."""
+        answers, labels = row["choices"].get("text"), row["choices"].get("label")
+        if not answers or not labels or len(answers) != len(labels) or not all(answers):
+            raise ValueError(
+                f"{place}: expected `choices` with as many texts as labels, found {row['choices']}"
+            )
+        if row["answerKey"] not in labels:
+            raise ValueError(
+                f"{place}: expected an `answerKey` among {labels}, found {row['answerKey']!r}"
+            )
+        context = f"Question: {row['question']}\nAnswer:"
+        return Question(context, tuple(answers), labels.index(row["answerKey"]))
+
+
+TASKS: dict[str, type[MultipleChoiceTask]] = {ArcEasyTask.protocol: ArcEasyTask}

@@ -1,0 +1,161 @@
+"""What a model writes after a text if it always takes the likeliest token."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedTokenizerBase
+
+from modeling_gpt2scratch.evaluation.scoring.encoding import encode_plain
+from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
+
+# The 127 words of the stop-word list that NLTK first came with, after Porter's.
+STOP_WORDS = """
+    i me my myself we our ours ourselves you your yours yourself yourselves he him his himself she
+    her hers herself it its itself they them their theirs themselves what which who whom this that
+    these those am is are was were be been being have has had having do does did doing a an the and
+    but if or because as until while of at by for with about against between into through during
+    before after above below to from up down in out on off over under again further then once here
+    there when where why how all any both each few more most other some such no nor not only own
+    same so than too very s t can will just don should now
+"""
+
+
+def greedy_continuations(
+    scorer: CausalScorer,
+    contexts: Sequence[list[int]],
+    *,
+    n_tokens: int,
+    first_excluded: Sequence[int] = (),
+    description: str,
+) -> tuple[list[list[int]], int]:
+    """The `n_tokens` ids that the model puts after each context, and how many contexts were cut.
+
+    `generate` would take over what a checkpoint says of sampling and penalties. Contexts of one
+    length make a batch, so none is padded. Several processes share the batches out.
+
+    Args:
+        scorer: the model.
+        contexts: token ids, at least one each; leftmost ones are dropped if all do not fit.
+        n_tokens: to write after each, end-of-text tokens among them.
+        first_excluded: ids that may not be the first one written.
+        description: of the progress bar.
+
+    Raises:
+        ValueError: for logits that are not finite, or a model sharded by FSDP2.
+    """
+    if isinstance(scorer.model, FSDPModule):  # whose forward passes must be as many everywhere
+        raise ValueError("expected a whole model to write with, found one sharded by FSDP2")
+    rows_by_length = defaultdict(list)
+    n_kept = scorer.context_tokens - n_tokens + 1
+    if n_kept < 1:
+        raise ValueError(
+            f"expected a context of at least {n_tokens} tokens, found {scorer.context_tokens}"
+        )
+    for index, context in enumerate(contexts):
+        rows_by_length[min(len(context), n_kept)].append(index)
+    batches = []
+    for length, indices in sorted(rows_by_length.items(), reverse=True):
+        n_rows = max(1, scorer.planned_tokens // (length + n_tokens))
+        batches += [indices[start : start + n_rows] for start in range(0, len(indices), n_rows)]
+    inputs = [context[-n_kept:] for context in contexts]
+    write = partial(_write_rows, scorer, inputs, n_tokens, list(first_excluded))
+    written: list[list[int]] = [[]] * len(contexts)
+    for index, ids in scorer.compute_rows(
+        batches, write, n_rows=len(contexts), description=description
+    ):
+        written[index] = ids
+    return written, sum(len(context) > n_kept for context in contexts)
+
+
+def _write_rows(
+    scorer: CausalScorer,
+    contexts: Sequence[list[int]],
+    n_tokens: int,
+    first_excluded: list[int],
+    indices: Sequence[int],
+) -> list[tuple[int, list[int]]]:
+    """Each of `indices` with what is written after its context, all of one length.
+
+    Fewer at a time where the device lacks the memory.
+    """
+    length = len(contexts[indices[0]])
+    written = []
+    while len(written) < len(indices):
+        n_rows = max(1, scorer.batch_tokens // (length + n_tokens))
+        batch = indices[len(written) : len(written) + n_rows]
+        input_ids = torch.tensor([contexts[index] for index in batch])
+        try:
+            ids = _write_batch(scorer, input_ids, n_tokens, first_excluded)
+        except RuntimeError as error:
+            if len(batch) == 1 or not should_reduce_batch_size(error):
+                raise
+            ids = None
+        if ids is None:
+            scorer.batch_tokens //= 2
+            clear_device_cache()
+            continue
+        written += zip(batch, ids.tolist(), strict=True)
+    return written
+
+
+# Shapes: B rows, T tokens of a context, N written tokens, V vocabulary entries.
+@torch.no_grad()
+def _write_batch(
+    scorer: CausalScorer, context_ids: torch.Tensor, n_tokens: int, first_excluded: list[int]
+) -> torch.Tensor:
+    """(B, T) -> (B, N)."""
+    row_ids = context_ids.to(scorer.model.device)
+    input_ids, cache = row_ids, None
+    for n_written in range(n_tokens):
+        logits, cache = scorer.next_logits(input_ids, cache)  # (B, V)
+        if not torch.isfinite(logits).all():
+            raise ValueError("expected finite logits, found others")
+        if n_written == 0 and first_excluded:
+            logits[:, first_excluded] = -torch.inf
+        next_ids = logits.argmax(dim=-1, keepdim=True)
+        row_ids = torch.cat([row_ids, next_ids], dim=1)
+        input_ids = row_ids if cache is None else next_ids
+    return row_ids[:, context_ids.shape[1] :].cpu()
+
+
+def begins_with_words(text: str, words: str) -> bool:
+    """Whether `text` begins with `words` and goes on with something that does not lengthen them.
+
+    A letter or digit does, also after an apostrophe or a hyphen.
+    """
+    return re.match(re.escape(words) + r"(?!['’-]?\w)", text) is not None
+
+
+def written_texts(
+    tokenizer: PreTrainedTokenizerBase, written: Sequence[Sequence[int]]
+) -> list[str]:
+    """The text of ids that were written after a word, with the space they may begin with.
+
+    By themselves they would lose it: the tokenizers of Llama 1 and 2 drop the first space of what
+    they decode. So a letter is decoded before them, and cut off.
+    """
+    (front,) = encode_plain(tokenizer, ["a"])
+    front_text = tokenizer.decode(front, clean_up_tokenization_spaces=False)
+    texts = tokenizer.batch_decode(
+        [[*front, *ids] for ids in written], clean_up_tokenization_spaces=False
+    )
+    return [text.removeprefix(front_text) for text in texts]
+
+
+def stop_word_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids whose text is a space and a stop word, in capitals or not."""
+    stop_words = set(STOP_WORDS.split())
+    texts = written_texts(tokenizer, np.arange(len(tokenizer))[:, None].tolist())
+    return [
+        index
+        for index, text in enumerate(texts)
+        if text.startswith(" ") and text[1:].lower() in stop_words
+    ]

@@ -1,0 +1,133 @@
+"""What multiple-choice tasks share: which of a question's answers does the model think most likely?
+
+`acc` takes the answer with the highest log-likelihood, `acc_norm` the one with the highest per
+character of the answer, as lm-evaluation-harness has them; ties go to the first answer. A task is a
+subclass with the wording of its questions: `arc_easy.py` is one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Self
+
+import numpy as np
+
+from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer, TaskResult, ratio_estimate
+
+from .answered_result import AnsweredResult, responses_of
+from .samples import SampleData
+
+if TYPE_CHECKING:
+    from modeling_gpt2scratch.evaluation.compare import CompareConfig
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the model reads, and the answers of which one is right; a space comes before each."""
+
+    context: str
+    answers: tuple[str, ...]
+    right: int  # index of the right answer
+
+
+@dataclass(frozen=True)
+class MultipleChoiceTask(ABC):
+    """Questions with a few answers each."""
+
+    protocol: ClassVar[str]
+    version: ClassVar[int] = 2
+    samples: ClassVar[str] = "questions"
+    metrics: ClassVar[dict[str, bool]] = {"acc": True, "acc_norm": True}
+    columns: ClassVar[dict[str, type]]  # that a row must have
+    data: ClassVar[SampleData]
+
+    questions: Sequence[Question]
+    source: str | None = None  # from which they were read
+
+    @classmethod
+    @abstractmethod
+    def question(cls, place: str, row: dict) -> Question:
+        """The question of a row, as the model will read it.
+
+        Raises:
+            ValueError: that begins with `place`, for a row that holds no question.
+        """
+
+    @classmethod
+    def from_config(cls, config: CompareConfig) -> Self:
+        """The first `config.limit` questions."""
+        source = cls.data.source(config)
+        return cls(cls.read(source, limit=config.limit), source)
+
+    @classmethod
+    def read(cls, source: str, *, limit: int | None) -> list[Question]:
+        """The first `limit` questions of a .jsonl file or a Hub data set.
+
+        Raises:
+            ValueError: for a row without the task's columns, or no question at all.
+        """
+        rows = cls.data.rows(source, columns=cls.columns, limit=limit)
+        questions = [cls.question(place, row) for place, row in rows]
+        if not questions:
+            raise ValueError(f"{source}: expected at least one question, found none")
+        return questions
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the questions used, from wherever they were read: a JSON list on each line."""
+        digest = hashlib.sha256()
+        for question in self.questions:
+            row = [question.context, question.answers, question.right]
+            digest.update(json.dumps(row).encode() + b"\n")
+        return digest.hexdigest()
+
+    @property
+    def data_status(self) -> str | None:
+        """Whether these are from the official file; None where nothing says from which."""
+        if self.source is None:
+            return None
+        return self.data.source_status(self.source, len(self.questions))
+
+    def evaluate(self, scorer: CausalScorer) -> TaskResult:
+        """Both accuracies, as fractions."""
+        scores = scorer.score_choices(
+            [question.context for question in self.questions],
+            [[" " + answer for answer in question.answers] for question in self.questions],
+            description=self.protocol,
+        )
+        n_answers = [len(question.answers) for question in self.questions]
+        ends = np.cumsum(n_answers)[:-1]
+        log_probs = np.split(scores.log_probs, ends)
+        lengths = np.split(self.answer_lengths(scores.n_tokens), ends)
+        right = [question.right for question in self.questions]
+        chosen = [nats.argmax() for nats in log_probs]
+        chosen_norm = [
+            (nats / length).argmax() for nats, length in zip(log_probs, lengths, strict=True)
+        ]
+        samples = {
+            "acc": np.equal(chosen, right).astype(np.float64),
+            "acc_norm": np.equal(chosen_norm, right).astype(np.float64),
+        }
+        ones = np.ones(len(right))
+        return AnsweredResult(
+            n_samples=len(right),
+            estimates={name: ratio_estimate(values, ones) for name, values in samples.items()},
+            details={
+                "n_target_tokens": int(scores.n_tokens.sum()),
+                "n_truncated": int(scores.is_truncated.sum()),
+            },
+            samples=samples,
+            responses=responses_of(scores, n_answers),
+        )
+
+    def answer_lengths(self, n_tokens: np.ndarray) -> np.ndarray:
+        """What `acc_norm` divides by, for each answer of each question in turn.
+
+        Args:
+            n_tokens: of each answer under the model's tokenizer, with the space before it.
+        """
+        return np.array([len(answer) for q in self.questions for answer in q.answers])

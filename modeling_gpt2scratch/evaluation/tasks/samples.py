@@ -1,0 +1,212 @@
+"""Rows of a benchmark: from a local .jsonl or text file, or from a data set of the Hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from modeling_gpt2scratch.evaluation.compare import CompareConfig
+
+TEXT_SUFFIXES = (".txt", ".raw", ".tokens")
+# What is known of samples.
+OFFICIAL = "official"
+NOT_OFFICIAL = "not the official file"
+NO_CHECKSUM = "no official checksum is known"
+UNCHECKED = "samples, unchecked"  # after "9 of 5153"
+
+
+@dataclass(frozen=True)
+class SampleData:
+    """Where a benchmark's official samples are, and what they are known by.
+
+    Args:
+        argument: field of the command line that names another place.
+        file: its official name, by which a directory is searched for it.
+        hub_name: data set of the Hub; None where none is certain to hold the official file.
+        split: of the data set.
+        subset: of the data set, None where it has but one.
+        files: patterns of the split's files, for a data set that does not name its subsets.
+        revision: commit of the data set, None for the newest.
+        sha256: checksum of the official file; None if unknown.
+        n_samples: how many they are.
+    """
+
+    argument: str
+    file: str
+    hub_name: str | None = None
+    split: str = "test"
+    subset: str | None = None
+    files: tuple[str, ...] = ()
+    revision: str | None = None
+    sha256: str | None = None
+    n_samples: int | None = None
+
+    def source(self, config: CompareConfig) -> str:
+        """The place that the command line names, else that in `--data_dir`, else the Hub.
+
+        A directory is searched for the official file, and so are those below it.
+
+        Raises:
+            FileNotFoundError: if the file is not there.
+            ValueError: if there is no such place.
+        """
+        # A rare task has no argument of its own.
+        given = getattr(config, self.argument, None) or getattr(config, "data_dir", None)
+        if given is None and self.hub_name is None:
+            raise ValueError(f"expected {self.file} in --data_dir, found no --data_dir")
+        if given is None or not Path(given).is_dir():
+            return given or self.hub_name
+        if (path := Path(given) / self.file).exists():
+            return str(path)
+        if found := sorted(Path(given).rglob(self.file)):
+            return str(found[0])
+        raise FileNotFoundError(f"{given}: expected {self.file} in it, found none")
+
+    def rows(
+        self, source: str, *, columns: dict[str, type], limit: int | None
+    ) -> Iterator[tuple[str, dict]]:
+        """What `read_rows` reads; subset, files and revision are those of `hub_name` alone."""
+        is_own = source == self.hub_name
+        return read_rows(
+            source,
+            columns=columns,
+            split=self.split,
+            limit=limit,
+            revision=self.revision if is_own else None,
+            subset=self.subset if is_own else None,
+            files=self.files if is_own else (),
+        )
+
+    def status(self, sha256: str, n_samples: int) -> str:
+        """What is known of samples with this digest; other samples are measured all the same.
+
+        Where no checksum is known, their number must do.
+        """
+        if self.sha256 is not None and sha256 == self.sha256:
+            return OFFICIAL
+        if self.n_samples is not None and n_samples < self.n_samples:
+            return f"{n_samples} of {self.n_samples} {UNCHECKED}"
+        if self.sha256 is not None or self.n_samples not in (None, n_samples):
+            return NOT_OFFICIAL
+        return NO_CHECKSUM
+
+    def source_status(self, source: str, n_samples: int) -> str:
+        """What is known of the place itself, for samples whose digest is not that of a file."""
+        path = Path(source)
+        if not path.is_file():
+            return f"from the Hub, {source}"
+        if self.sha256 is None:
+            return self.status("", n_samples)
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return OFFICIAL if sha256 == self.sha256 else NOT_OFFICIAL
+
+    def problem(self, status: str, *, limit: int | None) -> str | None:
+        """Why samples of this status are not the official ones; None if nothing says so.
+
+        Args:
+            status: from one of the above.
+            limit: of samples to read, None for all: fewer are the beginning of a cut file.
+        """
+        if status == NOT_OFFICIAL and self.sha256 is not None:
+            return f"expected {self.file} with sha256 {self.sha256[:12]}…, found another file"
+        if status == NOT_OFFICIAL:
+            return f"expected {self.file} with {self.n_samples:,} samples, found more"
+        n_samples = status.partition(" ")[0]
+        if status.endswith(UNCHECKED) and (limit is None or int(n_samples) < limit):
+            return f"expected {self.file} with {self.n_samples:,} samples, found {int(n_samples):,}"
+        return None
+
+
+def read_rows(
+    source: str,
+    *,
+    columns: dict[str, type],
+    split: str,
+    limit: int | None,
+    revision: str | None,
+    subset: str | None = None,
+    files: Sequence[str] = (),
+) -> Iterator[tuple[str, dict]]:
+    """Each of the first `limit` rows, after the name of its place, for an error message.
+
+    Args:
+        source: a .jsonl file, a text file (.txt, .raw, .tokens) whose lines are the rows of one
+            column `text`, or the name of a Hub data set.
+        columns: what a row must have, with its type; a file may have others beside them.
+        split: of the Hub data set.
+        limit: rows to read, None for all.
+        revision: commit of the Hub data set, None for the newest.
+        subset: of the Hub data set, None for its only one.
+        files: patterns of the files to read from the Hub data set, all of it if there are none.
+
+    Raises:
+        FileNotFoundError: for the name of a file that is not there.
+        ValueError: for a line or a row that is not as above.
+    """
+    path = Path(source)
+    if path.suffix in (*TEXT_SUFFIXES, ".jsonl") and not path.is_file():
+        raise FileNotFoundError(f"expected a file {path}, found none")
+    if path.suffix in TEXT_SUFFIXES:
+        rows = _read_lines(path, limit)
+    elif path.suffix == ".jsonl" or path.is_file():
+        rows = _read_jsonl(path, limit)
+    else:
+        rows = _read_hub(source, split, limit, revision, subset, files)
+    for place, row in rows:
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"{place}: expected an object with {', '.join(columns)}, found {type(row).__name__}"
+            )
+        for name, kind in columns.items():
+            if not isinstance(row.get(name), kind):
+                raise ValueError(
+                    f"{place}: expected an object with a {kind.__name__} `{name}`, "
+                    f"found {sorted(row)}"
+                )
+        yield place, row
+
+
+def _read_lines(path: Path, limit: int | None) -> Iterator[tuple[str, dict]]:
+    """The first `limit` lines without their line feed; no other character ends a line."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(islice(lines, limit), start=1):
+            place = f"{path}, line {number}"
+            try:
+                yield place, {"text": line.removesuffix(b"\n").decode()}
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{place}: expected UTF-8: {error}") from error
+
+
+def _read_jsonl(path: Path, limit: int | None) -> Iterator[tuple[str, object]]:
+    """What is in the first `limit` lines."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(islice(lines, limit), start=1):
+            place = f"{path}, line {number}"
+            try:
+                yield place, json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{place}: expected JSON: {error}") from error
+
+
+def _read_hub(
+    name: str,
+    split: str,
+    limit: int | None,
+    revision: str | None,
+    subset: str | None,
+    files: Sequence[str],
+) -> Iterator[tuple[str, object]]:
+    """The first `limit` rows of a data set."""
+    from datasets import load_dataset  # takes a second, which a local file need not pay
+
+    options = {"data_files": {split: list(files)}} if files else {}
+    rows = load_dataset(name, subset, split=split, revision=revision, **options)
+    for number, row in enumerate(islice(rows, limit), start=1):
+        yield f"{name}, row {number}", row

@@ -1,0 +1,223 @@
+"""What a device can do at most, and how much of that a run uses."""
+
+import ctypes
+import importlib.util
+import platform
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from modeling_gpt2scratch.configuration_gpt2scratch import GPT2ScratchConfig
+from modeling_gpt2scratch.distributed.processes import LaunchError
+
+# Dense peaks in TFLOP/s, by a pattern of the device's name; the first that fits counts. Vendors
+# print the figure for 2:4 sparse matrices, which is twice as high, in larger letters. bf16 is with
+# float32 sums, as torch makes them; GeForce cards are half as fast that way as with float16 sums.
+# What is missing is unknown: a device without the type, or a figure that no datasheet gives.
+PEAK_TFLOPS: tuple[tuple[str, dict[str, float]], ...] = (
+    # "NVIDIA H200 NVL" datasheet.
+    (r"H200 NVL", {"fp8": 1670.5, "bf16": 835.5, "tf32": 417.5, "fp32": 60.0}),
+    # "NVIDIA H100 Tensor Core GPU" datasheets: NVL, PCIe and SXM. The last is the chip of H200
+    # ("NVIDIA H200 Tensor Core GPU" datasheet) and of GH200 ("NVIDIA GH200" datasheet) too.
+    (r"H100 NVL", {"fp8": 1670.5, "bf16": 835.5, "tf32": 417.5, "fp32": 60.0}),
+    (r"H100 PCIe", {"fp8": 1513.0, "bf16": 756.0, "tf32": 378.0, "fp32": 51.0}),
+    (
+        r"H100 80GB HBM3|H100 SXM|H200\b|GH200",
+        {"fp8": 1979.0, "bf16": 989.4, "tf32": 494.7, "fp32": 67.0},
+    ),
+    # "NVIDIA DGX B200" and "HGX B200" datasheets, an eighth of the system, halved; the superchip is
+    # clocked higher ("NVIDIA GB200 NVL72" datasheet, a 72nd, halved).
+    (r"GB200", {"fp8": 5000.0, "bf16": 2500.0, "tf32": 1250.0}),
+    (r"B200", {"fp8": 4500.0, "bf16": 2250.0, "tf32": 1125.0}),
+    # "NVIDIA A100 Tensor Core GPU" datasheet; SXM and PCIe have the same peak.
+    (r"A100\b", {"bf16": 312.0, "tf32": 156.0, "fp32": 19.5}),
+    # "NVIDIA A30", "NVIDIA A40", "NVIDIA A10" and "NVIDIA A10G" (of AWS) datasheets.
+    (r"A30\b", {"bf16": 165.0, "tf32": 82.0, "fp32": 10.3}),
+    (r"A40\b", {"bf16": 149.7, "tf32": 74.8, "fp32": 37.4}),
+    (r"A10\b", {"bf16": 125.0, "tf32": 62.5, "fp32": 31.2}),
+    (r"A10G", {"bf16": 70.0, "tf32": 35.0}),
+    # "NVIDIA L4", "NVIDIA L40S" and "NVIDIA L40" datasheets.
+    (r"L4\b", {"fp8": 242.5, "bf16": 121.0, "tf32": 60.0, "fp32": 30.3}),
+    (r"L40S", {"fp8": 733.0, "bf16": 362.05, "tf32": 183.0, "fp32": 91.6}),
+    (r"L40\b", {"fp8": 362.0, "bf16": 181.05, "tf32": 90.5, "fp32": 90.5}),
+    # "NVIDIA T4" and "NVIDIA V100" (SXM2, PCIe, S) datasheets; neither has bf16 or TF32.
+    (r"T4\b", {"fp32": 8.1}),
+    (r"V100S", {"fp32": 16.4}),
+    (r"V100-SXM", {"fp32": 15.7}),
+    (r"V100-PCIE", {"fp32": 14.0}),
+    # "NVIDIA Ampere GA102 GPU Architecture", "NVIDIA Ada GPU Architecture" and "NVIDIA RTX
+    # Blackwell GPU Architecture" white papers, appendix A.
+    (r"RTX A6000", {"bf16": 154.8, "tf32": 77.4, "fp32": 38.7}),
+    (r"RTX 3090$", {"bf16": 71.0, "tf32": 35.6, "fp32": 35.6}),
+    (r"RTX 4090$", {"fp8": 330.3, "bf16": 165.2, "tf32": 82.6, "fp32": 82.6}),
+    (r"RTX 5090$", {"fp8": 419.0, "bf16": 209.5, "tf32": 104.8, "fp32": 104.8}),
+    # "AMD Instinct MI300X", "MI325X" and "MI250X" data sheets, matrix peaks. A MI250X is two
+    # devices; each has half of what its data sheet says.
+    (r"MI3(00|25)X", {"fp8": 2614.9, "bf16": 1307.4, "tf32": 653.7, "fp32": 163.4}),
+    (r"MI250X", {"bf16": 191.5, "fp32": 47.9}),
+)
+GIB = 2**30
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+MATMUL_SIZE = 1024
+MATMUL_SECONDS = 0.3  # long enough for a CPU to leave its idle clock, short enough for a start
+
+
+def peak_flops(name: str, precision: str) -> float | None:
+    """Dense peak of a device in FLOP/s, None if it is unknown.
+
+    Args:
+        name: as torch gives it. A slice of a device (MIG) is unknown: it has a part of the peak.
+        precision: of matrix products: fp8, bf16, tf32 or fp32.
+    """
+    if "MIG" in name:
+        return None
+    for pattern, peaks in PEAK_TFLOPS:
+        if re.search(rf"\b({pattern})", name):
+            return peaks[precision] * 1e12 if precision in peaks else None
+    return None
+
+
+def device_peak_flops(
+    device: torch.device, *, mixed_precision: str, peak_tflops: float | None = None
+) -> float | None:
+    """Dense peak in FLOP/s of the device a run is on, None if it is unknown, as any CPU's is.
+
+    Args:
+        device: of this process.
+        mixed_precision: of the Accelerator: no, bf16 or fp8.
+        peak_tflops: what the user says it is, in TFLOP/s.
+    """
+    if peak_tflops is not None:
+        return peak_tflops * 1e12
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    if mixed_precision != "no":
+        return peak_flops(name, mixed_precision)
+    if torch.get_float32_matmul_precision() == "highest":
+        return peak_flops(name, "fp32")
+    # Devices without TF32 multiply in float32, whatever is allowed.
+    return peak_flops(name, "tf32") or peak_flops(name, "fp32")
+
+
+def use_tf32(enabled: bool) -> None:
+    """Lets GPUs multiply float32 matrices in TF32: ten bits of mantissa, some eight times as fast.
+
+    CPUs are left alone, whose results should not change.
+    """
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high" if enabled else "highest")
+
+
+def keep_freed_memory() -> None:
+    """Lets a CPU run use freed memory again instead of returning it; call it once, at the start.
+
+    glibc gets every large tensor from the system and returns it when it is freed, so that each step
+    waits for the same pages to be cleared again. Does nothing where the C library is another.
+
+    Source: mallopt(3).
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_MAX, 0)  # everything from the heap
+    libc.mallopt(M_TRIM_THRESHOLD, -1)  # which never shrinks
+
+
+def flops_per_token(config: GPT2ScratchConfig, sequence_length: int) -> int:
+    """Floating-point operations of forward and backward that one token needs: 6 N + 12 L H Q T.
+
+    N counts all parameters but the position embedding, which is looked up and not multiplied; the
+    token embedding counts once, as the head that it is tied to. L layers, H heads of Q channels,
+    T tokens of a row. Attention counts in full, as if it were not causal, and nothing that is
+    computed a second time (activation checkpointing) counts again.
+
+    Source: Chowdhery et al. 2022 (PaLM), appendix B.
+    """
+    n_embd, n_layer = config.n_embd, config.n_layer
+    n_inner = config.n_inner if config.n_inner is not None else 4 * n_embd
+    attention = 4 * n_embd**2 + 4 * n_embd
+    mlp = 2 * n_embd * n_inner + n_inner + n_embd
+    n_parameters = config.vocab_size * n_embd + n_layer * (attention + mlp + 4 * n_embd)
+    n_parameters += 2 * n_embd  # the final norm
+    return 6 * n_parameters + 12 * n_layer * n_embd * sequence_length
+
+
+def mfu(
+    tokens_per_second: float, *, flops_per_token: float, n_devices: int, peak_flops: float | None
+) -> float | None:
+    """Model FLOPs utilisation, 0 to 1: the share of the devices' dense peak that the model needs.
+
+    Args:
+        tokens_per_second: of all devices together.
+        flops_per_token: see the function of that name.
+        n_devices: processes of the run.
+        peak_flops: of one device in FLOP/s; None if it is unknown, and then the result is too.
+    """
+    if peak_flops is None:
+        return None
+    return tokens_per_second * flops_per_token / (n_devices * peak_flops)
+
+
+def measure_matmul_flops(
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    *,
+    seconds: float = MATMUL_SECONDS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """The FLOP/s that square matrix products reach on a device, the best of many.
+
+    This is no peak of the hardware: on a CPU it depends on the threads torch uses and on what else
+    runs there.
+    """
+    left, right = (torch.randn(MATMUL_SIZE, MATMUL_SIZE, device=device, dtype=dtype) for _ in "lr")
+    product = torch.mm(left, right)
+    fastest, end = float("inf"), clock() + seconds
+    while clock() < end:
+        start = clock()
+        torch.mm(left, right, out=product)
+        if torch.device(device).type != "cpu":
+            torch.accelerator.synchronize()
+        fastest = min(fastest, clock() - start)
+    return 2 * MATMUL_SIZE**3 / fastest
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """The most memory of this process so far, in GiB, under a name that says which memory."""
+    if device.type == "cuda":
+        return {"peak_cuda_memory_gib": torch.cuda.max_memory_allocated(device) / GIB}
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count the parent's peak, too
+        match = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+        if match:
+            return {"peak_resident_memory_gib": int(match[1]) * 1024 / GIB}
+    return {}
+
+
+def require_fp8() -> None:
+    """Refuses fp8 where the device or the package for it is missing; call it before Accelerate.
+
+    On a device without fp8, Accelerate itself would go on in fp16, with no more than a warning.
+
+    Raises:
+        LaunchError: with what to do.
+    """
+    instead = "use --mixed_precision bf16"
+    if not torch.cuda.is_available():
+        raise LaunchError(f"expected a GPU with fp8, found none; {instead}")
+    capability = torch.cuda.get_device_capability()
+    # Ada has 8.9, Hopper 9.0; AMD counts otherwise, and its MI300 is the first with fp8.
+    if capability < ((9, 4) if torch.version.hip else (8, 9)):
+        raise LaunchError(
+            f"expected a GPU with fp8 (from compute capability 8.9), found "
+            f"{torch.cuda.get_device_name()} with {capability[0]}.{capability[1]}; {instead}"
+        )
+    if not any(map(importlib.util.find_spec, ("torchao", "transformer_engine"))):
+        raise LaunchError(
+            f"expected torchao or transformer_engine for fp8, found neither; pip install torchao, "
+            f"or {instead}"
+        )

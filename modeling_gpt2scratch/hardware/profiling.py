@@ -1,0 +1,69 @@
+"""A trace of a few training steps."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProfileKwargs
+
+from modeling_gpt2scratch.training.configuration import TrainConfig
+
+PROFILE_DIRECTORY = "profile"
+# The first steps compile, choose kernels and take their memory.
+SCHEDULE = {"wait": 2, "warmup": 1, "active": 3, "repeat": 1}
+SHOWN_OPERATORS = 15
+
+
+class Profile(Protocol):
+    """What is told of each step."""
+
+    def step(self) -> None:
+        """Ends an optimizer step."""
+
+
+@contextlib.contextmanager
+def profiler(accelerator: Accelerator, config: TrainConfig) -> Iterator[Profile]:
+    """Traces the fourth to sixth step within the block, if `--profile` asks for it.
+
+    Every process writes `output_dir/profile/trace-RANK.json.gz`, for https://ui.perfetto.dev, and
+    the main process prints the operators that took longest.
+    """
+    if not config.profile:
+        yield _NoProfile()
+        return
+    directory = Path(config.output_dir, PROFILE_DIRECTORY)
+
+    def finish(profile: torch.profiler.profile) -> None:
+        write_trace(profile, directory / f"trace-{accelerator.process_index}.json.gz")
+        accelerator.print(costliest_operators(profile, accelerator.device))
+
+    # Accelerate's own `output_trace_dir` writes at the end of the block, where it fails if there
+    # were too few steps, and waits there for processes that may have gone.
+    kwargs = ProfileKwargs(schedule_option=SCHEDULE, on_trace_ready=finish, record_shapes=True)
+    with accelerator.profile(kwargs) as profile:
+        yield profile
+
+
+def write_trace(profile: torch.profiler.profile, path: Path) -> None:
+    """Writes a trace in one step, and makes its directory if there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial-{path.name}")  # torch compresses by the end of the name
+    profile.export_chrome_trace(str(partial))
+    os.replace(partial, path)
+
+
+def costliest_operators(profile: torch.profiler.profile, device: torch.device) -> str:
+    """A table of the operators by the time they took themselves, on the GPU if there is one."""
+    where = "cpu" if device.type == "cpu" else "device"
+    return profile.key_averages().table(
+        sort_by=f"self_{where}_time_total", row_limit=SHOWN_OPERATORS, max_name_column_width=50
+    )
+
+
+class _NoProfile:
+    def step(self) -> None:
+        pass

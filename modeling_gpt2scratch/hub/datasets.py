@@ -1,0 +1,255 @@
+"""Publishes data: `python -m modeling_gpt2scratch.hub.datasets --data DIR --repository you/my`.
+
+The shards of a data directory become a data set of the Hub: shards first, a few to a commit, the
+manifest and a data set card last. A push that was cut off has no manifest, and nobody takes it for
+complete; the same command goes on where it was, and what is there with the same checksum is not
+sent again. Log in before, with `hf auth login` or HF_TOKEN. `--dry_run DIR` only writes the card
+and the manifest, and needs neither login nor network.
+"""
+
+import hashlib
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    RepoFile,
+    constants,
+    get_token,
+)
+from huggingface_hub.utils import validate_repo_id
+
+from modeling_gpt2scratch.common.atomic_files import new_directory, write_file
+from modeling_gpt2scratch.common.command_line import argument, parse_config
+from modeling_gpt2scratch.common.errors import SourceError
+from modeling_gpt2scratch.common.hub_requests import (
+    DEFAULT_RETRIES,
+    Retries,
+    one_line,
+    with_retries,
+)
+from modeling_gpt2scratch.data.shards.format import (
+    MANIFEST_NAME,
+    Manifest,
+    ShardEntry,
+    ShardError,
+    read_shard,
+)
+from modeling_gpt2scratch.reports.data_card import data_card, public_manifest
+
+CARD_NAME = "README.md"
+TOKENIZER_FILES = (  # some of them
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "chat_template.jinja"),
+)
+SHARD_NAME = re.compile(r"[a-z]+_\d{6}\.bin")
+SHARDS_PER_COMMIT = 10  # some 2 GB; the Hub limits the number of commits in an hour
+HINTS = {
+    401: "the login is not valid; run `hf auth login`",
+    403: "this login may not write there; use a token with write access to the repository",
+    404: "there is no such user or organization, or this login may not see it",
+}
+
+
+@dataclass(frozen=True)
+class PushConfig:
+    """Every argument of this script."""
+
+    data: str = argument("directory made by prepare_data.py")
+    repository: str = argument("OWNER/NAME on the Hub, made if needed; its README.md is replaced")
+    private: bool = argument("make the repository private", default=False)
+    license: str | None = argument("of the text, by the Hub's name for it", default=None)
+    dry_run: str | None = argument("write card and manifest to this new directory", default=None)
+
+    def __post_init__(self):
+        check_repository(self.repository, flag="--repository")
+        if self.dry_run is not None and (
+            not Path(self.dry_run).name or Path(self.dry_run).exists()
+        ):
+            raise ValueError(f"expected --dry_run to name a new directory, found {self.dry_run!r}")
+
+
+class PushError(SourceError):
+    """Data that cannot be published."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses, publishes, and turns what is wrong into one line and an exit code."""
+    config = parse_config(PushConfig, description=__doc__, argv=argv)
+    directory = Path(config.data)
+    try:
+        if config.dry_run is None:
+            options = {"private": config.private, "license": config.license}
+            print(f"published: {push_data(directory, config.repository, **options)}")
+            return
+        manifest = read_verified(directory)
+        with new_directory(Path(config.dry_run)) as folder:
+            write_small_files(directory, folder, manifest, config.repository, config.license)
+        n_shards = sum(len(split.shards) for split in manifest.splits.values())
+        print(f"written, not uploaded: {config.dry_run}; {n_shards:,} shards would go with it")
+    except (SourceError, ShardError, OSError) as error:
+        sys.exit(f"shard_publishing.py: error: {one_line(error)}")
+
+
+def check_repository(repository: str, *, flag: str) -> None:
+    """Refuses what cannot be a repository.
+
+    Raises:
+        ValueError: unless it is OWNER/NAME.
+    """
+    validate_repo_id(repository)
+    if "/" not in repository:
+        raise ValueError(f"expected {flag} OWNER/NAME, found {repository!r}")
+
+
+def push_data(
+    directory: Path,
+    repository: str,
+    *,
+    private: bool = False,
+    license: str | None = None,
+    retries: Retries = DEFAULT_RETRIES,
+) -> str:
+    """Uploads a data directory as a data set and returns the address of the repository.
+
+    Args:
+        directory: made by prepare_data.py.
+        repository: OWNER/NAME, made if it is not there.
+        private: make it private; an existing public one is refused then.
+        license: of the text, by the Hub's name for it; None states none.
+        retries: how long to go on while the Hub fails.
+
+    Raises:
+        SourceError: if there is no login, or the Hub refuses or cannot be reached.
+        ShardError: if the directory is not a complete data set.
+    """
+    if get_token() is None:
+        raise PushError(
+            "expected a login at the Hub, found none; run `hf auth login` or set HF_TOKEN"
+        )
+    manifest = read_verified(directory)
+    call = partial(with_retries, what=repository, retries=retries, hints=HINTS)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            write_small_files(directory, Path(folder), manifest, repository, license)
+            url = call(partial(_make_repository, repository, private))
+            shards = [entry for split in manifest.splits.values() for entry in split.shards]
+            for start in range(0, len(shards), SHARDS_PER_COMMIT):
+                group = shards[start : start + SHARDS_PER_COMMIT]
+                call(partial(_push_shards, repository, directory, group, Path(folder)))
+                print(f"{repository}: {start + len(group):,} of {len(shards):,} shards are there")
+            call(partial(_finish, repository, Path(folder), shards))
+    except (SourceError, ShardError):
+        raise
+    except (ValueError, RuntimeError) as error:  # of the uploader, or of its storage
+        raise PushError(
+            f"{repository}: {one_line(error)}; run the same command again to go on"
+        ) from error
+    return url
+
+
+def read_verified(directory: Path) -> Manifest:
+    """The manifest of a directory whose shards all look as it says.
+
+    Raises:
+        ShardError: if a shard or the manifest is missing or wrong.
+    """
+    manifest = Manifest.load(directory)
+    for split in manifest.splits.values():
+        for entry in split.shards:
+            read_shard(
+                directory / entry.file, n_tokens=entry.n_tokens, vocab_size=manifest.vocab_size
+            )
+    return manifest
+
+
+def write_small_files(
+    directory: Path, folder: Path, manifest: Manifest, repository: str, license: str | None
+) -> None:
+    """Writes everything but the shards into an empty folder: manifest, card and tokenizer."""
+    published = public_manifest(manifest)
+    published.save(folder)
+    data_card(published, repository=repository, license=license).save(folder / CARD_NAME)
+    for name in TOKENIZER_FILES:
+        if (directory / name).is_file():
+            write_file(folder / name, (directory / name).read_bytes())
+
+
+def _make_repository(repository: str, private: bool) -> str:
+    """The address of the repository, which is there afterwards."""
+    api = _api()
+    url = api.create_repo(repository, repo_type="dataset", private=private or None, exist_ok=True)
+    if private and api.dataset_info(repository).private is False:
+        raise PushError(
+            f"{repository}: expected a private repository, found a public one; change it in its "
+            f"settings or leave out --private"
+        )
+    return str(url)
+
+
+def _push_shards(repository: str, directory: Path, shards: list[ShardEntry], folder: Path) -> None:
+    """One commit of those of the shards that are not there; with them goes an old manifest."""
+    there = _checksums(repository)
+    missing = [entry for entry in shards if there.get(entry.file) != entry.sha256]
+    if not missing:
+        return
+    for entry in missing:
+        with open(directory / entry.file, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != entry.sha256:
+            raise ShardError(
+                f"{directory / entry.file}: expected sha256 {entry.sha256}, found {found}; "
+                f"the file was changed, prepare the data again"
+            )
+    operations = [CommitOperationAdd(entry.file, directory / entry.file) for entry in missing]
+    if MANIFEST_NAME in there and there[MANIFEST_NAME] != _blob_id(folder / MANIFEST_NAME):
+        operations.append(CommitOperationDelete(MANIFEST_NAME))
+    _commit(repository, operations, f"Add {missing[0].file} to {missing[-1].file}")
+
+
+def _finish(repository: str, folder: Path, shards: list[ShardEntry]) -> None:
+    """The last commit: manifest, card and tokenizer; shards of an earlier data set go."""
+    there = _checksums(repository)
+    wanted = {entry.file: entry.sha256 for entry in shards}
+    wrong = [name for name, sha256 in wanted.items() if there.get(name) != sha256]
+    if wrong:
+        raise PushError(
+            f"{repository}: expected {len(wanted)} shards, found {len(wanted) - len(wrong)}; "
+            f"was {wrong[0]} changed by somebody else? Run the same command again"
+        )
+    outdated = [name for name in there if SHARD_NAME.fullmatch(name) and name not in wanted]
+    additions = [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())]
+    deletions = [CommitOperationDelete(name) for name in outdated]
+    _commit(repository, [*additions, *deletions], "Add the manifest: the data is complete")
+
+
+def _commit(repository: str, operations: list, message: str) -> None:
+    _api().create_commit(repository, operations, commit_message=message, repo_type="dataset")
+
+
+def _checksums(repository: str) -> dict[str, str]:
+    """Every file of the repository: sha256 of what is in large file storage, else git's sha1."""
+    tree = _api().list_repo_tree(repository, repo_type="dataset", recursive=True)
+    files = [entry for entry in tree if isinstance(entry, RepoFile)]
+    return {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in files}
+
+
+def _blob_id(path: Path) -> str:
+    """What git calls the content of a file."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _api() -> HfApi:
+    return HfApi(endpoint=constants.ENDPOINT)
+
+
+if __name__ == "__main__":
+    main()

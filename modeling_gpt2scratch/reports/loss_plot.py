@@ -1,0 +1,142 @@
+"""Draws loss curves: `python -m modeling_gpt2scratch.reports.loss_plot --runs DIR --output loss.png`."""
+
+from __future__ import annotations
+
+import io
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from modeling_gpt2scratch.common.command_line import argument, parse_config
+from modeling_gpt2scratch.tracking.metrics import METRICS_NAME, read_metrics
+
+if TYPE_CHECKING:  # an optional library
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+# What stands below the losses, with the names of the axes.
+PANELS = {
+    "learning_rate": "learning rate",
+    "grad_norm": "gradient norm",
+    "tokens_per_second": "tokens per second",
+}
+
+
+@dataclass(frozen=True)
+class PlotConfig:
+    """Every argument of this script."""
+
+    runs: list[str] = argument("output directories of train_accelerate.py")
+    output: str = argument("picture to write; its ending decides the format")
+    x: Literal["step", "tokens"] = argument("what losses are drawn over", default="step")
+
+
+class PlotError(ValueError):
+    """Losses that cannot be drawn."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses, draws, and turns what is wrong with the input into one line and an exit code."""
+    config = parse_config(PlotConfig, description=__doc__, argv=argv)
+    try:
+        draw_losses([Path(run) for run in config.runs], Path(config.output), x=config.x)
+    except (PlotError, OSError) as error:
+        sys.exit(f"loss_plot.py: error: {error}")
+
+
+def draw_losses(runs: Sequence[Path], output: Path, *, x: str = "step") -> None:
+    """Writes a picture: one line per run for the training loss, and dots for the validation loss.
+
+    Args:
+        runs: output directories of the training script; several are told apart by their names.
+        output: the picture; its ending decides the format.
+        x: "step", or "tokens" for runs whose steps have different numbers of them.
+
+    Raises:
+        PlotError: without matplotlib, without losses, or if there is no such format.
+    """
+    logged = [_losses(run, x) for run in runs]
+    figure = _figure((7, 4))
+    axes = figure.subplots()
+    for run, rows in zip(runs, logged, strict=True):
+        _draw_loss(axes, rows, name=f"{run.name}: " if len(runs) > 1 else "", x=x)
+    axes.set_xlabel(x)
+    try:
+        figure.savefig(output, dpi=120)
+    except ValueError as error:
+        raise PlotError(f"{output}: {error}") from error
+
+
+def draw_curves(run: Path) -> bytes:
+    """A PNG of a run's losses and, below them, whatever else of `PANELS` it logged.
+
+    Raises:
+        PlotError: without matplotlib, or without losses.
+    """
+    rows = _losses(run)
+    panels = {name: text for name, text in PANELS.items() if any(name in row for row in rows)}
+    figure = _figure((9, 5 + bool(panels) * 2.5))
+    mosaic = [["loss"] * max(len(panels), 1)] * 2 + [[*panels]] * bool(panels)
+    axes = figure.subplot_mosaic(mosaic)
+    _draw_loss(axes.pop("loss"), rows, name="")
+    for name, panel in axes.items():
+        _draw(panel, rows, name, "-", linewidth=1)
+        panel.set_ylabel(panels[name])
+        panel.ticklabel_format(axis="y", scilimits=(-2, 4))
+        panel.set_ylim(bottom=0)
+        panel.grid(alpha=0.3)
+    figure.supxlabel("step")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    return picture.getvalue()
+
+
+def _figure(inches: tuple[float, float]) -> Figure:
+    """An empty picture."""
+    try:
+        from matplotlib.figure import Figure  # without pyplot nothing asks for a display
+    except ImportError:
+        raise PlotError('expected matplotlib, found none; pip install -e ".[plot]"') from None
+    return Figure(figsize=inches, layout="constrained")
+
+
+def _draw_loss(axes: Axes, rows: Sequence[dict], *, name: str, x: str = "step") -> None:
+    """Training loss as a line and validation loss as dots, after `name` in the legend."""
+    line = _draw(axes, rows, "loss", "-", x=x, linewidth=1, alpha=0.6, label=f"{name}training")
+    label = f"{name}validation"
+    _draw(axes, rows, "eval_loss", "o-", x=x, markersize=4, color=line.get_color(), label=label)
+    axes.set_ylabel("loss (nats per token)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+def _draw(
+    axes: Axes, rows: Sequence[dict], name: str, style: str, *, x: str = "step", **options
+) -> Line2D:
+    """What was logged as `name`, over `x`; a value that was not finite leaves a gap."""
+    points = [row for row in rows if name in row]
+    values = [math.nan if row[name] is None else row[name] for row in points]
+    (line,) = axes.plot([row[x] for row in points], values, style, **options)
+    return line
+
+
+def _losses(run: Path, x: str = "step") -> list[dict]:
+    """The logged steps of a run, at least one, each with its place on the x axis."""
+    path = run / METRICS_NAME
+    try:
+        rows = [row for row in read_metrics(path) if "loss" in row]
+    except ValueError as error:
+        raise PlotError(f"{path}: expected a JSON object per line, found {error}") from error
+    if not rows:
+        raise PlotError(f"{path}: expected logged steps of a run, found none")
+    if any(x not in row for row in rows):
+        raise PlotError(f"{path}: expected {x} in each line, found a line without; draw over steps")
+    return rows
+
+
+if __name__ == "__main__":
+    main()

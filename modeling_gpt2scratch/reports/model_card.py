@@ -1,0 +1,303 @@
+"""The model card of a published run: Markdown, with the metadata that the Hub reads.
+
+It says what the run recorded, and that the rest was not recorded.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from tabulate import tabulate
+
+from modeling_gpt2scratch.data.sources.docstrings import DOCSTRINGS
+
+from .scores import estimates_of, is_partial, protocol_of, samples_of
+
+if TYPE_CHECKING:  # reading the records takes torch, writing the card does not
+    from .records import DataRecord, RunRecords, SourceRecord
+
+PICTURE_NAME = "loss.png"
+
+# Arguments that another section shows, or that the model does not depend on.
+HIDDEN_ARGUMENTS = (
+    *("model", "n_layer", "n_head", "n_embd", "n_positions", "init_from"),
+    *("verify", "data_cache_gb", "data_retry_seconds", "eval_every", "eval_tasks_every"),
+    *("eval_tasks_limit", "save_every", "keep_checkpoints", "keep_every", "save_in_background"),
+    *("log_every", "max_skipped_steps", "timeout_minutes", "preflight", "expect_processes"),
+    *("expect_parameters", "strict", "activation_checkpointing", "peak_tflops", "profile"),
+    "overwrite",
+)
+# Arguments that count only if another one has this value.
+DEPENDENT_ARGUMENTS = {
+    "muon_learning_rate": ("optimizer", "muon"),
+    "decay_steps": ("schedule", "wsd"),
+    "spike_threshold": ("rollback_on_spike", True),
+}
+USAGE = """\
+## How to use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{repository}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("{repository}", trust_remote_code=True)
+inputs = tokenizer("The", return_tensors="pt")
+output = model.generate(**inputs, max_new_tokens=40, do_sample=True, top_k=50)
+print(tokenizer.decode(output[0]))
+```
+
+`trust_remote_code=True` runs the Python files of this repository; add `revision="COMMIT"` to \
+stay with files that you have read. Where GPT2Scratch is installed, `import modeling_gpt2scratch` \
+first, leave `trust_remote_code` out, and its own code runs instead. GPT2Scratch also turns the \
+model into a stock `gpt2`, for programs that run no code from repositories:
+
+```bash
+hf download {repository} --local-dir {name}
+python -m modeling_gpt2scratch.interchange.conversion to-gpt2 {name} {name}-stock
+```"""
+SIZES = {
+    "parameters": "Parameters",
+    "n_layer": "Layers",
+    "n_head": "Attention heads in a layer",
+    "n_embd": "Channels",
+    "n_positions": "Context length, tokens",
+    "vocab_size": "Vocabulary",
+}
+
+
+def model_card(
+    records: RunRecords,
+    *,
+    repository: str,
+    license: str | None = None,
+    language: str = "en",
+    has_picture: bool = False,
+) -> ModelCard:
+    """The card of a run's model.
+
+    Args:
+        records: of the run.
+        repository: "OWNER/NAME" on the Hub; also what the results call the model.
+        license: of the weights, by the Hub's name for it; None states none.
+        language: of the training text, by its ISO 639 code.
+        has_picture: whether `loss.png` will stand beside the card.
+    """
+    name = repository.rpartition("/")[2]
+    eval_results = list(_eval_results(records.results, repository))
+    data = ModelCardData(
+        language=language,
+        license=license,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["gpt2scratch", "gpt2"],
+        datasets=_hub_names(records.data) or None,
+        model_name=name if eval_results else None,
+        eval_results=eval_results or None,
+    )
+    sections = (
+        f"# {name}",
+        _introduction(records),
+        USAGE.format(repository=repository, name=name),
+        _results(records.results, repository),
+        _training(records, has_picture),
+        _data(records.data),
+        _limits(records),
+        f"## Licence\n\n{_licence(license)} The Python files are GPT2Scratch's: `mit`.",
+    )
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
+
+
+def _licence(license: str | None) -> str:
+    """A sentence about the weights."""
+    if license:
+        return f"The weights: `{license}`."
+    return "None is stated for the weights; see that of the data."
+
+
+def _introduction(records: RunRecords) -> str:
+    """What the model is, and how large."""
+    origin = "in GPT2Scratch's format; how it was trained was not recorded"
+    if records.tokens_seen is not None:
+        data = f" of {data_links(records.data)}" if records.data else ""
+        start = origin_of_weights(records)
+        origin = f"trained {start} with GPT2Scratch on {records.tokens_seen:,} tokens{data}"
+    sizes = [[text, f"{records.sizes[name]:,}"] for name, text in SIZES.items()]
+    return (
+        f"A GPT-2 language model of {records.sizes['parameters']:,} parameters, {origin}. It is a "
+        f"base model: it continues a text, and was not taught to answer or to follow "
+        f"instructions.\n\n{_table(['', ''], sizes)}"
+    )
+
+
+def origin_of_weights(records: RunRecords) -> str:
+    """Where training started: "from scratch", or with other weights."""
+    name = records.arguments.get("init_from")
+    return f"from the weights of `{name}`" if name else "from scratch"
+
+
+def is_shown(name: str, arguments: dict) -> bool:
+    """Whether the model depends on this argument, and no other section has it."""
+    other, value = DEPENDENT_ARGUMENTS.get(name, (None, None))
+    return name not in HIDDEN_ARGUMENTS and arguments.get(other, value) == value
+
+
+def data_links(data: DataRecord) -> str:
+    """The sources in words."""
+    return " and ".join(_source_link(source) for source in data.sources)
+
+
+def _results(results: dict | None, repository: str) -> str:
+    """Every measured number with its protocol, or that there is none."""
+    if not results or not results["models"][repository]["results"]:
+        return "## Results\n\nNot measured: the run has no results of `evaluate/compare.py`."
+    rows: dict[tuple, list] = {}  # by task and metric, so that models stand below each other
+    arguments = results["arguments"]
+    for name, measured in results["models"].items():
+        model = "**this model**" if name == repository else name
+        for task, cell in measured["results"].items():
+            protocol = protocol_of(measured, task)
+            samples = samples_of(measured, task)
+            for metric, (value, stderr) in estimates_of(cell).items():
+                arrow = "↑" if measured["higher_is_better"][task][metric] else "↓"
+                text = _number(value) + ("" if stderr is None else f" ± {_number(stderr)}")
+                row = [task, protocol, samples, f"{metric} {arrow}", model, text]
+                rows.setdefault((task, metric), []).append(row)
+    headers = ["Task", "Protocol", "Samples", "Metric", "Model", "Value"]
+    table = _table(headers, [row for group in rows.values() for row in group])
+    partial = ""
+    own = results["models"][repository]
+    if any(is_partial(own, task) for task in own["results"]):
+        partial = (
+            f"**Partial scores**: `first {arguments['limit']:,}` says that `--limit` cut a task; "
+            f"these are no scores of the whole task.\n\n"
+        )
+    return (
+        f"## Results\n\n{table}\n\n{partial}± is one standard error. Measured with "
+        f"GPT2Scratch's `evaluate/compare.py` on {results['date'][:10]} in {arguments['dtype']}, "
+        f"torch {results['torch_version']}, transformers {results['transformers_version']}. Scores "
+        f"compare within one protocol and version. On `val`, loss and perplexity are per token; "
+        f"only `bits_per_byte` compares models with different tokenizers."
+    )
+
+
+def _eval_results(results: dict | None, repository: str) -> Iterator[EvalResult]:
+    """The numbers of this model as the metadata has them."""
+    if not results:
+        return
+    measured = results["models"][repository]
+    for task, cell in measured["results"].items():
+        if is_partial(measured, task):
+            continue  # a trial with --limit is no result to be listed; the card's table has it
+        dataset = measured["configs"][task]["dataset_path"]
+        protocol, samples = protocol_of(measured, task), f"{samples_of(measured, task)} samples"
+        for metric, (value, stderr) in estimates_of(cell).items():
+            yield EvalResult(
+                task_type="text-generation",
+                dataset_type=dataset or "unknown",
+                dataset_name=dataset or "unknown",
+                metric_type=metric,
+                metric_value=value,
+                metric_name=f"{task} {metric} ({protocol}, {samples})",
+                metric_args=None if stderr is None else {"stderr": stderr},
+            )
+
+
+def _training(records: RunRecords, has_picture: bool) -> str:
+    """Tokens, losses and arguments of the training."""
+    if not records.arguments:
+        return "## Training\n\nNot recorded."
+    rows = [
+        ["Steps", f"{records.arguments['max_steps']:,}"],
+        ["Tokens seen", f"{records.tokens_seen:,}"],
+    ]
+    if records.data:
+        passes = records.tokens_seen / records.data.splits["train"].n_tokens
+        rows.append(["Passes over the training split", f"{passes:.2f}"])
+    if records.metrics:
+        for row in [row for row in records.metrics if "loss" in row][-1:]:
+            when = "the last step" if row is records.metrics[-1] else f"step {row['step']:,}"
+            rows.append([f"Training loss of {when}, nats per token", f"{row['loss']:.4f}"])
+        for row in [row for row in records.metrics if "eval_loss" in row][-1:]:
+            title = f"Validation loss after step {row['step']:,}, nats per token"
+            rows.append([title, f"{row['eval_loss']:.4f}"])
+        speed = statistics.median(row["tokens_per_second"] for row in records.metrics)
+        rows.append(["Tokens per second, median of the log", f"{speed:,.0f}"])
+    else:
+        rows.append(["Losses", "not recorded"])
+    arguments = [
+        [f"`{name}`", f"{value:g}" if isinstance(value, float) else f"{value}"]
+        for name, value in records.arguments.items()
+        if is_shown(name, records.arguments)
+    ]
+    where = "The hardware was not recorded."
+    if records.environment:
+        text = ", ".join(f"{name} {value}" for name, value in records.environment.items())
+        where = f"Where it ran: {text}."
+    picture = f"![Loss over the steps]({PICTURE_NAME})\n\n" if has_picture else ""
+    return (
+        f"## Training\n\n{_table(['', ''], rows)}\n\n{picture}{where} "
+        f"Arguments of `train_accelerate.py`:\n\n{_table(['Argument', 'Value'], arguments)}"
+    )
+
+
+def _data(data: DataRecord | None) -> str:
+    """The data set and its splits."""
+    if data is None:
+        return "## Data\n\nNot recorded."
+    tokenizer = f"`{data.tokenizer}`"
+    if data.tokenizer == "gpt2":
+        tokenizer = "GPT-2's own"
+    elif data.tokenizer.startswith("bpe:"):
+        tokenizer = "a byte-level BPE trained on the training split"
+    rows = [
+        [name, f"{split.n_documents:,}", f"{split.n_tokens:,}", f"{split.n_bytes:,}"]
+        for name, split in data.splits.items()
+    ]
+    table = _table(["Split", "Documents", "Tokens", "Bytes of text"], rows)
+    return f"## Data\n\nText: {data_links(data)}. Tokenizer: {tokenizer}.\n\n{table}"
+
+
+def _hub_names(data: DataRecord | None) -> list[str]:
+    """The sources that are data sets of the Hub."""
+    return [source.name for source in data.sources if source.is_on_hub] if data else []
+
+
+def _source_link(source: SourceRecord) -> str:
+    """A source in words, with its share if it has one."""
+    share = f" ({source.weight:.0%} of the text)" if source.weight is not None else ""
+    if source.name == DOCSTRINGS:
+        return f"the docstrings of Python packages{share}"
+    if not source.is_on_hub:
+        return f"local files (`{source.name}`){share}"
+    subset = f", subset `{source.subset}`" if source.subset else ""
+    return f"[{source.name}](https://huggingface.co/datasets/{source.name}){subset}{share}"
+
+
+def _limits(records: RunRecords) -> str:
+    """What not to expect."""
+    points = [
+        "A base model without instruction tuning or safety tuning: it may write anything that its "
+        "training text could contain, and what it states need not be true.",
+        "GPT2Scratch takes training text as it is. Biases, personal data and offensive language in "
+        "it, which text from the web always has, come back in what the model writes.",
+        f"Prompt and output together are at most {records.sizes['n_positions']:,} tokens.",
+    ]
+    if records.tokens_seen is not None:
+        points.append(
+            f"It has seen {records.tokens_seen:,} tokens. OpenAI's GPT-2 models were trained on "
+            f"WebText, 40 GB of text or some ten billion tokens; how often was not published."
+        )
+    return "## Limits\n\n" + "\n".join(f"- {point}" for point in points)
+
+
+def _number(value: float) -> str:
+    """Four decimals; from a million on, scientific notation."""
+    return f"{value:.4f}" if value < 1e6 else f"{value:.4e}"
+
+
+def _table(headers: list[str], rows: Iterable[list[str]]) -> str:
+    """A Markdown table with every cell as it is given."""
+    return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)

@@ -1,0 +1,295 @@
+"""What a run recorded about itself, without names and paths of the machine it ran on.
+
+Only what is known to be harmless passes: numbers, choices between fixed words, names of the Hub.
+What is made from these records can be published.
+"""
+
+import glob
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_origin, get_type_hints
+
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from modeling_gpt2scratch.data.shards.format import Manifest, ShardError, Split
+from modeling_gpt2scratch.data.sources.docstrings import DOCSTRINGS
+from modeling_gpt2scratch.data.sources.readers import COMPRESSIONS, READERS
+from modeling_gpt2scratch.tracking.metrics import METRICS_NAME, read_metrics
+from modeling_gpt2scratch.training.configuration import CONFIG_NAME, TrainConfig
+from modeling_gpt2scratch.training.directory import DATA_MANIFEST_NAME, ENVIRONMENT_NAME
+
+RESULTS_NAME = "results.json"
+# What is always there.
+ARGUMENT_KEYS = ("max_steps", "total_batch_tokens")
+ROW_KEYS = ("step", "loss", "tokens_per_second")
+MODEL_KEYS = ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
+OTHER_MODEL_KEYS = ("task_hashes", "model_sha256")  # earlier results have none
+CONFIG_KEYS = ("task", "protocol", "num_fewshot", "samples", "sha256", "official_dataset")
+CONFIG_KEYS += ("dataset_revision", "data_status", "metadata")
+VERSION_KEYS = ("python_version", "torch_version", "transformers_version", "date")
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """One of the sources that a run's data set was made from."""
+
+    name: str
+    is_on_hub: bool
+    subset: str | None
+    weight: float | None  # share of the text; None if it is the only one or taken whole
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """The data set of a run."""
+
+    sources: tuple[SourceRecord, ...]
+    tokenizer: str  # "gpt2", "bpe:N", or the name of another
+    splits: dict[str, Split]
+
+
+@dataclass(frozen=True)
+class RunRecords:
+    """What is known of a run, fit to be published."""
+
+    sizes: dict[str, int]  # "parameters", and the config's "n_layer", "n_positions" and so on
+    arguments: dict[str, Any]  # of the training; empty if there was none
+    environment: dict[str, str | int]  # device, processes, precision, versions
+    metrics: list[dict[str, float]]  # one per logged step
+    data: DataRecord | None
+    results: dict | None  # of evaluate/compare.py
+
+    @property
+    def tokens_seen(self) -> int | None:
+        """Training tokens, repeated ones counted again."""
+        if not self.arguments:
+            return None
+        return self.arguments["max_steps"] * self.arguments["total_batch_tokens"]
+
+
+class RecordsError(ValueError):
+    """Records that cannot be read, or that do not belong to the model beside them."""
+
+
+def read_records(
+    run: Path, *, repository: str, sizes: dict[str, int], results: Path | None = None
+) -> RunRecords:
+    """The records of a finished run, to be published; those that are not there are empty.
+
+    Args:
+        run: output directory of the training script.
+        repository: what the run's model is called in the results.
+        sizes: of the model, by name.
+        results: file of `evaluate/compare.py`, by default the one in `run`.
+
+    Raises:
+        RecordsError: if a file cannot be read, or if the run was continued or measured at another
+            time than the model was saved.
+    """
+    records = read_training(run, sizes=sizes)
+    max_steps = records.arguments.get("max_steps")
+    if max_steps and records.metrics and records.metrics[-1]["step"] != max_steps:
+        raise RecordsError(
+            f"{run}: expected a finished run, found step {records.metrics[-1]['step']} of "
+            f"{max_steps}; finish it with train_accelerate.py --resume auto"
+        )
+    return replace(records, results=_read_results(run, repository, results))
+
+
+def read_training(run: Path, *, sizes: dict[str, int]) -> RunRecords:
+    """The records of a run's training, as far as it has come, without results.
+
+    Args:
+        run: output directory of the training script.
+        sizes: of the model, by name.
+
+    Raises:
+        RecordsError: if a file cannot be read.
+    """
+    environment = run / ENVIRONMENT_NAME
+    return RunRecords(
+        sizes=sizes,
+        arguments=_public_arguments(_read_arguments(run / CONFIG_NAME)),
+        environment=_read_json(environment) if environment.is_file() else {},
+        metrics=_read_metrics(run / METRICS_NAME),
+        data=_read_data(run),
+        results=None,
+    )
+
+
+def public_name(name: str) -> str:
+    """The name of a tokenizer or data set of the Hub, or the last part of a path."""
+    return name if name == DOCSTRINGS or is_hub_name(name) else Path(name).name
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name leads to the Hub, by the rules of `text_sources.open_sources`."""
+    is_file = Path(name).suffix in (*READERS, *COMPRESSIONS) or Path(name).exists()
+    if name == DOCSTRINGS or is_file or glob.has_magic(name):
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _read_arguments(path: Path) -> dict:
+    """Arguments of the training, empty if there is no file."""
+    if not path.is_file():
+        return {}
+    arguments = _read_json(path)
+    for key in ARGUMENT_KEYS:
+        if not isinstance(arguments.get(key), int):
+            raise RecordsError(f"{path}: expected a number for {key}, found {arguments.get(key)!r}")
+    return arguments
+
+
+def _public_arguments(arguments: dict) -> dict:
+    """Arguments without free text, which could be a path; of a model's, the last part stays."""
+    choices = {
+        name for name, kind in get_type_hints(TrainConfig).items() if get_origin(kind) is Literal
+    }
+    public = {
+        name: value
+        for name, value in arguments.items()
+        if name in choices or isinstance(value, int | float)
+    }
+    if arguments.get("init_from"):
+        public["init_from"] = public_name(arguments["init_from"])
+    return public
+
+
+def _read_metrics(path: Path) -> list[dict]:
+    """The finite numbers of each logged step, without its sample of text."""
+    try:
+        rows = read_metrics(path)
+        missing = [key for row in rows for key in ROW_KEYS if key not in row]
+        if missing:
+            raise KeyError(missing[0])
+        return [
+            {key: value for key, value in row.items() if isinstance(value, int | float)}
+            for row in rows
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RecordsError(f"{path}: expected logged steps, found {error!r}") from error
+
+
+def _read_data(run: Path) -> DataRecord | None:
+    """The data set of the run, None if the run has no copy of its manifest."""
+    try:
+        manifest = Manifest.load(run, DATA_MANIFEST_NAME)
+        # Manifests of earlier versions name their only source among the arguments.
+        sources = manifest.sources or [manifest.arguments | {"name": manifest.arguments["dataset"]}]
+        return DataRecord(
+            sources=tuple(
+                SourceRecord(
+                    name=public_name(str(source["name"])),
+                    is_on_hub=is_hub_name(str(source["name"])),
+                    subset=source.get("subset"),
+                    weight=source.get("weight"),
+                )
+                for source in sources
+            ),
+            tokenizer=public_name(manifest.tokenizer["name"]),
+            splits=manifest.splits,
+        )
+    except (ShardError, KeyError):
+        return None
+
+
+def _read_results(run: Path, repository: str, path: Path | None) -> dict | None:
+    """The results without failed cells, the run's model called as its repository."""
+    if path is None:
+        path = run / RESULTS_NAME
+        if not path.is_file():
+            return None
+        if path.stat().st_mtime < (run / "config.json").stat().st_mtime:
+            raise RecordsError(
+                f"{path}: expected results of the model beside it, which is newer; run "
+                f"evaluate/compare.py again or remove the file"
+            )
+    content = _read_json(path)
+    try:
+        models = content["models"]
+        own = _own_name(models, run, repository)
+        names = {name: _label_of_model(name) for name in models} | {own: repository}
+        public = {names[name]: _public_model(model) for name, model in models.items()}
+        differences = [
+            row | {"model": names[row["model"]]}
+            for row in content["differences"]
+            if row["model"] in names
+        ]
+        return {
+            "models": public,
+            "baseline": names.get(content["baseline"]),
+            "differences": differences,
+            "arguments": _public_evaluation(content["arguments"]),
+            **{key: content[key] for key in VERSION_KEYS},
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RecordsError(
+            f"{path}: expected results of evaluate/compare.py, found {error!r}"
+        ) from error
+
+
+def _own_name(names: Iterable[str], run: Path, repository: str) -> str:
+    """What the run was called when it was measured, perhaps on another machine."""
+    exact = [name for name in names if name == repository or Path(name).resolve() == run.resolve()]
+    found = exact or [name for name in names if Path(name).name == run.resolve().name]
+    if len(found) != 1:
+        raise RecordsError(
+            f"expected results of one model called {run.resolve().name}, found {', '.join(names)}"
+        )
+    return found[0]
+
+
+def _label_of_model(name: str) -> str:
+    """The name of a model of the Hub; a local one called alike is marked."""
+    return name if is_hub_name(name) else f"{Path(name).name} (local)"
+
+
+def _public_model(model: dict) -> dict:
+    """What is known of one model: its results with their protocols, no paths, no errors."""
+    public = {key: model[key] for key in MODEL_KEYS}
+    public["configs"] = {
+        task: {key: config.get(key) for key in CONFIG_KEYS}
+        | {"dataset_path": _public_dataset(config)}
+        for task, config in model["configs"].items()
+    }
+    return public | {key: model[key] for key in OTHER_MODEL_KEYS if key in model}
+
+
+def _public_dataset(config: dict) -> str | None:
+    """The name of the data set that a task was measured on."""
+    source = config["dataset_path"]
+    if source is None:
+        return None
+    return _name_of_shards(Path(source)) if config["task"] == "val" else public_name(source)
+
+
+def _public_evaluation(arguments: dict) -> dict:
+    """Arguments of the evaluation without its places, which each task's config names."""
+    kept = ("tasks", "limit", "batch_tokens", "device", "dtype")
+    return {name: arguments.get(name) for name in kept}
+
+
+def _name_of_shards(directory: Path) -> str | None:
+    """The public name of a shard directory's data set, None if the directory is gone."""
+    try:
+        return public_name(str(Manifest.load(directory).arguments["dataset"]))
+    except (ShardError, KeyError):
+        return None
+
+
+def _read_json(path: Path) -> dict:
+    """The object in a JSON file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RecordsError(f"{path}: expected JSON, found {error}") from error
+    if not isinstance(content, dict):
+        raise RecordsError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content

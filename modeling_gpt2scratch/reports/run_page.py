@@ -1,0 +1,251 @@
+"""One page about a run, with its curves: `python -m modeling_gpt2scratch.reports.run_page --run DIR`.
+
+The training script writes it when it is done; a run that was stopped can have one, too. `report.md`
+and `curves.png` say what the run recorded, without names and paths of the machine.
+"""
+
+import json
+import math
+import statistics
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from tabulate import tabulate
+
+from modeling_gpt2scratch.checkpoints.checkpoint import WEIGHTS_NAME, find_checkpoint
+from modeling_gpt2scratch.common.atomic_files import write_file
+from modeling_gpt2scratch.common.command_line import argument, parse_config
+from modeling_gpt2scratch.tracking.metrics import EVENTS_NAME, METRICS_NAME, read_metrics
+from modeling_gpt2scratch.training.configuration import CONFIG_NAME
+
+from .loss_plot import PlotError, draw_curves
+from .model_card import data_links, is_shown, origin_of_weights
+from .records import RESULTS_NAME, RecordsError, RunRecords, read_training
+
+REPORT_NAME = "report.md"
+CURVES_NAME = "curves.png"
+
+# What decided the result, in one line; the rest is in train_config.json.
+SETTINGS = (
+    *("optimizer", "learning_rate", "muon_learning_rate", "schedule", "warmup_steps"),
+    *("total_batch_tokens", "sequence_length", "weight_decay", "dropout", "seed", "compile"),
+)
+SIZES = {"n_layer": "layers", "n_embd": "channels", "n_positions": "positions"}
+EVENTS = {"skipped": "Skipped steps", "spike": "Loss spikes", "rollback": "Returns after a spike"}
+MEMORY = {
+    "peak_cuda_memory_gib": "Peak memory of one GPU",
+    "peak_resident_memory_gib": "Peak memory of one process",
+    "peak_memory_gib": "Peak memory of one process",
+}
+FILES = {
+    WEIGHTS_NAME: "the model, with its configuration and tokenizer beside it",
+    METRICS_NAME: "every logged step",
+    EVENTS_NAME: "skipped steps, loss spikes and returns, with the place of their data",
+    CONFIG_NAME: "every argument",
+    RESULTS_NAME: "results of `evaluate/compare.py`",
+    "tensorboard": "for `tensorboard --logdir`",
+    "wandb": "wandb's copy; `wandb sync` uploads the runs that were offline",
+    "profile": "traces of a few steps",
+}
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Every argument of this script."""
+
+    run: str = argument("output directory of train_accelerate.py")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses, reports, and turns what is wrong with the run into one line and an exit code."""
+    config = parse_config(ReportConfig, description=__doc__, argv=argv)
+    try:
+        print(f"written: {write_report(Path(config.run))}")
+    except (RecordsError, OSError) as error:
+        sys.exit(f"run_report.py: error: {error}")
+
+
+def report_at_end(run: Path) -> str:
+    """Writes the report, and says in one line where it is or why there is none.
+
+    It raises nothing, because a training that is done must not end in an error. The main process
+    alone calls it.
+    """
+    try:
+        return f"report: {write_report(run)}"
+    except Exception as error:
+        return f"no report: {' '.join(str(error).split()) or type(error).__name__}"
+
+
+def write_report(run: Path) -> Path:
+    """Writes `report.md`, and `curves.png` where matplotlib is installed.
+
+    Args:
+        run: output directory of the training script.
+
+    Returns:
+        The report.
+
+    Raises:
+        RecordsError: without a logged step, or with records that cannot be read.
+        OSError: if the directory cannot be written.
+    """
+    records = read_training(run, sizes=_sizes(run))
+    if not records.metrics:
+        raise RecordsError(f"{run / METRICS_NAME}: expected logged steps of a run, found none")
+    try:
+        write_file(run / CURVES_NAME, draw_curves(run))
+        curves = f"![Losses and more over the steps]({CURVES_NAME})"
+    except PlotError as error:
+        curves = f"No curves: {error}."
+    sections = [
+        "# Report of a training run",
+        _introduction(records),
+        "## Results",
+        tabulate(_results(records, _events(run)), ["", ""], "pipe", disable_numparse=True),
+        curves,
+        *_sample(run),
+        "## Where things are",
+        _files(run),
+    ]
+    path = run / REPORT_NAME
+    write_file(path, ("\n\n".join(sections) + "\n").encode())
+    return path
+
+
+def _introduction(records: RunRecords) -> str:
+    """What was trained on what, how and where."""
+    sizes = records.sizes
+    parameters = f" of {sizes['parameters']:,} parameters" if "parameters" in sizes else ""
+    shape = ", ".join(f"{sizes[name]:,} {word}" for name, word in SIZES.items() if name in sizes)
+    data = f" of {data_links(records.data)}" if records.data else ""
+    training = "; how it was trained was not recorded"
+    if records.arguments:
+        n_tokens = records.metrics[-1]["step"] * records.arguments["total_batch_tokens"]
+        training = f", trained {origin_of_weights(records)} on {n_tokens:,} tokens{data}"
+        if records.data:
+            passes = n_tokens / records.data.splits["train"].n_tokens
+            training += f" ({passes:.2f} passes over its training split)"
+    text = f"A GPT-2{parameters}{f' ({shape})' * bool(shape)}{training}."
+    settings = [
+        f"{name} {value}"
+        for name, value in records.arguments.items()
+        if name in SETTINGS and is_shown(name, records.arguments)
+    ]
+    if settings:
+        text += f"\n\nSettings: {', '.join(settings)}."
+    if records.environment:
+        where = ", ".join(f"{name} {value}" for name, value in records.environment.items())
+        text += f"\n\nWhere it ran: {where}."
+    return text
+
+
+def _results(records: RunRecords, events: dict[str, int]) -> Iterator[tuple[str, str]]:
+    """What came out, and what it cost; what was not logged is left out."""
+    rows = records.metrics
+    max_steps = records.arguments.get("max_steps", rows[-1]["step"])
+    yield "Steps", f"{rows[-1]['step']:,} of {max_steps:,}"
+    for row in [row for row in rows if "loss" in row][-1:]:
+        yield "Training loss, last", f"{row['loss']:.4f} nats per token"
+    measured = [row for row in rows if "eval_loss" in row]
+    if measured:
+        last, best = measured[-1], min(measured, key=lambda row: row["eval_loss"])
+        yield "Validation loss, last", f"{_loss(last)}, perplexity {_perplexity(last)}"
+        yield "Validation loss, best", f"{_loss(best)}, perplexity {_perplexity(best)}"
+    benchmarks = {name: row for row in rows for name in row if "/" in name and name[:5] != "eval_"}
+    limit = records.arguments.get("eval_tasks_limit")
+    partial = f", first {limit:,} examples" if limit else ""
+    for name, row in benchmarks.items():
+        yield name.replace("/", ", ") + partial, f"{row[name]:.4f} after step {row['step']:,}"
+    yield from _costs(rows)
+    for event, name in EVENTS.items():
+        if event in events:
+            yield name, f"{events[event]:,}"
+
+
+def _costs(rows: Sequence[dict]) -> Iterator[tuple[str, str]]:
+    """Time, speed and memory."""
+    if "elapsed_seconds" in rows[-1]:
+        yield "Time in training", str(timedelta(seconds=round(rows[-1]["elapsed_seconds"])))
+    shares = {"mfu": "Model FLOP/s utilisation, median", "data_wait": "Waiting for data, median"}
+    if speeds := _values(rows, "tokens_per_second"):
+        yield "Tokens per second, median", f"{statistics.median(speeds):,.0f}"
+    for name, text in shares.items():
+        if values := _values(rows, name):
+            yield text, f"{statistics.median(values):.1%}"
+    for name, text in MEMORY.items():
+        if values := _values(rows, name):
+            yield text, f"{max(values):.2f} GiB"
+    if stalls := _values(rows, "save_stall_seconds"):
+        yield "Pause for a checkpoint, longest", f"{max(stalls):.1f} s"
+    if graphs := _values(rows, "compiled_graphs"):
+        yield "Compiled graphs", f"{graphs[-1]:,}"
+
+
+def _values(rows: Sequence[dict], name: str) -> list[float]:
+    """What was logged under a name."""
+    return [row[name] for row in rows if name in row]
+
+
+def _loss(row: dict) -> str:
+    """The validation loss of a row."""
+    return f"{row['eval_loss']:.4f} nats per token after step {row['step']:,}"
+
+
+def _perplexity(row: dict) -> str:
+    """The validation perplexity per token; a loss that is lost has none worth printing."""
+    return f"{math.exp(row['eval_loss']):,.2f}" if row["eval_loss"] < 100 else "none"
+
+
+def _events(run: Path) -> dict[str, int]:
+    """How often what happened."""
+    counts: dict[str, int] = {}
+    for row in read_metrics(run / EVENTS_NAME):
+        counts[row.get("event")] = counts.get(row.get("event"), 0) + 1
+    return counts
+
+
+def _sample(run: Path) -> Iterator[str]:
+    """The last text that the model wrote, if it wrote any."""
+    for row in [row for row in read_metrics(run / METRICS_NAME) if row.get("sample")][-1:]:
+        yield f"## Sample after step {row['step']:,}"
+        yield textwrap.indent(row["sample"], "    ", lambda line: True)
+
+
+def _files(run: Path) -> str:
+    """What is in the directory of the run."""
+    found = {name: text for name, text in FILES.items() if (run / name).exists()}
+    checkpoint = find_checkpoint(run)
+    if checkpoint:
+        found[checkpoint.name] = "the last checkpoint, from which `--resume auto` goes on"
+    return "\n".join(f"- `{name}`: {text}" for name, text in found.items())
+
+
+def _sizes(run: Path) -> dict[str, int]:
+    """Sizes of the model: those in its configuration, and its parameters."""
+    for directory in (run, find_checkpoint(run)):
+        if directory and (directory / "config.json").is_file():
+            config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+            sizes = {name: config[name] for name in SIZES if isinstance(config.get(name), int)}
+            n_parameters = _n_parameters(directory / WEIGHTS_NAME)
+            return sizes | ({"parameters": n_parameters} if n_parameters else {})
+    return {}
+
+
+def _n_parameters(path: Path) -> int | None:
+    """Numbers in a file of weights, which holds tied ones once; None if it is not there."""
+    try:
+        with safe_open(path, framework="np") as weights:
+            shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return None
+    return sum(math.prod(shape) for shape in shapes)
+
+
+if __name__ == "__main__":
+    main()

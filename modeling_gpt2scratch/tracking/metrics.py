@@ -1,0 +1,135 @@
+"""What a run measures and where it writes it down."""
+
+import json
+import math
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from accelerate import PartialState
+from accelerate.tracking import GeneralTracker, on_main_process
+
+from modeling_gpt2scratch.common.atomic_files import write_file
+
+METRICS_NAME = "metrics.jsonl"
+EVENTS_NAME = "events.jsonl"
+
+
+class JsonlTracker(GeneralTracker):
+    """An Accelerate tracker that appends one JSON object per logged step to a file.
+
+    Args:
+        path: the file.
+        resume_step: steps after this one are dropped from the file: a killed run logged them, and
+            the resumed run will log them again.
+    """
+
+    name = "jsonl"
+    requires_logging_directory = False
+    main_process_only = True
+
+    def __init__(self, path: Path, *, resume_step: int):
+        super().__init__()
+        self._path = path
+        self.resume_step = resume_step
+
+    @property
+    def tracker(self) -> Path:
+        """The file."""
+        return self._path
+
+    @on_main_process
+    def start(self) -> None:
+        """Drops the lines that will be written again, and a last line that a kill cut short."""
+        self.rewind(self.resume_step)
+
+    @on_main_process
+    def rewind(self, step: int) -> None:
+        """Drops the lines after a step to which the run goes back."""
+        kept = [json.dumps(row) for row in read_metrics(self._path) if row["step"] <= step]
+        write_file(self._path, "".join(line + "\n" for line in kept).encode())
+
+    @on_main_process
+    def store_init_configuration(self, values: dict) -> None:
+        """Nothing: `train_config.json` stands beside the file."""
+
+    @on_main_process
+    def log(self, values: dict, step: int | None = None, **kwargs) -> None:
+        """Appends one line."""
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step} | finite(values)) + "\n")
+
+
+class EventLog:
+    """What happened in a run besides its steps, one JSON object per line; nothing is ever dropped.
+
+    Args:
+        path: the file. Only the main process writes.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def write(self, event: str, *, step: int, **values) -> None:
+        """Appends one event, with the time in UTC."""
+        if not PartialState().is_main_process:
+            return
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(
+                json.dumps({"time": now, "event": event, "step": step} | finite(values)) + "\n"
+            )
+
+
+def finite(values: dict) -> dict:
+    """The values, None for numbers that JSON does not know."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The complete lines of a metrics file, none if there is no file."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+class Throughput:
+    """Counts the tokens of all processes between two log lines, and what is waited for.
+
+    Args:
+        elapsed_seconds: that the run has already taken.
+    """
+
+    def __init__(self, *, elapsed_seconds: float = 0.0):
+        self._origin = time.perf_counter() - elapsed_seconds
+        self.restart()
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Of the whole run until now; starts at what was given."""
+        return time.perf_counter() - self._origin
+
+    def restart(self) -> None:
+        """Starts the clock again, after a log line or work that is no training."""
+        self._tokens = 0
+        self._waited_seconds = 0.0
+        self._started = time.perf_counter()
+
+    def count(self, tokens: int, waited_seconds: float) -> None:
+        """Adds the tokens of a step, and the time that this process waited for them."""
+        self._tokens += tokens
+        self._waited_seconds += waited_seconds
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens counted since the start, divided by the seconds since then."""
+        return self._tokens / (time.perf_counter() - self._started)
+
+    @property
+    def data_wait(self) -> float:
+        """The share of the time since the start that this process waited for data, 0 to 1."""
+        return self._waited_seconds / (time.perf_counter() - self._started)

@@ -1,0 +1,273 @@
+"""Trackers beside `metrics.jsonl`: wandb, TensorBoard and trackio, none of which can end a run.
+
+They are Accelerate's, with what a run that stops, resumes and returns to earlier steps needs. A
+tracker that cannot start, or fails later, is said in one line and left out; under `--strict` one
+that cannot start ends the run before its first step.
+"""
+
+import json
+import secrets
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
+from accelerate.utils import broadcast_object_list
+
+from modeling_gpt2scratch.distributed.processes import on_main_process, say
+from modeling_gpt2scratch.training.configuration import TrainConfig
+
+from .metrics import JsonlTracker
+
+# wandb's own waiting, before a run goes on offline and after it is over; data that were not sent
+# stay on the disk. By itself it waits a minute and a half before and for ever after.
+WANDB_START_SECONDS = 30
+WANDB_FINISH_SECONDS = 300
+TENSORBOARD_NAME = "tensorboard"  # directory in output_dir
+
+
+class TrackerError(ValueError):
+    """A tracker that was asked for and cannot be had, under `--strict`."""
+
+
+def start_trackers(
+    accelerator: Accelerator, config: TrainConfig, *, jsonl: JsonlTracker, saved: dict[str, str]
+) -> dict[str, str]:
+    """Starts metrics.jsonl and the trackers of `config.report_to`; all processes call it.
+
+    Args:
+        accelerator: of the run; it logs to these trackers from now on.
+        config: of the run.
+        jsonl: the tracker that is always there.
+        saved: what this function returned before the checkpoint that the run continues from; empty
+            for a new run.
+
+    Returns:
+        By tracker, the identity under which a later process can continue its run.
+
+    Raises:
+        TrackerError: under `config.strict`, if one cannot start; on every process alike.
+        OSError: if metrics.jsonl cannot be written; on every process alike.
+    """
+    trackers = [OptionalTracker(_tracker(name, config, jsonl, saved)) for name in config.report_to]
+    accelerator.log_with = [jsonl, *trackers]
+    # The others log nothing, and have no trackers.
+    on_main_process(accelerator.init_trackers, config.project, config=asdict(config))
+    failed = [tracker for tracker in trackers if tracker.problem is not None]
+    problems = [f"without {tracker.name}: {tracker.problem}" for tracker in failed]
+    ids = {t.name: t.run_id for t in trackers if t not in failed and t.run_id is not None}
+    accelerator.trackers = [t for t in accelerator.trackers if t not in failed]
+    for tracker in failed:
+        tracker.finish()
+    outcome = [(ids, problems)]
+    broadcast_object_list(outcome)
+    ids, problems = outcome[0]
+    if problems and config.strict:
+        raise TrackerError("; ".join(problems))
+    for problem in problems:
+        say(f"{problem}; the run goes on with {jsonl.tracker.name}")
+    return saved | ids
+
+
+class OptionalTracker(GeneralTracker):
+    """A tracker that raises nothing: its first error is kept in `problem`, and it is left out.
+
+    Args:
+        inner: the tracker; its attribute `run_id`, if any, tells how to continue its run.
+    """
+
+    requires_logging_directory = False
+    main_process_only = True
+
+    def __init__(self, inner: GeneralTracker):
+        self.name = inner.name
+        super().__init__()
+        self._inner = inner
+        self._is_started = False
+        self.problem: str | None = None
+
+    @property
+    def tracker(self) -> Any:
+        """What the library itself calls the run."""
+        return self._inner.tracker
+
+    @property
+    def run_id(self) -> str | None:
+        """How to continue this run, None if there is nothing to continue."""
+        return getattr(self._inner, "run_id", None) if self._is_started else None
+
+    def start(self) -> None:
+        """Starts the run."""
+        self._attempt(self._inner.start)
+        self._is_started = self.problem is None
+
+    def store_init_configuration(self, values: dict) -> None:
+        """Records the arguments of the run; a tracker that cannot take them has not started."""
+        self._attempt(self._inner.store_init_configuration, values)
+
+    def log(self, values: dict, step: int | None = None, **kwargs) -> None:
+        """Logs values of a step; the first error is printed, and nothing is logged after it."""
+        if self.problem is None:
+            self._attempt(self._inner.log, values, step=step, **kwargs)
+            if self.problem is not None:
+                print(f"step {step}: no longer logged to {self.name}: {self.problem}", flush=True)
+
+    def finish(self) -> None:
+        """Ends the run, if it was started."""
+        if self._is_started:
+            self._is_started = False
+            self.problem = None
+            self._attempt(self._inner.finish)
+            if self.problem is not None:
+                print(f"{self.name} did not end well: {self.problem}", flush=True)
+
+    def _attempt(self, function: Callable, *args, **kwargs) -> None:
+        """Calls `function` unless there was a problem before; whatever it raises is one."""
+        if self.problem is not None:
+            return
+        try:
+            function(*args, **kwargs)
+        except ModuleNotFoundError as error:
+            self.problem = (
+                f'expected the package {error.name}, found none; pip install -e ".[{self.name}]"'
+            )
+        except Exception as error:  # a library may fail in any way, and training is worth more
+            self.problem = " ".join(str(error).split()) or type(error).__name__
+
+
+class WandbRun(WandBTracker):
+    """Accelerate's tracker for wandb, without questions, long waits and lost steps.
+
+    wandb drops what is logged for a lower step than the last, which a resumed run does. So the step
+    is a value like the others, and every curve is drawn over it.
+
+    Args:
+        project: in which the run is shown.
+        may_be_offline: whether to write the run to disk if wandb cannot be reached.
+        kwargs: of `wandb.init`.
+    """
+
+    def __init__(self, project: str, *, may_be_offline: bool, **kwargs):
+        super().__init__(project, **kwargs)
+        self._may_be_offline = may_be_offline
+
+    @property
+    def run_id(self) -> str:
+        """wandb's name for the run."""
+        return self.run.id
+
+    def start(self) -> None:
+        """Starts or continues the run, in the mode that WANDB_MODE or `wandb offline` chose.
+
+        Raises:
+            ValueError: without credentials.
+            CommError: if wandb cannot be reached, or refuses the credentials, and the run may not
+                be offline.
+        """
+        import wandb
+
+        self.init_kwargs["settings"] = wandb.Settings(
+            init_timeout=WANDB_START_SECONDS, finish_timeout=WANDB_FINISH_SECONDS
+        )
+        is_online = wandb.setup().settings.mode not in ("offline", "dryrun", "disabled")
+        if is_online and not wandb.login(prompt=False, verify=False):
+            raise ValueError(
+                "expected credentials, found none; run `wandb login`, or set WANDB_API_KEY or "
+                "WANDB_MODE=offline"
+            )
+        try:
+            super().start()
+        except wandb.errors.CommError as error:
+            if not self._may_be_offline:
+                raise
+            self.init_kwargs["mode"] = "offline"
+            super().start()
+            reason, directory = " ".join(str(error).split()), Path(self.run.dir).parent
+            print(f"wandb offline: {reason}; after the run, `wandb sync {directory}` uploads it")
+        self.run.define_metric("step")
+        self.run.define_metric("*", step_metric="step")
+
+    def log(self, values: dict, step: int | None = None, **kwargs) -> None:
+        """Logs the values with their step; a sample of text becomes a table of one row."""
+        import wandb
+
+        row = values | {"step": step}
+        if "sample" in values:
+            row["sample"] = wandb.Table(columns=["step", "text"], data=[[step, values["sample"]]])
+        super().log(row, **kwargs)
+
+
+class TensorBoardRun(TensorBoardTracker):
+    """Accelerate's tracker for TensorBoard, for numbers only.
+
+    Args:
+        output_dir: of the run.
+        first_step: of this process; what an earlier one logged from there on is hidden. None if
+            there was none.
+    """
+
+    def __init__(self, output_dir: str, *, first_step: int | None):
+        super().__init__(TENSORBOARD_NAME, output_dir, purge_step=first_step)
+        self._last_step = -1
+
+    def store_init_configuration(self, values: dict) -> None:
+        """Records the arguments; TensorBoard takes no lists and no None, which become text."""
+        kinds = bool | int | float | str
+        flat = {k: v if isinstance(v, kinds) else json.dumps(v) for k, v in values.items()}
+        super().store_init_configuration(flat)
+
+    def log(self, values: dict, step: int | None = None, **kwargs) -> None:
+        """Logs the numbers; a run that returned to an earlier step takes back what it logged."""
+        if "event" not in values:  # these may come late
+            if step < self._last_step:
+                self.writer.close()
+                self.init_kwargs["purge_step"] = step
+                self.start()
+            self._last_step = step
+        super().log(_numbers(values), step=step, **kwargs)
+
+
+class TrackioRun(TrackioTracker):
+    """Accelerate's tracker for trackio, for numbers only.
+
+    Args:
+        project: in which the run is shown.
+        run_id: the name of the run; one that exists is continued.
+    """
+
+    def __init__(self, project: str, *, run_id: str):
+        super().__init__(project, name=run_id, resume="allow", embed=False)
+        self.run_id = run_id
+
+    def log(self, values: dict, step: int | None = None, **kwargs) -> None:
+        """Logs the numbers."""
+        super().log(_numbers(values), step=step, **kwargs)
+
+
+def _tracker(
+    name: str, config: TrainConfig, jsonl: JsonlTracker, saved: dict[str, str]
+) -> GeneralTracker:
+    """The tracker called `name`, not started yet."""
+    run_name = Path(config.output_dir).resolve().name
+    if name == "wandb":
+        return WandbRun(
+            config.project,
+            may_be_offline=not config.strict,
+            name=run_name,
+            dir=config.output_dir,
+            id=saved.get(name),
+            resume="allow",
+        )
+    if name == "tensorboard":
+        first_step = jsonl.resume_step + 1 if jsonl.resume_step else None
+        return TensorBoardRun(config.output_dir, first_step=first_step)
+    # Two runs may have directories of one name, which must not become one run.
+    run_id = saved.get(name) or f"{run_name}-{secrets.token_hex(4)}"
+    return TrackioRun(config.project, run_id=run_id)
+
+
+def _numbers(values: dict) -> dict[str, int | float]:
+    """The values that make a curve."""
+    return {name: value for name, value in values.items() if isinstance(value, int | float)}

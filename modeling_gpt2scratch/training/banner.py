@@ -1,0 +1,89 @@
+"""What is about to run, said before it is left alone."""
+
+from collections.abc import Sequence
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from tabulate import tabulate
+from torch import nn
+
+from modeling_gpt2scratch.optim.optimizer import describe_groups
+
+from .configuration import TrainConfig
+from .run import TrainingRun
+
+# What Accelerate's names do not say by themselves.
+KINDS = {
+    DistributedType.NO: "not distributed",
+    DistributedType.MULTI_CPU: "DDP on the CPU",
+    DistributedType.MULTI_GPU: "DDP",
+}
+PRECISIONS = {"no": "float32"}
+
+
+def banner(run: TrainingRun, notes: Sequence[str]) -> str:
+    """A table of the run, one of the optimizer's parameter groups, and what may surprise."""
+    config, accelerator, loader = run.config, run.accelerator, run.loader
+    world_size, kind = accelerator.num_processes, accelerator.distributed_type
+    precision = PRECISIONS.get(accelerator.mixed_precision, accelerator.mixed_precision)
+    n_parameters = run.model.num_parameters()
+    n_embedding = n_parameters - run.model.num_parameters(exclude_embeddings=True)
+    epochs = loader.epochs(config.max_steps)
+    rows = {
+        "processes": f"{world_size} ({KINDS.get(kind, kind.value)})",
+        "device": f"{accelerator.device}, {precision}, {run.compiled}",
+        "parameters": f"{n_parameters:,} ({n_embedding:,} in embeddings)",
+        "tokens per step": f"{config.total_batch_tokens:,} = {config.sequence_length} per row x "
+        f"{loader.micro_batch_size} rows x {loader.micro_steps} micro-steps x "
+        f"{world_size} processes",
+        "steps": f"{run.progress.step:,} to {config.max_steps:,}",
+        "schedule": f"{config.schedule}, peak {config.learning_rate:g} after "
+        f"{config.warmup_steps:,} steps",
+        "data": "; ".join(
+            f"{epoch:.2f} epochs of {source.n_tokens:,} tokens in {source.name}"
+            for source, epoch in zip(loader.sources, epochs, strict=True)
+        ),
+        "output": config.output_dir,
+    }
+    groups = describe_groups(run.model, run.optimizer.optimizer)
+    return "\n".join(
+        [
+            tabulate(rows.items(), tablefmt="plain"),
+            tabulate(groups, headers="keys", tablefmt="plain", floatfmt="g", intfmt=","),
+            *(f"note: {note}" for note in notes),
+        ]
+    )
+
+
+def surprises(
+    config: TrainConfig, accelerator: Accelerator, model: nn.Module, *, has_validation: bool
+) -> list[str]:
+    """Sentences about what is allowed and seldom meant."""
+    notes = []
+    n_visible = torch.cuda.device_count()
+    n_local = torch.distributed.get_node_local_rank(fallback_rank=0) if n_visible else 0
+    if accelerator.device.type == "cuda" and accelerator.num_processes < n_visible and not n_local:
+        notes.append(f"{accelerator.num_processes} of the {n_visible} GPUs here are used")
+    if torch.accelerator.is_available() and accelerator.device.type == "cpu":
+        notes.append("a GPU is here, and the Accelerate configuration says not to use it")
+    if config.eval_every and not has_validation:
+        notes.append(
+            "the data have no validation split, so there is no eval_loss and no sample; prepare "
+            "them with --val_fraction above 0"
+        )
+    is_large = model.num_parameters() > 50_000_000
+    if is_large and config.total_batch_tokens < 2**18 and config.init_from is None:
+        notes.append(
+            f"a batch of {config.total_batch_tokens:,} tokens is small for a model of this size; "
+            f"0.5M is usual, and much smaller ones have diverged"
+        )
+    if accelerator.device.type == "cuda" and accelerator.mixed_precision == "no":
+        notes.append("matrices are multiplied in float32; --mixed_precision bf16 is much faster")
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        notes.append(
+            "DeepSpeed itself skips a step whose gradient is not finite, and clips; such a step is "
+            "counted here, and ends the run after --max_skipped_steps in a row. The check before "
+            "the first step leaves out the backward pass"
+        )
+    return notes

@@ -1,0 +1,162 @@
+"""What the arguments of `train_accelerate.py` must be to each other, and to the machine."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from modeling_gpt2scratch.common.atomic_files import require_free
+from modeling_gpt2scratch.common.command_line import ArgumentError, check_numbers
+from modeling_gpt2scratch.data.sources.mixture import parse_mixture
+
+# Fields by their range.
+POSITIVE = (
+    *("n_layer", "n_head", "n_embd", "n_positions", "sequence_length", "total_batch_tokens"),
+    *("max_steps", "learning_rate", "muon_learning_rate", "max_grad_norm", "log_every"),
+    *("eval_tokens", "eval_tasks_limit", "data_cache_gb", "data_retry_seconds"),
+    *("decay_steps", "max_skipped_steps", "timeout_minutes", "peak_tflops"),
+    *("expect_processes", "expect_parameters"),
+)
+NON_NEGATIVE = (
+    *("min_learning_rate", "warmup_steps", "weight_decay", "dropout", "seed", "eval_every"),
+    *("eval_tasks_every", "save_every", "keep_checkpoints", "keep_every", "shuffle_shards"),
+    "spike_threshold",
+)
+# What none can want, and why.
+AT_MOST = {
+    "learning_rate": (1.0, "an update of Adam moves every weight by about this much"),
+    "muon_learning_rate": (1.0, "an update of Muon moves a matrix by about this much"),
+    "weight_decay": (10.0, "weights shrink by learning_rate x weight_decay a step"),
+    "timeout_minutes": (44_640.0, "that is a month"),
+}
+EVAL_TASKS = ("lambada", "hellaswag")
+TRACKERS = ("wandb", "tensorboard", "trackio")
+
+
+def check_arguments(config: Any, *, marker: str) -> None:
+    """Refuses a TrainConfig whose run would fail, or be another one than was asked for.
+
+    Args:
+        config: with every default filled in.
+        marker: file by which the directory of a run is known.
+
+    Raises:
+        ArgumentError: at the first problem.
+    """
+    check_numbers(config, positive=POSITIVE, non_negative=NON_NEGATIVE)
+    for name, (bound, reason) in AT_MOST.items():
+        _require(getattr(config, name) <= bound, config, name, f"of at most {bound}: {reason}")
+    _require(config.dropout < 1, config, "dropout", "below 1")
+    _check_choices(config, "eval_tasks", EVAL_TASKS)
+    _check_choices(config, "report_to", TRACKERS)
+    _check_sizes(config)
+    _check_schedule(config)
+    _check_checkpoints(config)
+    _check_data(config)
+    _check_output_dir(config, marker)
+
+
+def _require(is_met: bool, config: Any, name: str, expected: str, *others: str) -> None:
+    """Refuses the value of `name`, which does not go with the others."""
+    if not is_met:
+        problem = f"expected {name} {expected}, found {getattr(config, name)}"
+        raise ArgumentError(name, *others, problem=problem)
+
+
+def _check_choices(config: Any, name: str, known: tuple[str, ...]) -> None:
+    """Refuses a list with a word that is not known, or twice."""
+    values = getattr(config, name)
+    for value in values:
+        if value not in known:
+            problem = f"expected words among {', '.join(known)}, or none alone, found {value!r}"
+            raise ArgumentError(name, problem=problem)
+        if values.count(value) > 1:
+            raise ArgumentError(name, problem=f"expected each word once, found {value!r} again")
+
+
+def _check_sizes(config: Any) -> None:
+    """Rows fit the model, and steps consist of whole rows."""
+    n_positions, n_head, length = config.n_positions, config.n_head, config.sequence_length
+    _require(
+        *(length <= n_positions, config, "sequence_length"),
+        *(
+            f"of at most n_positions = {n_positions}",
+            "init_from" if config.init_from else "n_positions",
+        ),
+    )
+    _require(
+        *(config.n_embd % n_head == 0, config, "n_embd", f"divisible by n_head = {n_head}"),
+        "n_head",
+    )
+    if config.total_batch_tokens % length:
+        nearest = max(1, round(config.total_batch_tokens / length)) * length
+        expected = f"divisible by sequence_length = {length}, such as {nearest}"
+        _require(False, config, "total_batch_tokens", expected, "sequence_length")
+
+
+def _check_schedule(config: Any) -> None:
+    """Warmup and decay fit the run, and the rate does not rise at its end."""
+    peak, max_steps = config.learning_rate, config.max_steps
+    _require(
+        *(config.warmup_steps < max_steps, config, "warmup_steps"),
+        *(f"below max_steps = {max_steps}", "max_steps"),
+    )
+    _require(
+        *(config.min_learning_rate <= peak, config, "min_learning_rate"),
+        *(f"of at most learning_rate = {peak}", "learning_rate"),
+    )
+    if config.schedule == "wsd":
+        left = max_steps - config.warmup_steps
+        _require(
+            *(config.decay_steps <= left, config, "decay_steps"),
+            *(f"of at most the {left} steps after the warmup", "max_steps", "warmup_steps"),
+        )
+
+
+def _check_checkpoints(config: Any) -> None:
+    """Checkpoints that are to be kept, or returned to, will exist."""
+    every = config.save_every
+    if config.keep_every:
+        _require(
+            *(every > 0 and config.keep_every % every == 0, config, "keep_every"),
+            *(f"a multiple of save_every = {every}, as others are not written", "save_every"),
+        )
+    if config.rollback_on_spike:
+        reason = "above 0 for rollback_on_spike"
+        _require(every > 0, config, "save_every", reason, "rollback_on_spike")
+        is_found = config.spike_threshold > 0
+        _require(is_found, config, "spike_threshold", reason, "rollback_on_spike")
+
+
+def _check_data(config: Any) -> None:
+    """Sources can be told apart, files are there, and a stall is not taken for a dead process."""
+    try:
+        sources = parse_mixture(config.data, flag="--data")
+    except ValueError as error:
+        raise ArgumentError("data", problem=str(error)) from None
+    for name in ("lambada_data", "hellaswag_data"):
+        path = getattr(config, name)
+        _require(path is None or Path(path).is_file(), config, name, "as the path of a file")
+    is_remote = any("://" in address for address, _ in sources)
+    if is_remote and config.timeout_minutes * 60 <= config.data_retry_seconds:
+        problem = (
+            f"expected timeout_minutes above data_retry_seconds / 60 = "
+            f"{config.data_retry_seconds / 60:g}, found {config.timeout_minutes:g}; while one "
+            f"process waits for data, the others wait for it"
+        )
+        raise ArgumentError("timeout_minutes", "data_retry_seconds", problem=problem)
+
+
+def _check_output_dir(config: Any, marker: str) -> None:
+    """The directory of the run is new, or may be continued or replaced, and can be written to."""
+    path = Path(config.output_dir)
+    if config.resume == "none":
+        try:
+            require_free(path, marker=marker, overwrite=config.overwrite)
+        except FileExistsError as error:
+            raise ArgumentError("output_dir", problem=str(error)) from None
+    parents = (path.absolute(), *path.absolute().parents)
+    existing = next(parent for parent in parents if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        kind = "a directory without permission to write" if existing.is_dir() else "a file"
+        problem = f"expected a directory that can be made and written to, found {kind}: {existing}"
+        raise ArgumentError("output_dir", problem=problem)

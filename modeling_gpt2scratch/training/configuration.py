@@ -1,0 +1,241 @@
+"""The arguments of `train_accelerate.py`, and the sizes a model can have."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from modeling_gpt2scratch.common.command_line import ArgumentError, argument
+
+from .checks import EVAL_TASKS, check_arguments
+from .initial_weights import SIZES, InitialWeightsError, stored_sizes
+
+CONFIG_NAME = "train_config.json"
+
+# Sizes of Radford et al. 2019, table 2, and one for a laptop core.
+MODEL_SIZES = {
+    "tiny": {"n_layer": 4, "n_head": 4, "n_embd": 128, "n_positions": 256},
+    "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 1024},
+    "gpt2-medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024, "n_positions": 1024},
+    "gpt2-large": {"n_layer": 36, "n_head": 20, "n_embd": 1280, "n_positions": 1024},
+    "gpt2-xl": {"n_layer": 48, "n_head": 25, "n_embd": 1600, "n_positions": 1024},
+}
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Every argument of this script. Saved as `train_config.json`."""
+
+    data: str = argument(
+        "directory made by prepare_data.py, or its address (hf://datasets/USER/NAME, s3://, "
+        "https://), or several with their shares: A:0.7,B:0.3"
+    )
+    output_dir: str = argument("directory of the run, new unless resumed")
+    model: Literal["tiny", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] = argument(
+        "sizes to start from", default="gpt2"
+    )
+    n_layer: int | None = argument("blocks, instead of the model's", default=None)
+    n_head: int | None = argument("attention heads, instead of the model's", default=None)
+    n_embd: int | None = argument("channels, instead of the model's", default=None)
+    n_positions: int | None = argument("longest input, instead of the model's", default=None)
+    sequence_length: int | None = argument("tokens per row; n_positions if not given", default=None)
+    total_batch_tokens: int = argument(
+        "tokens per step, all processes and micro-steps together", default=524_288
+    )
+    micro_batch_size: str = argument(
+        "rows per process and micro-step, or auto for the most that fit in memory", default="16"
+    )
+    max_steps: int = argument("optimizer updates", default=19_073)
+    optimizer: Literal["adamw", "muon"] = argument(
+        "muon: Muon for the matrices of the blocks, AdamW for everything else", default="adamw"
+    )
+    learning_rate: float = argument("peak", default=6e-4)
+    muon_learning_rate: float | None = argument(
+        "peak for Muon's matrices; learning_rate if not given", default=None
+    )
+    schedule: Literal["cosine", "wsd", "constant"] = argument(
+        "of the learning rate after its warmup; wsd stays at the peak and decays at the end",
+        default="cosine",
+    )
+    decay_steps: int | None = argument(
+        "last optimizer updates, over which wsd decays; a fifth of max_steps if not given",
+        default=None,
+    )
+    min_learning_rate: float | None = argument(
+        "at the last step; a tenth of the peak if not given", default=None
+    )
+    warmup_steps: int | None = argument(
+        "optimizer updates of linear warmup; a twenty-fifth of max_steps if not given", default=None
+    )
+    weight_decay: float = argument("of matrices and embeddings", default=0.1)
+    max_grad_norm: float = argument("gradients are clipped to it", default=1.0)
+    dropout: float = argument("everywhere in the model; 0 for one epoch", default=0.0)
+    seed: int = argument("of weights, data order and dropout", default=0)
+    shuffle_shards: int | None = argument(
+        "shards of a group within which rows are shuffled, 0 for all together; if not given, 0 for "
+        "local and 8 for remote data",
+        default=None,
+    )
+    document_mask: bool = argument("documents of a row do not see each other", default=False)
+    verify: Literal["fast", "full"] = argument(
+        "before the first step: sizes and headers of all shards, or checksums and ids as well",
+        default="fast",
+    )
+    data_cache: str | None = argument(
+        "directory for shards of remote data; HF_HOME/gpt2scratch if not given", default=None
+    )
+    data_cache_gb: float = argument("its size at most, in 10^9 bytes", default=50)
+    data_retry_seconds: float = argument(
+        "how long remote data are asked for again before a run ends", default=600
+    )
+    init_from: str | None = argument(
+        "directory or Hub name of a GPT-2 whose weights training starts from; sizes are then its",
+        default=None,
+    )
+    eval_every: int = argument("steps between validations, 0 for never", default=250)
+    eval_tokens: int = argument("validation tokens at most, always the same", default=10_485_760)
+    eval_tasks: list[str] = argument(
+        "benchmarks scored during training: lambada, hellaswag", default_factory=list
+    )
+    eval_tasks_every: int = argument(
+        "steps between these, 0 for after the last step only", default=0
+    )
+    eval_tasks_limit: int | None = argument("examples of each, all if not given", default=None)
+    lambada_data: str | None = argument("local file in place of the Hub's", default=None)
+    hellaswag_data: str | None = argument("local file in place of the Hub's", default=None)
+    save_every: int = argument("steps between checkpoints, 0 for the last only", default=1000)
+    keep_checkpoints: int = argument("newest checkpoints to keep, 0 for all", default=3)
+    keep_every: int = argument(
+        "checkpoints of every so many steps are kept for good, 0 for none", default=0
+    )
+    save_in_background: bool = argument("train on while a checkpoint is written", default=True)
+    log_every: int = argument("steps between log lines", default=10)
+    resume: str = argument("none, auto (newest checkpoint of output_dir) or a DIR", default="none")
+    max_skipped_steps: int = argument(
+        "steps in a row without a finite loss and gradient, which are skipped, before the run ends",
+        default=10,
+    )
+    spike_threshold: float = argument(
+        "standard deviations above the recent losses that make a loss a spike, 0 for none",
+        default=8.0,
+    )
+    rollback_on_spike: bool = argument(
+        "return to the last checkpoint after a spike, and leave its data out", default=False
+    )
+    timeout_minutes: float = argument(
+        "how long a process waits for another before the run ends", default=30.0
+    )
+    preflight: bool = argument(
+        "try forward, backward, save, validation and benchmarks on little before the first step",
+        default=True,
+    )
+    expect_processes: int | None = argument("refuse another number of processes", default=None)
+    expect_parameters: int | None = argument("refuse another number of parameters", default=None)
+    report_to: list[str] = argument(
+        "trackers beside metrics.jsonl: wandb, tensorboard, trackio", default_factory=list
+    )
+    project: str = argument("of the run in its trackers", default="gpt2scratch")
+    strict: bool = argument(
+        "end the run where it would go on without a tracker or without compilation", default=False
+    )
+    mixed_precision: Literal["auto", "no", "bf16", "fp8"] = argument(
+        "auto: the Accelerate configuration's, else bf16 where the device has it", default="auto"
+    )
+    tf32: bool = argument("multiply float32 matrices in TF32 on GPUs that can", default=True)
+    compile: Literal["no", "model", "blocks"] = argument(
+        "torch.compile the whole model, or each block, which takes less time", default="no"
+    )
+    activation_checkpointing: bool = argument(
+        "compute activations of the blocks again on the way back, to save memory", default=False
+    )
+    peak_tflops: float | None = argument(
+        "dense peak of one device, for its utilisation; from a table if not given", default=None
+    )
+    profile: bool = argument("write a trace of a few steps to output_dir/profile", default=False)
+    overwrite: bool = argument("delete the run in output_dir first", default=False)
+
+    # What has an effect only beside certain values of another argument; `parse_config` refuses it
+    # elsewhere.
+    only_with: ClassVar = {
+        "model": ("init_from", (None,)),
+        "muon_learning_rate": ("optimizer", ("muon",)),
+        "decay_steps": ("schedule", ("wsd",)),
+        "min_learning_rate": ("schedule", ("cosine", "wsd")),
+        "eval_tasks_every": ("eval_tasks", EVAL_TASKS),
+        "eval_tasks_limit": ("eval_tasks", EVAL_TASKS),
+        "lambada_data": ("eval_tasks", ("lambada",)),
+        "hellaswag_data": ("eval_tasks", ("hellaswag",)),
+    }
+
+    # What a recipe says of its own model holds for no other.
+    only_until: ClassVar = {
+        "expect_parameters": ("model", "init_from", "n_layer", "n_head", "n_embd", "n_positions"),
+    }
+
+    def __post_init__(self):
+        self._set(micro_batch_size=_micro_batch_size(self.micro_batch_size))
+        for name in ("eval_tasks", "report_to"):
+            if getattr(self, name) == ["none"]:
+                self._set(**{name: []})
+        sizes = _initial_sizes(self) if self.init_from else MODEL_SIZES[self.model]
+        self._fill_in(**sizes)
+        self._fill_in(
+            sequence_length=self.n_positions,
+            min_learning_rate=self.learning_rate / 10,
+            warmup_steps=self.max_steps // 25,
+            muon_learning_rate=self.learning_rate,
+            decay_steps=max(1, self.max_steps // 5),
+        )
+        check_arguments(self, marker=CONFIG_NAME)
+
+    def _set(self, **values) -> None:
+        """Values in place of those that were given, before anybody has seen them."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def _fill_in(self, **values) -> None:
+        """Values for what was not given."""
+        self._set(**{name: value for name, value in values.items() if getattr(self, name) is None})
+
+    def identity(self) -> dict:
+        """What decides the loss curve apart from the data and the schedule.
+
+        It may not change within a run.
+        """
+        return {
+            "model": {name: getattr(self, name) for name in SIZES},
+            "init_from": self.init_from,
+            "sequence_length": self.sequence_length,
+            "total_batch_tokens": self.total_batch_tokens,
+            "dropout": self.dropout,
+            "seed": self.seed,
+            "optimizer": None if self.optimizer == "adamw" else self.optimizer,
+        }
+
+
+def _initial_sizes(config: TrainConfig) -> dict[str, int]:
+    """Sizes of the weights to start from; only positions can be left out."""
+    try:
+        sizes = stored_sizes(config.init_from)
+    except InitialWeightsError as error:
+        raise ArgumentError("init_from", problem=str(error)) from error
+    for name, stored in sizes.items():
+        found = getattr(config, name)
+        if found not in (None, stored) and not (name == "n_positions" and found < stored):
+            bound = "of at most" if name == "n_positions" else "of"
+            problem = (
+                f"expected {name} {bound} {stored}, as in {config.init_from}, found {found}; "
+                f"leave it out"
+            )
+            raise ArgumentError(name, "init_from", problem=problem)
+    return sizes
+
+
+def _micro_batch_size(value: str | int) -> str | int:
+    """The number that the text says, or "auto"; the parser knows no field of two types."""
+    if value == AUTO:
+        return AUTO
+    if not str(value).isdecimal() or int(value) == 0:
+        problem = f"expected a number above 0 or {AUTO}, found {value}"
+        raise ArgumentError("micro_batch_size", problem=problem)
+    return int(value)

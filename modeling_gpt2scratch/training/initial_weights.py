@@ -1,0 +1,109 @@
+"""The weights of a trained GPT-2 from which training starts: OpenAI's, or those of an own run."""
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from modeling_gpt2scratch.configuration_gpt2scratch import GPT2ScratchConfig
+from modeling_gpt2scratch.data.shards.format import Manifest
+from modeling_gpt2scratch.data.tokens.tokenizer import TokenizerError, load_tokenizer
+from modeling_gpt2scratch.modeling_gpt2scratch import GPT2ScratchForCausalLM
+
+MODEL_TYPES = ("gpt2", GPT2ScratchConfig.model_type)
+SIZES = ("n_layer", "n_head", "n_embd", "n_positions")
+
+
+class InitialWeightsError(ValueError):
+    """Weights from which training cannot start."""
+
+
+def stored_sizes(name: str) -> dict[str, int]:
+    """Sizes of the checkpoint `name`, by the names that TrainConfig gives them.
+
+    Raises:
+        InitialWeightsError: unless it is a GPT-2 that can be reached.
+    """
+    config = _stored_config(name)
+    return {size: getattr(config, size) for size in SIZES}
+
+
+def load_initial_model(
+    name: str,
+    *,
+    n_positions: int,
+    dropout: float,
+    manifest: Manifest,
+    tokenizer: PreTrainedTokenizerBase,
+) -> GPT2ScratchForCausalLM:
+    """The model of the checkpoint `name`, in float32 and ready to be trained.
+
+    Args:
+        name: directory or Hub name of a checkpoint in our layout or that of transformers' `gpt2`.
+        n_positions: how many of its positions are kept, the first ones.
+        dropout: everywhere in the model, in place of the checkpoint's.
+        manifest: of the data.
+        tokenizer: of the data.
+
+    Raises:
+        InitialWeightsError: if its vocabulary is another one than the data's, or it is incomplete.
+    """
+    config = _stored_config(name)
+    _refuse_another_vocabulary(name, config, manifest, tokenizer)
+    try:
+        model = GPT2ScratchForCausalLM.from_pretrained(
+            name,
+            dtype=torch.float32,  # whatever it was stored in, optimizers need the digits
+            **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout),
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InitialWeightsError(_refusal(name, "its weights", error)) from error
+    embedding = model.transformer.wpe
+    if n_positions < embedding.num_embeddings:
+        kept = embedding.weight.detach()[:n_positions].clone()
+        model.transformer.wpe = nn.Embedding.from_pretrained(kept, freeze=False)
+        model.config.n_positions = n_positions
+    return model.train()  # from_pretrained leaves it as for generation
+
+
+def _stored_config(name: str) -> GPT2ScratchConfig:
+    """The configuration of the checkpoint."""
+    try:
+        stored, _ = PreTrainedConfig.get_config_dict(name)
+        if stored.get("model_type") not in MODEL_TYPES:
+            raise ValueError(f"model_type {stored.get('model_type')!r}")
+        return GPT2ScratchConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InitialWeightsError(_refusal(name, "a config.json", error)) from error
+
+
+def _refusal(name: str, expected: str, error: Exception) -> str:
+    """One line, where transformers writes several."""
+    return (
+        f"{name}: expected a gpt2 or gpt2scratch checkpoint with {expected}, in a directory or on "
+        f"the Hub, found {' '.join(str(error).split())}"
+    )
+
+
+def _refuse_another_vocabulary(
+    name: str, config: GPT2ScratchConfig, manifest: Manifest, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """The checkpoint must mean by every id what the data mean by it."""
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    data = f"the data's tokenizer {manifest.tokenizer['name']}"
+    remedy = "prepare the data with --tokenizer of that checkpoint"
+    if config.vocab_size != manifest.vocab_size or manifest.end_of_text_id not in ends:
+        raise InitialWeightsError(
+            f"{name}: expected a checkpoint for --init_from with the vocabulary of {data}, "
+            f"{manifest.vocab_size} entries with end of text {manifest.end_of_text_id}, found "
+            f"{config.vocab_size} with {config.eos_token_id}; {remedy}"
+        )
+    try:
+        own = load_tokenizer(name).get_vocab()
+    except TokenizerError:
+        return  # a checkpoint may come without one
+    # transformers makes an empty tokenizer where there are no files of one.
+    if len(own) == config.vocab_size and own != tokenizer.get_vocab():
+        raise InitialWeightsError(
+            f"{name}: expected a checkpoint for --init_from with the vocabulary of {data}, found "
+            f"other tokens for the same ids; {remedy}"
+        )

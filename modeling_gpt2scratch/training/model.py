@@ -1,0 +1,54 @@
+"""The model of a training run: freshly initialised, or from the weights of an earlier one."""
+
+from transformers import PreTrainedTokenizerBase
+
+from modeling_gpt2scratch.configuration_gpt2scratch import GPT2ScratchConfig
+from modeling_gpt2scratch.data.shards.format import Manifest
+from modeling_gpt2scratch.modeling_gpt2scratch import GPT2ScratchForCausalLM
+
+from .configuration import TrainConfig
+from .initial_weights import load_initial_model
+
+
+def make_model(
+    config: TrainConfig, *, manifest: Manifest, tokenizer: PreTrainedTokenizerBase
+) -> GPT2ScratchForCausalLM:
+    """The model to train, for the vocabulary of the data; its random weights are torch's seed's.
+
+    Args:
+        config: of the run.
+        manifest: of the data.
+        tokenizer: of the data; it learns the longest input.
+
+    Raises:
+        InitialWeightsError: if `config.init_from` does not fit the data.
+    """
+    tokenizer.model_max_length = config.n_positions
+    if config.init_from is not None:
+        model = load_initial_model(
+            config.init_from,
+            n_positions=config.n_positions,
+            dropout=config.dropout,
+            manifest=manifest,
+            tokenizer=tokenizer,
+        )
+    else:
+        model = GPT2ScratchForCausalLM(_fresh_config(config, manifest))
+    model.generation_config.pad_token_id = manifest.end_of_text_id
+    return model
+
+
+def _fresh_config(config: TrainConfig, manifest: Manifest) -> GPT2ScratchConfig:
+    """The configuration of a model that knows nothing yet."""
+    return GPT2ScratchConfig(
+        vocab_size=manifest.vocab_size,
+        n_positions=config.n_positions,
+        n_embd=config.n_embd,
+        n_layer=config.n_layer,
+        n_head=config.n_head,
+        resid_pdrop=config.dropout,
+        embd_pdrop=config.dropout,
+        attn_pdrop=config.dropout,
+        bos_token_id=manifest.end_of_text_id,
+        eos_token_id=manifest.end_of_text_id,
+    )

@@ -1,0 +1,107 @@
+"""One batch through everything that a run will do, before its first step.
+
+What would end a run at its first validation or its first checkpoint, hours later, ends it here.
+Weights, moments and the random numbers of the run stay as they are.
+"""
+
+import math
+import os
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, gather_object
+from torch import nn
+
+from modeling_gpt2scratch.data.loading.loader import ShardLoader
+from modeling_gpt2scratch.distributed.processes import LaunchError
+
+# In nats above the loss of a model that finds all tokens equally likely. Fresh weights exceed that
+# by half the variance of their logits, n_embd * initializer_range**2: 0.15 for 768 channels.
+SURPRISING_LOSS = 1.0
+SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+
+
+def try_one_batch(
+    model: nn.Module, loader: ShardLoader, accelerator: Accelerator, *, step: int
+) -> float:
+    """Forward and backward on the first batch to come.
+
+    Args:
+        model: as the loop calls it, behind DDP or sharded.
+        loader: of this process.
+        accelerator: of the run.
+        step: whose data are used.
+
+    Returns:
+        The mean loss of all processes, in nats per token.
+
+    Raises:
+        LaunchError: if it does not fit in memory, or anything is not finite.
+    """
+    require_different_data(loader, step)
+    batch = loader.batch(step, 0)
+    try:
+        loss = model(**{name: ids.to(accelerator.device) for name, ids in batch.items()}).loss
+        mean = accelerator.reduce(loss.detach(), "mean").item()
+        # DeepSpeed's backward would make a step.
+        if accelerator.distributed_type != DistributedType.DEEPSPEED:
+            loss.backward()
+    except torch.OutOfMemoryError as error:
+        raise LaunchError(
+            f"expected a micro-batch of {loader.micro_batch_size} rows to fit in memory, found "
+            f"{str(error).splitlines()[0]}; lower --micro_batch_size or say auto"
+        ) from error
+    missing = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and parameter.grad is None
+    ]
+    model.zero_grad()
+    if not math.isfinite(mean):
+        raise LaunchError(f"expected a finite loss on the first batch, found {mean}")
+    if missing and accelerator.distributed_type != DistributedType.DEEPSPEED:
+        raise LaunchError(
+            f"expected a gradient of every parameter, found none of {', '.join(missing[:3])}"
+        )
+    return mean
+
+
+def require_different_data(loader: ShardLoader, step: int) -> None:
+    """Refuses processes that would read the same rows.
+
+    Raises:
+        LaunchError: on every process alike.
+    """
+    rows = loader.rows(step, 0)
+    rows_of_all = np.concatenate(gather_object([rows]))
+    n_different = len(np.unique(rows_of_all))
+    if n_different != len(rows_of_all):
+        raise LaunchError(
+            f"expected every process to read rows of its own, found {n_different} different ones "
+            f"among {len(rows_of_all)}; check the ranks of the launcher"
+        )
+
+
+def surprises_of_loss(loss: float, vocab_size: int) -> list[str]:
+    """A sentence about fresh weights whose loss is not that of fresh weights, if so."""
+    expected = math.log(vocab_size)
+    if loss <= expected + SURPRISING_LOSS:
+        return []
+    return [f"the first loss is {loss:.2f}; fresh weights should have some {expected:.2f}"]
+
+
+def surprises_of_saving(seconds: float) -> list[str]:
+    """A sentence about a checkpoint that the launcher may not wait for, if so.
+
+    After a signal, torch's launcher kills its processes when a time is over, in which they have to
+    finish a step, too.
+    """
+    limit = float(os.environ.get(SHUTDOWN_TIMEOUT, "30"))
+    if not dist.is_torchelastic_launched() or 2 * seconds < limit:
+        return []
+    return [
+        f"a checkpoint took {seconds:.0f} s, and the launcher kills its processes {limit:g} s "
+        f"after SIGTERM or Ctrl-C; export {SHUTDOWN_TIMEOUT}={4 * seconds:.0f} before the launch"
+    ]

@@ -1,0 +1,275 @@
+"""The parts of a training run, wired together."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import DistributedType
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from modeling_gpt2scratch.checkpoints.checkpoint import (
+    find_checkpoint,
+    load_optimizer,
+    load_state,
+    load_weights,
+)
+from modeling_gpt2scratch.checkpoints.writer import CheckpointWriter
+from modeling_gpt2scratch.checkpoints.zero_state import prepare
+from modeling_gpt2scratch.data.loading.loader import ShardLoader, TokenWindows
+from modeling_gpt2scratch.distributed.agreement import Agreement
+from modeling_gpt2scratch.distributed.processes import (
+    LaunchError,
+    describe_environment,
+    on_all_processes,
+    on_main_process,
+    prepare_accelerator,
+    require_agreement,
+    require_expected,
+    say,
+)
+from modeling_gpt2scratch.hardware.activation_checkpointing import checkpoint_activations
+from modeling_gpt2scratch.hardware.compilation import compile_model
+from modeling_gpt2scratch.hardware.devices import device_peak_flops, use_tf32
+from modeling_gpt2scratch.hardware.micro_batch import find_micro_batch_size
+from modeling_gpt2scratch.modeling_gpt2scratch import GPT2ScratchForCausalLM
+from modeling_gpt2scratch.optim.optimizer import make_optimizer
+from modeling_gpt2scratch.tracking.metrics import EVENTS_NAME, METRICS_NAME, EventLog, JsonlTracker
+from modeling_gpt2scratch.tracking.trackers import start_trackers
+
+from .configuration import AUTO, TrainConfig
+from .data import TrainingData
+from .directory import OutputLock, is_within, make_output_dir
+from .model import make_model
+from .progress import TrainingProgress
+
+# Held-out windows and their weight, by source.
+Validation = dict[str, tuple[TokenWindows, float]]
+# Of a model and its tokenizer: the metrics of benchmarks, by name.
+Score = Callable[[GPT2ScratchForCausalLM, PreTrainedTokenizerBase], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What the loop works with."""
+
+    config: TrainConfig
+    accelerator: Accelerator
+    agreement: Agreement
+    progress: TrainingProgress  # changes as the run goes on
+    model: GPT2ScratchForCausalLM  # never behind DDP: for saving, validation and samples
+    wrapped_model: nn.Module  # the same parameters, as the loop calls them
+    optimizer: AcceleratedOptimizer
+    tokenizer: PreTrainedTokenizerBase
+    data: TrainingData
+    loader: ShardLoader
+    validation: Validation
+    score: Score  # on the benchmarks of `--eval_tasks`
+    lock: OutputLock
+    writer: CheckpointWriter
+    metrics: JsonlTracker
+    events: EventLog
+    tracker_ids: dict[str, str]  # under which trackers know the run
+    compiled: str  # in words
+    peak_flops: float | None  # of one device, in FLOP/s; None if unknown
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the processes share the model's parameters, and must call it together."""
+        return self.accelerator.distributed_type == DistributedType.FSDP
+
+    def snapshot(self) -> dict:
+        """What a checkpoint holds, as arguments of the writer."""
+        state = self.data.identity() | self.config.identity() | self.progress.to_state()
+        state |= {"trackers": self.tracker_ids, "config": dataclasses.asdict(self.config)}
+        return {
+            "model": self.model,
+            "tokenizer": self.tokenizer,
+            "optimizer": self.optimizer.optimizer,
+            "state": state,
+        }
+
+
+def open_run(
+    config: TrainConfig,
+    data: TrainingData,
+    accelerator: Accelerator,
+    score: Score,
+    *,
+    checkpoint: Path | None,
+    state: dict,
+) -> TrainingRun:
+    """Everything at the point from which training goes on; makes the run's directory.
+
+    Args:
+        config: of the run.
+        data: of the run.
+        accelerator: of the launch.
+        score: scores a model on the run's benchmarks.
+        checkpoint: to continue from, None for a run from scratch.
+        state: of that checkpoint, else empty.
+
+    Raises:
+        ValueError, OSError: on every process alike, if the parts do not fit together.
+    """
+    require_agreement((data.identity(), state), "data and checkpoint")
+    progress = _progress(config, checkpoint, state)
+    model, tokenizer, loader, validation = _model_and_data(config, data, accelerator)
+    if checkpoint:
+        load_weights(checkpoint, model)
+    wrapped_model, optimizer, compiled = _prepare(config, accelerator, model, loader)
+    if checkpoint:
+        load_optimizer(checkpoint, model, optimizer.optimizer)
+
+    output_dir = Path(config.output_dir)
+    lock = OutputLock(output_dir)
+    on_main_process(lock.acquire)
+    environment = describe_environment(accelerator)
+    on_main_process(make_output_dir, config, checkpoint, environment, data.manifest_files)
+    metrics = JsonlTracker(output_dir / METRICS_NAME, resume_step=progress.step)
+    # Another run's checkpoint begins a run of its own in the trackers.
+    is_own = checkpoint is not None and is_within(checkpoint, output_dir)
+    saved = state.get("trackers", {}) if is_own else {}
+    return TrainingRun(
+        config=config,
+        accelerator=accelerator,
+        agreement=Agreement(n_flags=2, timeout_minutes=config.timeout_minutes),
+        progress=progress,
+        model=model,
+        wrapped_model=wrapped_model,
+        optimizer=optimizer,
+        tokenizer=tokenizer,
+        data=data,
+        loader=loader,
+        validation=validation,
+        score=score,
+        lock=lock,
+        writer=CheckpointWriter(
+            output_dir,
+            keep_checkpoints=config.keep_checkpoints,
+            keep_every=config.keep_every,
+            in_background=config.save_in_background,
+            timeout_minutes=config.timeout_minutes,
+        ),
+        metrics=metrics,
+        events=EventLog(output_dir / EVENTS_NAME),
+        tracker_ids=start_trackers(accelerator, config, jsonl=metrics, saved=saved),
+        compiled=compiled,
+        peak_flops=device_peak_flops(
+            accelerator.device,
+            mixed_precision=accelerator.mixed_precision,
+            peak_tflops=config.peak_tflops,
+        ),
+    )
+
+
+def can_go_back(run: TrainingRun) -> bool:
+    """Whether there is a checkpoint to return to; says so if there is none."""
+    run.writer.wait()
+    checkpoint = on_main_process(find_checkpoint, Path(run.config.output_dir))
+    if checkpoint is None:
+        say(f"no checkpoint to go back to from step {run.progress.step}; going on")
+    return checkpoint is not None
+
+
+def go_back(run: TrainingRun) -> None:
+    """Returns to the last checkpoint, and leaves out the data since then.
+
+    Raises:
+        DivergenceError: if it has been returned to too often.
+    """
+    progress = run.progress
+    checkpoint = on_main_process(find_checkpoint, Path(run.config.output_dir))
+    left_from = progress.step
+    state = load_state(checkpoint, expected={})
+    load_weights(checkpoint, run.model)
+    load_optimizer(checkpoint, run.model, run.optimizer.optimizer)
+    progress.go_back(state)
+    run.metrics.rewind(progress.step)
+    run.events.write("rollback", step=left_from, to_step=progress.step)
+    say(f"went back from step {left_from} to {checkpoint.name}, leaving out the data between")
+
+
+def _progress(config: TrainConfig, checkpoint: Path | None, state: dict) -> TrainingProgress:
+    """Where the run is; refuses one that is further than it shall go."""
+    progress = TrainingProgress.load(state, config)
+    if progress.step > config.max_steps:
+        raise LaunchError(
+            f"expected --max_steps of at least {progress.step}, where {checkpoint} is, "
+            f"found {config.max_steps}"
+        )
+    return progress
+
+
+def _model_and_data(
+    config: TrainConfig, data: TrainingData, accelerator: Accelerator
+) -> tuple[GPT2ScratchForCausalLM, PreTrainedTokenizerBase, ShardLoader, Validation]:
+    """The model, its tokenizer, and this process's share of the data.
+
+    Data are opened first, because they are refused sooner than a large model is made; but how many
+    rows fit only the model can tell.
+    """
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    rows_per_process = data.rows_per_process(world_size)
+    micro_batch_size, opened = config.micro_batch_size, None
+    if micro_batch_size != AUTO:
+        opened = on_all_processes(
+            data.open, rank=rank, world_size=world_size, micro_batch_size=micro_batch_size
+        )
+    torch.manual_seed(config.seed)  # the same weights on every rank
+    tokenizer = data.tokenizer()
+    model = make_model(config, manifest=data.manifest, tokenizer=tokenizer)
+    require_expected(
+        {"processes": world_size, "parameters": model.num_parameters()},
+        {"processes": config.expect_processes, "parameters": config.expect_parameters},
+    )
+    if config.activation_checkpointing:
+        checkpoint_activations(model)
+    if opened is None:
+        micro_batch_size = find_micro_batch_size(
+            model,
+            accelerator,
+            rows_per_rank=rows_per_process,
+            sequence_length=config.sequence_length,
+        )
+        opened = on_all_processes(
+            data.open, rank=rank, world_size=world_size, micro_batch_size=micro_batch_size
+        )
+    return model, tokenizer, *opened
+
+
+def _prepare(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    model: GPT2ScratchForCausalLM,
+    loader: ShardLoader,
+) -> tuple[nn.Module, AcceleratedOptimizer, str]:
+    """The model as the loop calls it, its optimizer, and in words how it was compiled."""
+    prepare_accelerator(
+        accelerator,
+        micro_batch_size=loader.micro_batch_size,
+        micro_steps=loader.micro_steps,
+        max_grad_norm=config.max_grad_norm,
+        optimizer=config.optimizer,
+    )
+    use_tf32(config.tf32)
+    if config.compile == "model" and accelerator.distributed_type == DistributedType.FSDP:
+        raise LaunchError(
+            "expected --compile blocks under FSDP2, which gathers weights between them, found model"
+        )
+    compiled = on_all_processes(
+        compile_model, model, config.compile, device=accelerator.device, strict=config.strict
+    )
+    optimizer = make_optimizer(
+        model,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        name=config.optimizer,
+        muon_learning_rate=config.muon_learning_rate,
+    )
+    wrapped_model, wrapped_optimizer = prepare(accelerator, model, optimizer)
+    return wrapped_model, wrapped_optimizer, compiled

@@ -1,0 +1,113 @@
+"""What a run looks at between its steps: the loss on held-out text, and a sample."""
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from modeling_gpt2scratch.data.loading.loader import TokenWindows, model_inputs
+
+from .run import TrainingRun
+
+SAMPLE_TOKENS = 64
+
+
+def validate(run: TrainingRun, *, n_windows: int | None = None) -> dict:
+    """Loss on the validation windows, of each source if there are several, and a sample.
+
+    Args:
+        run: whose model is looked at.
+        n_windows: of each source; None for all that `eval_tokens` allows.
+    """
+    losses = {
+        name: validation_loss(
+            run.model,
+            windows,
+            run.accelerator,
+            n_windows=min(n_windows or len(windows), run.data.n_validation_windows(windows)),
+            batch_size=run.loader.micro_batch_size,
+            document_start=run.data.document_start,
+        )
+        for name, (windows, _) in run.validation.items()
+    }
+    weights = {name: weight for name, (_, weight) in run.validation.items()}
+    values = {"eval_loss": sum(weights[name] * loss for name, loss in losses.items())}
+    if len(losses) > 1:
+        values |= {f"eval_loss/{name}": loss for name, loss in losses.items()}
+    if run.is_sharded or run.accelerator.is_main_process:
+        values["sample"] = sample_text(
+            run.model, run.tokenizer, seed=run.config.seed, is_sharded=run.is_sharded
+        )
+    return values
+
+
+@torch.no_grad()
+def validation_loss(
+    model: PreTrainedModel,
+    windows: TokenWindows,
+    accelerator: Accelerator,
+    *,
+    n_windows: int,
+    batch_size: int,
+    document_start: int | None = None,
+) -> float:
+    """Mean loss in nats per token over the first windows of the validation split.
+
+    The windows are always the same and shared out among the processes, so that the result does not
+    depend on their number.
+
+    Args:
+        model: without any wrapper.
+        windows: of the validation split.
+        accelerator: of the run.
+        n_windows: how many to read.
+        batch_size: windows per forward pass.
+        document_start: id with which documents begin, if they are to be kept apart.
+    """
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    own = np.arange(rank, n_windows, world_size)
+    n_calls = -(-n_windows // (world_size * batch_size))  # of the process with the most windows
+    total = 0.0  # of the mean losses of this process's windows
+    model.eval()
+    for call in range(n_calls):
+        indices = own[call * batch_size : (call + 1) * batch_size]
+        # Processes that share the model's parameters must call it equally often.
+        tokens = windows.read(indices if len(indices) else np.zeros(1, dtype=np.int64))
+        batch = model_inputs(tokens, document_start=document_start)
+        outputs = model(**{name: ids.to(accelerator.device) for name, ids in batch.items()})
+        total += outputs.loss.item() * len(indices)
+    model.train()
+    share = torch.tensor(total / n_windows, device=accelerator.device)
+    return accelerator.reduce(share, reduction="sum").item()
+
+
+@torch.no_grad()
+def sample_text(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    is_sharded: bool = False,
+) -> str:
+    """What the model writes after `<|endoftext|>`.
+
+    Args:
+        model: without any wrapper.
+        tokenizer: of the model.
+        seed: of the sample.
+        is_sharded: whether processes share the model's parameters, and all call this.
+    """
+    torch.manual_seed(seed)
+    prompt = torch.tensor([[tokenizer.eos_token_id]], device=model.device)
+    model.eval()
+    with torch.compiler.set_stance("force_eager"):  # growing inputs would recompile at each token
+        output_ids = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=True,
+            top_k=50,
+            max_new_tokens=min(SAMPLE_TOKENS, model.config.n_positions),
+            synced_gpus=is_sharded,
+        )
+    model.train()
+    return tokenizer.decode(output_ids[0], skip_special_tokens=True)

@@ -1,0 +1,116 @@
+"""The benchmarks run and print what they promise; what they measure is not judged here."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from support.processes import REPOSITORY, run_process
+from support.tiny_corpus import fables, write_jsonl
+
+TIKTOKEN_CACHE = REPOSITORY.parent / "shared" / "data" / "tiktoken_cache"
+pytestmark = pytest.mark.gate
+on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it reads /proc")
+
+
+def run(script, *arguments):
+    """A benchmark as a process of its own."""
+    return run_process(
+        [sys.executable, Path("benchmarks", script), *map(str, arguments)],
+        cwd=REPOSITORY,
+    )
+
+
+def table_of(process):
+    """The cells of the printed table, header aside."""
+    assert process.returncode == 0, process.stderr
+    lines = [line for line in process.stdout.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
+
+
+def test_the_loss_benchmark_prints_both_losses_and_their_ratio():
+    arguments = (
+        "--model tiny --vocab_size 300 --sequence_length 16 --micro_batch_size 2 --repeats 1"
+    )
+    rows = table_of(run("loss.py", *arguments.split()))
+    assert [row[0] for row in rows] == ["plain", "chunked", "plain / chunked"]
+
+
+def test_the_checkpoint_benchmark_prints_both_ways_and_their_ratio():
+    rows = table_of(run("checkpoint_stall.py", "--model", "tiny", "--repeats", "1"))
+    assert [row[0] for row in rows] == ["at once", "in the background", "at once / background"]
+
+
+def test_the_step_benchmark_prints_each_contestant_and_how_far_bf16_strays():
+    arguments = (
+        "--model tiny --vocab_size 600 --sequence_length 16 --micro_batch_size 2 --rounds 1 "
+        "--clock cpu"
+    )
+    process = run("train_step.py", *arguments.split())
+    rows = table_of(process)
+    names = ["ours bf16", "ours fp32", "transformers bf16", "transformers fp32", "plain fp32"]
+    assert [row[0] for row in rows] == names
+    assert [rows[2][3], rows[3][4], rows[4][5]] == ["1.00"] * 3  # each is as fast as itself
+    assert float(process.stdout.rpartition("strays by at most ")[2].split()[0]) < 1
+
+
+def test_the_evaluation_benchmark_prints_a_ratio_for_each_kind_of_request(monkeypatch):
+    pytest.importorskip("lm_eval", reason="needs the extra `eval`")
+    if not TIKTOKEN_CACHE.is_dir():
+        pytest.skip(f"needs GPT-2's tokenizer in {TIKTOKEN_CACHE}")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(TIKTOKEN_CACHE))
+    arguments = "--model gpt2 --cbt_examples 0 --hellaswag_examples 1 --lambada_examples 1"
+    rows = table_of(run("evaluate.py", *arguments.split(), "--repeats", "1"))
+    assert [row[0] for row in rows] == ["hellaswag", "lambada"]
+    assert all(float(row[5]) < 1e-3 for row in rows)
+
+
+@on_linux
+def test_the_loader_benchmark_prints_both_approaches_and_their_ratio():
+    arguments = "--shard_tokens 10000 --sequence_length 16 --micro_batch_size 4"
+    rows = table_of(run("loader.py", *arguments.split()))
+    assert [row[0] for row in rows] == ["whole shards", "ours", "whole shards / ours"]
+    assert all(float(cell) >= 0 for row in rows[:2] for cell in row[1:])
+
+
+@on_linux
+def test_the_loader_benchmark_refuses_a_shard_smaller_than_a_batch():
+    process = run("loader.py", "--shard_tokens", "1000")
+    assert process.returncode == 2
+    assert "expected --shard_tokens above the 65536 tokens of a batch" in process.stderr
+
+
+@on_linux
+def test_the_preparation_benchmark_prints_three_ways_that_count_the_same_tokens(
+    tmp_path, monkeypatch
+):
+    if not TIKTOKEN_CACHE.is_dir():
+        pytest.skip(f"needs GPT-2's tokenizer in {TIKTOKEN_CACHE}")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(TIKTOKEN_CACHE))
+    dataset = write_jsonl(tmp_path / "fables.jsonl", fables(300))
+    process = run("prepare.py", "--dataset", dataset, "--num_workers", 2, "--repeats", 1)
+    rows = table_of(process)
+    assert [row[:2] for row in rows] == [
+        [name, processes] for processes in ("1", "2") for name in ("bare", "recipe", "ours")
+    ]
+    assert [row[3] for row in rows if row[0] == "bare"] == ["1.00", "1.00"]
+    assert [row[4] for row in rows if row[0] == "recipe"] == ["1.00", "1.00"]
+
+
+def test_the_optimizer_benchmark_trains_what_is_missing_and_prints_a_row_for_each_run(
+    small_data, tmp_path
+):
+    sizes = "--n_layer 1 --n_head 1 --n_embd 8 --n_positions 16 --total_batch_tokens 32"
+    grid = "--adamw_rates 0.01 --muon_rates 0.02 --max_steps 20 --micro_batch_size 2"
+    table = tmp_path / "curves.csv"
+    arguments = f"{sizes} {grid} --eval_tokens 32 --mixed_precision no --csv {table}".split()
+    process = run("optimizers.py", "--data", small_data, "--output_dir", tmp_path, *arguments)
+    rows = table_of(process)
+    assert [row[:4] for row in rows] == [
+        ["adamw", "0.01", "20", "640"],
+        ["muon", "0.02", "14", "448"],
+    ]
+    assert "Muon's best on 70% of the tokens minus AdamW's best: " in process.stdout
+    again = run("optimizers.py", "--data", small_data, "--output_dir", tmp_path, *arguments)
+    assert again.stdout == process.stdout and "training" not in again.stderr
+    last = table.read_text().splitlines()[-1].split(",")
+    assert last[:4] == ["muon", "0.02", "14", "448"] and float(last[-1]) > 0

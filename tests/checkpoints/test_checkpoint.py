@@ -1,0 +1,236 @@
+"""Checkpoints and metrics files: what is complete, what is found, what is refused."""
+
+import json
+import os
+import random
+
+import pytest
+import torch
+from accelerate import PartialState
+from safetensors.torch import save_file
+from transformers import AutoTokenizer
+
+from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
+from modeling_gpt2scratch.checkpoints import checkpoint as checkpointing
+from modeling_gpt2scratch.checkpoints.checkpoint import CheckpointError
+from modeling_gpt2scratch.checkpoints.writer import CheckpointWriter
+from modeling_gpt2scratch.common.atomic_files import new_directory, require_free, write_file
+from modeling_gpt2scratch.optim.optimizer import make_optimizer
+from modeling_gpt2scratch.tracking.metrics import JsonlTracker, read_metrics
+from modeling_gpt2scratch.training.configuration import TrainConfig
+from modeling_gpt2scratch.training.directory import find_resume_point
+
+SIZES = {"vocab_size": 300, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2}
+
+
+@pytest.fixture
+def trained(small_data):
+    """A small model, its tokenizer and an optimizer that has made two steps."""
+    torch.manual_seed(0)
+    model = GPT2ScratchForCausalLM(GPT2ScratchConfig(**SIZES))
+    optimizer = make_optimizer(model, learning_rate=0.01, weight_decay=0.1)
+    train(model, optimizer, n_steps=2)
+    return model, AutoTokenizer.from_pretrained(small_data), optimizer
+
+
+def train(model, optimizer, *, n_steps: int) -> None:
+    for seed in range(n_steps):
+        ids = torch.randint(300, (2, 16), generator=torch.Generator().manual_seed(seed))
+        model(ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def save(output_dir, trained, **state):
+    """Writes one checkpoint as training without a background does, and keeps all."""
+    model, tokenizer, optimizer = trained
+    options = {"keep_checkpoints": 0, "keep_every": 0, "in_background": False}
+    writer = CheckpointWriter(output_dir, **options)
+    writer.save(model=model, tokenizer=tokenizer, optimizer=optimizer, state=state)
+    writer.close()
+    return output_dir / f"checkpoint-{state['step']}"
+
+
+def test_a_loaded_checkpoint_trains_on_bit_for_bit(tmp_path, trained):
+    checkpoint = save(tmp_path, trained, step=2)
+    model = GPT2ScratchForCausalLM(trained[0].config)
+    optimizer = make_optimizer(model, learning_rate=0.01, weight_decay=0.1)
+    checkpointing.load_weights(checkpoint, model)
+    checkpointing.load_optimizer(checkpoint, model, optimizer)
+    train(model, optimizer, n_steps=3)
+    train(trained[0], trained[2], n_steps=3)
+    for left, right in zip(model.parameters(), trained[0].parameters(), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_a_checkpoint_holds_no_pickle_and_is_readable_by_others(tmp_path, trained):
+    os.umask(umask := os.umask(0))
+    checkpoint = save(tmp_path, trained, step=2)
+    suffixes = {file.suffix for file in checkpoint.iterdir()}
+    assert suffixes == {".json", ".safetensors", ".py"}
+    for file in checkpoint.iterdir():
+        assert file.stat().st_mode & 0o777 == 0o666 & ~umask, file
+
+
+def test_only_complete_checkpoints_are_found_and_the_newest_wins(tmp_path, trained):
+    assert checkpointing.find_checkpoint(tmp_path) is None
+    save(tmp_path, trained, step=9)
+    newest = save(tmp_path, trained, step=10)
+    (tmp_path / "checkpoint-11").mkdir()  # no state in it
+    (tmp_path / ".checkpoint-12.partial").mkdir()
+    (tmp_path / "checkpoint-best").mkdir()
+    assert checkpointing.find_checkpoint(tmp_path) == newest
+    assert checkpointing.find_checkpoint(newest) == newest
+
+
+def test_another_run_is_refused_by_every_value_that_differs(tmp_path, trained):
+    sizes = {"n_layer": 4, "n_head": 2}
+    checkpoint = save(tmp_path, trained, step=2, seed=1, model=sizes, mixture=[["a", 0.5]])
+    expected = {"seed": 1, "model": sizes, "mixture": [("a", 0.5)], "document_mask": None}
+    assert checkpointing.load_state(checkpoint, expected=expected)["step"] == 2
+    with pytest.raises(CheckpointError) as refusal:
+        expected |= {"seed": 3, "model": {"n_layer": 2, "n_head": 2, "n_embd": 8}}
+        checkpointing.load_state(checkpoint, expected=expected)
+    assert str(refusal.value) == (
+        "expected seed = 3 as asked for now, found 1; "
+        "expected model.n_layer = 2 as asked for now, found 4; "
+        "expected model.n_embd = 8 as asked for now, found None "
+        f"in {checkpoint}; resume with the same, or start a new run"
+    )
+
+
+def test_a_flipped_byte_in_any_file_is_found(tmp_path, trained):
+    checkpoint = save(tmp_path, trained, step=2)
+    checkpointing.verify_checkpoint(checkpoint)
+    generator = random.Random(0)
+    for file in checkpoint.iterdir():
+        content = file.read_bytes()
+        for place in [0, len(content) - 1, *generator.choices(range(len(content)), k=6)]:
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << generator.randrange(8)
+            file.write_bytes(damaged)
+            with pytest.raises(CheckpointError, match=str(checkpoint)):
+                checkpointing.verify_checkpoint(checkpoint)
+        file.write_bytes(content[:-1])
+        with pytest.raises(CheckpointError, match=file.name):
+            checkpointing.verify_checkpoint(checkpoint)
+        file.write_bytes(content)
+    checkpointing.verify_checkpoint(checkpoint)
+    (checkpoint / "results.json").write_text("{}")  # somebody's addition
+    (checkpoint / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="config.json: expected .* bytes, found No such file"):
+        checkpointing.verify_checkpoint(checkpoint)
+
+
+def test_a_checkpoint_without_checksums_is_loaded_as_before(tmp_path, trained):
+    model, tokenizer, optimizer = trained
+    checkpoint = tmp_path / "checkpoint-2"
+    checkpointing.save_model(model, tokenizer, checkpoint)
+    moments = {
+        f"{name}.{moment}": tensor
+        for name, parameter in model.named_parameters()
+        for moment, tensor in optimizer.state[parameter].items()
+    }
+    save_file(moments, checkpoint / "optimizer.safetensors")
+    (checkpoint / "training_state.json").write_text(json.dumps({"step": 2}))
+    assert checkpointing.find_checkpoint(tmp_path) == checkpoint
+    checkpointing.verify_checkpoint(checkpoint)
+    loaded = GPT2ScratchForCausalLM(model.config)
+    loaded_optimizer = make_optimizer(loaded, learning_rate=0.01, weight_decay=0.1)
+    checkpointing.load_weights(checkpoint, loaded)
+    checkpointing.load_optimizer(checkpoint, loaded, loaded_optimizer)
+    train(loaded, loaded_optimizer, n_steps=1)
+    train(model, optimizer, n_steps=1)
+    for left, right in zip(loaded.parameters(), model.parameters(), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_another_model_is_refused_by_the_tensor_that_differs(tmp_path, trained):
+    checkpoint = save(tmp_path, trained, step=2)
+    deeper = GPT2ScratchForCausalLM(GPT2ScratchConfig(**SIZES | {"n_layer": 3}))
+    with pytest.raises(CheckpointError, match="expected transformer.h.2.* found None"):
+        checkpointing.load_weights(checkpoint, deeper)
+    wider = GPT2ScratchForCausalLM(GPT2ScratchConfig(**SIZES | {"n_embd": 32}))
+    with pytest.raises(CheckpointError, match=r"of shape \(300, 32\), found \(300, 16\)"):
+        checkpointing.load_weights(checkpoint, wider)
+    shallower = GPT2ScratchForCausalLM(GPT2ScratchConfig(**SIZES | {"n_layer": 1}))
+    optimizer = make_optimizer(shallower, learning_rate=0.01, weight_decay=0.1)
+    with pytest.raises(CheckpointError, match="expected tensors of .*, found transformer.h.1"):
+        checkpointing.load_weights(checkpoint, shallower)
+    with pytest.raises(CheckpointError, match="expected parameters of this optimizer, found"):
+        checkpointing.load_optimizer(checkpoint, shallower, optimizer)
+
+
+def test_resuming_passes_a_damaged_checkpoint_over_unless_it_was_named(tmp_path, trained, capsys):
+    older, newer = (save(tmp_path, trained, step=step) for step in (1, 2))
+    (tmp_path / "train_config.json").write_text("{}")
+    weights = newer / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    options = {"data": "data", "output_dir": str(tmp_path)}
+    capsys.readouterr()
+    assert find_resume_point(TrainConfig(**options, resume="auto")) == older
+    warning = capsys.readouterr().err
+    assert warning.startswith(f"warning: {weights}: expected sha256 ")
+    assert warning.endswith("; trying the checkpoint before it\n") and warning.count("\n") == 1
+    for named in (newer, tmp_path):
+        with pytest.raises(CheckpointError, match="model.safetensors: expected sha256"):
+            find_resume_point(TrainConfig(**options, resume=str(named)))
+    (older / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="expected an undamaged checkpoint, found 2 damaged"):
+        find_resume_point(TrainConfig(**options, resume="auto"))
+
+
+@pytest.mark.parametrize(
+    "name", ["training_state.json", "model.safetensors", "optimizer.safetensors"]
+)
+def test_a_truncated_file_is_named(tmp_path, trained, name):
+    checkpoint = save(tmp_path, trained, step=2)
+    content = (checkpoint / name).read_bytes()
+    (checkpoint / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match=f"{name}: cannot be loaded"):
+        checkpointing.load_state(checkpoint, expected={})
+        checkpointing.load_weights(checkpoint, trained[0])
+        checkpointing.load_optimizer(checkpoint, trained[0], trained[2])
+
+
+def test_a_directory_appears_only_when_it_is_complete(tmp_path):
+    target = tmp_path / "made"
+    with pytest.raises(KeyError), new_directory(target) as partial:
+        (partial / "file").write_text("half")
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+    for content in ("old", "new"):
+        with new_directory(target) as partial:
+            (partial / "file").write_text(content)
+    assert (target / "file").read_text() == "new"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_destination_is_taken_over_only_if_it_is_known_and_that_is_wanted(tmp_path):
+    target = tmp_path / "run"
+    require_free(target, marker="mark", overwrite=False)
+    target.mkdir()
+    (target / ".mark.partial").write_text("of a killed run")
+    require_free(target, marker="mark", overwrite=False)
+    write_file(target / "thesis.txt", b"years of work")
+    with pytest.raises(FileExistsError, match="found other content"):
+        require_free(target, marker="mark", overwrite=True)
+    write_file(target / "mark", b"")
+    with pytest.raises(FileExistsError, match="add --overwrite"):
+        require_free(target, marker="mark", overwrite=False)
+    require_free(target, marker="mark", overwrite=True)
+
+
+def test_metrics_after_the_resumed_step_and_half_a_line_are_dropped(tmp_path):
+    PartialState()
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step, "loss": 1.0 / step}) + "\n" for step in (1, 2, 3)]
+    path.write_text("".join(lines) + '{"step": 4, "lo')
+    tracker = JsonlTracker(path, resume_step=2)
+    tracker.start()
+    tracker.log({"loss": 0.5}, step=3)
+    assert read_metrics(path) == [
+        {"step": 1, "loss": 1.0},
+        {"step": 2, "loss": 0.5},
+        {"step": 3, "loss": 0.5},
+    ]

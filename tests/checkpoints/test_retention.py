@@ -1,0 +1,89 @@
+"""Which checkpoints stay, which is the newest, and what becomes of leftovers."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modeling_gpt2scratch.checkpoints.checkpoint import find_checkpoint, find_checkpoints
+from modeling_gpt2scratch.checkpoints.retention import clear_leftovers, expired, prune
+
+
+def make(output_dir, *steps):
+    """Directories that look like complete checkpoints."""
+    for step in steps:
+        (output_dir / f"checkpoint-{step}").mkdir(parents=True)
+        (output_dir / f"checkpoint-{step}" / "training_state.json").write_text("{}")
+
+
+def names(directory):
+    """What is in a directory."""
+    return {path.name for path in directory.iterdir()}
+
+
+STEPS = st.integers(0, 60)
+
+
+@settings(deadline=None)
+@given(st.sets(STEPS), STEPS, st.none() | STEPS, st.integers(0, 5), st.integers(0, 9))
+def test_expired_checkpoints_are_old_and_no_multiples(steps, written, latest, keep, every):
+    gone = expired(steps, written=written, latest=latest, keep_checkpoints=keep, keep_every=every)
+    past = {step for step in steps if step <= written} | {written}
+    assert set(gone) <= steps - {written, latest}
+    assert gone == sorted(set(gone)) and set(gone) <= past
+    assert not every or all(step % every for step in gone)
+    if keep == 0:
+        assert gone == []
+        return
+    newest = sorted(past)[-keep:]
+    assert not set(gone) & set(newest)
+    # Everything else goes, so that a disk with room for these does not fill.
+    multiples = {step for step in past if every and step % every == 0}
+    assert past - set(gone) == set(newest) | multiples | ({latest} & past) | {written}
+
+
+@settings(deadline=None)
+@given(st.sets(STEPS, min_size=1), st.integers(1, 4), st.integers(0, 9))
+def test_a_run_keeps_the_newest_and_the_multiples_whenever_it_saves(steps, keep, every):
+    on_disk = set()
+    for step in sorted(steps):
+        on_disk.add(step)
+        rule = {"keep_checkpoints": keep, "keep_every": every}
+        on_disk -= set(expired(on_disk, written=step, latest=step, **rule))
+    multiples = {step for step in steps if every and step % every == 0}
+    assert on_disk == set(sorted(steps)[-keep:]) | multiples
+
+
+def test_pruning_leaves_foreign_directories_alone(tmp_path):
+    make(tmp_path, 2, 4, 6)
+    (tmp_path / "checkpoint-3").mkdir()  # no state in it
+    (tmp_path / "checkpoint-best").mkdir()
+    prune(tmp_path, written=6, keep_checkpoints=1, keep_every=4)
+    assert names(tmp_path) == {"checkpoint-3", "checkpoint-4", "checkpoint-6", "checkpoint-best"}
+
+
+def test_the_newest_is_what_latest_names_and_then_what_came_before(tmp_path):
+    assert find_checkpoint(tmp_path) is None
+    make(tmp_path, 9, 10, 12)
+    assert find_checkpoint(tmp_path).name == "checkpoint-12"
+    (tmp_path / "latest").write_text("checkpoint-10\n")
+    found = [path.name for path in find_checkpoints(tmp_path)]
+    assert found == ["checkpoint-10", "checkpoint-9", "checkpoint-12"]
+    assert find_checkpoint(tmp_path / "checkpoint-9") == tmp_path / "checkpoint-9"
+
+
+@pytest.mark.parametrize("content", [b"checkpoint-11\n", b"", b"\xff\xfe"])
+def test_a_latest_that_names_nothing_is_passed_over(tmp_path, content):
+    make(tmp_path, 9, 10)
+    (tmp_path / "latest").write_bytes(content)
+    assert find_checkpoint(tmp_path).name == "checkpoint-10"
+
+
+def test_leftovers_go_and_an_old_checkpoint_without_successor_returns(tmp_path):
+    make(tmp_path, 8)
+    for name in (".checkpoint-8.old", ".checkpoint-4.pruned", ".checkpoint-9.partial"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".checkpoint-12.old").mkdir()
+    (tmp_path / ".latest.partial").write_text("check")
+    (tmp_path / "notes.txt").write_text("mine")
+    clear_leftovers(tmp_path)
+    assert names(tmp_path) == {"checkpoint-8", "checkpoint-12", "notes.txt"}

@@ -1,0 +1,366 @@
+"""Tokenizers give the ids that they should, and text cannot forge a document border."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiktoken
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, trainers
+from transformers import PreTrainedTokenizerFast
+
+from modeling_gpt2scratch.data.tokens.encoder import DocumentEncoder
+from modeling_gpt2scratch.data.tokens.tokenizer import (
+    TokenizerError,
+    fingerprint,
+    load_tokenizer,
+    tokenizer_spec,
+    train_tokenizer,
+    trained_vocab_size,
+)
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+END_OF_TEXT = "<|endoftext|>"
+TRICKY = [
+    "",
+    " ",
+    "   three spaces, and two behind  ",
+    "\ttab\n\n\nlines\r\n\r",
+    "don't we'll THEY'VE it's 'sessions' ''",
+    "1234567890 3.14159 1,000,000 x2y ½ Ⅷ ٣",
+    "naïve café / naïve café",
+    "狐と葡萄 여우와 포도 الثعلب والعنب",
+    "🍇 👩‍👩‍👧 🇫🇷",
+    "nul \x00 bell \x07 no-break\xa0space zero\u200bwidth \ufeffmark \ufffd",
+    "İstanbul ſ ß ﬁ Å",
+    "def f(x):\n        return x ** 2  # indented\n",
+    "a" * 500 + " " * 500 + "?!" * 250,
+    "<|endoftext|",
+    "<|im_start|>",
+]
+CORPUS = [
+    "the cat sat on the mat, and the dog sat on the cat.",
+    "on the mat the cat and the dog sat and sat; the end of the dog was the cat",
+    "a naïve café: “the mat” was on the dog!\n\nthe end",
+] * 3
+VOCAB_SIZE = 290  # few enough for so little text to fill
+
+
+@pytest.fixture(scope="module")
+def gpt2_files():
+    """Sets TIKTOKEN_CACHE_DIR to a copy of OpenAI's two files."""
+    directory = SHARED_DATA / "tiktoken_cache"
+    if not directory.is_dir():
+        pytest.skip(f"needs GPT-2's vocab.bpe and encoder.json in {directory}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIKTOKEN_CACHE_DIR", str(directory))
+        yield
+
+
+@pytest.fixture(scope="module")
+def gpt2(gpt2_files):
+    """GPT-2's tokenizer as we build it."""
+    return load_tokenizer("gpt2")
+
+
+@pytest.fixture(scope="module")
+def openai(gpt2_files):
+    """GPT-2's tokenizer as OpenAI's library has it."""
+    return tiktoken.get_encoding("gpt2")
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A tokenizer trained on a few sentences."""
+    return train_tokenizer(CORPUS, VOCAB_SIZE)
+
+
+def real_text():
+    """A book's worth of English, or the reason to skip."""
+    path = SHARED_DATA / "wikitext2_raw" / "wiki.test.raw"
+    if not path.is_file():
+        pytest.skip(f"needs {path}")
+    return path.read_text(encoding="utf-8")[:300_000]
+
+
+def encoded(name, tokenizer, documents):
+    """The ids of each document, as lists."""
+    encoder = DocumentEncoder(tokenizer_spec(name, tokenizer), tokenizer.eos_token_id)
+    ids, lengths = encoder.encode(documents)
+    return [own.tolist() for own in np.split(ids, np.cumsum(lengths)[:-1])]
+
+
+# GPT-2's own
+
+
+@pytest.mark.parametrize("text", TRICKY)
+def test_gpt2_gives_the_ids_of_tiktoken(gpt2, openai, text):
+    ids = gpt2(text)["input_ids"]
+    assert ids == openai.encode(text)
+    assert gpt2.decode(ids) == text
+
+
+def test_gpt2_gives_the_ids_of_tiktoken_on_real_text(gpt2, openai):
+    text = real_text()
+    assert gpt2(text)["input_ids"] == openai.encode_ordinary(text)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text())
+@example(text="".join(map(chr, range(0x250))))
+def test_gpt2_gives_the_ids_of_tiktoken_on_any_text(gpt2, openai, text):
+    ids = gpt2(text, split_special_tokens=True)["input_ids"]
+    assert ids == openai.encode_ordinary(text)
+    assert gpt2.decode(ids) == text
+
+
+def test_gpt2_has_50257_entries_and_the_last_is_end_of_text(gpt2):
+    assert len(gpt2) == 50257
+    assert (gpt2.eos_token, gpt2.eos_token_id) == (END_OF_TEXT, 50256)
+    assert gpt2(f"a{END_OF_TEXT}b")["input_ids"] == [64, 50256, 65]
+    assert gpt2.model_max_length == 1024
+
+
+def test_gpt2_without_its_files_says_where_they_are_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    # A proxy where nobody listens stands for a machine without a network.
+    for scheme in ("http", "https"):
+        monkeypatch.setenv(f"{scheme}_proxy", "http://127.0.0.1:9")
+    with pytest.raises(TokenizerError, match="set TIKTOKEN_CACHE_DIR to a copy") as caught:
+        load_tokenizer("gpt2")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_gpt2_with_damaged_files_is_refused(tmp_path, monkeypatch, gpt2_files):
+    for file in (SHARED_DATA / "tiktoken_cache").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes()[:-1])
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    for scheme in ("http", "https"):
+        monkeypatch.setenv(f"{scheme}_proxy", "http://127.0.0.1:9")
+    with pytest.raises(TokenizerError, match="gpt2: expected tiktoken's vocab.bpe"):
+        load_tokenizer("gpt2")
+
+
+# The encoder of documents
+
+
+def test_every_document_begins_with_end_of_text(gpt2):
+    expected = [[50256, 15496], [50256], [50256, 995]]  # "Hello", "", " world"
+    for name in ("gpt2", "a directory"):
+        assert encoded(name, gpt2, ["Hello", "", " world"]) == expected
+
+
+def test_both_ways_to_encode_give_the_same_ids(gpt2):
+    documents = [*TRICKY, real_text()[:50_000], END_OF_TEXT, f"a {END_OF_TEXT}{END_OF_TEXT}\n"]
+    with_tiktoken = encoded("gpt2", gpt2, documents)
+    assert with_tiktoken == encoded("a directory", gpt2, documents)
+    assert [gpt2.decode(ids[1:]) for ids in with_tiktoken] == documents
+
+
+@pytest.mark.parametrize("name", ["gpt2", "a directory"])
+def test_text_that_spells_end_of_text_is_encoded_letter_by_letter(gpt2, name):
+    (ids,) = encoded(name, gpt2, [f"one{END_OF_TEXT}two"])
+    assert ids[0] == 50256
+    assert 50256 not in ids[1:]
+    assert [gpt2.decode([token]) for token in ids[1:]] == [
+        *("one", "<", "|", "end", "of", "text", "|", ">", "two")
+    ]
+
+
+def test_text_that_spells_end_of_text_is_no_border_for_a_trained_tokenizer_either(trained):
+    document = f"the {END_OF_TEXT} mat {END_OF_TEXT}"
+    (ids,) = encoded("bpe:290", trained, [document])
+    assert ids.count(trained.eos_token_id) == 1
+    assert ids[0] == trained.eos_token_id
+    assert trained.decode(ids[1:]) == document
+
+
+def test_encoding_leaves_the_tokenizer_as_it_was(trained):
+    encoded("bpe:290", trained, [END_OF_TEXT])
+    assert trained.backend_tokenizer.encode(END_OF_TEXT).ids == [trained.eos_token_id]
+
+
+def test_documents_come_back_in_their_order_as_one_array(trained):
+    documents = ["mat " * n for n in (300, 0, 2, 1000, 1)]
+    encoder = DocumentEncoder(tokenizer_spec("bpe:290", trained), trained.eos_token_id)
+    ids, lengths = encoder.encode(documents)
+    assert (ids.dtype, lengths.dtype, len(ids)) == (np.uint16, np.int64, lengths.sum())
+    arrays = np.split(ids, np.cumsum(lengths)[:-1])
+    assert [trained.decode(own[1:]) for own in arrays] == documents
+    ids, lengths = encoder.encode([])
+    assert (len(ids), len(lengths)) == (0, 0)
+
+
+def test_a_large_vocabulary_gets_32_bits(trained):
+    trained = copy.deepcopy(trained)
+    trained.add_tokens([f"entry {i}" for i in range(2**16)])
+    encoder = DocumentEncoder(tokenizer_spec("many", trained), trained.eos_token_id)
+    ids, _ = encoder.encode(["entry 65535"])
+    assert ids.dtype == np.uint32
+    assert ids[-1] == len(trained) - 1 > 2**16
+
+
+def test_a_tokenizer_that_was_saved_while_it_truncates_still_encodes_whole_documents(
+    trained, tmp_path
+):
+    trained.save_pretrained(tmp_path)
+    saved = load_tokenizer(str(tmp_path))
+    saved("the cat", truncation=True, max_length=2)
+    saved.save_pretrained(tmp_path)
+    document = "the cat sat on the mat, and the dog sat on the cat."
+    assert encoded("a directory", load_tokenizer(str(tmp_path)), [document]) == encoded(
+        "bpe:290", trained, [document]
+    )
+
+
+# A tokenizer that is trained
+
+
+@pytest.mark.parametrize("vocab_size", [257, 258, VOCAB_SIZE])
+def test_a_trained_tokenizer_has_as_many_entries_as_asked_and_the_last_is_end_of_text(vocab_size):
+    tokenizer = train_tokenizer(CORPUS, vocab_size)
+    assert len(tokenizer) == vocab_size
+    assert (tokenizer.eos_token, tokenizer.eos_token_id) == (END_OF_TEXT, vocab_size - 1)
+    assert sorted(tokenizer.get_vocab().values()) == list(range(vocab_size))
+
+
+def test_little_text_gives_fewer_entries_than_asked():
+    # 256 bytes, "a" + "b", and the end of text.
+    tokenizer = train_tokenizer(["ab ab"], 1000)
+    assert len(tokenizer) < 1000
+    assert tokenizer.eos_token_id == len(tokenizer) - 1
+    assert len(tokenizer("ab")["input_ids"]) == 1
+
+
+def test_a_tokenizer_trained_on_nothing_knows_the_bytes():
+    tokenizer = train_tokenizer([], 1000)
+    assert len(tokenizer) == 257
+    assert len(tokenizer("狐")["input_ids"]) == 3
+
+
+def test_training_joins_what_stands_together_often(trained):
+    assert [trained.decode([token]) for token in trained("the cat")["input_ids"]] == [
+        "the",
+        " cat",
+    ]
+
+
+def test_training_is_the_same_every_time_and_different_for_other_text(trained):
+    assert fingerprint(train_tokenizer(CORPUS, VOCAB_SIZE)) == fingerprint(trained)
+    assert fingerprint(train_tokenizer(CORPUS[:1], VOCAB_SIZE)) != fingerprint(trained)
+    assert fingerprint(train_tokenizer(CORPUS, VOCAB_SIZE - 1)) != fingerprint(trained)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text())
+@example(text=END_OF_TEXT)
+@example(text="".join(TRICKY))
+def test_a_trained_tokenizer_gives_back_any_text(trained, text):
+    (ids,) = encoded("bpe:290", trained, [text])
+    assert trained.decode(ids[1:]) == text
+
+
+@pytest.mark.slow
+def test_a_saved_tokenizer_is_the_same_in_a_fresh_process(trained, tmp_path):
+    trained.save_pretrained(tmp_path)
+    program = (
+        "import json, sys\n"
+        "from transformers import AutoTokenizer\n"
+        "from modeling_gpt2scratch.data.tokens.tokenizer import fingerprint, train_tokenizer\n"
+        "directory, corpus, vocab_size = json.load(sys.stdin)\n"
+        "loaded = AutoTokenizer.from_pretrained(directory)\n"
+        "ids = loaded(corpus[0])['input_ids']\n"
+        "retrained = fingerprint(train_tokenizer(corpus, vocab_size))\n"
+        "print(json.dumps([fingerprint(loaded), retrained, loaded.eos_token_id, ids]))\n"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", program],
+        input=json.dumps([str(tmp_path), CORPUS, VOCAB_SIZE]),
+        env=os.environ | {"RAYON_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded, retrained, end_of_text_id, ids = json.loads(finished.stdout)
+    assert loaded == retrained == fingerprint(trained)
+    assert end_of_text_id == VOCAB_SIZE - 1
+    assert ids == trained(CORPUS[0])["input_ids"]
+
+
+# Tokenizers from elsewhere
+
+
+def test_a_tokenizer_with_another_kind_of_model_has_a_fingerprint(tmp_path):
+    model = Tokenizer(models.Unigram())
+    trainer = trainers.UnigramTrainer(
+        vocab_size=60, special_tokens=["</s>", "<unk>"], unk_token="<unk>", show_progress=False
+    )
+    model.train_from_iterator(CORPUS, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, eos_token="</s>", unk_token="<unk>")
+    tokenizer.save_pretrained(tmp_path)
+    assert fingerprint(load_tokenizer(str(tmp_path))) == fingerprint(tokenizer)
+
+
+def test_a_tokenizer_without_an_end_of_text_is_refused(trained, tmp_path):
+    PreTrainedTokenizerFast(tokenizer_object=trained.backend_tokenizer).save_pretrained(tmp_path)
+    with pytest.raises(TokenizerError, match="expected a fast tokenizer with an end-of-sequence"):
+        load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("empty", None), ("broken", "{"), ("hollow", "{}"), ("other", '{"added_tokens": []}')],
+)
+def test_a_directory_without_a_tokenizer_is_refused_by_name(tmp_path, name, content):
+    directory = tmp_path / name
+    directory.mkdir()
+    if content is not None:
+        (directory / "tokenizer.json").write_text(content)
+    with pytest.raises(TokenizerError) as caught:
+        load_tokenizer(str(directory))
+    message = str(caught.value)
+    assert message.startswith(
+        f"{directory}: expected gpt2, bpe:N, or a directory or Hub repository"
+    )
+    assert len(message.splitlines()) == 1
+
+
+def test_a_directory_that_is_not_there_is_refused_by_name(tmp_path):
+    with pytest.raises(TokenizerError) as caught:
+        load_tokenizer(str(tmp_path / "none"))
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'none'}: expected gpt2, bpe:N, or a directory")
+    assert len(message.splitlines()) == 1
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("bpe:257", 257), ("bpe:4096", 4096), ("gpt2", None), ("someone/bpe:10", None), ("", None)],
+)
+def test_only_the_name_of_a_trained_tokenizer_holds_its_size(name, size):
+    assert trained_vocab_size(name) == size
+
+
+@pytest.mark.parametrize(
+    "name", ["bpe:abc", "bpe:10", "bpe:256", "bpe:", "bpe:-300", "bpe:3e3", "bpe: 300", "bpe:²⁵⁷"]
+)
+def test_a_size_that_does_not_hold_the_bytes_is_refused(name):
+    with pytest.raises(TokenizerError) as caught:
+        trained_vocab_size(name)
+    assert str(caught.value) == f"expected bpe:N with N from 257 to 65536 entries, found {name!r}"
+
+
+def test_a_size_that_shards_cannot_hold_is_refused():
+    # Ids are written as uint16, and training so many entries would take its time first.
+    assert trained_vocab_size("bpe:65536") == 65536
+    with pytest.raises(TokenizerError, match="found 'bpe:65537'"):
+        trained_vocab_size("bpe:65537")

@@ -1,0 +1,164 @@
+"""Processes that act together on what one of them has noticed."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from support.processes import REPOSITORY, run_process
+from test_train_accelerate import flags, run_here
+
+import train_accelerate
+from modeling_gpt2scratch.distributed import processes
+from modeling_gpt2scratch.distributed.agreement import Agreement
+from modeling_gpt2scratch.distributed.processes import LaunchError, require_expected
+from modeling_gpt2scratch.training.directory import recorded_status
+
+# One process raises a flag at its second step; all know it one step later, and none before.
+TOGETHER = """
+from accelerate import PartialState
+from modeling_gpt2scratch.distributed.agreement import Agreement
+state = PartialState(cpu=True)
+agreement = Agreement(n_flags=2, timeout_minutes=1)
+with agreement.naming_the_stalled():
+    for step in range(4):
+        known = agreement.exchange([step == 1 and state.process_index == 1, False])
+        assert known == [step == 2, False], (state.process_index, step, known)
+print("agreed")
+state.destroy_process_group()
+"""
+
+# The first of three processes does not come to the second step.
+STALLED = """
+import os, signal, time
+from accelerate import PartialState
+from modeling_gpt2scratch.distributed.agreement import Agreement, StalledError
+state = PartialState(cpu=True)
+agreement = Agreement(n_flags=1, timeout_minutes=0.2)
+agreement.exchange([False])
+if state.process_index == 0:
+    time.sleep(300)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, when the first of the two has ended
+try:
+    with agreement.naming_the_stalled():
+        agreement.exchange([False])
+        agreement.exchange([False])
+except StalledError as error:
+    os.write(1, f"{state.process_index} {error}\\n".encode())
+os._exit(1)
+"""
+
+
+def launched(script, num_processes):
+    """A script that ran on several processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    return run_process(
+        [
+            sys.executable,
+            *launcher,
+            str(num_processes),
+            "--no-python",
+            sys.executable,
+            "-c",
+            script,
+        ],
+        cwd=REPOSITORY,
+    )
+
+
+def test_a_process_alone_agrees_with_itself_at_once():
+    try:
+        agreement = Agreement(n_flags=2, timeout_minutes=1)
+        assert agreement.exchange([True, False]) == [True, False]
+        assert agreement.exchange([False, False]) == [False, False]
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.slow
+def test_what_one_process_notices_all_know_at_the_next_step():
+    process = launched(TOGETHER, 2)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("agreed") == 2
+
+
+@pytest.mark.gate
+def test_all_that_are_left_know_who_is_missing_whatever_connections_are_closed():
+    lines = sorted(launched(STALLED, 3).stdout.splitlines())
+    assert [line.split()[0] for line in lines] == ["1", "2"]
+    for line in lines:
+        assert "within 0.2 minutes, found none from process 0; go on with --resume auto" in line
+
+
+def test_an_error_that_is_no_failed_operation_stays_what_it_is():
+    try:
+        agreement = Agreement(n_flags=1, timeout_minutes=1)
+        with pytest.raises(RuntimeError, match="shapes"), agreement.naming_the_stalled():
+            raise RuntimeError("shapes do not fit")
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_a_launch_that_is_not_the_expected_one_is_refused_by_name():
+    found = {"processes": 8, "parameters": 124_439_808}
+    require_expected(found, {"processes": None, "parameters": 124_439_808})
+    with pytest.raises(LaunchError, match="expected 16 processes as --expect_processes says"):
+        require_expected(found, {"processes": 16, "parameters": None})
+
+
+@pytest.mark.parametrize(
+    ("precision", "version", "expected"),
+    [("bf16", "2", "torch.bfloat16 torch.float32"), ("no", "2", None), ("no", "1", "version")],
+)
+def test_shards_compute_in_bfloat16_and_add_gradients_in_float32(
+    monkeypatch, precision, version, expected
+):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", version)
+    if version == "1":
+        with pytest.raises(LaunchError, match="expected fsdp_version: 2, found 1"):
+            processes._fsdp_plugin(precision)
+        return
+    policy = processes._fsdp_plugin(precision).mixed_precision_policy
+    assert (policy and f"{policy.param_dtype} {policy.reduce_dtype}") == expected
+
+
+def test_an_argument_or_a_cpu_run_decides_the_precision_and_then_the_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert processes.choose_precision("no") == "no"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # as the launcher always says
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "False")
+    assert processes.choose_precision("auto") == "bf16"
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")  # on a machine with a GPU
+    assert processes.choose_precision("auto") == "no"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert processes.choose_precision("auto") is None  # Accelerate's own
+
+
+@pytest.mark.parametrize("local_rank", [0, 1])
+def test_before_they_have_met_one_process_of_each_machine_speaks(
+    local_rank, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("RANK", str(8 + local_rank))  # of a second machine
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    arguments = flags(tmp_path / "nowhere", tmp_path / "run")
+    assert run_here(monkeypatch, *arguments) == 1
+    assert capsys.readouterr().err.count("error: ") == 1 - local_rank
+
+
+def test_an_interrupted_run_is_no_longer_said_to_be_running(tmp_path):
+    try:
+        with (
+            pytest.raises(KeyboardInterrupt) as caught,
+            recorded_status(tmp_path, SimpleNamespace(step=3)),
+        ):
+            assert json.loads((tmp_path / "status.json").read_text())["status"] == "running"
+            raise KeyboardInterrupt
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    expected = {"status": "failed", "message": "KeyboardInterrupt", "step": 3}
+    assert json.loads((tmp_path / "status.json").read_text()) == expected
+    assert train_accelerate.exit_code(caught.value) == 130

@@ -1,0 +1,147 @@
+"""What keeps results for a later call, and what makes them no longer count."""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+
+import pytest
+from support import evaluation as evaluate_path
+from support.fake_hub import serve
+from support.processes import run_process
+
+from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
+
+# isort: split
+from modeling_gpt2scratch.evaluation import compare
+from modeling_gpt2scratch.evaluation.results import code_files
+from modeling_gpt2scratch.evaluation.results.code_files import evaluation_code, model_code
+
+PACKAGE = evaluate_path.REPOSITORY / "modeling_gpt2scratch"
+FIELDS = {"n_positions": 32, "n_embd": 16, "n_layer": 1, "n_head": 2, "initializer_range": 0.3}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A directory with a model of this package and its tokenizer."""
+    directory = tmp_path_factory.mktemp("model")
+    tokenizer = evaluate_path.tiny_tokenizer()
+    tokens = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0}
+    GPT2ScratchForCausalLM(GPT2ScratchConfig(**FIELDS | tokens)).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    """A command line of two tasks on one file, without models."""
+    rows = [json.dumps({"text": f"the cat sat on {'a ' * i}the mat"}) + "\n" for i in range(9)]
+    (tmp_path / "lambada_test.jsonl").write_text("".join(rows))
+    return [
+        *("--tasks", "lambada", "lambada:bos", "--data_dir", str(tmp_path), "--device", "cpu"),
+        *("--output_dir", str(tmp_path / "out")),
+    ]
+
+
+def read(tmp_path):
+    """The only model of the results."""
+    (model,) = json.loads((tmp_path / "out" / "results.json").read_text())["models"].values()
+    return model
+
+
+def run_script(script, tmp_path, arguments, **environment):
+    """A comparison in a process of its own, which must succeed."""
+    command = [sys.executable, str(script), *arguments]
+    finished = run_process(command, cwd=tmp_path, env=os.environ | environment)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+
+
+def test_results_that_cannot_be_kept_are_reported_all_the_same(model, arguments, tmp_path, capsys):
+    place = tmp_path / "file" / "cache"
+    (tmp_path / "file").write_text("no directory")
+    options = ["--models", str(model), "--cache_dir", str(place)]
+    assert compare.main([*arguments, *options]) == 0
+    output = capsys.readouterr()
+    assert output.err.count(f"{place}: expected to keep results here, found ") == 1
+    assert output.out.count("±") > 4
+    assert set(read(tmp_path)["results"]) == {"lambada", "lambada:bos"}
+
+
+def test_files_that_cannot_be_written_leave_the_table(model, arguments, tmp_path, capsys):
+    (tmp_path / "out" / "results.json").mkdir(parents=True)
+    assert compare.main([*arguments, "--models", str(model)]) == 1
+    output = capsys.readouterr()
+    assert "| lambada " in output.out and output.out.count("±") > 4
+    assert "--output_dir: expected to write to" in output.err
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a directory without files")
+def test_an_output_directory_that_cannot_be_written_to_is_a_bad_argument(model, arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        compare.main([*arguments, "--models", str(model), "--output_dir", "/proc/self"])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert "--output_dir: expected a directory that can be written to, found" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_model_that_comes_from_the_hub_only_now_is_kept_under_its_checksums(
+    model, arguments, tmp_path
+):
+    files = {path.name: path.read_bytes() for path in model.iterdir()}
+    script = evaluate_path.EVALUATE / "compare.py"
+    with serve("someone/tiny", files, kind="models") as hub:
+        environment = hub.environment(tmp_path)
+        run_script(script, tmp_path, [*arguments, "--models", "someone/tiny"], **environment)
+    found = read(tmp_path)
+    weights = hashlib.sha256(files["model.safetensors"]).hexdigest()
+    assert found["model_sha256"]["model.safetensors"] == weights
+    assert set(found["from_cache"].values()) == {False}
+    assert len(list((tmp_path / "out" / "evaluation_cache").iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_a_model_whose_code_was_edited_is_measured_again(model, arguments, tmp_path):
+    for folder in (evaluate_path.EVALUATE, PACKAGE):
+        shutil.copytree(folder, tmp_path / folder.name)
+    script, arguments = tmp_path / "evaluate" / "compare.py", [*arguments, "--models", str(model)]
+    run_script(script, tmp_path, arguments, PYTHONPATH=str(tmp_path))
+    first = read(tmp_path)
+    path = tmp_path / PACKAGE.name / "modeling_gpt2scratch.py"
+    with path.open("a") as file:  # every product twice as large
+        file.write("\n_forward = nn.Linear.forward\n")
+        file.write("nn.Linear.forward = lambda self, x: 2 * _forward(self, x)\n")
+    run_script(script, tmp_path, arguments, PYTHONPATH=str(tmp_path))
+    second = read(tmp_path)
+    assert set(second["from_cache"].values()) == {False}
+    perplexities = [found["results"]["lambada"]["perplexity,none"] for found in (first, second)]
+    assert perplexities[0] != perplexities[1]
+
+
+def test_code_of_the_evaluation_counts_whatever_is_edited(model, arguments, tmp_path, monkeypatch):
+    shutil.copytree(evaluate_path.EVALUATE, tmp_path / "evaluate")
+    monkeypatch.setattr(code_files, "FOLDER", tmp_path / "evaluate")
+    command = [*arguments, "--models", str(model)]
+    hits = []
+    for edited in (None, None, "scoring.py", None):
+        if edited:
+            with (tmp_path / "evaluate" / edited).open("a") as file:
+                file.write("# edited\n")
+        evaluation_code.cache_clear()
+        assert compare.main(command) == 0
+        hits.append(all(read(tmp_path)["from_cache"].values()))
+    evaluation_code.cache_clear()
+    assert hits == [False, True, False, True]
+
+
+def test_code_of_a_model_is_that_of_its_type_unless_a_library_has_it(model, tmp_path):
+    evaluate_path.tiny_gpt2(evaluate_path.tiny_tokenizer()).save_pretrained(tmp_path / "stock")
+    assert model_code(str(tmp_path / "stock"), {}) is None
+    assert model_code(str(tmp_path / "nowhere"), {}) is None
+    digest = hashlib.sha256()
+    for part in ("configuration", "loading", "loss", "modeling"):
+        path = PACKAGE / f"{part}_gpt2scratch.py"
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    assert model_code(str(model), {}) == digest.hexdigest()

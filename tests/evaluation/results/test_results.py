@@ -1,0 +1,235 @@
+"""The parts of a comparison: names of tasks, table, published numbers, files, cache, charts."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from support import evaluation as evaluate_path  # noqa: F401
+
+# isort: split
+from modeling_gpt2scratch.evaluation import compare
+from modeling_gpt2scratch.evaluation.results import charts
+from modeling_gpt2scratch.evaluation.results.cache import ResultCache
+from modeling_gpt2scratch.evaluation.results.charts import (
+    ChartError,
+    draw_bars,
+    draw_curves,
+    scores_over_tokens,
+)
+from modeling_gpt2scratch.evaluation.results.differences import differences_of
+from modeling_gpt2scratch.evaluation.results.json_files import write_json
+from modeling_gpt2scratch.evaluation.results.measurements import Measurement, ModelMeasurements
+from modeling_gpt2scratch.evaluation.results.paired_tests import holm, paired_test
+from modeling_gpt2scratch.evaluation.results.published_numbers import numbers_beside, read_published
+from modeling_gpt2scratch.evaluation.results.table import (
+    errors_of,
+    format_cell,
+    format_number,
+    markdown_table,
+    table_notes,
+)
+from modeling_gpt2scratch.evaluation.scoring.scorer import Estimate, TaskResult
+from modeling_gpt2scratch.evaluation.tasks import paper_corpora
+from modeling_gpt2scratch.evaluation.tasks.registry import resolve_tasks
+
+METRICS = {"lambada": ("acc", "perplexity")}
+NAMES_OF_TASKS = ["val", "lambada", "lambada:bos", "lambada:generate", "hellaswag"]
+
+
+def measured(name, right, nats, **details):
+    """A model measured on lambada, from the values of each passage."""
+    acc, loss = np.mean(right), np.mean(nats)
+    estimates = {"acc": Estimate(acc, 0.1), "perplexity": Estimate(float(np.exp(loss)), None)}
+    samples = {"acc": np.asarray(right, float), "perplexity": np.asarray(nats, float)}
+    result = TaskResult(len(right), estimates, details, samples)
+    return ModelMeasurements(name, tasks={"lambada": Measurement(result, seconds=1.5)})
+
+
+@pytest.fixture
+def pair():
+    random = np.random.default_rng(0)
+    nats = random.normal(3, 1, 40)
+    first = measured("first", [0] * 25 + [1] * 15, nats)
+    return first, measured("second", [1] * 40, nats + random.normal(0, 0.1, 40))
+
+
+def test_all_means_every_task_and_a_wrong_name_gets_the_nearest():
+    assert resolve_tasks(["all"], NAMES_OF_TASKS) == NAMES_OF_TASKS
+    assert resolve_tasks(["lambada:bos"], NAMES_OF_TASKS) == ["lambada:bos"]
+    for name, meant in (
+        ("helaswag", "did you mean hellaswag?"),
+        ("lambada:generates", "did you mean lambada:generate?"),
+        ("hellaswag:bos", "expected hellaswag without a protocol"),
+    ):
+        with pytest.raises(ValueError, match=r"--tasks: ") as caught:
+            resolve_tasks([name], NAMES_OF_TASKS)
+        assert meant in str(caught.value)
+
+
+def test_differences_are_tested_on_the_same_passages_and_corrected(pair):
+    baseline, model = pair
+    rows = differences_of(model, baseline, METRICS)
+    tests = [
+        paired_test(*(m.tasks["lambada"].result.samples[metric] for m in (model, baseline)))
+        for metric in METRICS["lambada"]
+    ]
+    assert [row.test for row in rows.values()] == tests
+    assert [row.p_corrected for row in rows.values()] == holm([test.p for test in tests])
+    assert [test.name for test in tests] == ["mcnemar", "bootstrap"]
+    assert rows["lambada", "acc"].value == 1 - 15 / 40
+
+
+def test_models_that_read_other_windows_are_not_tested(pair):
+    baseline, _ = pair
+    other = measured("other", [1] * 40, [2.0] * 40, window_tokens=16)
+    rows = differences_of(other, baseline, METRICS)
+    assert {row.test for row in rows.values()} == {None}
+    assert rows["lambada", "acc"].value == 1 - 15 / 40
+
+
+def test_examples_that_one_model_could_not_take_are_left_out_of_the_test(pair):
+    baseline, model = pair
+    result = model.tasks["lambada"].result
+    result.samples["perplexity"][:3] = np.nan
+    test = differences_of(model, baseline, METRICS)["lambada", "perplexity"].test
+    others = baseline.tasks["lambada"].result.samples["perplexity"]
+    assert test == paired_test(result.samples["perplexity"][3:], others[3:])
+
+
+def test_the_table_has_differences_in_parentheses_and_published_numbers_apart(pair):
+    baseline, model = pair
+    tasks = {"lambada": compare.TASKS["lambada"]}
+    differences = {"second": differences_of(model, baseline, METRICS)}
+    numbers, sources = read_published()
+    published = numbers_beside(numbers, tasks=tasks, models=["first", "openai-community/gpt2-xl"])
+    options = {"limit": None, "differences": differences, "published": published}
+    header, _, acc, perplexity = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in markdown_table(tasks, pair, **options).splitlines()
+    )
+    assert header[-1] == "lm-evaluation-harness (published, not measured here)"
+    assert acc[4:] == ["0.3750 ± 0.1000", "1.0000 ± 0.1000 (+0.6250, p < 0.001)", "gpt2-xl 0.5121"]
+    assert perplexity[-1] == "gpt2-xl 10.6340"
+    assert "45.99" not in " ".join(acc) and "0.4599" not in " ".join(acc)
+    notes = " ".join(
+        table_notes(differences, published, errors=[], baseline="first", sources=sources)
+    )
+    assert "the difference to first; p from a test on the same examples" in notes
+    assert "Published, not measured here: lm-evaluation-harness" in notes
+
+
+def test_a_filtered_accuracy_of_the_paper_stands_beside_the_filtered_protocol_only():
+    numbers, sources = read_published()
+    filtered = [number for number in numbers if number.value == 0.4599]
+    assert [number.task for number in filtered] == ["lambada:stopword-filter"]
+    own = [number.task for number in numbers if number.model == "predecessor's own"]
+    assert own == ["lambada_standard", "cbt-cn-test:predecessor", "cbt-ne-test:predecessor"]
+    assert {number.source for number in numbers} <= set(sources)
+    assert all(0 <= number.value <= 1 for number in numbers if number.metric.startswith("acc"))
+
+
+def test_published_numbers_name_tasks_and_metrics_that_there_are():
+    numbers, _ = read_published()
+    for number in numbers:
+        assert number.metric in compare.TASKS[number.task].metrics, number
+
+
+def test_an_error_stands_whole_below_the_table_and_once():
+    first, second = ModelMeasurements("first"), ModelMeasurements("second")
+    first.tasks = {"lambada": Measurement(error="a | b")}
+    second.tasks = {"lambada": Measurement(error="c"), "val": Measurement(error="a | b")}
+    errors = errors_of(["val", "lambada"], [first, second])
+    assert errors == ["a | b", "c"]
+    assert format_cell(first.tasks["lambada"], "acc", errors=errors) == "error [1]"
+    assert format_cell(second.tasks["lambada"], "acc", errors=errors) == "error [2]"
+    assert format_cell(second.tasks["val"], "perplexity", errors=errors, is_first=False) == "–"
+    notes = table_notes({}, [], errors=errors, baseline="first", sources={})
+    assert notes[:2] == ["error [1]: a | b", "error [2]: c"]
+    assert format_cell(None, "acc") == "interrupted"
+
+
+def test_the_perplexity_of_an_untrained_model_fits_its_cell():
+    assert [format_number(value) for value in (40.05541, 2.4e17)] == ["40.0554", "2.4000e+17"]
+
+
+def test_a_failed_write_leaves_the_old_results_and_nothing_beside_them(tmp_path):
+    path = tmp_path / "results.json"
+    write_json(path, {"value": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"value": float("nan")})
+    assert json.loads(path.read_text()) == {"value": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_cache_returns_what_was_written_under_the_same_key_and_nothing_else(pair, tmp_path):
+    cache, (model, _) = ResultCache(tmp_path / "cache"), pair
+    key = {"model": {"model.safetensors": "00"}, "limit": None}
+    assert cache.read(key) is None
+    cache.write(key, model.tasks["lambada"], {"model_class": "A"})
+    found, description = cache.read(key)
+    result, expected = found.result, model.tasks["lambada"].result
+    assert (found.seconds, found.is_from_cache, description) == (1.5, True, {"model_class": "A"})
+    assert (result.estimates, result.n_samples) == (expected.estimates, expected.n_samples)
+    for metric, values in expected.samples.items():
+        np.testing.assert_array_equal(result.samples[metric], values)
+    assert cache.read(key | {"limit": 3}) is None
+    (path,) = (tmp_path / "cache").iterdir()
+    path.write_text(path.read_text()[:100])  # as no write of ours leaves it
+    assert cache.read(key) is None
+    assert ResultCache(None).read(key) is None
+
+
+def test_the_cache_keeps_samples_that_were_left_out(pair, tmp_path):
+    cache, (model, _) = ResultCache(tmp_path), pair
+    measurement = model.tasks["lambada"]
+    samples = measurement.result.samples
+    samples["acc"][[0, 39]] = np.nan
+    cache.write({}, measurement, {})
+    (path,) = tmp_path.iterdir()
+    kept = json.loads(path.read_text(), parse_constant=pytest.fail)["result"]["samples"]["acc"]
+    assert [index for index, value in enumerate(kept) if value is None] == [0, 39]
+    found = cache.read({})[0].result.samples
+    for metric, values in samples.items():
+        assert found[metric].dtype == np.float64
+        np.testing.assert_array_equal(found[metric], values)
+    samples["acc"][0] = np.inf  # for which JSON has no word
+    cache.write({"limit": 1}, measurement, {})
+    assert cache.read({"limit": 1}) is None
+
+
+def test_every_place_of_data_is_an_argument_or_comes_from_the_data_directory_only():
+    arguments = {field.name for field in dataclasses.fields(compare.CompareConfig)}
+    for name, kind in compare.TASKS.items():
+        if data := getattr(kind, "data", None):
+            assert data.argument in arguments or name in paper_corpora.TASKS, name
+
+
+@pytest.mark.slow
+def test_charts_are_drawn_or_say_that_matplotlib_is_missing(pair, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    metrics = {"lambada": {"acc": True, "perplexity": False}}
+    assert draw_bars(pair, metrics, tmp_path / "bars.png")
+    assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
+    assert not draw_bars([ModelMeasurements("none")], metrics, tmp_path / "none.png")
+    lines = ['{"step": 1, "tokens": 8, "loss": 1}', '{"tokens": 8, "lambada/acc": 0.5}']
+    lines += ['{"tokens": 16, "lambada/acc": 0.75, "hellaswag/acc": null}', '{"tok']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert scores_over_tokens(tmp_path) == {"lambada/acc": [(8, 0.5), (16, 0.75)]}
+    assert draw_curves([str(tmp_path), "gpt2"], tmp_path / "curves.png")
+    assert not draw_curves(["gpt2"], tmp_path / "none.png")
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    with pytest.raises(ChartError, match="expected matplotlib, found none"):
+        draw_bars(pair, metrics, tmp_path / "bars.png")
+
+
+def test_values_that_are_far_apart_have_a_logarithmic_axis(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    figures, make = [], charts._figure
+    monkeypatch.setattr(charts, "_figure", lambda n: figures.append(make(n)) or figures[-1])
+    models = [
+        measured("random", [0.0, 1.0], [9.0, 9.5]),
+        measured("trained", [1.0, 1.0], [2.0, 2.5]),
+    ]
+    draw_bars(models, {"lambada": {"acc": True, "perplexity": False}}, tmp_path / "bars.png")
+    assert [axes.get_yscale() for axes in figures[0].axes] == ["linear", "log"]

@@ -1,0 +1,175 @@
+"""ARC-easy and PIQA: wording, places of the data and refused rows."""
+
+import hashlib
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from support import evaluation as evaluate_path
+
+# isort: split
+from modeling_gpt2scratch.evaluation.results.report import data_notes
+from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
+from modeling_gpt2scratch.evaluation.tasks.arc_easy import ArcEasyTask
+from modeling_gpt2scratch.evaluation.tasks.lambada import LambadaTask
+from modeling_gpt2scratch.evaluation.tasks.local_text import LocalTextTask
+from modeling_gpt2scratch.evaluation.tasks.multiple_choice import MultipleChoiceTask, Question
+from modeling_gpt2scratch.evaluation.tasks.piqa import PiqaTask
+from modeling_gpt2scratch.evaluation.tasks.samples import SampleData
+
+ARC = {
+    "question": "Where did the cat sit?",
+    "choices": {"text": ["on the mat", "on the dog", "nowhere"], "label": ["1", "2", "3"]},
+    "answerKey": "2",
+}
+PIQA = {"goal": "wake the cat", "sol1": "call the dog", "sol2": "take the mat", "label": 1}
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    tokenizer = evaluate_path.tiny_tokenizer()
+    model = evaluate_path.tiny_gpt2(tokenizer, n_positions=128)
+    return CausalScorer(model, tokenizer, batch_tokens=512)
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("task_class", "row", "expected"),
+    [
+        (
+            ArcEasyTask,
+            ARC,
+            Question("Question: Where did the cat sit?\nAnswer:", tuple(ARC["choices"]["text"]), 1),
+        ),
+        (
+            PiqaTask,
+            PIQA,
+            Question("Question: wake the cat\nAnswer:", ("call the dog", "take the mat"), 1),
+        ),
+    ],
+)
+def test_a_question_comes_before_the_word_answer(tmp_path, task_class, row, expected):
+    path = write_jsonl(tmp_path / task_class.data.file, [row, row])
+    assert task_class.read(path, limit=None) == [expected, expected]
+    task = task_class.from_config(SimpleNamespace(data_dir=str(tmp_path), limit=1))
+    assert task.questions == [expected]
+    assert task.data_status == f"1 of {task.data.n_samples} samples, unchecked"
+
+
+def test_questions_may_have_different_numbers_of_answers(scorer):
+    questions = [
+        Question("Question: the cat?\nAnswer:", ("sat", "on the mat", "dog"), 2),
+        Question("Question: the end?\nAnswer:", ("on", "the"), 0),
+        Question("Question: the mat?\nAnswer:", ("a", "the dog", "cat", "sat on", "end"), 3),
+    ]
+    right, right_norm = [], []
+    for question in questions:
+        n_context = len(scorer.tokenizer(question.context)["input_ids"])
+        log_probs = []
+        for answer in question.answers:
+            ids = scorer.tokenizer(f"{question.context} {answer}")["input_ids"]
+            log_probs.append(
+                -float(evaluate_path.naive_nats(scorer.model, ids)[n_context - 1 :].sum())
+            )
+        right.append(np.argmax(log_probs) == question.right)
+        per_character = np.array(log_probs) / [len(answer) for answer in question.answers]
+        right_norm.append(np.argmax(per_character) == question.right)
+    result = ArcEasyTask(questions).evaluate(scorer)
+    assert result.samples["acc"].tolist() == right
+    assert result.samples["acc_norm"].tolist() == right_norm
+    assert result.details["n_truncated"] == 0
+
+
+def test_a_task_of_ones_own_needs_only_its_wording(tmp_path, scorer):
+    class OppositesTask(MultipleChoiceTask):
+        """Which word is the opposite?"""
+
+        protocol = "opposites"
+        columns = {"word": str, "words": list, "answer": int}
+        data = SampleData(argument="opposites_data", file="opposites.jsonl")
+
+        @classmethod
+        def question(cls, place, row):
+            context = f"The opposite of {row['word']} is"
+            return Question(context, tuple(row["words"]), row["answer"])
+
+    row = {"word": "cat", "words": ["dog", "mat"], "answer": 0}
+    path = write_jsonl(tmp_path / "mine.jsonl", [row] * 2)
+    task = OppositesTask.from_config(SimpleNamespace(opposites_data=path, limit=None))
+    assert task.evaluate(scorer).n_samples == 2
+
+
+@pytest.mark.parametrize(
+    ("task_class", "row", "change", "message"),
+    [
+        (ArcEasyTask, ARC, {"answerKey": "C"}, r"expected an `answerKey` among \['1', '2', '3'\]"),
+        (ArcEasyTask, ARC, {"choices": {"text": ["a"], "label": []}}, "as many texts as labels"),
+        (ArcEasyTask, ARC, {"choices": {"text": [""], "label": ["1"]}}, "as many texts as labels"),
+        (ArcEasyTask, ARC, {"question": None}, "expected an object with a str `question`"),
+        (PiqaTask, PIQA, {"label": -1}, "expected a `label` of 0 or 1, found -1"),
+        (PiqaTask, PIQA, {"sol2": ""}, "expected two ways with text"),
+    ],
+)
+def test_a_bad_question_is_named_by_its_line(tmp_path, task_class, row, change, message):
+    path = write_jsonl(tmp_path / "rows.jsonl", [row, row | change])
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2: .*" + message):
+        task_class.read(path, limit=None)
+
+
+def test_the_file_says_whether_it_is_the_official_one(tmp_path, monkeypatch):
+    path = tmp_path / PiqaTask.data.file
+    write_jsonl(path, [PIQA] * 3)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(PiqaTask, "data", replace(PiqaTask.data, sha256=sha256))
+    config = SimpleNamespace(data_dir=str(tmp_path), limit=2)
+    assert PiqaTask.from_config(config).data_status == "official"
+    write_jsonl(path, [PIQA] * 4)
+    assert PiqaTask.from_config(config).data_status == "not the official file"
+    assert PiqaTask([], "baber/piqa").data_status == "from the Hub, baber/piqa"
+    assert PiqaTask([]).data_status is None
+
+
+@pytest.mark.parametrize(
+    ("n_samples", "limit", "note"),
+    [
+        (1838, None, "piqa: no official checksum is known of these data."),
+        (1838, 2000, "piqa: no official checksum is known of these data."),
+        (1837, None, "piqa: expected piqa_validation.jsonl with 1,838 samples, found 1,837"),
+        (1837, 1838, "piqa: expected piqa_validation.jsonl with 1,838 samples, found 1,837"),
+        (1839, None, "piqa: expected piqa_validation.jsonl with 1,838 samples, found more"),
+        (9, 9, None),
+    ],
+)
+def test_a_file_without_a_checksum_is_known_by_its_samples(tmp_path, n_samples, limit, note):
+    write_jsonl(tmp_path / PiqaTask.data.file, [PIQA] * n_samples)
+    config = SimpleNamespace(data_dir=str(tmp_path), limit=limit)
+    notes = data_notes({"piqa": PiqaTask.from_config(config)}, limit)
+    assert [line.partition(": these are")[0] for line in notes] == ([note] if note else [])
+
+
+def test_a_cut_file_with_a_checksum_is_noted_unless_a_limit_cut_it():
+    task = LambadaTask(["the cat sat"] * 12)
+    assert data_notes({"lambada": task}, 12) == []
+    for limit in (None, 13):
+        (note,) = data_notes({"lambada": task}, limit)
+        assert "lambada_test.jsonl with 5,153 samples, found 12" in note
+    assert data_notes({"text": LocalTextTask([], "")}, None) == []
+
+
+def test_a_part_of_a_data_set_is_asked_for_by_name(monkeypatch):
+    import datasets
+
+    asked = []
+    rows = datasets.Dataset.from_list([ARC])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: asked.append((a, k)) or rows)
+    ArcEasyTask.from_config(SimpleNamespace(arc_easy_data=None, limit=None))
+    ArcEasyTask.from_config(SimpleNamespace(arc_easy_data="another/set", limit=None))
+    (first, second) = asked
+    assert first == (("allenai/ai2_arc", "ARC-Easy"), {"split": "test", "revision": None})
+    assert second[0] == ("another/set", None)

@@ -1,0 +1,276 @@
+import hashlib
+import json
+import math
+import struct
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from support import evaluation as evaluate_path
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+# isort: split
+from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
+from modeling_gpt2scratch.evaluation.tasks.validation import (
+    ValidationSplit,
+    ValidationTask,
+    bytes_of_tokens,
+    read_split,
+)
+
+DOCUMENTS = [
+    *evaluate_path.CORPUS,
+    "",  # an empty document
+    f"the name {evaluate_path.END_OF_TEXT} is text here",
+    "bytes of four: 🐈, of two: é\n",
+    *[" ".join(["the dog sat on the mat"] * n) for n in range(1, 8)],
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return evaluate_path.tiny_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def scorer(tokenizer):
+    model = evaluate_path.tiny_gpt2(tokenizer)
+    return CausalScorer(model, tokenizer, batch_tokens=96)
+
+
+@pytest.fixture(scope="module")
+def stream(tokenizer):
+    """The documents' ids, each after its end-of-text token."""
+    encoded = tokenizer(DOCUMENTS, split_special_tokens=True)["input_ids"]
+    return sum(([tokenizer.eos_token_id, *ids] for ids in encoded), [])
+
+
+@pytest.fixture
+def shards(tmp_path, stream, tokenizer):
+    """Two shards, cut in the middle of a document."""
+    return evaluate_path.write_shards(tmp_path / "shards", [stream[:50], stream[50:]], tokenizer)
+
+
+def load(directory, limit=None):
+    return ValidationTask.from_config(SimpleNamespace(val_data=str(directory), limit=limit))
+
+
+def edit_manifest(directory, edit):
+    path = directory / "manifest.json"
+    manifest = json.loads(path.read_text())
+    edit(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def test_the_same_tokenizer_gives_the_stream_of_the_shards(shards, stream, tokenizer):
+    assert load(shards).encode(tokenizer, None).tolist() == stream
+
+
+def test_the_loss_is_that_of_a_training_loop(shards, stream, scorer):
+    n_windows = (len(stream) - 1) // 32
+    losses = []
+    for index in range(n_windows):
+        window = torch.tensor(stream[32 * index : 32 * index + 33])
+        with torch.no_grad():
+            logits = scorer.model(input_ids=window[None, :-1]).logits[0]
+        losses.append(float(torch.nn.functional.cross_entropy(logits, window[1:])))
+    result = load(shards).evaluate(scorer)
+    loss, perplexity = result.estimates["loss"], result.estimates["perplexity"]
+    assert result.n_samples == n_windows > 3
+    assert loss.value == pytest.approx(np.mean(losses), rel=1e-5)
+    assert loss.stderr == pytest.approx(np.std(losses, ddof=1) / math.sqrt(n_windows), rel=1e-4)
+    assert perplexity.value == pytest.approx(math.exp(np.mean(losses)), rel=1e-4)
+    assert perplexity.stderr == pytest.approx(perplexity.value * loss.stderr)
+    np.testing.assert_allclose(result.samples["loss"] / 32, losses, rtol=1e-5)
+
+
+def test_a_model_that_knows_nothing_has_the_numbers_of_a_uniform_guess(tmp_path, tokenizer):
+    model = evaluate_path.tiny_gpt2(tokenizer, n_positions=16)
+    torch.nn.init.zeros_(model.transformer.wte.weight)  # tied to the head: every logit is 0
+    # One window: 16 targets, of which 6 * 2 - 1 = 11 are text and 5 are end of text.
+    stream = [0, 65, 66] * 6  # two single-byte tokens for each document
+    assert bytes_of_tokens(tokenizer)[[65, 66]].tolist() == [1, 1]
+    shards = evaluate_path.write_shards(tmp_path, [stream], tokenizer)
+    result = load(shards).evaluate(CausalScorer(model, tokenizer, batch_tokens=64))
+    n_vocabulary = len(tokenizer)
+    assert result.n_samples == 1
+    assert result.details == {"window_tokens": 16, "n_target_tokens": 16, "n_target_bytes": 11}
+    assert result.estimates["loss"].value == pytest.approx(math.log(n_vocabulary))
+    assert result.estimates["loss"].stderr is None
+    assert result.estimates["perplexity"].value == pytest.approx(n_vocabulary, rel=1e-5)
+    assert result.estimates["bits_per_byte"].value == pytest.approx(math.log2(n_vocabulary))
+
+
+def test_bits_per_byte_count_text_alone(shards, stream, scorer):
+    targets, nats = [], []
+    for start in range(0, len(stream) - 32, 32):
+        window = stream[start : start + 33]
+        targets += window[1:]
+        nats += evaluate_path.naive_nats(scorer.model, window).tolist()
+    is_text = [target != scorer.tokenizer.eos_token_id for target in targets]
+    assert not all(is_text)
+    bits = sum(nat for nat, text in zip(nats, is_text, strict=True) if text) / math.log(2)
+    tokens = scorer.tokenizer.convert_ids_to_tokens(targets)
+    n_bytes = sum(len(token) for token, text in zip(tokens, is_text, strict=True) if text)
+    result = load(shards).evaluate(scorer)
+    assert result.details["n_target_bytes"] == n_bytes
+    assert result.estimates["bits_per_byte"].value == pytest.approx(bits / n_bytes, rel=1e-5)
+
+
+def test_a_model_with_another_tokenizer_reads_the_same_text(shards, stream):
+    other = evaluate_path.tiny_tokenizer(n_merges=0)
+    ids = load(shards).encode(other, None)
+    assert len(ids) > len(stream)
+    n_bytes = sum(len(document.encode()) for document in DOCUMENTS)
+    assert bytes_of_tokens(other)[ids[ids != other.eos_token_id]].sum() == n_bytes
+    assert (ids == other.eos_token_id).sum() == len(DOCUMENTS)
+
+
+def test_the_limit_scores_the_first_windows(shards, stream, scorer, monkeypatch):
+    monkeypatch.setattr("perplexity.DOCUMENTS_PER_CALL", 2)
+    result = load(shards, limit=2).evaluate(scorer)
+    losses = [
+        float(evaluate_path.naive_nats(scorer.model, stream[start : start + 33]).mean())
+        for start in (0, 32)
+    ]
+    assert result.n_samples == 2
+    assert result.estimates["loss"].value == pytest.approx(np.mean(losses), rel=1e-5)
+    assert len(load(shards, limit=2).encode(scorer.tokenizer, 65)) < len(stream)
+
+
+def test_a_split_shorter_than_the_context_is_one_window(tmp_path, stream, scorer):
+    shards = evaluate_path.write_shards(tmp_path, [stream[:20]], scorer.tokenizer)
+    result = load(shards).evaluate(scorer)
+    assert (result.n_samples, result.details["window_tokens"]) == (1, 19)
+
+
+def test_the_checksum_is_that_of_the_shard_files_in_order(shards):
+    files = [(shards / f"val_00000{index}.bin").read_bytes() for index in range(2)]
+    assert read_split(shards, "val").sha256 == hashlib.sha256(b"".join(files)).hexdigest()
+
+
+def test_a_tokenizer_that_is_not_byte_level_is_rejected(shards):
+    words = Tokenizer(models.WordLevel({"?": 0, "the": 1, "end": 2}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="end", unk_token="?")
+    with pytest.raises(ValueError, match="expected byte-level tokens that add up to the 51 bytes"):
+        load(shards).encode(tokenizer, None)
+
+
+def test_a_tokenizer_without_an_eos_token_is_rejected(shards, tokenizer):
+    backend = tokenizer.backend_tokenizer
+    with pytest.raises(ValueError, match="expected a tokenizer with an eos token, found none"):
+        load(shards).encode(PreTrainedTokenizerFast(tokenizer_object=backend), None)
+
+
+def test_a_changed_byte_is_found_by_its_checksum(shards):
+    path = shards / "val_000001.bin"
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"val_000001\.bin: expected sha256 .*, found "):
+        read_split(shards, "val")
+
+
+def test_a_shortened_shard_is_found_by_its_size(shards):
+    path = shards / "val_000000.bin"
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(ValueError, match=r"val_000000\.bin: expected 1124 bytes, found 1122"):
+        read_split(shards, "val")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda m: m.update(version=2), r"expected .*'version': 1.*, found .*'version': 2"),
+        (lambda m: m.pop("vocab_size"), "missing 'vocab_size'"),
+        (lambda m: m["splits"].pop("val"), "missing 'val'"),
+        (lambda m: m["splits"]["val"].update(n_tokens=7), "expected 7 tokens in val, found"),
+        (lambda m: m.update(end_of_text_id=9), "eos token is the manifest's 9, found 0"),
+        (lambda m: m.update(dtype="<u4"), r"expected .*'dtype': '<u2'.*, found .*'dtype': '<u4'"),
+        (lambda m: m["splits"]["val"].update(n_tokens=0, shards=[]), "expected tokens in val"),
+        (lambda m: m.update(vocab_size=9), r"expected a header \[.*, 9\], found \[.*"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_rejected(shards, edit, message):
+    edit_manifest(shards, edit)
+    with pytest.raises(ValueError, match=message) as caught:
+        load(shards)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_manifest_that_is_not_json_is_named(shards):
+    (shards / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match=r"manifest\.json: Expecting"):
+        read_split(shards, "val")
+
+
+def rewrite_shard(directory, index, content):
+    """Puts other bytes in the place of a shard, with their checksum."""
+    (directory / f"val_{index:06d}.bin").write_bytes(content)
+    sha256 = hashlib.sha256(content).hexdigest()
+    edit_manifest(directory, lambda m: m["splits"]["val"]["shards"][index].update(sha256=sha256))
+
+
+def test_ids_of_four_bytes_are_read(tmp_path):
+    header = struct.pack("<256i", 20240801, 7, 4, 70_000, *[0] * 252)
+    content = header + struct.pack("<4I", 69_999, 65_536, 7, 0)
+    shard = {"file": "val.bin", "n_tokens": 4, "sha256": hashlib.sha256(content).hexdigest()}
+    manifest = {
+        "format": "gpt2scratch-shards",
+        "version": 1,
+        "dtype": "<u4",
+        "header_bytes": 1024,
+        "vocab_size": 70_000,
+        "end_of_text_id": 69_999,
+        "splits": {"val": {"n_tokens": 4, "shards": [shard]}},
+    }
+    (tmp_path / "val.bin").write_bytes(content)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    split = read_split(tmp_path, "val")
+    assert split.token_ids.tolist() == [69_999, 65_536, 7, 0]
+    assert [ids.tolist() for ids in split.documents()] == [[65_536, 7, 0]]
+    edit_manifest(tmp_path, lambda m: m.update(vocab_size=69_999))
+    with pytest.raises(ValueError, match=r"expected a header \[20240801, 7, 4, 69999\]"):
+        read_split(tmp_path, "val")
+
+
+def test_a_header_without_a_vocabulary_size_is_read(shards, stream):
+    content = bytearray((shards / "val_000001.bin").read_bytes())
+    content[12:16] = bytes(4)
+    rewrite_shard(shards, 1, bytes(content))
+    assert read_split(shards, "val").token_ids.tolist() == stream
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "documents"),
+    [
+        # End of text is 0. Before each document, as prepare_data.py writes:
+        ([0, 5, 6, 0, 7], [[5, 6], [7]]),
+        ([0, 5, 6, 0], [[5, 6], []]),
+        ([0, 0, 7], [[], [7]]),
+        # After each document, as nanoGPT writes:
+        ([5, 6, 0, 7, 0], [[5, 6], [7]]),
+        ([5, 6, 0, 0], [[5, 6], []]),
+        # A split cut from the middle of a stream, or without any end of text:
+        ([5, 6, 0, 7], [[5, 6], [7]]),
+        ([5, 6], [[5, 6]]),
+    ],
+)
+def test_end_of_text_stands_before_documents_or_after_them(token_ids, documents):
+    split = ValidationSplit(np.array(token_ids, dtype=np.int32), 0, "")
+    assert [ids.tolist() for ids in split.documents()] == documents
+
+
+def test_a_split_with_end_of_text_after_its_documents_has_the_same_text(tmp_path, tokenizer):
+    ids = [tokenizer(document, split_special_tokens=True)["input_ids"] for document in DOCUMENTS]
+    before = sum(([tokenizer.eos_token_id, *document] for document in ids), [])
+    after = sum(([*document, tokenizer.eos_token_id] for document in ids), [])
+    directories = [
+        evaluate_path.write_shards(tmp_path / name, [stream], tokenizer)
+        for name, stream in (("before", before), ("after", after))
+    ]
+    assert load(directories[1]).encode(tokenizer, None).tolist() == before
+    assert load(directories[0]).encode(tokenizer, None).tolist() == before

@@ -1,0 +1,213 @@
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from support import evaluation as evaluate_path
+
+# isort: split
+from modeling_gpt2scratch.evaluation import compare
+
+N_PASSAGES = 12
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """Directories `first` and `second` (models), `shards`, and a file `passages.jsonl`."""
+    root = tmp_path_factory.mktemp("inputs")
+    tokenizer = evaluate_path.tiny_tokenizer()
+    for name, n_positions in (("first", 32), ("second", 16)):
+        evaluate_path.tiny_gpt2(tokenizer, n_positions).save_pretrained(root / name)
+        tokenizer.save_pretrained(root / name)
+    encoded = tokenizer(evaluate_path.CORPUS * 4)["input_ids"]
+    stream = sum(([tokenizer.eos_token_id, *ids] for ids in encoded), [])
+    evaluate_path.write_shards(root / "shards", [stream], tokenizer)
+    rows = [json.dumps({"text": f"the cat sat on {i} the mat"}) + "\n" for i in range(N_PASSAGES)]
+    (root / "passages.jsonl").write_text("".join(rows))
+    return root
+
+
+@pytest.fixture
+def arguments(inputs, tmp_path):
+    """A command line of both tasks, without models."""
+    return [
+        *("--val_data", str(inputs / "shards")),
+        *("--lambada_data", str(inputs / "passages.jsonl")),
+        *("--output_dir", str(tmp_path / "out")),
+        *("--device", "cpu"),
+        *("--tasks", "val", "lambada"),
+    ]
+
+
+def results_of(tmp_path):
+    return json.loads((tmp_path / "out" / "results.json").read_text())
+
+
+def table_rows(output):
+    """Cells of each row of a Markdown table, without the line under the headers and the notes."""
+    table, _, notes = output.partition("\n\n")
+    assert "± is one standard error." in notes
+    lines = table.splitlines()
+    assert all(line.startswith("|") and line.endswith("|") for line in lines)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [rows[0], *rows[2:]]
+
+
+@pytest.mark.slow
+def test_a_command_line_compares_what_it_reaches_and_says_why_it_misses_the_rest(
+    inputs, arguments, tmp_path
+):
+    models = [str(inputs / "first"), "no/such-model", str(inputs / "second")]
+    finished = subprocess.run(
+        [sys.executable, "evaluate/compare.py", *arguments, "--models", *models],
+        cwd=evaluate_path.REPOSITORY,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 1, finished.stderr
+    assert "no/such-model, val, lambada: expected a model" in finished.stderr
+
+    header, *rows = table_rows(finished.stdout)
+    n_published = len(header) - 7
+    assert header[:7] == ["Task", "Protocol", "Metric", "", *models]
+    assert all(name.endswith("(published, not measured here)") for name in header[7:])
+    assert n_published and {row[7] for row in rows[:3]} == {"–"}
+    assert [row[:4] for row in rows] == [
+        ["val", "stream v1", "loss", "↓"],
+        ["val", "stream v1", "perplexity", "↓"],
+        ["val", "stream v1", "bits_per_byte", "↓"],
+        ["lambada", "lambada_openai v2", "acc", "↑"],
+        ["lambada", "lambada_openai v2", "perplexity", "↓"],
+    ]
+    reported = results_of(tmp_path)
+    for task, _, metric, _, first, missing, second, *_ in rows:
+        for model, text in ((models[0], first), (models[2], second)):
+            cell = reported["models"][model]["results"][task]
+            value, stderr = cell[f"{metric},none"], cell[f"{metric}_stderr,none"]
+            assert text.partition(" (")[0] == f"{value:.4f} ± {stderr:.4f}"
+        is_first_row = metric in ("loss", "acc")
+        assert missing == ("error [1]" if is_first_row else "–")
+    assert list(reported["models"]["no/such-model"]["errors"]) == ["val", "lambada"]
+
+
+def test_the_results_file_says_what_was_measured_on_what(inputs, arguments, tmp_path):
+    model = str(inputs / "first")
+    assert compare.main([*arguments, "--models", model]) == 0
+    reported = results_of(tmp_path)
+    found = reported["models"][model]
+    passages = (inputs / "passages.jsonl").read_bytes()
+    shard = (inputs / "shards" / "val_000000.bin").read_bytes()
+    weights = (inputs / "first" / "model.safetensors").read_bytes()
+    digest = hashlib.sha256(passages).hexdigest()
+    config = found["configs"]["lambada"]
+    assert (config["protocol"], found["versions"]["lambada"]) == ("lambada_openai", 2)
+    assert config["data_status"] == f"{N_PASSAGES} of 5153 samples, unchecked"
+    assert found["n-samples"]["lambada"] == {"original": N_PASSAGES, "effective": N_PASSAGES}
+    assert found["task_hashes"]["lambada"] == digest
+    assert found["task_hashes"]["val"] == hashlib.sha256(shard).hexdigest()
+    assert found["model_sha256"]["model.safetensors"] == hashlib.sha256(weights).hexdigest()
+    assert {"config.json", "tokenizer.json"} <= set(found["model_sha256"])
+    assert 0 <= found["results"]["lambada"]["acc,none"] <= 1
+    assert found["seconds"]["lambada"] >= 0
+    assert found["details"]["val"]["window_tokens"] == 32
+    assert found["config"]["model_class"] == "GPT2LMHeadModel"
+    assert found["errors"] == {} and reported["is_complete"]
+    assert reported["arguments"]["tasks"] == ["val", "lambada"]
+    assert {"torch_version", "transformers_version", "bootstrap"} <= set(reported)
+
+
+def test_a_limit_is_named_in_the_table(inputs, arguments, tmp_path, capsys):
+    model = str(inputs / "first")
+    assert compare.main([*arguments, "--models", model, "--limit", "3"]) == 0
+    _, *rows = table_rows(capsys.readouterr().out)
+    assert rows[0][1] == "stream v1, first 3 windows"
+    assert rows[-1][1] == "lambada_openai v2, first 3 passages"
+    counts = results_of(tmp_path)["models"][model]["n-samples"]
+    assert counts["lambada"] == counts["val"] == {"original": None, "effective": 3}
+
+
+def test_data_that_cannot_be_read_leaves_the_other_task_its_numbers(
+    inputs, arguments, tmp_path, capsys
+):
+    missing = str(tmp_path / "none.jsonl")
+    model = str(inputs / "first")
+    assert compare.main([*arguments, "--models", model, "--lambada_data", missing]) == 1
+    _, *rows = table_rows(capsys.readouterr().out)
+    assert rows[0][4].count("±") == 1
+    assert rows[3][4] == "error [1]"
+    found = results_of(tmp_path)["models"][model]
+    assert "none.jsonl" in found["errors"]["lambada"]
+    assert list(found["results"]) == ["val"]
+
+
+def test_a_missing_model_directory_is_an_error_in_its_column(arguments, tmp_path, capsys):
+    model = str(tmp_path / "nowhere")
+    assert compare.main([*arguments, "--models", model]) == 1
+    error = results_of(tmp_path)["models"][model]["errors"]["val"]
+    assert error.startswith("expected a model directory, found none")
+
+
+@pytest.mark.parametrize("name", ["{}/minne", "gtp2", "gpt2-xl"])
+def test_a_name_that_is_nearly_right_gets_the_right_one(arguments, tmp_path, name, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "mine").mkdir()
+    model = name.format(tmp_path)
+    assert compare.main([*arguments, "--models", model]) == 1
+    error = results_of(tmp_path)["models"][model]["errors"]["val"]
+    if name == "gpt2-xl":  # which is right, and out of reach here
+        assert error.endswith("found neither")
+    else:
+        assert error.endswith(f"; did you mean {'gpt2' if name == 'gtp2' else tmp_path / 'mine'}?")
+
+
+def test_a_directory_without_a_model_is_named_as_such(arguments, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert compare.main([*arguments, "--models", str(tmp_path / "empty")]) == 1
+    ((_, model),) = results_of(tmp_path)["models"].items()
+    assert model["errors"]["val"] == "expected a model, found a directory without config.json"
+
+
+def test_results_go_beside_the_first_model_if_it_is_a_local_directory(tmp_path):
+    assert compare.default_output_dir(str(tmp_path)) == str(tmp_path)
+    assert compare.default_output_dir("some/hub-model") == "results"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--models m --tasks lambda", "found 'lambda'; did you mean lambada?"),
+        ("--models m --tasks all lambada", "--tasks: expected all alone"),
+        ("--models m --tasks lambada lambada", "--tasks: expected each once"),
+        ("--models m n --tasks all --baseline gpt2", "--baseline: expected one of --models"),
+        ("--models m --tasks all --data_dir no/where", "--data_dir: expected a directory"),
+        ("--models m --tasks lambada --limit 0", "--limit: expected at least 1, found 0"),
+        ("--models m --tasks lambada --batch_tokens 0", "--batch_tokens: expected at least 1"),
+        ("--models m --tasks val", "--val_data: expected a shard directory for task val"),
+        ("--models m m --tasks lambada", "--models: expected each once, found m m"),
+        ("--models m --tasks lambada --device gpu9", "--device: expected auto or a torch device"),
+        ("--models m --tasks lambada --dtype int8", "invalid choice: 'int8'"),
+        ("--models m --tasks lambada --lim 3", "found --lim 3"),
+        ("--tasks lambada", "required: --models"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_exit_code_2(arguments, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        compare.main(arguments.split())
+    captured = capsys.readouterr()
+    assert caught.value.code == 2
+    assert captured.out == ""
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_an_output_directory_that_is_a_file_is_a_bad_argument(inputs, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as caught:
+        compare.main(
+            ["--models", "m", "--tasks", "lambada", "--output_dir", str(tmp_path / "file")]
+        )
+    assert caught.value.code == 2
+    assert "--output_dir: expected a directory" in capsys.readouterr().err

@@ -1,0 +1,141 @@
+"""Peaks, the operations of a model, and the shares that follow from them."""
+
+import pytest
+import torch
+from support.tiny_models import random_ids, tiny_model
+from torch.utils.flop_counter import FlopCounterMode
+
+from modeling_gpt2scratch import GPT2ScratchConfig
+from modeling_gpt2scratch.distributed.processes import LaunchError
+from modeling_gpt2scratch.hardware import devices
+
+BF16_PEAKS = {
+    "NVIDIA A100-SXM4-80GB": 312,
+    "NVIDIA A100-PCIE-40GB": 312,
+    "NVIDIA H100 80GB HBM3": 989.4,
+    "NVIDIA H100 PCIe": 756,
+    "NVIDIA H100 NVL": 835.5,
+    "NVIDIA H200": 989.4,
+    "NVIDIA H200 NVL": 835.5,
+    "NVIDIA GH200 480GB": 989.4,
+    "NVIDIA B200": 2250,
+    "NVIDIA GB200": 2500,
+    "NVIDIA A10": 125,
+    "NVIDIA A10G": 70,
+    "NVIDIA L4": 121,
+    "NVIDIA L40": 181.05,
+    "NVIDIA L40S": 362.05,
+    "NVIDIA GeForce RTX 3090": 71,
+    "NVIDIA GeForce RTX 4090": 165.2,
+    "AMD Instinct MI300X": 1307.4,
+    "AMD Instinct MI250X": 191.5,
+}
+
+
+@pytest.mark.parametrize("name", BF16_PEAKS)
+def test_each_device_has_its_own_peak(name):
+    assert devices.peak_flops(name, "bf16") == BF16_PEAKS[name] * 1e12
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "bf16"),  # a seventh of a device
+        ("NVIDIA GeForce RTX 3090 Ti", "bf16"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "bf16"),
+        ("Tesla T4", "bf16"),
+        ("NVIDIA A100-SXM4-80GB", "fp8"),
+        ("NVIDIA A1000", "bf16"),
+        ("NVIDIA T400", "fp32"),
+    ],
+)
+def test_what_no_datasheet_says_is_unknown(name, precision):
+    assert devices.peak_flops(name, precision) is None
+
+
+def test_no_peak_is_a_sparse_one():
+    # Halving the width of a type doubles the peak; a sparse figure among dense ones breaks that.
+    for _, peaks in devices.PEAK_TFLOPS:
+        if {"fp8", "bf16"} <= set(peaks):
+            assert peaks["fp8"] == pytest.approx(2 * peaks["bf16"], rel=0.02)
+        if {"bf16", "tf32"} <= set(peaks):
+            assert peaks["bf16"] == pytest.approx(2 * peaks["tf32"], rel=0.02)
+
+
+def test_the_peak_of_a_cpu_is_what_the_user_says_or_unknown():
+    cpu = torch.device("cpu")
+    assert devices.device_peak_flops(cpu, mixed_precision="no") is None
+    assert devices.device_peak_flops(cpu, mixed_precision="no", peak_tflops=1.5) == 1.5e12
+
+
+def test_the_operations_of_a_token_are_those_that_torch_counts():
+    model = tiny_model(n_embd=64, n_layer=3).train()
+    model.set_attn_implementation("eager")  # which multiplies in full, as the formula has it
+    ids = random_ids(2, 48)
+    with FlopCounterMode(display=False) as counter:
+        model(ids, labels=ids).loss.backward()
+    of_vectors = sum(p.numel() for p in model.parameters() if p.dim() == 1)  # added, not multiplied
+    found = devices.flops_per_token(model.config, 48) - 6 * of_vectors
+    assert found == counter.get_total_flops() / ids.numel()
+
+
+def test_n_is_all_parameters_but_the_position_embedding():
+    for n_inner in (None, 96):
+        model = tiny_model(n_inner=n_inner)
+        n_parameters = model.num_parameters() - model.transformer.wpe.weight.numel()
+        assert devices.flops_per_token(model.config, 0) == 6 * n_parameters
+
+
+def test_utilisation_is_needed_operations_over_possible_ones():
+    config = GPT2ScratchConfig(bos_token_id=0, eos_token_id=0)  # GPT-2 with 124M parameters
+    needed = devices.flops_per_token(config, 1024)
+    assert needed == 6 * 123_653_376 + 12 * 12 * 768 * 1024
+    arguments = {"flops_per_token": needed, "n_devices": 2}
+    assert devices.mfu(1e6, **arguments, peak_flops=989.4e12) == pytest.approx(0.4322, abs=1e-4)
+    assert devices.mfu(1e6, **arguments, peak_flops=None) is None
+
+
+def test_the_measured_matrix_product_is_no_more_than_a_second_of_work():
+    assert devices.measure_matmul_flops(torch.float32, seconds=0.01) > 1e8
+
+
+def test_peak_memory_grows_with_a_tensor():
+    before = devices.peak_memory(torch.device("cpu"))
+    if not before:
+        pytest.skip("this system does not tell a process its peak")
+    ballast = torch.ones(2**28, dtype=torch.uint8)  # a quarter of a GiB
+    after = devices.peak_memory(torch.device("cpu"))
+    assert set(before) == {"peak_resident_memory_gib"}
+    assert after["peak_resident_memory_gib"] >= 0.25
+    del ballast
+
+
+def test_fp8_is_refused_where_nothing_can_do_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(LaunchError, match="expected a GPU with fp8, found none; use"):
+        devices.require_fp8()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A100-SXM4-80GB")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    with pytest.raises(LaunchError, match="found NVIDIA A100-SXM4-80GB with 8.0; use"):
+        devices.require_fp8()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(LaunchError, match="expected torchao or transformer_engine for fp8"):
+        devices.require_fp8()
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed", "expected"),
+    [
+        ("Tesla T4", "high", 8.1e12),  # which has no TF32
+        ("NVIDIA A100-SXM4-80GB", "high", 156e12),
+        ("NVIDIA A100-SXM4-80GB", "highest", 19.5e12),
+        ("NVIDIA A100-MIG-1g.10gb", "high", None),
+    ],
+)
+def test_float32_has_the_peak_of_how_the_device_multiplies_it(monkeypatch, name, allowed, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: allowed)
+    found = devices.device_peak_flops(torch.device("cuda"), mixed_precision="no")
+    assert found == expected

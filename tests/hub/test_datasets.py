@@ -1,0 +1,334 @@
+"""Prepared data pushed to a Hub, cut off, gone on with, and read back from there."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import DatasetCard, snapshot_download
+from support import fake_hub
+
+from modeling_gpt2scratch.common.errors import SourceError
+from modeling_gpt2scratch.common.hub_requests import Retries
+from modeling_gpt2scratch.data.shards.format import Manifest, ShardError, read_shard
+from modeling_gpt2scratch.data.shards.writer import SplitWriter
+from modeling_gpt2scratch.hub import datasets as shard_publishing
+from modeling_gpt2scratch.hub.datasets import push_data
+from modeling_gpt2scratch.reports.data_card import public_manifest, size_category
+
+REPOSITORY = "aesop/fable-tokens"
+TOKEN = "hf_secret"
+TOKENIZER = b'{"version": "1.0"}'
+IMPATIENT = Retries(first_wait_seconds=0, longest_wait_seconds=0, give_up_after_seconds=0)
+PATIENT = Retries(first_wait_seconds=0, longest_wait_seconds=0, give_up_after_seconds=30)
+
+
+def write_data(directory: Path, *, seed: int = 0, n_tokens: int = 45) -> Manifest:
+    """A data directory with shards of ten tokens: five for training and one to validate."""
+    directory.mkdir()
+    tokens = np.random.default_rng(seed).integers(0, 300, n_tokens)
+    splits = {}
+    for name, part in (("train", tokens), ("val", tokens[:7])):
+        writer = SplitWriter(directory, name, shard_tokens=10, vocab_size=300)
+        writer.add(part, n_bytes=4 * len(part), n_documents=3)
+        splits[name] = writer.close()
+    (directory / "tokenizer.json").write_bytes(TOKENIZER)
+    (directory / "notes.txt").write_text("not for the Hub")
+    manifest = Manifest(
+        vocab_size=300,
+        end_of_text_id=299,
+        tokenizer={"name": str(directory / "my-tokenizer"), "fingerprint": "f" * 64},
+        splits=splits,
+        arguments={
+            "output_dir": str(directory),
+            "dataset": f"HuggingFaceFW/fineweb-edu:0.7,{directory}/fables.jsonl:0.3",
+            "subset": "sample-10BT",
+            "where": ["language == en", "score >= 1/2"],
+            "seed": seed,
+            "val_fraction": 0.01,
+        },
+    )
+    manifest.save(directory)
+    return manifest
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub with an empty repository, which this process uses and is logged in to."""
+    with fake_hub.serve(REPOSITORY, {}) as served:
+        served.use_here(monkeypatch, tmp_path / "home")
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr(shard_publishing, "SHARDS_PER_COMMIT", 2)
+        yield served
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A prepared data directory."""
+    write_data(tmp_path / "data")
+    return tmp_path / "data"
+
+
+def shards_in(names) -> set[str]:
+    return {name for name in names if name.endswith(".bin")}
+
+
+def test_a_published_directory_reads_back_as_it_was(hub, data, tmp_path):
+    assert push_data(data, REPOSITORY) == f"{hub.address}/datasets/{REPOSITORY}"
+    copy = Path(snapshot_download(REPOSITORY, repo_type="dataset", endpoint=hub.address))
+    manifest, original = Manifest.load(copy), Manifest.load(data)
+    assert manifest.splits == original.splits
+    for split in manifest.splits.values():
+        for entry in split.shards:
+            read = [
+                read_shard(place / entry.file, n_tokens=entry.n_tokens, vocab_size=300)
+                for place in (copy, data)
+            ]
+            np.testing.assert_array_equal(*read)
+    assert (copy / "tokenizer.json").read_bytes() == TOKENIZER
+    assert {path.name for path in copy.iterdir()} == {
+        *(f"train_{i:06d}.bin" for i in range(5)),
+        *("val_000000.bin", "manifest.json", "tokenizer.json", "README.md"),
+    }
+
+
+def test_shards_go_first_and_the_manifest_last(hub, data):
+    push_data(data, REPOSITORY)
+    *of_shards, last = hub.commits
+    assert [commit["added"] for commit in of_shards] == [
+        ["train_000000.bin", "train_000001.bin"],
+        ["train_000002.bin", "train_000003.bin"],
+        ["train_000004.bin", "val_000000.bin"],
+    ]
+    assert sorted(last["added"]) == ["README.md", "manifest.json", "tokenizer.json"]
+
+
+@pytest.mark.parametrize("n_commits", [0, 1, 3])
+def test_a_push_that_is_cut_off_has_no_manifest_and_goes_on_where_it_was(
+    hub, data, monkeypatch, n_commits
+):
+    commit = shard_publishing._commit
+
+    def commit_or_die(*arguments):
+        if len(hub.commits) == n_commits:
+            raise KeyboardInterrupt
+        commit(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shard_publishing, "_commit", commit_or_die)
+        push_data(data, REPOSITORY)
+    assert len(hub.files) == 2 * n_commits
+    assert shards_in(hub.files) == set(hub.files)
+    hub.requests.clear()
+    push_data(data, REPOSITORY)
+    assert "manifest.json" in hub.files
+    assert len(hub.commits) == 4  # no shard went twice
+    n_uploads = len([line for line in hub.requests if line.startswith("PUT")])
+    assert n_uploads == 6 - 2 * n_commits
+
+
+@pytest.mark.parametrize("answer", [429, 500, 503, "drop"])
+@pytest.mark.parametrize(
+    "request_",
+    [
+        "POST .*/create",
+        "GET .*/tree",
+        "POST .*/preupload",
+        "POST .*/batch",
+        "PUT",
+        "POST .*/commit",
+    ],
+)
+def test_a_push_survives_a_hub_that_fails_for_a_while(hub, data, request_, answer):
+    hub.fail(request_, answer, times=3)
+    push_data(data, REPOSITORY, retries=PATIENT)
+    assert hub._faults[0].times == 0
+    original = {path.name: path.read_bytes() for path in data.glob("*.bin")}
+    assert {name: hub.files[name] for name in shards_in(hub.files)} == original
+    assert "manifest.json" in hub.files
+
+
+def test_a_hub_that_stays_down_ends_in_one_line_without_a_manifest(hub, data):
+    hub.fail("POST .*/commit", 500, times=float("inf"))
+    with pytest.raises(SourceError) as caught:
+        push_data(data, REPOSITORY, retries=IMPATIENT)
+    assert str(caught.value) == (
+        f"{REPOSITORY}: the Hub answered 500 Internal Server Error, 1 times; run the same command "
+        f"again when the Hub can be reached"
+    )
+    assert hub.files == {}
+
+
+def test_other_data_replaces_what_was_there_and_is_never_mixed_with_its_manifest(
+    hub, data, tmp_path
+):
+    push_data(data, REPOSITORY)
+    hub.files["notes.md"] = b"the owner's"
+    n_before = len(hub.commits)
+    write_data(tmp_path / "other", seed=1, n_tokens=25)
+    push_data(tmp_path / "other", REPOSITORY)
+    first = hub.commits[n_before]
+    assert first == {
+        "added": ["train_000000.bin", "train_000001.bin"],
+        "deleted": ["manifest.json"],
+    }
+    assert hub.commits[-1]["deleted"] == ["train_000003.bin", "train_000004.bin"]
+    assert shards_in(hub.files) == shards_in(path.name for path in (tmp_path / "other").iterdir())
+    assert hub.files["notes.md"] == b"the owner's"
+
+
+def test_the_same_data_pushed_again_sends_no_shard(hub, data):
+    push_data(data, REPOSITORY)
+    hub.requests.clear()
+    push_data(data, REPOSITORY)
+    assert not [line for line in hub.requests if line.startswith("PUT")]
+    assert "manifest.json" in hub.files
+
+
+def test_no_published_file_holds_the_token_or_a_path_of_this_machine(hub, data, tmp_path):
+    push_data(data, REPOSITORY)
+    for name, content in hub.files.items():
+        for private in (TOKEN, str(tmp_path)):
+            assert private.encode() not in content, (name, private)
+
+
+def test_of_a_local_name_only_the_last_part_is_published(data):
+    manifest = public_manifest(Manifest.load(data))
+    assert manifest.tokenizer == {"name": "my-tokenizer", "fingerprint": "f" * 64}
+    assert manifest.arguments == {
+        "dataset": "HuggingFaceFW/fineweb-edu:0.7,fables.jsonl:0.3",
+        "subset": "sample-10BT",
+        "where": ["language == en", "score >= 1/2"],
+        "seed": 0,
+        "val_fraction": 0.01,
+    }
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        ("/home/me/x.jsonl", "x.jsonl"),
+        ("C:\\Users\\me\\x.jsonl", "x.jsonl"),
+        ("/home/me/*.parquet", "*.parquet"),
+        ("/home/me/a b.txt:0.5,me/b:0.5", "a b.txt:0.5,me/b:0.5"),
+        ("fineweb-edu-10B", "fineweb-edu-10B"),
+    ],
+)
+def test_paths_of_every_system_are_cut(data, dataset, expected):
+    manifest = dataclasses.replace(Manifest.load(data), arguments={"dataset": dataset})
+    assert public_manifest(manifest).arguments == {"dataset": expected}
+
+
+def test_the_card_says_what_the_manifest_records(hub, data, tmp_path):
+    push_data(data, REPOSITORY, license="odc-by")
+    (tmp_path / "README.md").write_bytes(hub.files["README.md"])
+    card = DatasetCard.load(tmp_path / "README.md")
+    assert card.data.license == "odc-by"
+    assert card.data.source_datasets == ["HuggingFaceFW/fineweb-edu"]
+    assert card.data.size_categories == ["n<1K"]
+    assert re.search(r"\| train +\| 3 +\| 45 +\| 180 +\| 5 +\|", card.text)
+    link = "[HuggingFaceFW/fineweb-edu](https://huggingface.co/datasets/HuggingFaceFW/fineweb-edu)"
+    assert f"52 tokens of {link} and `fables.jsonl`, as shards" in card.text
+    assert f"train_accelerate.py --data hf://datasets/{REPOSITORY}" in card.text
+    for name, value in (("seed", "0"), ("val_fraction", "0.01"), ("subset", "sample-10BT")):
+        assert re.search(rf"\| `{name}` +\| {value} +\|", card.text)
+
+
+def test_the_code_on_the_card_reads_the_first_tokens(hub, data, capsys):
+    push_data(data, REPOSITORY)
+    code = re.search(r"```python\n(.*?)```", hub.files["README.md"].decode(), re.DOTALL)[1]
+    capsys.readouterr()
+    exec(code, {})
+    first = np.random.default_rng(0).integers(0, 300, 45)[:10]
+    assert capsys.readouterr().out == f"10 {first}\n"
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "name"),
+    [
+        (0, "n<1K"),
+        (999, "n<1K"),
+        (1000, "1K<n<10K"),
+        (99_999, "10K<n<100K"),
+        (9_672_101, "1M<n<10M"),
+        (10**9, "1B<n<10B"),
+        (10**15, "n>1T"),
+    ],
+)
+def test_a_size_category_is_the_power_of_ten(n_rows, name):
+    assert size_category(n_rows) == name
+
+
+# What is refused
+
+
+def run_script(*options: str) -> str:
+    """The message the script ends with."""
+    with pytest.raises(SystemExit) as caught:
+        shard_publishing.main([*options, "--repository", REPOSITORY])
+    message = str(caught.value)
+    assert message.startswith("shard_publishing.py: error: ")
+    assert "\n" not in message
+    return message.removeprefix("shard_publishing.py: error: ")
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        ("", "expected a login at the Hub, found none; run `hf auth login` or set HF_TOKEN"),
+        (
+            "hf_status_403",
+            f"{REPOSITORY}: the Hub answered 403 No push for this token.; this login may not write "
+            f"there; use a token with write access to the repository",
+        ),
+        (
+            "hf_status_401",
+            f"{REPOSITORY}: the Hub answered 401 No push for this token.; the login is not valid; "
+            f"run `hf auth login`",
+        ),
+    ],
+    ids=["no login", "no right", "no valid login"],
+)
+def test_a_push_without_the_right_to_it_is_one_line(hub, data, monkeypatch, token, message):
+    monkeypatch.setenv("HF_TOKEN", token)
+    assert run_script("--data", str(data)) == message
+    assert hub.files == {}
+
+
+def test_a_directory_that_is_no_data_set_is_one_line(hub, tmp_path):
+    message = run_script("--data", str(tmp_path / "none"))
+    assert message.startswith(f"{tmp_path}/none: expected a directory with manifest.json")
+
+
+def test_a_public_repository_is_not_taken_for_a_private_one(hub, data):
+    message = run_script("--data", str(data), "--private")
+    assert message.startswith(f"{REPOSITORY}: expected a private repository, found a public one")
+    assert hub.files == {}
+
+
+def test_a_shard_that_is_not_what_the_manifest_says_is_not_published(hub, data):
+    with open(data / "train_000004.bin", "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\1")
+    with pytest.raises(ShardError, match="train_000004.bin: expected sha256 .* prepare the data"):
+        push_data(data, REPOSITORY)
+    (data / "train_000004.bin").unlink()
+    with pytest.raises(ShardError, match="train_000004.bin: expected a shard, found"):
+        push_data(data, REPOSITORY)
+    assert "manifest.json" not in hub.files
+
+
+def test_a_dry_run_writes_card_and_manifest_and_asks_nobody(hub, data, tmp_path, capsys):
+    target = tmp_path / "dry"
+    options = ["--data", str(data), "--repository", REPOSITORY, "--dry_run", str(target)]
+    shard_publishing.main(options)
+    assert {path.name for path in target.iterdir()} == {
+        *("README.md", "manifest.json", "tokenizer.json"),
+    }
+    assert capsys.readouterr().out == (
+        f"written, not uploaded: {target}; 6 shards would go with it\n"
+    )
+    assert hub.requests == []
+    with pytest.raises(SystemExit):  # it is no longer new
+        shard_publishing.main(options)

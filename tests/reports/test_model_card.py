@@ -1,0 +1,349 @@
+"""The card of a run and the records behind it: what is said, what is left out, what is refused."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
+
+from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
+from modeling_gpt2scratch.checkpoints.checkpoint import save_model
+from modeling_gpt2scratch.data.shards.format import Manifest, ShardEntry, Split
+from modeling_gpt2scratch.data.tokens.tokenizer import train_tokenizer
+from modeling_gpt2scratch.hub import runs as publishing
+from modeling_gpt2scratch.reports import loss_plot
+from modeling_gpt2scratch.reports.model_card import (
+    DEPENDENT_ARGUMENTS,
+    HIDDEN_ARGUMENTS,
+    model_card,
+)
+from modeling_gpt2scratch.reports.records import RecordsError, read_records
+from modeling_gpt2scratch.reports.scores import eval_result_files
+from modeling_gpt2scratch.training.configuration import TrainConfig
+
+REPOSITORY = "someone/tiny"
+SECRET = "hf_xJ4tP0qLw7"
+SIZES = dict(parameters=12_345, n_layer=2, n_head=2, n_embd=32, n_positions=64, vocab_size=300)
+
+
+def model_of(name: str, data: Path, *, limit: int | None, **estimates: float) -> dict:
+    """A model of results.json, measured on 40 samples of `val`."""
+    values = {"alias": "val", "sample_len": 40}
+    for metric, value in estimates.items():
+        values |= {f"{metric},none": value, f"{metric}_stderr,none": value / 8}
+    config = {"task": "val", "protocol": "stream", "dataset_path": str(data)}
+    is_cut = limit is not None and limit <= 40
+    return {
+        "results": {"val": values},
+        "configs": {"val": config},
+        "versions": {"val": 1},
+        "n-shot": {"val": 0},
+        "higher_is_better": {"val": dict.fromkeys(estimates, False)},
+        "n-samples": {"val": {"original": None if is_cut else 40, "effective": 40}},
+        "errors": {"lambada": f"FileNotFoundError: {data} {SECRET}"},
+        "model_name": name,
+    }
+
+
+def add_lambada(run: Path, **changes) -> None:
+    """Adds OpenAI's LAMBADA, read from a file of this machine, to the results."""
+    content = json.loads((run / "results.json").read_text())
+    model = content["models"][str(run)]
+    config = {"task": "lambada", "protocol": "lambada_openai", "dataset_path": "/x/lambada.jsonl"}
+    config |= {"official_dataset": "some/lambada", "data_status": "official"} | changes
+    model["configs"]["lambada"] = config
+    values = {"acc,none": 0.25, "acc_stderr,none": 0.125, "perplexity,none": 9.5}
+    model["results"]["lambada"] = {"alias": "lambada"} | values | {"perplexity_stderr,none": "N/A"}
+    model["versions"]["lambada"], model["n-shot"]["lambada"] = 1, 0
+    model["higher_is_better"]["lambada"] = {"acc": True, "perplexity": False}
+    model["n-samples"]["lambada"] = {"original": 5153, "effective": 5153}
+    (run / "results.json").write_text(json.dumps(content))
+
+
+def write_records(
+    run: Path, *, dataset: str = "someone/fables", limit: int | None = None, step: int = 20
+) -> None:
+    """Every record that a run of 20 steps of 128 tokens leaves, and the data it names.
+
+    Wherever a text may stand, there is an absolute path or a secret.
+    """
+    data = run.parent / "data"
+    data.mkdir(exist_ok=True)
+    shards = (ShardEntry(file="train_000000.bin", n_tokens=5_120, sha256="0" * 64),)
+    Manifest(
+        vocab_size=300,
+        end_of_text_id=299,
+        tokenizer={"name": "bpe:300", "fingerprint": "1" * 64},
+        splits={
+            "train": Split(n_tokens=5_120, n_documents=70, n_bytes=20_000, shards=shards),
+            "val": Split(n_tokens=640, n_documents=9, n_bytes=2_500, shards=()),
+        },
+        arguments={"dataset": dataset, "subset": None, "output_dir": str(data)},
+    ).save(data)
+    arguments = {"data": str(data), "output_dir": str(run), "model": "tiny", "max_steps": 20}
+    arguments |= {"total_batch_tokens": 128, "learning_rate": 0.003, "resume": SECRET}
+    arguments |= {"mixed_precision": "no", "report_to": "none", "seed": 0}
+    rows = [
+        {"step": 10, "loss": 5.0, "tokens_per_second": 900.0},
+        {"step": step, "loss": 4.0, "tokens_per_second": 1100.0, "eval_loss": 4.25},
+    ]
+    rows[-1]["sample"] = f"{data} {SECRET}"
+    other = str(run.parent / "other")
+    models = (
+        model_of(str(run), data, limit=limit, loss=4.25, bits_per_byte=2.5),
+        model_of(other, data, limit=limit, loss=4.5, bits_per_byte=2.75),
+    )
+    results = {
+        "models": {model["model_name"]: model for model in models},
+        "baseline": str(run),
+        "differences": [{"model": other, "task": "val", "metric": "loss", "difference": 0.25}],
+        "arguments": {"models": [str(run)], "output_dir": str(run), "tasks": ["val", "lambada"]}
+        | {"limit": limit, "dtype": "float32", "val_data": str(data)},
+        **{"python_version": "3.11", "torch_version": "2.13", "transformers_version": "5.23"},
+        "date": "2026-11-22T19:37:12+00:00",
+    }
+    run.mkdir(exist_ok=True)
+    if not (run / "config.json").exists():
+        (run / "config.json").write_text("{}")
+    (run / "train_config.json").write_text(json.dumps(arguments))
+    (run / "environment.json").write_text(json.dumps({"device": "cpu", "processes": 2}))
+    shutil.copy(data / "manifest.json", run / "data_manifest.json")
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run / "results.json").write_text(json.dumps(results))
+
+
+def card_of(run: Path, **options) -> ModelCard:
+    records = read_records(run, repository=REPOSITORY, sizes=SIZES)
+    return model_card(records, repository=REPOSITORY, **options)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The records of a finished run."""
+    write_records(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_card_says_what_the_run_recorded(run):
+    card = card_of(run, license="apache-2.0", has_picture=True)
+    assert "12,345 parameters, trained from scratch with GPT2Scratch on 2,560 tokens" in card.text
+    assert 'from_pretrained("someone/tiny", trust_remote_code=True)' in card.text
+    assert "modeling_gpt2scratch.interchange.conversion to-gpt2 tiny " in card.text
+    cells = {
+        tuple(part.strip() for part in line.split("|")[1:-1]) for line in card.text.split("\n")
+    }
+    assert cells >= {
+        ("val", "stream v1", "40", "loss ↓", "**this model**", "4.2500 ± 0.5312"),
+        ("val", "stream v1", "40", "loss ↓", "other (local)", "4.5000 ± 0.5625"),
+        ("Passes over the training split", "0.50"),
+        ("Training loss of the last step, nats per token", "4.0000"),
+        ("Validation loss after step 20, nats per token", "4.2500"),
+        ("Tokens per second, median of the log", "1,000"),
+        ("`learning_rate`", "0.003"),
+        ("train", "70", "5,120", "20,000"),
+    }
+    assert "![Loss over the steps](loss.png)" in card.text
+    assert "at most 64 tokens" in card.text
+    assert "The weights: `apache-2.0`" in card.text
+
+
+def test_the_metadata_of_a_card_can_be_read_by_the_hub(run):
+    data = ModelCard(str(card_of(run))).data
+    assert (data.license, data.language, data.pipeline_tag) == (None, "en", "text-generation")
+    assert ModelCard(str(card_of(run, license="mit"))).data.license == "mit"
+    assert (data.library_name, data.datasets) == ("transformers", ["someone/fables"])
+    found = {result.metric_type: result for result in data.eval_results}
+    assert {name: result.metric_value for name, result in found.items()} == {
+        "loss": 4.25,
+        "bits_per_byte": 2.5,
+    }
+    assert found["loss"].dataset_name == "someone/fables"
+    assert found["loss"].metric_name == "val loss (stream v1, 40 samples)"
+
+
+def test_what_was_not_recorded_is_said_to_be_missing(tmp_path):
+    card = card_of(tmp_path)
+    assert "how it was trained was not recorded" in card.text
+    assert "from scratch" not in card.text
+    assert "## Results\n\nNot measured" in card.text
+    assert "## Training\n\nNot recorded." in card.text
+    assert "## Data\n\nNot recorded." in card.text
+    assert card.data.eval_results is None and card.data.datasets is None
+
+
+@pytest.mark.parametrize(("limit", "samples"), [(None, "40"), (40, "first 40"), (41, "40")])
+def test_a_score_of_the_first_samples_is_called_one(tmp_path, limit, samples):
+    # Fewer samples than the limit are all that the task has.
+    write_records(tmp_path / "run", limit=limit)
+    card = card_of(tmp_path / "run")
+    assert f"| {samples} " in card.text
+    assert ("**Partial scores**" in card.text) == (samples != "40")
+    if samples == "40":
+        assert "v1, 40 samples)" in card.data.eval_results[0].metric_name
+    else:  # a trial is no result to be listed
+        assert card.data.eval_results is None
+
+
+def test_the_hub_finds_a_score_beside_the_data_set_it_was_measured_on(run):
+    add_lambada(run)
+    results = read_records(run, repository=REPOSITORY, sizes=SIZES).results
+    ((name, text),) = eval_result_files(results, REPOSITORY).items()
+    assert name == ".eval_results/gpt2scratch_some__lambada.yaml"
+    (entry,) = parse_eval_result_entries(yaml.safe_load(text))
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("some/lambada", "lambada", 0.25)
+    assert entry.notes.startswith("acc, protocol lambada_openai v1, 5,153 samples, standard error")
+    assert eval_result_files(None, REPOSITORY) == {}
+    card = card_of(run)
+    assert ("acc", 0.25) in [(r.metric_type, r.metric_value) for r in card.data.eval_results]
+
+
+@pytest.mark.parametrize("status", ["not the official file", "100 of 5153 samples, unchecked"])
+def test_the_hub_lists_no_score_of_other_data(run, status):
+    add_lambada(run, data_status=status)
+    results = read_records(run, repository=REPOSITORY, sizes=SIZES).results
+    assert eval_result_files(results, REPOSITORY) == {}
+    assert "lambada_openai v1" in card_of(run).text
+
+
+def test_no_path_and_no_secret_passes_into_records_and_card(run):
+    records = read_records(run, repository=REPOSITORY, sizes=SIZES)
+    for text in (repr(records), str(card_of(run))):
+        assert SECRET not in text
+        assert str(run.parent) not in text
+    assert records.arguments["mixed_precision"] == "no"
+    assert list(records.results["models"]) == [REPOSITORY, "other (local)"]
+    assert records.results["baseline"] == REPOSITORY
+    assert [row["model"] for row in records.results["differences"]] == ["other (local)"]
+    config = records.results["models"][REPOSITORY]["configs"]["val"]
+    assert config["dataset_path"] == "someone/fables"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "said"),
+    [
+        ("someone/fables", "[someone/fables](https://huggingface.co/datasets/someone/fables)"),
+        ("/home/me/texts/fables.jsonl.zst", "local files (`fables.jsonl.zst`)"),
+        ("texts/**/*.txt", "local files (`*.txt`)"),
+        ("docstrings", "the docstrings of Python packages"),
+    ],
+)
+def test_only_a_data_set_of_the_hub_is_named_in_the_metadata(tmp_path, dataset, said):
+    write_records(tmp_path / "run", dataset=dataset)
+    card = card_of(tmp_path / "run")
+    assert f"Text: {said}." in card.text
+    assert bool(card.data.datasets) == (dataset == "someone/fables")
+
+
+def test_a_card_names_the_data_when_they_are_gone_and_where_the_run_took_place(run):
+    shutil.rmtree(run.parent / "data")
+    card = card_of(run)
+    assert card.data.datasets == ["someone/fables"]
+    assert "| train   | 70 " in card.text
+    assert "Where it ran: device cpu, processes 2." in card.text
+
+
+def test_records_that_do_not_fit_the_model_are_refused(run, tmp_path):
+    def error() -> str:
+        with pytest.raises(RecordsError) as caught:
+            card_of(run)
+        return str(caught.value)
+
+    write_records(run, step=19)
+    assert "found step 19 of 20" in error()
+    write_records(run)
+    results = run / "results.json"
+    os.utime(run / "config.json", (2e9, 2e9))
+    assert "run evaluate/compare.py again" in error()
+    os.utime(run / "config.json", (1e9, 1e9))
+    results.write_text(results.read_text().replace(str(run), "runs/elsewhere"))
+    assert "expected results of one model called run, found runs/elsewhere" in error()
+    results.write_text('{"models": {"run": {"results": {"lambada": {"acc,none": 0.5}}}}}')
+    assert "expected results of evaluate/compare.py, found KeyError('configs')" in error()
+    results.write_text("{")
+    assert "results.json: expected JSON" in error()
+    (run / "metrics.jsonl").write_text('{"step": 20, "tokens_per_second": 1.0}\n')
+    assert "metrics.jsonl: expected logged steps, found KeyError('loss')" in error()
+
+
+def test_a_card_has_every_argument_that_the_model_depends_on_and_no_other(run):
+    arguments = dataclasses.asdict(TrainConfig(data="d", output_dir="new", micro_batch_size="4"))
+    free_text = {name for name, value in arguments.items() if isinstance(value, list)}
+    free_text |= {"data", "output_dir", "resume", "data_cache", "project"}
+    free_text |= {"lambada_data", "hellaswag_data"}
+    hidden = set(HIDDEN_ARGUMENTS) | set(DEPENDENT_ARGUMENTS) | free_text
+    assert set(arguments) - hidden == {
+        *("sequence_length", "total_batch_tokens", "micro_batch_size", "max_steps", "optimizer"),
+        *("learning_rate", "schedule", "min_learning_rate", "warmup_steps", "weight_decay"),
+        *("max_grad_norm", "dropout", "seed", "shuffle_shards", "document_mask", "eval_tokens"),
+        *("rollback_on_spike", "mixed_precision", "tf32", "compile"),
+    }
+    assert hidden <= set(arguments)
+    changes = {"max_steps": 20, "shuffle_shards": 0, "optimizer": "muon"}
+    (run / "train_config.json").write_text(json.dumps(arguments | changes))
+    card = card_of(run).text
+    shown = set(re.findall(r"^\| `(\w+)`", card, re.MULTILINE))
+    assert shown == set(arguments) - hidden | {"muon_learning_rate"}
+
+
+def test_a_model_that_began_with_other_weights_does_not_claim_to_be_from_scratch(run):
+    arguments = json.loads((run / "train_config.json").read_text())
+    for name, said in (("openai-community/gpt2", "openai-community/gpt2"), ("/home/me/a", "a")):
+        (run / "train_config.json").write_text(json.dumps(arguments | {"init_from": name}))
+        card = card_of(run).text
+        assert f"trained from the weights of `{said}` with GPT2Scratch on 2,560 tokens" in card
+        assert "from scratch" not in card
+
+
+def test_a_last_step_that_was_skipped_leaves_the_loss_of_the_one_before(run):
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 20, "loss": null, "tokens_per_second": 1.0}\n')
+    assert "Training loss of step 20, nats per token" in card_of(run).text
+
+
+def test_a_dry_run_needs_neither_login_nor_network_nor_matplotlib(run, monkeypatch, capsys):
+    tokenizer = train_tokenizer(["class for a function"], 257)
+    end = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = GPT2ScratchConfig(vocab_size=len(tokenizer), n_embd=8, n_layer=1, n_head=1, **end)
+    folder, model_only = run.parent / "folder", run.parent / "model_only"
+    save_model(GPT2ScratchForCausalLM(config), tokenizer, model_only)
+    shutil.copytree(model_only, run, dirs_exist_ok=True)
+    write_records(run)
+    add_lambada(run)
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("asked the network"))
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    arguments = ["--run", str(run), "--repository", REPOSITORY, "--dry_run", str(folder)]
+    publishing.main(arguments)
+    assert f"written, not uploaded: {folder}" in capsys.readouterr().out
+    assert {*os.listdir(folder)} == {
+        *os.listdir(model_only),
+        *("README.md", "train_config.json", "metrics.jsonl", "results.json", ".eval_results"),
+    }
+    assert "loss.png" not in (folder / "README.md").read_text()
+    with pytest.raises(SystemExit) as stop:
+        publishing.main(arguments)
+    assert stop.value.code == 2
+    assert "expected --dry_run to name a new directory" in capsys.readouterr().err
+
+
+def test_losses_that_cannot_be_drawn_are_one_line(run, monkeypatch):
+    def error(directory: Path, output: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            loss_plot.main(["--runs", str(directory), "--output", output])
+        return stop.value.code
+
+    assert "metrics.jsonl: expected logged steps" in error(run.parent, "loss.png")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert error(run, "loss.png").endswith('found none; pip install -e ".[plot]"')
+
+
+def test_writing_a_card_takes_no_torch():
+    code = "import sys, modeling_gpt2scratch.reports.model_card; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,53 @@
+"""A whole training run that scores benchmarks between its steps."""
+
+import json
+
+import pytest
+from support import evaluation as evaluate_path  # noqa: F401
+from test_train_accelerate import flags, run_here
+
+from modeling_gpt2scratch.tracking.metrics import read_metrics
+
+# isort: split
+from modeling_gpt2scratch.evaluation import compare, in_training
+
+NAMES = ("lambada", "hellaswag")
+
+
+@pytest.fixture
+def data_flags(tmp_path):
+    """Local files of both benchmarks, as arguments."""
+    passages = [{"text": f"Alice looked at the {word}"} for word in ("cat", "rabbit", "queen")]
+    question = {"activity_label": "Tea", "ctx_a": "Alice sat down.", "ctx_b": "She", "label": 1}
+    questions = [question | {"endings": ["slept.", "drank tea.", f"ran {n}.", "was"]} for n in "ab"]
+    for name, rows in zip(NAMES, (passages, questions), strict=True):
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    return [part for name in NAMES for part in (f"--{name}_data", str(tmp_path / f"{name}.jsonl"))]
+
+
+def test_a_run_logs_the_scores_that_compare_finds_in_its_model(
+    small_data, data_flags, tmp_path, monkeypatch
+):
+    output_dir, results_dir = tmp_path / "run", tmp_path / "results"
+    n_passages = []  # of each scoring
+    score = in_training.score_benchmarks
+
+    def score_and_count(benchmarks, *args, **kwargs):
+        n_passages.append(len(benchmarks["lambada"].texts))
+        return score(benchmarks, *args, **kwargs)
+
+    monkeypatch.setattr(in_training, "score_benchmarks", score_and_count)
+    arguments = [*flags(small_data, output_dir), "--eval_tasks", *NAMES, "--eval_tasks_every", "5"]
+    assert run_here(monkeypatch, *arguments, *data_flags) == 0
+    assert n_passages == [1, 3, 3, 3]  # before the first step, and after the 5th, 10th, and last
+
+    scored = [row for row in read_metrics(output_dir / "metrics.jsonl") if "lambada/acc" in row]
+    assert [row["step"] for row in scored] == [5, 10, 12]
+    command = ["--models", str(output_dir), "--tasks", *NAMES, "--device", "cpu", *data_flags]
+    assert compare.main([*command, "--output_dir", str(results_dir)]) == 0
+    (model,) = json.loads((results_dir / "results.json").read_text())["models"].values()
+    for name in NAMES:
+        for metric in in_training.BENCHMARKS[name][1].metrics:
+            expected = model["results"][name][f"{metric},none"]
+            assert scored[-1][f"{name}/{metric}"] == pytest.approx(expected, rel=1e-5)

@@ -1,0 +1,160 @@
+"""Arguments of the training script: what is refused before anything is built, and by which name."""
+
+import dataclasses
+import os
+
+import pytest
+
+from modeling_gpt2scratch.common.command_line import ArgumentError, parse_config
+from modeling_gpt2scratch.training.configuration import TrainConfig
+
+SMALL = {"model": "tiny", "total_batch_tokens": 2048, "max_steps": 100}
+
+
+def config_of(tmp_path, **changes) -> TrainConfig:
+    values = {"data": str(tmp_path), "output_dir": str(tmp_path / "run")} | SMALL | changes
+    return TrainConfig(**values)
+
+
+def refusal(tmp_path, capsys, recipe: dict, *flags: str) -> str:
+    """What the command line answers to a recipe of these entries."""
+    path = tmp_path / "x.yaml"
+    entries = {"data": tmp_path, "output_dir": tmp_path / "run"} | SMALL | recipe
+    path.write_text("".join(f"{key}: {value}\n" for key, value in entries.items()))
+    with pytest.raises(SystemExit) as error:
+        parse_config(TrainConfig, description=None, argv=[str(path), *flags])
+    assert error.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line.partition("error: ")[2].replace(f"{tmp_path}/", "")
+
+
+def test_what_is_not_given_is_filled_in_and_what_is_accepted_stays(tmp_path):
+    config = config_of(tmp_path, optimizer="muon", schedule="wsd", micro_batch_size="auto")
+    assert (config.n_layer, config.n_embd, config.sequence_length) == (4, 128, 256)
+    assert (config.warmup_steps, config.decay_steps, config.micro_batch_size) == (4, 20, "auto")
+    assert config.muon_learning_rate == config.learning_rate == 6e-4
+    again = TrainConfig(**dataclasses.asdict(config))
+    assert again == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": 0}, "x.yaml: learning_rate: expected a number above 0, found 0.0"),
+        (
+            {"learning_rate": "1e3"},
+            "x.yaml: learning_rate: expected learning_rate of at most 1.0: an update of Adam moves "
+            "every weight by about this much, found 1000.0",
+        ),
+        ({"learning_rate": "inf"}, "x.yaml: learning_rate: expected a number above 0, found inf"),
+        ({"weight_decay": 100}, "x.yaml: weight_decay: expected weight_decay of at most 10.0"),
+        ({"timeout_minutes": 1e9}, "x.yaml: timeout_minutes: expected timeout_minutes of at most"),
+        ({"dropout": 1}, "x.yaml: dropout: expected dropout below 1, found 1.0"),
+        (
+            {"warmup_steps": 100},
+            "x.yaml: warmup_steps, max_steps: expected warmup_steps below max_steps = 100, found",
+        ),
+        (
+            {"schedule": "wsd", "decay_steps": 90, "warmup_steps": 11},
+            "x.yaml: decay_steps, max_steps, warmup_steps: expected decay_steps of at most the 89 "
+            "steps after the warmup, found 90",
+        ),
+        (
+            {"schedule": "wsd", "warmup_steps": 90},
+            "decay_steps (default); x.yaml: max_steps, warmup_steps: expected decay_steps of at mo",
+        ),
+        ({"n_head": 3}, "n_embd (default); x.yaml: n_head: expected n_embd divisible by n_head"),
+        (
+            {"sequence_length": 512},
+            "x.yaml: sequence_length; n_positions (default): expected sequence_length of at most",
+        ),
+        (
+            {"total_batch_tokens": 2000},
+            "expected total_batch_tokens divisible by sequence_length = 256, such as 2048, found 2",
+        ),
+        ({"min_learning_rate": 0.1}, "min_learning_rate of at most learning_rate = 0.0006, found"),
+        (
+            {"save_every": 1000, "keep_every": 2500},
+            "x.yaml: keep_every, save_every: expected keep_every a multiple of save_every = 1000",
+        ),
+        ({"save_every": 0, "keep_every": 10}, "expected keep_every a multiple of save_every = 0"),
+        (
+            {"rollback_on_spike": "true", "save_every": 0},
+            "x.yaml: save_every, rollback_on_spike: expected save_every above 0 for rollback_on_sp",
+        ),
+        (
+            {"rollback_on_spike": "true", "spike_threshold": 0},
+            "expected spike_threshold above 0 for rollback_on_spike, found 0.0",
+        ),
+        ({"micro_batch_size": "many"}, "x.yaml: micro_batch_size: expected a number above 0 or au"),
+        ({"micro_batch_size": "1.5"}, "micro_batch_size: expected a number above 0 or auto, found"),
+        ({"eval_tasks": "[piqa]"}, "x.yaml: eval_tasks: expected words among lambada, hellaswag"),
+        ({"report_to": "[wandb, wandb]"}, "report_to: expected each word once, found 'wandb' agai"),
+        ({"eval_tasks_every": 5}, "eval_tasks_every only with eval_tasks lambada or hellaswag, fo"),
+        (
+            {"eval_tasks": "[hellaswag]", "lambada_data": "x"},
+            "x.yaml: lambada_data: expected lambada_data as the path of a file, found x",
+        ),
+        ({"muon_learning_rate": 0.01}, "muon_learning_rate only with optimizer muon, found adamw"),
+        ({"decay_steps": 10}, "expected decay_steps only with schedule wsd, found cosine; leave"),
+        (
+            {"schedule": "constant", "min_learning_rate": 1e-5},
+            "expected min_learning_rate only with schedule cosine or wsd, found constant",
+        ),
+        (
+            {"data": "hf://datasets/a/b", "timeout_minutes": 10},
+            "x.yaml: timeout_minutes; data_retry_seconds (default): expected timeout_minutes above",
+        ),
+        ({"data": "a:0.5,b:0.6"}, "x.yaml: data: expected weights of --data that sum to 1, found"),
+        ({"output_dir": "x.yaml/run"}, "x.yaml: output_dir: expected a directory that can be made"),
+    ],
+)
+def test_arguments_that_make_no_run_are_refused_by_recipe_and_key(
+    tmp_path, capsys, monkeypatch, changes, message
+):
+    monkeypatch.chdir(tmp_path)
+    assert message in refusal(tmp_path, capsys, changes)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.yaml"]
+
+
+def test_arguments_of_the_command_line_are_refused_by_flag(tmp_path, capsys):
+    line = refusal(tmp_path, capsys, {}, "--learning_rate", "1e3")
+    assert line.startswith("--learning_rate: expected learning_rate of at most 1.0: an update of")
+    line = refusal(tmp_path, capsys, {"warmup_steps": 60}, "--max_steps", "50")
+    assert line.startswith("x.yaml: warmup_steps; --max_steps: expected warmup_steps below max_ste")
+
+
+def test_a_model_beside_init_from_would_be_without_effect(tmp_path, capsys):
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "config.json").write_text('{"model_type": "gpt2", "n_positions": 256}')
+    line = refusal(tmp_path, capsys, {"init_from": weights})
+    assert "x.yaml: model, init_from: expected model only without init_from, found " in line
+    changes = {"model": "", "init_from": weights, "sequence_length": 512}
+    line = refusal(tmp_path, capsys, changes)
+    assert "x.yaml: sequence_length, init_from: expected sequence_length of at most n_posit" in line
+
+
+def test_a_directory_that_is_in_use_or_a_file_is_no_output_directory(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("years of work")
+    assert "x.yaml: output_dir: expected " in refusal(tmp_path, capsys, {})
+    line = refusal(
+        tmp_path, capsys, {"output_dir": tmp_path / "run" / "thesis.txt", "resume": "auto"}
+    )
+    assert "found a file: " in line
+
+
+def test_a_directory_without_permission_is_no_output_directory(tmp_path, monkeypatch):
+    tmp_path.chmod(0o555)
+    if os.access(tmp_path, os.W_OK):  # to root everything is permitted
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ArgumentError, match="--output_dir: .* without permission to write: "):
+        config_of(tmp_path)
+    tmp_path.chmod(0o755)
+
+
+def test_the_command_line_says_none_for_an_empty_list(tmp_path):
+    assert config_of(tmp_path, report_to=["none"]).report_to == []
+    with pytest.raises(ArgumentError, match="--report_to: expected words among wandb"):
+        config_of(tmp_path, report_to=["none", "wandb"])

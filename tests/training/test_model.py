@@ -1,0 +1,167 @@
+"""Models to train: fresh ones, and those that start from the weights of an earlier one."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from support.processes import REPOSITORY  # noqa: F401 (puts the scripts on the path)
+from support.tiny_models import tiny_tokenizer
+from test_train_accelerate import SIZES, curve, refusal, run_here
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from modeling_gpt2scratch.common.command_line import ArgumentError
+from modeling_gpt2scratch.data.loading.loader import ShardLoader
+from modeling_gpt2scratch.training.configuration import TrainConfig
+from modeling_gpt2scratch.training.data import TrainingData
+from modeling_gpt2scratch.training.initial_weights import InitialWeightsError
+from modeling_gpt2scratch.training.model import make_model
+
+LAYERS = {"n_layer": 3, "n_head": 2, "n_embd": 24, "n_positions": 40}
+# A run's flags without sizes of its own, which would differ from the checkpoint's.
+WITHOUT_SIZES = SIZES.keys() - {"model", "n_layer", "n_embd", "n_head", "n_positions"}
+
+
+def stock_model(directory: Path, **changes) -> GPT2LMHeadModel:
+    """A stock gpt2 directory with the vocabulary of the small data, and the model in it."""
+    torch.manual_seed(3)
+    ends = {"bos_token_id": 299, "eos_token_id": 299}
+    config = GPT2Config(**{"vocab_size": 300, "initializer_range": 0.3} | ends | LAYERS | changes)
+    model = GPT2LMHeadModel(config).eval()
+    model.save_pretrained(directory)
+    return model
+
+
+def made_model(data: Path, tmp_path: Path, **arguments):
+    """What a run with these arguments trains, and its data."""
+    config = TrainConfig(
+        data=str(data), output_dir=str(tmp_path / "run"), total_batch_tokens=640, **arguments
+    )
+    data = TrainingData(config)
+    return make_model(config, manifest=data.manifest, tokenizer=data.tokenizer()), data
+
+
+def finetuning_flags(data: Path, output_dir: Path, checkpoint: Path, **changes) -> list[str]:
+    values = {name: SIZES[name] for name in WITHOUT_SIZES}
+    values |= {"total_batch_tokens": 640, "eval_every": 0, "dropout": 0}
+    values |= {"data": data, "output_dir": output_dir, "init_from": checkpoint} | changes
+    return [part for name, value in values.items() for part in (f"--{name}", str(value))]
+
+
+def test_weights_of_a_stock_gpt2_are_trained_in_float32_with_the_dropout_of_the_run(
+    small_data, tmp_path
+):
+    theirs = stock_model(tmp_path / "stock", dtype=torch.bfloat16)
+    theirs.to(torch.bfloat16).save_pretrained(tmp_path / "stock")
+    ours, _ = made_model(small_data, tmp_path, init_from=str(tmp_path / "stock"), dropout=0.25)
+    assert ours.training
+    assert {parameter.dtype for parameter in ours.parameters()} == {torch.float32}
+    dropouts = {m.p for m in ours.modules() if isinstance(m, torch.nn.Dropout)}
+    assert dropouts == {0.25} and ours.config.attn_pdrop == 0.25
+    assert ours.num_parameters() == theirs.num_parameters()
+    assert ours.lm_head.weight is ours.transformer.wte.weight
+
+
+def test_the_first_loss_is_that_of_the_stock_model(small_data, tmp_path, monkeypatch):
+    theirs = stock_model(tmp_path / "stock")
+    arguments = finetuning_flags(small_data, tmp_path / "run", tmp_path / "stock", max_steps=2)
+    assert run_here(monkeypatch, *arguments) == 0
+    _, data = made_model(small_data, tmp_path / "again", init_from=str(tmp_path / "stock"))
+    loader = ShardLoader(data.train, rows_per_step=16, micro_batch_size=16)
+    batch = loader.batch(0, 0)
+    with torch.no_grad():
+        logits = theirs(batch["input_ids"]).logits
+    expected = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), batch["shift_labels"].flatten()
+    )
+    assert curve(tmp_path / "run")[1][0] == pytest.approx(expected.item(), abs=1e-5)
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    assert {name: getattr(trained.config, name) for name in LAYERS} == LAYERS
+    assert json.loads((tmp_path / "run" / "train_config.json").read_text())["n_layer"] == 3
+
+
+def test_positions_can_be_left_out_and_the_rest_computes_the_same(small_data, tmp_path):
+    theirs = stock_model(tmp_path / "stock")
+    ours, _ = made_model(small_data, tmp_path, init_from=str(tmp_path / "stock"), n_positions=32)
+    assert ours.config.n_positions == 32
+    ids = torch.arange(64).view(2, 32)
+    torch.testing.assert_close(ours.eval()(ids).logits, theirs(ids).logits)
+    ours.save_pretrained(tmp_path / "short")
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "short")
+    assert torch.equal(reloaded(ids).logits, ours(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_layer": 2}, "--n_layer, --init_from: expected n_layer of 3, as in "),
+        ({"n_positions": 64}, "expected n_positions of at most 40, as in "),
+        ({"sequence_length": 64}, "--sequence_length"),
+        (
+            {"init_from": "nowhere/at/all"},
+            "--init_from: nowhere/at/all: expected a gpt2 or gpt2scratch checkpoint",
+        ),
+    ],
+)
+def test_sizes_and_names_that_do_not_fit_are_refused_before_anything_is_loaded(
+    small_data, tmp_path, monkeypatch, capsys, changes, message
+):
+    stock_model(tmp_path / "stock")
+    values = {"init_from": str(tmp_path / "stock")} | changes
+    arguments = finetuning_flags(small_data, tmp_path / "run", **{"checkpoint": None} | values)
+    code, error = refusal(monkeypatch, capsys, *arguments)
+    assert code == 2 and message in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"vocab_size": 310}, "300 entries with end of text 299, found 310 with 299"),
+        ({"eos_token_id": 0}, "300 entries with end of text 299, found 300 with 0"),
+    ],
+)
+def test_another_vocabulary_is_refused_by_both_names(small_data, tmp_path, changes, found):
+    stock_model(tmp_path / "stock", **changes)
+    with pytest.raises(InitialWeightsError, match=f"stock: .* tokenizer bpe:300, {found};"):
+        made_model(small_data, tmp_path, init_from=str(tmp_path / "stock"))
+
+
+def test_another_tokenizer_of_the_same_size_is_refused(small_data, tmp_path):
+    stock_model(tmp_path / "stock")
+    _, data = made_model(small_data, tmp_path, init_from=str(tmp_path / "stock"))
+    data.tokenizer().save_pretrained(tmp_path / "stock")
+    made_model(small_data, tmp_path, init_from=str(tmp_path / "stock"))
+    stranger = tiny_tokenizer()
+    stranger.add_tokens([f"<{number}>" for number in range(30)])
+    stranger.save_pretrained(tmp_path / "stock")
+    with pytest.raises(InitialWeightsError, match="found other tokens for the same ids"):
+        made_model(small_data, tmp_path, init_from=str(tmp_path / "stock"))
+
+
+def test_a_llama_or_incomplete_weights_are_refused(small_data, tmp_path):
+    stock_model(tmp_path / "stock")
+    config = json.loads((tmp_path / "stock" / "config.json").read_text())
+    (tmp_path / "stock" / "model.safetensors").unlink()
+    with pytest.raises(InitialWeightsError, match="checkpoint with its weights, in a directory"):
+        made_model(small_data, tmp_path, init_from=str(tmp_path / "stock"))
+    (tmp_path / "stock" / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
+    with pytest.raises(ArgumentError, match="--init_from: .*model_type 'llama'"):
+        made_model(small_data, tmp_path, init_from=str(tmp_path / "stock"))
+
+
+def test_a_run_continues_only_from_the_weights_that_it_started_from(
+    small_data, tmp_path, monkeypatch, capsys
+):
+    stock_model(tmp_path / "stock")
+    stock_model(tmp_path / "other")
+    output_dir = tmp_path / "run"
+    arguments = finetuning_flags(
+        small_data, output_dir, tmp_path / "stock", max_steps=2, save_every=1
+    )
+    assert run_here(monkeypatch, *arguments) == 0
+    longer = [*arguments, "--resume", "auto", "--max_steps", "3", "--warmup_steps", "0"]
+    code, error = refusal(monkeypatch, capsys, *longer, "--init_from", str(tmp_path / "other"))
+    assert code == 1 and "expected init_from = " in error
+    assert run_here(monkeypatch, *longer) == 0
+    assert max(curve(output_dir)) == 3

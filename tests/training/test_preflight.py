@@ -1,0 +1,106 @@
+"""What the batch before the first step finds out, and what it leaves alone."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from support.tiny_models import tiny_model
+
+from modeling_gpt2scratch.data.loading.loader import ShardLoader, TokenWindows
+from modeling_gpt2scratch.distributed.processes import LaunchError
+from modeling_gpt2scratch.training import preflight
+from modeling_gpt2scratch.training.banner import surprises
+from modeling_gpt2scratch.training.configuration import TrainConfig
+from modeling_gpt2scratch.training.preflight import (
+    require_different_data,
+    surprises_of_loss,
+    surprises_of_saving,
+    try_one_batch,
+)
+
+
+@pytest.fixture
+def accelerator():
+    """An Accelerator of one process on the CPU."""
+    yield Accelerator(cpu=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def loader(small_data):
+    """Micro-batches of two rows of eight tokens."""
+    windows = TokenWindows(small_data, "train", sequence_length=8)
+    return ShardLoader(windows, rows_per_step=4, micro_batch_size=2)
+
+
+def test_a_batch_is_tried_and_leaves_weights_gradients_and_the_mode_as_they_were(
+    accelerator, loader
+):
+    torch.manual_seed(0)
+    model = tiny_model(vocab_size=300).train()
+    before = copy.deepcopy(model.state_dict())
+    loss = try_one_batch(model, loader, accelerator, step=3)
+    assert loss == pytest.approx(model(**loader.batch(3, 0)).loss.item())
+    assert loss == pytest.approx(math.log(300), abs=0.2)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters()) and model.training
+
+
+def test_a_model_that_is_lost_already_is_refused(accelerator, loader):
+    model = tiny_model(vocab_size=300)
+    with torch.no_grad():
+        model.transformer.ln_f.weight.fill_(math.nan)
+    with pytest.raises(LaunchError, match="expected a finite loss on the first batch, found nan"):
+        try_one_batch(model, loader, accelerator, step=0)
+
+
+def test_a_parameter_without_a_gradient_is_refused_by_name(accelerator, loader):
+    model = tiny_model(vocab_size=300)
+    model.unused = torch.nn.Linear(2, 2)
+    with pytest.raises(LaunchError, match=r"of every parameter, found none of unused\.weight"):
+        try_one_batch(model, loader, accelerator, step=0)
+
+
+def test_a_micro_batch_that_does_not_fit_says_what_to_do(accelerator, loader):
+    def forward(**batch):
+        raise torch.OutOfMemoryError("out of memory. Tried to allocate 2 GiB\nmore")
+
+    with pytest.raises(LaunchError, match=r"2 rows to fit .* 2 GiB; lower --micro_batch_size"):
+        try_one_batch(forward, loader, accelerator, step=0)
+
+
+def test_processes_that_would_read_the_same_rows_are_refused(loader, monkeypatch):
+    monkeypatch.setattr(preflight, "gather_object", lambda rows: rows + [np.array([1, 2])])
+    with pytest.raises(LaunchError, match="found 3 different ones among 4"):
+        require_different_data(loader, 0)
+
+
+def test_a_first_loss_far_above_that_of_fresh_weights_is_said():
+    assert surprises_of_loss(math.log(300) + 0.3, 300) == []
+    (sentence,) = surprises_of_loss(9.0, 300)
+    assert sentence == "the first loss is 9.00; fresh weights should have some 5.70"
+
+
+def test_a_save_that_the_launcher_may_not_wait_for_is_said(monkeypatch):
+    assert surprises_of_saving(40.0) == []  # no launcher that kills
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    assert surprises_of_saving(5.0) == []
+    (note,) = surprises_of_saving(40.0)
+    assert "took 40 s" in note and "kills its processes 30 s after" in note
+    assert "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=160" in note
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "160")
+    assert surprises_of_saving(40.0) == []
+
+
+def test_data_without_a_validation_split_is_said(accelerator, tmp_path):
+    config = TrainConfig(data="d", output_dir=str(tmp_path), total_batch_tokens=1024)
+    notes = {
+        has: surprises(config, accelerator, tiny_model(), has_validation=has)
+        for has in (True, False)
+    }
+    assert notes[True] == []
+    assert len(notes[False]) == 1 and "no validation split" in notes[False][0]

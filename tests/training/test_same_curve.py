@@ -1,0 +1,111 @@
+"""One curve for any number of processes, any micro-batch, replicas and shards."""
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.processes import REPOSITORY
+from test_train_accelerate import flags, launch, run_here
+
+from modeling_gpt2scratch.tracking.metrics import read_metrics
+
+pytestmark = pytest.mark.gate
+
+# Each process draws its own dropout, so only without it can the curves agree.
+PLAIN = {"dropout": 0, "eval_every": 6, "save_every": 6, "preflight": False}
+
+
+def with_processes(n, config, directory):
+    """The path of a copy of a configuration, for so many processes."""
+    text = (REPOSITORY / "accelerate_configs" / config).read_text()
+    path = directory / f"{n}_{config}"
+    path.write_text(text.replace("num_processes: 2", f"num_processes: {n}"))
+    return path
+
+
+def require_same_curve(left, right, steps=range(1, 13)):
+    """Compares losses, gradient norms, learning rates and validation losses of two runs."""
+    left, right = (
+        {row["step"]: row for row in read_metrics(d / "metrics.jsonl")} for d in (left, right)
+    )
+    assert set(steps) <= left.keys() & right.keys()
+    for step in steps:
+        assert left[step]["learning_rate"] == right[step]["learning_rate"]
+        assert left[step]["loss"] == pytest.approx(right[step]["loss"], abs=1e-4)
+        assert left[step]["grad_norm"] == pytest.approx(right[step]["grad_norm"], rel=1e-3)
+        if "eval_loss" in left[step]:
+            assert left[step]["eval_loss"] == pytest.approx(right[step]["eval_loss"], abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def one_process(small_data, tmp_path_factory):
+    """The directory of a run of one process in micro-batches of four rows."""
+    output_dir = tmp_path_factory.mktemp("runs") / "one"
+    process = launch(*flags(small_data, output_dir, **PLAIN))
+    assert process.returncode == 0, process.stderr
+    return output_dir
+
+
+@pytest.mark.parametrize(
+    ("config", "n_processes", "micro_batch_size"),
+    [("cpu_2proc.yaml", 4, 2), ("fsdp2_cpu_2proc.yaml", 2, 8)],
+)
+def test_replicas_and_shards_have_the_curve_of_one_process(
+    small_data, tmp_path, one_process, config, n_processes, micro_batch_size
+):
+    output_dir = tmp_path / "run"
+    arguments = flags(small_data, output_dir, **PLAIN, micro_batch_size=micro_batch_size)
+    process = launch(*arguments, config=with_processes(n_processes, config, tmp_path))
+    assert process.returncode == 0, process.stderr
+    assert f"processes        {n_processes} " in process.stdout
+    require_same_curve(output_dir, one_process)
+    whole, shared = (load_file(d / "model.safetensors") for d in (one_process, output_dir))
+    assert whole.keys() == shared.keys()
+    for name, weight in whole.items():
+        torch.testing.assert_close(shared[name], weight, atol=1e-3, rtol=1e-3, msg=name)
+
+
+def test_one_process_continues_shards_and_shards_continue_one_process(
+    small_data, tmp_path, one_process, monkeypatch
+):
+    shards = tmp_path / "shards"
+    arguments = flags(small_data, shards, **PLAIN, micro_batch_size=4)
+    shutil.copytree(one_process / "checkpoint-6", shards / "checkpoint-6")
+    shutil.copy(one_process / "train_config.json", shards)
+    process = launch(*arguments, "--resume", "auto", config="fsdp2_cpu_2proc.yaml")
+    assert process.returncode == 0, process.stderr
+    require_same_curve(shards, one_process, steps=range(7, 13))
+    names = {path.name for path in (shards / "checkpoint-12").glob("optimizer*")}
+    assert names == {"optimizer-00000-of-00002.safetensors", "optimizer-00001-of-00002.safetensors"}
+
+    further = tmp_path / "further"
+    arguments = flags(small_data, further, **PLAIN | {"max_steps": 14, "save_every": 0})
+    whole = flags(small_data, tmp_path / "whole", **PLAIN | {"max_steps": 14, "save_every": 0})
+    assert run_here(monkeypatch, *arguments, "--resume", str(shards / "checkpoint-12")) == 0
+    assert run_here(monkeypatch, *whole, "--resume", str(one_process / "checkpoint-12")) == 0
+    require_same_curve(further, tmp_path / "whole", steps=(13, 14))
+
+
+def test_muon_has_one_curve_for_one_process_and_two_with_shards(small_data, tmp_path, monkeypatch):
+    options = PLAIN | {"optimizer": "muon", "save_every": 0}
+    assert run_here(monkeypatch, *flags(small_data, tmp_path / "one", **options)) == 0
+    arguments = flags(small_data, tmp_path / "two", **options)
+    process = launch(*arguments, config="fsdp2_cpu_2proc.yaml")
+    assert process.returncode == 0, process.stderr
+    one, two = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    for left, right in zip(one, two, strict=True):
+        # Matrices are made orthogonal in bfloat16, which rounds what differs in the last bit.
+        assert left["loss"] == pytest.approx(right["loss"], abs=5e-3)
+
+
+def test_every_learning_rate_schedule_trains(small_data, tmp_path, monkeypatch):
+    for schedule in ("wsd", "constant"):
+        options = {"schedule": schedule, "max_steps": 6, "warmup_steps": 2, "eval_every": 0}
+        if schedule == "wsd":
+            options["decay_steps"] = 2
+        output_dir = tmp_path / schedule
+        assert run_here(monkeypatch, *flags(small_data, output_dir, **options)) == 0
+        rates = [row["learning_rate"] for row in read_metrics(output_dir / "metrics.jsonl")]
+        assert rates[:4] == pytest.approx([0.005, 0.01, 0.01, 0.01])
+        assert (rates[5] < 0.01) is (schedule == "wsd")

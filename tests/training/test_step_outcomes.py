@@ -1,0 +1,75 @@
+"""Steps that are skipped on the device, and numbers that are read together."""
+
+import copy
+import math
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from support.tiny_models import random_ids, tiny_model
+
+from modeling_gpt2scratch.optim.optimizer import make_optimizer
+from modeling_gpt2scratch.training.step_outcomes import (
+    StepOutcome,
+    read_outcomes,
+    skip_unless_finite,
+    worst_micro_batch,
+)
+
+
+def outcome(loss, grad_norm, micro_losses=(1.0,)):
+    """The outcome of step 1."""
+    return StepOutcome(1, 0, *map(torch.tensor, (loss, grad_norm, list(micro_losses))))
+
+
+def everything_in(model, optimizer):
+    """Copies of all parameters and moments."""
+    moments = [optimizer.state[p][name] for p in model.parameters() for name in optimizer.state[p]]
+    return copy.deepcopy([*model.parameters(), *moments])
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize(("loss", "grad_norm"), [(math.nan, 1.0), (4.0, math.inf)])
+def test_a_skipped_step_changes_neither_weights_nor_moments(name, loss, grad_norm):
+    torch.manual_seed(0)
+    model = tiny_model()
+    optimizer = make_optimizer(model, learning_rate=0.1, weight_decay=0.1, name=name)
+    ids = random_ids(2, 8)
+    for step_loss, step_norm, is_changed in [(4.0, 1.0, True), (loss, grad_norm, False)] * 2:
+        before = everything_in(model, optimizer)
+        model(ids, labels=ids).loss.backward()
+        skip_unless_finite(optimizer, torch.tensor(step_loss), torch.tensor(step_norm))
+        optimizer.step()
+        optimizer.zero_grad()
+        after = everything_in(model, optimizer)
+        pairs = list(zip(before, after, strict=False))
+        assert all(torch.equal(left, right) for left, right in pairs) is not is_changed
+
+
+def test_numbers_of_several_steps_are_read_in_their_order():
+    assert read_outcomes([outcome(4.0, 1.5), outcome(3.5, 2.0)]) == [(4.0, 1.5), (3.5, 2.0)]
+
+
+@pytest.mark.parametrize(
+    ("micro_losses", "expected"), [([1.0, 3.0, 2.0], 1), ([1.0, 9.0, math.nan], 2)]
+)
+def test_the_worst_micro_batch_has_the_highest_loss_or_none_at_all(micro_losses, expected):
+    try:
+        accelerator = Accelerator(cpu=True)
+        assert worst_micro_batch(outcome(1.0, 1.0, micro_losses), accelerator) == (0, expected)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_where_the_optimizer_ignores_the_flag_the_number_is_waited_for():
+    class OnMps(torch.Tensor):
+        device = torch.device("mps")
+
+    model = tiny_model()
+    optimizer = make_optimizer(model, learning_rate=0.1, weight_decay=0.1)
+    finite, lost = torch.tensor(1.0), torch.tensor(math.nan)
+    assert skip_unless_finite(optimizer, lost, finite) is True  # the optimizer looks itself
+    assert skip_unless_finite(optimizer, finite.as_subclass(OnMps), finite) is True
+    assert skip_unless_finite(optimizer, lost.as_subclass(OnMps), finite) is False
+    assert skip_unless_finite(optimizer, finite.as_subclass(OnMps), lost) is False
