@@ -62,9 +62,9 @@ class ArgumentError(ValueError):
         return ": ".join(["; ".join(places), self.problem] if places else [self.problem])
 
 
-def argument(help: str, **default) -> Any:
-    """A dataclass field with a help text."""
-    return dataclasses.field(metadata={"help": help}, **default)
+def argument(help: str, *, group: str | None = None, **default) -> Any:
+    """A dataclass field with a help text, under a heading of `--help` if a group is named."""
+    return dataclasses.field(metadata={"help": help, "group": group}, **default)
 
 
 def check_numbers(config: Any, *, positive: Sequence[str], non_negative: Sequence[str]) -> None:
