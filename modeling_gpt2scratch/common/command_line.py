@@ -64,7 +64,7 @@ class ArgumentError(ValueError):
 
 def argument(help: str, *, group: str | None = None, **default) -> Any:
     """A dataclass field with a help text, under a heading of `--help` if a group is named."""
-    return dataclasses.field(metadata={"help": help, "group": group}, **default)
+    return dataclasses.field(metadata={"help": help}, **default)
 
 
 def check_numbers(config: Any, *, positive: Sequence[str], non_negative: Sequence[str]) -> None:
