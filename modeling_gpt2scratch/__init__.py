@@ -17,8 +17,8 @@ _HOME_OF = {
     "GPT2ScratchForCausalLM": _MODELING,
     "GPT2ScratchModel": _MODELING,
     "GPT2ScratchPreTrainedModel": _MODELING,
-    "ShardLoader": "shard_loader",
-    "WindowDataset": "trainer_dataset",
+    "ShardLoader": "data.loading.loader",
+    "WindowDataset": "data.loading.trainer_dataset",
 }
 __all__ = sorted(_HOME_OF)
 

@@ -19,9 +19,10 @@ from accelerate.utils.launch import (
     prepare_multi_gpu_env,
     prepare_simple_launcher_cmd_env,
 )
-from support.processes import REPOSITORY, run_process
+from support.paths import REPOSITORY
+from support.processes import run_process
 from support.tiny_models import tiny_model
-from test_train_accelerate import SIZES, curve, flags, run_here
+from support.training_runs import SIZES, curve, flags, run_here
 
 CONFIGS = sorted((REPOSITORY / "accelerate_configs").glob("*.yaml"))
 SLURM_SCRIPT = REPOSITORY / "accelerate_configs" / "multi_node_ddp.slurm"

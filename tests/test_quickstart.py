@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.processes import REPOSITORY, run_process
+from support.paths import REPOSITORY
+from support.processes import run_process
 
 
 @pytest.mark.gate

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.processes import REPOSITORY
-from test_model_making import stock_model
-from test_train_accelerate import curve, run_here
+from support.paths import REPOSITORY
+from support.training_runs import curve, run_here, stock_model
 from transformers import GPT2Config
 
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM

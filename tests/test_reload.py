@@ -6,21 +6,13 @@ import sys
 import pytest
 import torch
 from support.processes import run_process
+from support.tiny_models import WITHOUT_PACKAGE
 from transformers import AutoTokenizer
 
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
 
 pytestmark = pytest.mark.slow
 
-# Makes the package unknown to a process, whichever way it is installed.
-WITHOUT_PACKAGE = """
-import sys
-class Nowhere:
-    def find_spec(self, name, path=None, target=None):
-        if name == "modeling_gpt2scratch":
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Nowhere())
-"""
 LOAD = """
 import json, sys, torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer

@@ -188,7 +188,7 @@ class OneLineErrorParser(HfArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, description: str | None = None) -> int:
     """Exit code of a whole comparison; `argv` defaults to the command line."""
     config, output_dir = parse_arguments(argv)
     # Importing the package, where it is installed, registers model type "gpt2scratch" with the

@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.processes import REPOSITORY, run_process
+from support.paths import REPOSITORY
+from support.processes import run_process
 from support.tiny_corpus import fables, write_jsonl
 
 TIKTOKEN_CACHE = REPOSITORY.parent / "shared" / "data" / "tiktoken_cache"

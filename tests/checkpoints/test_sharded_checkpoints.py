@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.processes import PATIENCE, REPOSITORY, run_process
+from support.paths import REPOSITORY
+from support.processes import PATIENCE, run_process
 from support.tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -19,7 +20,7 @@ from modeling_gpt2scratch.checkpoints.sliced_tensors import SlicedTensors
 from modeling_gpt2scratch.checkpoints.writer import CheckpointWriter
 from modeling_gpt2scratch.optim.optimizer import make_optimizer
 
-SCRIPT = REPOSITORY / "tests" / "sharded_checkpoints.py"
+SCRIPT = REPOSITORY / "tests" / "support" / "sharded_checkpoints.py"
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def written(tmp_path_factory) -> Path:
     command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     process = run_process(
         [sys.executable, *command, str(SCRIPT), "round_trip", str(directory)],
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        env=os.environ | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}"},
     )
     assert process.returncode == 0, process.stderr
     return directory
@@ -107,6 +108,6 @@ def test_a_rank_that_dies_within_a_save_is_noticed_and_nothing_is_published(tmp_
         port = free.getsockname()[1]
     group = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     command = [sys.executable, str(SCRIPT), "dying_rank", str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)} | group
+    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}"} | group
     ranks = [subprocess.Popen(command, env=environment | {"RANK": str(rank)}) for rank in range(2)]
     assert [rank.wait(timeout=PATIENCE) for rank in ranks] == [0, -signal.SIGKILL]

@@ -10,10 +10,17 @@ import pytest
 import torch
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
-from support.processes import REPOSITORY, run_process
-from test_faults import events_of, train_with
-from test_same_curve import require_same_curve
-from test_train_accelerate import curve, flags, launcher_of, run_here
+from support.paths import REPOSITORY
+from support.processes import run_process
+from support.training_runs import (
+    curve,
+    events_of,
+    flags,
+    launcher_of,
+    require_same_curve,
+    run_here,
+    train_with,
+)
 
 from modeling_gpt2scratch.distributed.processes import (
     LaunchError,
@@ -33,7 +40,7 @@ FAULTS = [["nan", 6, 1]]
 def train_under_zero(faults, *arguments, precision="no"):
     """Runs the training script under ZeRO-2 on two CPU processes; see `zero_training.py`."""
     launcher = [*launcher_of("deepspeed_zero2.yaml"), "--num_processes", "2"]
-    launcher += ["--mixed_precision", precision, "tests/zero_training.py"]
+    launcher += ["--mixed_precision", precision, "tests/support/zero_training.py"]
     process = run_process(
         [sys.executable, *launcher, json.dumps(faults), *arguments], cwd=REPOSITORY
     )

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from support.processes import REPOSITORY, run_process
-from test_train_accelerate import flags, run_here
+from support.paths import REPOSITORY
+from support.processes import run_process
+from support.training_runs import flags, run_here
 
 import train_accelerate
 from modeling_gpt2scratch.distributed import processes

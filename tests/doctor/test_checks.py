@@ -15,11 +15,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 from huggingface_hub import constants
-from support.processes import REPOSITORY, run_process
+from support.paths import REPOSITORY
+from support.processes import run_process
 
-from modeling_gpt2scratch.doctor.checks import checks as doctor
-from modeling_gpt2scratch.doctor.checks import machine as machine_checks
-from modeling_gpt2scratch.doctor.checks import network as network_checks
+from modeling_gpt2scratch.doctor import checks as doctor
+from modeling_gpt2scratch.doctor import machine as machine_checks
+from modeling_gpt2scratch.doctor import network as network_checks
 from modeling_gpt2scratch.doctor.machine import Finding
 
 SECRET = "hf_" + "s" * 30

@@ -5,7 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from support import evaluation as evaluate_path
+from support import evaluation as tiny
+from support.paths import REPOSITORY
 
 # isort: split
 from modeling_gpt2scratch.evaluation import compare
@@ -17,13 +18,13 @@ N_PASSAGES = 12
 def inputs(tmp_path_factory):
     """Directories `first` and `second` (models), `shards`, and a file `passages.jsonl`."""
     root = tmp_path_factory.mktemp("inputs")
-    tokenizer = evaluate_path.tiny_tokenizer()
+    tokenizer = tiny.tiny_tokenizer()
     for name, n_positions in (("first", 32), ("second", 16)):
-        evaluate_path.tiny_gpt2(tokenizer, n_positions).save_pretrained(root / name)
+        tiny.tiny_gpt2(tokenizer, n_positions).save_pretrained(root / name)
         tokenizer.save_pretrained(root / name)
-    encoded = tokenizer(evaluate_path.CORPUS * 4)["input_ids"]
+    encoded = tokenizer(tiny.CORPUS * 4)["input_ids"]
     stream = sum(([tokenizer.eos_token_id, *ids] for ids in encoded), [])
-    evaluate_path.write_shards(root / "shards", [stream], tokenizer)
+    tiny.write_shards(root / "shards", [stream], tokenizer)
     rows = [json.dumps({"text": f"the cat sat on {i} the mat"}) + "\n" for i in range(N_PASSAGES)]
     (root / "passages.jsonl").write_text("".join(rows))
     return root
@@ -62,7 +63,7 @@ def test_a_command_line_compares_what_it_reaches_and_says_why_it_misses_the_rest
     models = [str(inputs / "first"), "no/such-model", str(inputs / "second")]
     finished = subprocess.run(
         [sys.executable, "evaluate/compare.py", *arguments, "--models", *models],
-        cwd=evaluate_path.REPOSITORY,
+        cwd=REPOSITORY,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

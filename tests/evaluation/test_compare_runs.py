@@ -6,7 +6,8 @@ import sys
 
 import pytest
 import torch
-from support import evaluation as evaluate_path
+from support import evaluation as tiny
+from support.paths import REPOSITORY
 from support.processes import run_process
 from transformers import AutoModelForCausalLM
 
@@ -40,17 +41,17 @@ sys.exit(compare.main())
 def inputs(tmp_path_factory):
     """Directories `first`, `second` (models) and `data`, which has two of the official names."""
     root = tmp_path_factory.mktemp("inputs")
-    tokenizer = evaluate_path.tiny_tokenizer()
+    tokenizer = tiny.tiny_tokenizer()
     (mat,) = tokenizer(" mat")["input_ids"]
     for name, strength in (("first", 0), ("second", 4)):
-        model = evaluate_path.tiny_gpt2(tokenizer, n_positions=64)
+        model = tiny.tiny_gpt2(tokenizer, n_positions=64)
         with torch.no_grad():  # the second model likes this word
             model.transformer.ln_f.bias += strength * model.transformer.wte.weight[mat]
         model.save_pretrained(root / name)
         tokenizer.save_pretrained(root / name)
-    encoded = tokenizer(evaluate_path.CORPUS * 4)["input_ids"]
+    encoded = tokenizer(tiny.CORPUS * 4)["input_ids"]
     stream = sum(([tokenizer.eos_token_id, *ids] for ids in encoded), [])
-    evaluate_path.write_shards(root / "shards", [stream], tokenizer)
+    tiny.write_shards(root / "shards", [stream], tokenizer)
     (root / "data").mkdir()
     words = ["mat", "cat", "dog"]
     rows = [{"text": f"the cat sat on {'a ' * i}the {words[i % 3]}"} for i in range(N_PASSAGES)]
@@ -86,7 +87,7 @@ def measured(output_dir):
 
 def save_broken(inputs, directory, change):
     """A copy of the first model with its tokenizer, changed."""
-    tokenizer = evaluate_path.tiny_tokenizer()
+    tokenizer = tiny.tiny_tokenizer()
     model = AutoModelForCausalLM.from_pretrained(inputs / "first")
     change(model, tokenizer)
     model.save_pretrained(directory)
@@ -258,7 +259,7 @@ def launch(inputs, output_dir, launcher, script, *arguments, tasks):
         *("--tasks", *tasks, "--output_dir", str(output_dir), *arguments),
     ]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-    process = run_process(command, cwd=evaluate_path.REPOSITORY, env=environment)
+    process = run_process(command, cwd=REPOSITORY, env=environment)
     printed = {path.parent.name: path.read_text() for path in logs.glob("**/stdout.log")}
     assert printed.keys() == {"0", "1"}, process.stderr[-3000:]
     return process.returncode, process.stderr, [printed["0"], printed["1"]]
@@ -288,7 +289,7 @@ def test_two_processes_have_the_results_of_one(inputs, tmp_path, launcher):
 @pytest.mark.gate
 def test_a_process_that_fails_ends_its_rows_as_one_process_would(inputs, tmp_path):
     (tmp_path / "failing.py").write_text(FAILING)
-    script = [str(tmp_path / "failing.py"), str(evaluate_path.EVALUATE), "--batch_tokens", "60"]
+    script = [str(tmp_path / "failing.py"), str(REPOSITORY / "evaluate"), "--batch_tokens", "60"]
     tasks = ("lambada", "lambada:generate", "hellaswag")
     code, stderr, printed = launch(inputs, tmp_path / "two", TORCHRUN, script, tasks=tasks)
     assert code == 1 and printed[1] == "", stderr[-3000:]

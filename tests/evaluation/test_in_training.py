@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from support import evaluation as evaluate_path
+from support import evaluation as tiny
+from support.paths import REPOSITORY
 from support.processes import run_process
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -70,8 +71,8 @@ accelerator.end_training()
 def directory(tmp_path_factory):
     """A model with its tokenizer, and lambada.jsonl and hellaswag.jsonl beside it."""
     directory = tmp_path_factory.mktemp("model")
-    tokenizer = evaluate_path.tiny_tokenizer()
-    model = evaluate_path.tiny_gpt2(tokenizer, n_positions=64)
+    tokenizer = tiny.tiny_tokenizer()
+    model = tiny.tiny_gpt2(tokenizer, n_positions=64)
     (mat,) = tokenizer(" mat")["input_ids"]
     with torch.no_grad():  # the model likes this word, so that some passages are right
         model.transformer.ln_f.bias += 4 * model.transformer.wte.weight[mat]
@@ -141,7 +142,7 @@ def test_two_processes_have_the_scores_of_compare_and_call_the_model_alike(
 ):
     (tmp_path / "score.py").write_text(SCRIPT)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = ["score.py", str(evaluate_path.EVALUATE), str(directory), kind]
+    script = ["score.py", str(REPOSITORY / "evaluate"), str(directory), kind]
     process = run_process(
         [sys.executable, *launcher, *script],
         cwd=tmp_path,

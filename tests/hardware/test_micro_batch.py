@@ -2,13 +2,13 @@
 
 import os
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from support.processes import REPOSITORY, run_process
+from support.paths import REPOSITORY
+from support.processes import run_process
 from support.tiny_models import tiny_model
 
 from modeling_gpt2scratch.distributed.processes import LaunchError
@@ -143,7 +143,7 @@ accelerator.end_training()
 def test_processes_take_what_fits_on_all_of_them(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    path = os.pathsep.join([str(Path(__file__).parent), str(REPOSITORY)])
+    path = os.pathsep.join([str(REPOSITORY / "tests"), str(REPOSITORY)])
     process = run_process(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         + [str(script), str(tmp_path)],

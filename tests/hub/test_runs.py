@@ -9,11 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from support import fake_hub
-from support.processes import REPOSITORY as SOURCES
+from support import fake_hub, paths
 from support.processes import run_process
-from test_model_card import REPOSITORY, SECRET, write_records
-from test_reload import WITHOUT_PACKAGE
+from support.run_records import REPOSITORY, SECRET, write_records
+from support.tiny_models import WITHOUT_PACKAGE
 
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
 from modeling_gpt2scratch.checkpoints.checkpoint import save_model
@@ -168,7 +167,7 @@ def test_what_cannot_be_published_is_one_line(published, trained):
 
 def test_no_published_file_holds_the_token_or_a_path_of_this_machine(published, trained):
     hub, lines = published
-    private = [SECRET, str(trained[0]), str(SOURCES)]
+    private = [SECRET, str(trained[0]), str(paths.REPOSITORY)]
     for name, content in hub.files.items():
         assert [word for word in private if word.encode() in content] == [], name
     assert SECRET not in "".join(lines)

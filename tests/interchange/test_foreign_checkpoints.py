@@ -11,6 +11,7 @@ import pytest
 import tiktoken
 import torch
 from safetensors.torch import load_file
+from support.paths import TIKTOKEN_CACHE
 from support.processes import run_process
 from torch.nn import functional as F
 from transformers import AutoTokenizer
@@ -24,7 +25,6 @@ from modeling_gpt2scratch.interchange.foreign_checkpoints import (
     from_nanogpt,
 )
 
-TIKTOKEN_CACHE = Path(__file__).parents[2] / "shared" / "data" / "tiktoken_cache"
 VOCAB_SIZE, N_ROWS, N_POSITIONS, N_EMBD, N_LAYER, N_HEAD = 61, 64, 12, 16, 3, 2
 SIZES = dict(block_size=N_POSITIONS, n_layer=N_LAYER, n_head=N_HEAD, n_embd=N_EMBD)
 IDS = torch.arange(2 * N_POSITIONS).view(2, -1) * 5 % VOCAB_SIZE

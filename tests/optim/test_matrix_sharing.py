@@ -7,7 +7,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.processes import REPOSITORY, run_process
+from support.paths import REPOSITORY
+from support.processes import run_process
 
 from modeling_gpt2scratch.optim.matrix_sharing import Job, assign_owners
 from modeling_gpt2scratch.optim.newton_schulz import iteration_cost
@@ -43,7 +44,7 @@ def test_no_process_has_more_than_its_share_and_one_matrix(shapes, world_size):
 def test_two_processes_end_with_the_parameters_of_one_be_they_whole_or_sharded():
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     process = run_process(
-        [sys.executable, *launcher, "tests/muon_processes.py"],
+        [sys.executable, *launcher, "tests/support/muon_processes.py"],
         cwd=REPOSITORY,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)},
     )

@@ -1,12 +1,7 @@
-"""Puts `evaluate/` on the import path, as running one of its scripts does, and builds tiny inputs.
-
-`evaluate/` is no package (the PyPI package of that name must stay importable), so a test imports
-this file first and the modules by their bare names after it, below an `isort: split`.
-"""
+"""Tiny tokenizers, models and shards for the tests of the evaluation."""
 
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,18 +24,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-REPOSITORY = Path(__file__).parents[1]
-EVALUATE = REPOSITORY / "evaluate"
-SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 END_OF_TEXT = "<|endoftext|>"
 CORPUS = [
     "the cat sat on the mat, and the dog sat on the cat.",
     "a naïve café: “the mat” was on the dog!\n\nthe end",
     "on the mat the cat and the dog sat and sat; the end of the dog was the cat",
 ]
-
-if str(EVALUATE) not in sys.path:
-    sys.path.insert(0, str(EVALUATE))
 
 
 def tiny_tokenizer(n_merges: int = 60) -> PreTrainedTokenizerFast:

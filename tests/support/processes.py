@@ -5,8 +5,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 
-from support.paths import REPOSITORY  # noqa: F401
-
 # Seconds after which what a test waits for counts as hung. Long, for a busy machine is only slow.
 PATIENCE = 400
 

@@ -55,3 +55,14 @@ def tiny_twins(directory: Path, **changes) -> tuple[GPT2ScratchForCausalLM, GPT2
 def random_ids(*shape: int, seed: int = 2) -> torch.Tensor:
     """Token ids without the end of text."""
     return torch.randint(END_OF_TEXT, shape, generator=torch.Generator().manual_seed(seed))
+
+
+# Makes the package unknown to a process, whichever way it is installed.
+WITHOUT_PACKAGE = """
+import sys
+class Nowhere:
+    def find_spec(self, name, path=None, target=None):
+        if name == "modeling_gpt2scratch":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Nowhere())
+"""

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 os.environ["DS_ACCELERATOR"] = "cpu"
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path[:0] = map(str, Path(__file__).parents[1:3])
 
 import deepspeed  # noqa: F401 - its modules are changed below
 from accelerate import Accelerator, PartialState

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
-from support.processes import REPOSITORY, run_process
+from support.paths import REPOSITORY
+from support.processes import run_process
 
 from modeling_gpt2scratch.tracking import trackers
 from modeling_gpt2scratch.tracking.metrics import JsonlTracker, read_metrics

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from support import evaluation as evaluate_path  # noqa: F401
-from test_train_accelerate import flags, run_here
+from support.training_runs import flags, run_here
 
 from modeling_gpt2scratch.tracking.metrics import read_metrics
 

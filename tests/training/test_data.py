@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support.faulty_server import corrupt, drop, serve, status
-from support.processes import REPOSITORY  # noqa: F401 (puts the scripts on the path)
-from test_train_accelerate import curve, flags, launch, refusal, run_here
+from support.training_runs import curve, flags, launch, refusal, run_here
 
 from modeling_gpt2scratch.data.loading import remote_files
 from modeling_gpt2scratch.data.loading.loader import model_inputs

@@ -1,31 +1,12 @@
 """What a run does about lost numbers, spikes, processes that hang and processes that die."""
 
 import json
-import os
-import sys
 
 import pytest
 from safetensors.torch import load_file
-from support.processes import REPOSITORY, run_process
-from test_train_accelerate import curve, flags, launcher_of
+from support.training_runs import curve, events_of, flags, train_with
 
 pytestmark = pytest.mark.gate
-
-
-def train_with(faults, *arguments, launcher_flags=(), **environment):
-    """Runs the training script on two processes with faults at given steps; see the script."""
-    launcher = [*launcher_of("cpu_2proc.yaml"), *launcher_flags]
-    return run_process(
-        [sys.executable, *launcher, "tests/faulty_training.py", json.dumps(faults), *arguments],
-        cwd=REPOSITORY,
-        env=os.environ | environment,
-    )
-
-
-def events_of(output_dir):
-    """What happened in a run."""
-    lines = (output_dir / "events.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
 
 
 def status_of(output_dir):

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.processes import REPOSITORY  # noqa: F401 (puts the scripts on the path)
 from support.tiny_models import tiny_tokenizer
-from test_train_accelerate import SIZES, curve, refusal, run_here
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from support.training_runs import LAYERS, SIZES, curve, refusal, run_here, stock_model
+from transformers import AutoModelForCausalLM
 
 from modeling_gpt2scratch.common.command_line import ArgumentError
 from modeling_gpt2scratch.data.loading.loader import ShardLoader
@@ -17,19 +16,8 @@ from modeling_gpt2scratch.training.data import TrainingData
 from modeling_gpt2scratch.training.initial_weights import InitialWeightsError
 from modeling_gpt2scratch.training.model import make_model
 
-LAYERS = {"n_layer": 3, "n_head": 2, "n_embd": 24, "n_positions": 40}
 # A run's flags without sizes of its own, which would differ from the checkpoint's.
 WITHOUT_SIZES = SIZES.keys() - {"model", "n_layer", "n_embd", "n_head", "n_positions"}
-
-
-def stock_model(directory: Path, **changes) -> GPT2LMHeadModel:
-    """A stock gpt2 directory with the vocabulary of the small data, and the model in it."""
-    torch.manual_seed(3)
-    ends = {"bos_token_id": 299, "eos_token_id": 299}
-    config = GPT2Config(**{"vocab_size": 300, "initializer_range": 0.3} | ends | LAYERS | changes)
-    model = GPT2LMHeadModel(config).eval()
-    model.save_pretrained(directory)
-    return model
 
 
 def made_model(data: Path, tmp_path: Path, **arguments):

@@ -5,8 +5,8 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.processes import REPOSITORY
-from test_train_accelerate import flags, launch, run_here
+from support.paths import REPOSITORY
+from support.training_runs import flags, launch, require_same_curve, run_here
 
 from modeling_gpt2scratch.tracking.metrics import read_metrics
 
@@ -22,20 +22,6 @@ def with_processes(n, config, directory):
     path = directory / f"{n}_{config}"
     path.write_text(text.replace("num_processes: 2", f"num_processes: {n}"))
     return path
-
-
-def require_same_curve(left, right, steps=range(1, 13)):
-    """Compares losses, gradient norms, learning rates and validation losses of two runs."""
-    left, right = (
-        {row["step"]: row for row in read_metrics(d / "metrics.jsonl")} for d in (left, right)
-    )
-    assert set(steps) <= left.keys() & right.keys()
-    for step in steps:
-        assert left[step]["learning_rate"] == right[step]["learning_rate"]
-        assert left[step]["loss"] == pytest.approx(right[step]["loss"], abs=1e-4)
-        assert left[step]["grad_norm"] == pytest.approx(right[step]["grad_norm"], rel=1e-3)
-        if "eval_loss" in left[step]:
-            assert left[step]["eval_loss"] == pytest.approx(right[step]["eval_loss"], abs=1e-4)
 
 
 @pytest.fixture(scope="module")

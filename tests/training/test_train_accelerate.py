@@ -1,6 +1,5 @@
 """Whole training runs: same curve everywhere, exact resumption, and one line for what is wrong."""
 
-import contextlib
 import json
 import os
 import resource
@@ -13,82 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from support.processes import PATIENCE, REPOSITORY, run_process, started, wait_until
+from support.paths import REPOSITORY
+from support.processes import PATIENCE, started, wait_until
+from support.training_runs import curve, flags, launch, launcher_of, refusal, run_here
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import train_accelerate
 from modeling_gpt2scratch.data.shards.format import HEADER_BYTES, Manifest
 from modeling_gpt2scratch.distributed import processes
 from modeling_gpt2scratch.hardware.devices import peak_memory
 from modeling_gpt2scratch.tracking.metrics import read_metrics
 from modeling_gpt2scratch.training.directory import OutputLock
-
-# Dropout is on, so that a resumed run must also repeat its random numbers.
-SIZES = {
-    **{"model": "tiny", "n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 32},
-    **{"total_batch_tokens": 512, "micro_batch_size": 4, "learning_rate": 0.01, "log_every": 1},
-    **{"max_steps": 12, "eval_every": 6, "save_every": 4, "eval_tokens": 2048, "dropout": 0.1},
-}
-
-
-def flags(data: Path, output_dir: Path, /, **changes) -> list[str]:
-    """The command line of a small run."""
-    values = {"data": data, "output_dir": output_dir} | SIZES | changes
-    return [part for name, value in values.items() for part in (f"--{name}", str(value))]
-
-
-def launcher_of(config: str) -> list[str]:
-    """`accelerate launch` with one of our configurations, as Python's arguments."""
-    command = ["-m", "accelerate.commands.accelerate_cli", "launch"]
-    return [*command, "--config_file", str(Path("accelerate_configs") / config)]
-
-
-def launch(*arguments: str, config: str | None = None, **options) -> subprocess.CompletedProcess:
-    """Runs the script in a process of its own, or as many as an Accelerate configuration says."""
-    launcher = launcher_of(config) if config else []
-    return run_process(
-        [sys.executable, *launcher, "train_accelerate.py", *arguments],
-        **{"cwd": REPOSITORY} | options,
-    )
-
-
-def curve(output_dir: Path) -> dict[int, tuple[float, float]]:
-    """Loss and gradient norm of each step."""
-    metrics = read_metrics(output_dir / "metrics.jsonl")
-    return {row["step"]: (row["loss"], row["grad_norm"]) for row in metrics}
-
-
-@contextlib.contextmanager
-def fresh_state():
-    """Accelerate's singletons and our signal handlers, undone afterwards."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
-def run_here(monkeypatch, *arguments: str) -> int:
-    """Runs the script's main function in this process and returns its exit code."""
-    monkeypatch.setattr(sys, "argv", ["train_accelerate.py", *arguments])
-    with fresh_state():
-        try:
-            train_accelerate.main()
-        except SystemExit as error:
-            return error.code
-    return 0
-
-
-def refusal(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
-    """Exit code and error line of a run that must be refused before its first step."""
-    code = run_here(monkeypatch, *arguments)
-    errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-    assert len(errors) == 1
-    return code, errors[0]
 
 
 @pytest.fixture(scope="module")

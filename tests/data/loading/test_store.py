@@ -16,7 +16,8 @@ import pytest
 import torch
 from support import fake_hub
 from support.faulty_server import corrupt, delay, drop, hang_up, serve, status, truncate
-from support.processes import PATIENCE, REPOSITORY, run_process
+from support.paths import REPOSITORY
+from support.processes import PATIENCE, run_process
 
 from modeling_gpt2scratch.data.loading import remote_files
 from modeling_gpt2scratch.data.loading.cache import PARTIAL, Closed, ShardCache

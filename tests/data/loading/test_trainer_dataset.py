@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from support.processes import REPOSITORY
+from support.paths import REPOSITORY
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 

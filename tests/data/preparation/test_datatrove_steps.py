@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import pytest
+from support.paths import TIKTOKEN_CACHE
 
 pytest.importorskip("datatrove", reason="needs the extra .[cluster], which installs datatrove")
 
@@ -151,7 +152,7 @@ def test_documents_go_on_to_the_next_step_unchanged(tmp_path, tokenizer_dir):
 
 
 def test_gpt2_is_encoded_as_tiktoken_does(tmp_path, monkeypatch):
-    cache = Path(__file__).parents[2] / "shared" / "data" / "tiktoken_cache"
+    cache = TIKTOKEN_CACHE
     if not cache.is_dir():
         pytest.skip(f"needs GPT-2's vocab.bpe and encoder.json in {cache}")
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(cache))

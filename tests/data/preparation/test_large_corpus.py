@@ -4,16 +4,15 @@ import json
 import random
 import subprocess
 import sys
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.paths import TIKTOKEN_CACHE
 
 from modeling_gpt2scratch.data.shards.format import Manifest
 
 MIB = 2**20
-TIKTOKEN_CACHE = Path(__file__).parents[2] / "shared" / "data" / "tiktoken_cache"
 WORDS = ("the", "of", "and", "to", "in", "that", "was", "his", "he", "it", "with", "is", "for")
 # Each in a process of its own, whose peak is that of the work alone.
 PREPARE = """

@@ -14,20 +14,17 @@ import numpy as np
 import pytest
 import tiktoken
 from support import fake_hub
+from support.paths import SHARED_DATA
 from support.processes import PATIENCE, run_process, started, wait_until
 from support.tiny_corpus import fables, write_jsonl
 from transformers import AutoTokenizer
 
+# Scripts are no part of the installed package.
+import prepare_data
 from modeling_gpt2scratch.data.sources.local_files import read_documents
 from modeling_gpt2scratch.data.tokens.tokenizer import train_tokenizer
 
-# Scripts are no part of the installed package.
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import prepare_data
-
 SCRIPT = Path(prepare_data.__file__)
-SHARED_DATA = SCRIPT.parents[1] / "shared" / "data"
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from support import fake_hub
+from support.hub_data import REPOSITORY, hub_file
 from support.processes import run_process
-from test_hub_files import REPOSITORY, hub_file
 
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.data.sources.file_queue import FileQueue

@@ -2,17 +2,15 @@
 
 import contextlib
 import hashlib
-import io
 import os
 import re
 import shutil
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from support import fake_hub
-from support.fake_hub_handler import LFS_ENDINGS, commit_of
+from support.fake_hub_handler import commit_of
+from support.hub_data import CARD, FILES, REPOSITORY, hub_file, parquet
 
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.common.hub_requests import MAX_DAMAGED_DOWNLOADS, Retries
@@ -23,47 +21,7 @@ from modeling_gpt2scratch.data.sources.hub_files import (
     remove_partial_downloads,
 )
 
-REPOSITORY = "aesop/fables"
 IMPATIENT = Retries(first_wait_seconds=0, longest_wait_seconds=0, give_up_after_seconds=30)
-# How FineWeb's data set card describes its subsets, and one more.
-CARD = """---
-configs:
-- config_name: default
-  data_files:
-  - split: train
-    path: data/*/*
-- config_name: sample-10BT
-  data_files:
-  - split: train
-    path: sample/10BT/*
-- config_name: sample-100BT
-  data_files:
-  - split: train
-    path: sample/100BT/*
-- config_name: held-out
-  data_files:
-  - split: test
-    path: test/*
----
-# Fables
-"""
-
-
-def parquet(*texts: str) -> bytes:
-    """A parquet file with one column of documents."""
-    file = io.BytesIO()
-    pq.write_table(pa.table({"text": list(texts)}), file)
-    return file.getvalue()
-
-
-FILES = {
-    "README.md": CARD.encode(),
-    "data/2024/000.parquet": parquet("a wolf", "a lamb"),
-    "sample/10BT/000.parquet": parquet("a crow"),
-    "sample/10BT/001.parquet": parquet("a fox"),
-    "sample/100BT/000.parquet": parquet("a stork"),
-    "test/000.parquet": parquet("a frog"),
-}
 
 
 @pytest.fixture
@@ -267,14 +225,6 @@ def test_a_download_survives_a_connection_that_stalls(serve, tmp_path, monkeypat
     path = hub_file("train.parquet", b"0123").fetch(tmp_path, retries=IMPATIENT)
     assert path.read_bytes() == b"0123"
     assert hub._faults[0].times == 0
-
-
-def hub_file(name: str, content: bytes, revision: str = fake_hub.COMMIT) -> HubFile:
-    """A file as `list_files` describes it."""
-    blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    sha256 = hashlib.sha256(content).hexdigest()
-    is_large = name.endswith(LFS_ENDINGS)
-    return HubFile(name, len(content), REPOSITORY, revision, sha256 if is_large else None, blob)
 
 
 def test_a_file_that_is_damaged_on_the_hub_ends_in_one_line_and_is_not_kept(serve, tmp_path):

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 from support import fake_hub
+from support.hub_data import parquet
 from support.processes import run_process
-from test_hub_files import parquet
 
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.data.sources.hub_stream import read_documents

@@ -389,8 +389,7 @@ def test_names_of_other_files_are_known_by_their_ending(name):
 def test_reading_files_loads_no_large_library():
     code = (
         "import sys\n"
-        "import modeling_gpt2scratch.data.sources.local_files, modeling_gpt2scratch.data.sources.docstrings\n"
-        "import modeling_gpt2scratch.data.sources.filters\n"
+        "from modeling_gpt2scratch.data.sources import docstrings, filters, local_files\n"
         "print({'torch', 'transformers', 'datasets', 'pandas'} & set(sys.modules))\n"
     )
     command = [sys.executable, "-c", code]

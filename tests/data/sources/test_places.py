@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import fake_hub
+from support.paths import REPOSITORY
 from support.processes import run_process
 from support.table_files import DOCUMENTS, jsonl, parquet_table, written
 
@@ -18,8 +19,6 @@ from modeling_gpt2scratch.data.sources import places as text_sources
 from modeling_gpt2scratch.data.sources.documents import DocumentStream
 from modeling_gpt2scratch.data.sources.hub_files import HubFile
 from modeling_gpt2scratch.data.sources.places import Source, describe_files, open_sources
-
-REPOSITORY = Path(__file__).parents[1]
 
 
 def stream_of(sources, directory, **keywords):

@@ -5,13 +5,13 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tiktoken
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.paths import SHARED_DATA
 from tokenizers import Tokenizer, models, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -25,7 +25,6 @@ from modeling_gpt2scratch.data.tokens.tokenizer import (
     trained_vocab_size,
 )
 
-SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 END_OF_TEXT = "<|endoftext|>"
 TRICKY = [
     "",

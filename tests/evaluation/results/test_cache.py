@@ -7,8 +7,9 @@ import shutil
 import sys
 
 import pytest
-from support import evaluation as evaluate_path
+from support import evaluation as tiny
 from support.fake_hub import serve
+from support.paths import REPOSITORY
 from support.processes import run_process
 
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
@@ -18,7 +19,7 @@ from modeling_gpt2scratch.evaluation import compare
 from modeling_gpt2scratch.evaluation.results import code_files
 from modeling_gpt2scratch.evaluation.results.code_files import evaluation_code, model_code
 
-PACKAGE = evaluate_path.REPOSITORY / "modeling_gpt2scratch"
+PACKAGE = REPOSITORY / "modeling_gpt2scratch"
 FIELDS = {"n_positions": 32, "n_embd": 16, "n_layer": 1, "n_head": 2, "initializer_range": 0.3}
 
 
@@ -26,7 +27,7 @@ FIELDS = {"n_positions": 32, "n_embd": 16, "n_layer": 1, "n_head": 2, "initializ
 def model(tmp_path_factory):
     """A directory with a model of this package and its tokenizer."""
     directory = tmp_path_factory.mktemp("model")
-    tokenizer = evaluate_path.tiny_tokenizer()
+    tokenizer = tiny.tiny_tokenizer()
     tokens = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0}
     GPT2ScratchForCausalLM(GPT2ScratchConfig(**FIELDS | tokens)).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
@@ -91,7 +92,7 @@ def test_a_model_that_comes_from_the_hub_only_now_is_kept_under_its_checksums(
     model, arguments, tmp_path
 ):
     files = {path.name: path.read_bytes() for path in model.iterdir()}
-    script = evaluate_path.EVALUATE / "compare.py"
+    script = REPOSITORY / "evaluate" / "compare.py"
     with serve("someone/tiny", files, kind="models") as hub:
         environment = hub.environment(tmp_path)
         run_script(script, tmp_path, [*arguments, "--models", "someone/tiny"], **environment)
@@ -104,7 +105,7 @@ def test_a_model_that_comes_from_the_hub_only_now_is_kept_under_its_checksums(
 
 @pytest.mark.slow
 def test_a_model_whose_code_was_edited_is_measured_again(model, arguments, tmp_path):
-    for folder in (evaluate_path.EVALUATE, PACKAGE):
+    for folder in (REPOSITORY / "evaluate", PACKAGE):
         shutil.copytree(folder, tmp_path / folder.name)
     script, arguments = tmp_path / "evaluate" / "compare.py", [*arguments, "--models", str(model)]
     run_script(script, tmp_path, arguments, PYTHONPATH=str(tmp_path))
@@ -121,7 +122,7 @@ def test_a_model_whose_code_was_edited_is_measured_again(model, arguments, tmp_p
 
 
 def test_code_of_the_evaluation_counts_whatever_is_edited(model, arguments, tmp_path, monkeypatch):
-    shutil.copytree(evaluate_path.EVALUATE, tmp_path / "evaluate")
+    shutil.copytree(REPOSITORY / "evaluate", tmp_path / "evaluate")
     monkeypatch.setattr(code_files, "FOLDER", tmp_path / "evaluate")
     command = [*arguments, "--models", str(model)]
     hits = []
@@ -137,7 +138,7 @@ def test_code_of_the_evaluation_counts_whatever_is_edited(model, arguments, tmp_
 
 
 def test_code_of_a_model_is_that_of_its_type_unless_a_library_has_it(model, tmp_path):
-    evaluate_path.tiny_gpt2(evaluate_path.tiny_tokenizer()).save_pretrained(tmp_path / "stock")
+    tiny.tiny_gpt2(tiny.tiny_tokenizer()).save_pretrained(tmp_path / "stock")
     assert model_code(str(tmp_path / "stock"), {}) is None
     assert model_code(str(tmp_path / "nowhere"), {}) is None
     digest = hashlib.sha256()

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from support import evaluation as evaluate_path  # noqa: F401
+from support import evaluation as tiny  # noqa: F401
 
 # isort: split
 from modeling_gpt2scratch.evaluation.results.paired_tests import (

@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from support import evaluation as evaluate_path
+from support import evaluation as tiny
 
 # isort: split
 from modeling_gpt2scratch.evaluation.results.cache import ResultCache
@@ -31,8 +31,8 @@ TEXTS = ["“the cat sat on the mat", "the dog sat on the cat"]
 
 @pytest.fixture(scope="module")
 def scorer():
-    tokenizer = evaluate_path.tiny_tokenizer()
-    model = evaluate_path.tiny_gpt2(tokenizer, n_positions=96)
+    tokenizer = tiny.tiny_tokenizer()
+    model = tiny.tiny_gpt2(tokenizer, n_positions=96)
     return CausalScorer(model, tokenizer, batch_tokens=4096)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import evaluation as evaluate_path
+from support import evaluation as tiny
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -87,12 +87,12 @@ OWN_LOGITS = {
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return evaluate_path.tiny_tokenizer()
+    return tiny.tiny_tokenizer()
 
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    return evaluate_path.tiny_gpt2(tokenizer, n_positions=128)
+    return tiny.tiny_gpt2(tokenizer, n_positions=128)
 
 
 @pytest.fixture(scope="module")

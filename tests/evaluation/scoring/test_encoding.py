@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
-from support import evaluation as evaluate_path
+from support import evaluation as tiny
 from transformers import (
     BloomConfig,
     CodeGenConfig,
@@ -28,10 +28,10 @@ from modeling_gpt2scratch.evaluation.tasks.documents import rolling_windows
 from modeling_gpt2scratch.evaluation.tasks.lambada import TASKS
 
 TOKENIZERS = {
-    "nothing added": evaluate_path.tiny_tokenizer,
-    "bos": evaluate_path.bos_tokenizer,
-    "bos and eos": evaluate_path.eos_tokenizer,
-    "sentencepiece": evaluate_path.sentencepiece_tokenizer,
+    "nothing added": tiny.tiny_tokenizer,
+    "bos": tiny.bos_tokenizer,
+    "bos and eos": tiny.eos_tokenizer,
+    "sentencepiece": tiny.sentencepiece_tokenizer,
 }
 CONTEXT_TOKENS = 32
 
@@ -64,7 +64,7 @@ def harness(tokenizer):
             self.recorded = [(list(before), list(after)) for _, before, after in requests]
             return super()._loglikelihood_tokens(requests, **options)
 
-    model = evaluate_path.tiny_llama(tokenizer, CONTEXT_TOKENS)
+    model = tiny.tiny_llama(tokenizer, CONTEXT_TOKENS)
     return Recorder(pretrained=model, tokenizer=tokenizer, batch_size=64, device="cpu")
 
 
@@ -128,7 +128,7 @@ def test_words_of_the_cloze_test_are_counted_without_what_is_added(tokenizer):
 
 
 def test_a_tokenizer_without_a_beginning_or_end_has_no_documents():
-    tokenizer = evaluate_path.tiny_tokenizer()
+    tokenizer = tiny.tiny_tokenizer()
     tokenizer.bos_token = tokenizer.eos_token = None
     assert encode_texts(tokenizer, ["the cat"]) == encode_plain(tokenizer, ["the cat"])
     with pytest.raises(ValueError, match="a tokenizer with a bos or eos token, found none"):
@@ -149,7 +149,7 @@ def test_a_tokenizer_without_a_beginning_or_end_has_no_documents():
 )
 def test_the_context_is_as_long_as_in_lm_evaluation_harness(config, n_tokenizer):
     utils = pytest.importorskip("lm_eval.models.utils", reason="needs the extra `eval`")
-    tokenizer = evaluate_path.tiny_tokenizer()
+    tokenizer = tiny.tiny_tokenizer()
     if n_tokenizer is not None:
         tokenizer.model_max_length = n_tokenizer
     found = context_length(config, tokenizer)

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from support import evaluation as evaluate_path
+from support import evaluation as tiny
 from support.evaluation_threads import in_threads
 from torch.distributed.fsdp import FSDPModule
 
@@ -35,12 +35,12 @@ CONTEXT = "a naïve café: the cat sat on the mat and the dog sat on the cat"  #
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return evaluate_path.tiny_tokenizer()
+    return tiny.tiny_tokenizer()
 
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    return evaluate_path.tiny_gpt2(tokenizer, n_positions=64)
+    return tiny.tiny_gpt2(tokenizer, n_positions=64)
 
 
 @pytest.fixture

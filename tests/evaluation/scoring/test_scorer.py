@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import evaluation as evaluate_path
+from support import evaluation as tiny
 from transformers import (
     AutoModelForCausalLM,
     GPT2LMHeadModel,
@@ -38,12 +38,12 @@ PAIRS = [
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return evaluate_path.tiny_tokenizer()
+    return tiny.tiny_tokenizer()
 
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    return evaluate_path.tiny_gpt2(tokenizer)
+    return tiny.tiny_gpt2(tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_continuations_score_as_a_loop_over_whole_logits_has_them(scorer):
 
 
 def test_a_model_of_another_architecture_scores_the_same_way(tokenizer):
-    llama = evaluate_path.tiny_llama(tokenizer)
+    llama = tiny.tiny_llama(tokenizer)
     assert_scores_are_naive(CausalScorer(llama, tokenizer, batch_tokens=64), PAIRS)
 
 
@@ -93,7 +93,7 @@ def test_a_continuation_is_greedy_only_if_every_token_is_the_argmax(scorer):
     # Of 40 contexts, follow the argmax for two tokens and keep what survives decoding.
     constructed = []
     for n_words in range(1, 41):
-        context = " ".join((evaluate_path.CORPUS[2].split() * 3)[n_words - 1 : n_words + 3])
+        context = " ".join((tiny.CORPUS[2].split() * 3)[n_words - 1 : n_words + 3])
         row = scorer.tokenizer(context)["input_ids"]
         n_context = len(row)
         for _ in range(2):
@@ -190,7 +190,7 @@ def test_only_added_tokens_may_be_more_than_the_model_has(model, tokenizer):
     require_fitting(added, model)
     with pytest.raises(ValueError, match="expected token ids below the model's 296"):
         CausalScorer(model, added, batch_tokens=64).score_continuations([("the <image>", " cat")])
-    small = evaluate_path.tiny_gpt2(evaluate_path.tiny_tokenizer(n_merges=20))
+    small = tiny.tiny_gpt2(tiny.tiny_tokenizer(n_merges=20))
     with pytest.raises(ValueError, match="at most the model's 277 entries, found 296"):
         require_fitting(tokenizer, small)
 
@@ -201,7 +201,7 @@ def test_a_token_id_without_an_embedding_is_rejected(scorer):
 
 
 def test_weights_that_are_not_numbers_are_rejected(tokenizer):
-    broken = evaluate_path.tiny_gpt2(tokenizer)
+    broken = tiny.tiny_gpt2(tokenizer)
     scorer = CausalScorer(broken, tokenizer, batch_tokens=64)
     torch.nn.init.constant_(broken.transformer.ln_f.weight, float("nan"))
     with pytest.raises(ValueError, match="not finite"):
@@ -209,7 +209,7 @@ def test_weights_that_are_not_numbers_are_rejected(tokenizer):
 
 
 def test_a_model_left_in_training_mode_scores_without_dropout(tokenizer):
-    model = evaluate_path.tiny_gpt2(tokenizer).train()
+    model = tiny.tiny_gpt2(tokenizer).train()
     assert_scores_are_naive(CausalScorer(model, tokenizer, batch_tokens=64), PAIRS)
 
 
@@ -220,7 +220,7 @@ def test_the_nats_of_windows_are_those_of_whole_logits_in_order(scorer, model):
     assert [index for index, _ in scored] == [0, 1, 2, 3]
     for index, nats in scored:
         np.testing.assert_allclose(
-            nats, evaluate_path.naive_nats(model, windows[index]), rtol=1e-4, atol=1e-5
+            nats, tiny.naive_nats(model, windows[index]), rtol=1e-4, atol=1e-5
         )
 
 

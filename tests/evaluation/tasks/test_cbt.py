@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support import evaluation as evaluate_path
+from support import evaluation as tiny
 from support.fake_hub import serve
+from support.paths import REPOSITORY, SHARED_DATA
 
 # isort: split
 from modeling_gpt2scratch.evaluation.results.cache import ResultCache
@@ -22,7 +23,7 @@ from modeling_gpt2scratch.evaluation.tasks.cbt_questions import (
     read_questions,
 )
 
-BOOKS = evaluate_path.SHARED_DATA / "cbt_raw" / "cbt_valid.txt"
+BOOKS = SHARED_DATA / "cbt_raw" / "cbt_valid.txt"
 N_QUESTIONS = 5
 DATA = question_data("CN", "validation")
 WORDS = ("king", "cat", "mat", "dog", "queen", "old dog", "house", "naïve", "end", "boy")
@@ -82,8 +83,8 @@ def file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scorer():
-    tokenizer = evaluate_path.tiny_tokenizer()
-    model = evaluate_path.tiny_gpt2(tokenizer, n_positions=4096)
+    tokenizer = tiny.tiny_tokenizer()
+    model = tiny.tiny_gpt2(tokenizer, n_positions=4096)
     return CausalScorer(model, tokenizer, batch_tokens=4096)
 
 
@@ -94,7 +95,7 @@ def task_of(name, file):
 def nats_of(scorer, context, choice):
     """Nats of every token of the text but the first, and how many of them are the choice's."""
     ((before, after),) = encode_pairs(scorer.tokenizer, [(context, choice)])
-    return evaluate_path.naive_nats(scorer.model, [*before, *after]), len(after)
+    return tiny.naive_nats(scorer.model, [*before, *after]), len(after)
 
 
 def chosen_by(scorer, task, value):
@@ -161,7 +162,7 @@ def test_the_task_files_of_the_harness_read_the_data_set(file, hub):
     pytest.importorskip("lm_eval", reason="needs the extra `eval`")
     from lm_eval.tasks import TaskManager
 
-    folder = str(evaluate_path.EVALUATE / "lm_eval_tasks")
+    folder = str(REPOSITORY / "evaluate" / "lm_eval_tasks")
     tasks = TaskManager(include_path=folder, include_defaults=False)
     expected = task_of("cbt-ne", file)
     task = tasks.load("cbt_ne")["tasks"]["cbt_ne"]
@@ -173,7 +174,7 @@ def test_the_task_files_of_the_harness_read_the_data_set(file, hub):
 def test_the_task_files_of_the_harness_differ_in_the_category_alone():
     texts = set()
     for category in CATEGORIES:
-        path = evaluate_path.EVALUATE / "lm_eval_tasks" / f"cbt_{category.lower()}.yaml"
+        path = REPOSITORY / "evaluate" / "lm_eval_tasks" / f"cbt_{category.lower()}.yaml"
         text = path.read_text()
         assert text.count(f"{category}/") == 2 and f"task: cbt_{category.lower()}\n" in text
         text = text.replace(f"cbt_{category.lower()}", "cbt_")
@@ -263,7 +264,7 @@ def test_the_predecessor_protocol_leaves_out_what_is_longer_than_the_context(
     for question in task.questions:
         context, choices = task.request(question)
         n_tokens.append(max(len(scorer.tokenizer(context + own)["input_ids"]) for own in choices))
-    model = evaluate_path.tiny_gpt2(scorer.tokenizer, n_positions=sorted(n_tokens)[1])
+    model = tiny.tiny_gpt2(scorer.tokenizer, n_positions=sorted(n_tokens)[1])
     short = CausalScorer(model, scorer.tokenizer, batch_tokens=4096)
     result = task.evaluate(short)
     assert 0 < result.n_samples == N_QUESTIONS - result.details["n_left_out"] < N_QUESTIONS
@@ -277,7 +278,7 @@ def test_the_predecessor_protocol_leaves_out_what_is_longer_than_the_context(
 
 
 def test_the_paper_protocol_cuts_what_is_longer_than_the_context_and_counts_it(scorer, file):
-    model = evaluate_path.tiny_gpt2(scorer.tokenizer, n_positions=100)
+    model = tiny.tiny_gpt2(scorer.tokenizer, n_positions=100)
     short = CausalScorer(model, scorer.tokenizer, batch_tokens=4096)
     result = task_of("cbt-cn", file).evaluate(short)
     assert result.details["n_truncated"] == result.n_samples == N_QUESTIONS
@@ -315,8 +316,8 @@ def test_every_category_and_split_has_four_protocols():
 @pytest.fixture(scope="module")
 def bos_scorer():
     """Its tokenizer begins each text with a token of its own."""
-    tokenizer = evaluate_path.bos_tokenizer()
-    model = evaluate_path.tiny_llama(tokenizer, n_positions=4096)
+    tokenizer = tiny.bos_tokenizer()
+    model = tiny.tiny_llama(tokenizer, n_positions=4096)
     return CausalScorer(model, tokenizer, batch_tokens=4096)
 
 
@@ -334,7 +335,7 @@ def test_choices_are_those_of_lm_evaluation_harness_with_the_task_file(
     file = tmp_path / "cbtest_CN_valid_2000ex.txt"
     file.write_text(official_text(questions), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    tasks = TaskManager(include_path=str(evaluate_path.EVALUATE / "lm_eval_tasks"))
+    tasks = TaskManager(include_path=str(REPOSITORY / "evaluate" / "lm_eval_tasks"))
     assert {"cbt_cn", "cbt_ne", "cbt_v", "cbt_p"} <= set(tasks.all_tasks)
     harness = HFLM(pretrained=scorer.model, tokenizer=scorer.tokenizer, batch_size=4, device="cpu")
     expected = lm_eval.simple_evaluate(

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from support import evaluation as evaluate_path
+from support import evaluation as tiny
+from support.paths import REPOSITORY, SHARED_DATA
 
 # isort: split
 from modeling_gpt2scratch.evaluation.results.cache import ResultCache
@@ -24,7 +25,7 @@ from modeling_gpt2scratch.evaluation.tasks.piqa import PiqaTask
 from modeling_gpt2scratch.evaluation.tasks.wikitext import DATA as WIKITEXT
 from modeling_gpt2scratch.evaluation.tasks.wikitext import WikitextTask, read_pages
 
-TASK_FILES = evaluate_path.EVALUATE / "lm_eval_tasks"
+TASK_FILES = REPOSITORY / "evaluate" / "lm_eval_tasks"
 HARNESS_FILES = {
     "lambada_openai": "lambada/lambada_openai.yaml",
     "lambada_standard": "lambada/lambada_standard.yaml",
@@ -90,7 +91,7 @@ def real_files() -> dict[str, str]:
     """The first lines of the official files, with the same made ones where there is none."""
     files = made_files()
     for name, place in OFFICIAL.items():
-        path = evaluate_path.SHARED_DATA / place
+        path = SHARED_DATA / place
         if not path.exists():
             pytest.skip(f"needs the official file {place} beside the repository, in shared/data")
         text = path.read_text(encoding="utf-8")
@@ -116,8 +117,8 @@ def directory(request, tmp_path_factory):
 
 
 MODELS = {
-    "gpt2": (evaluate_path.tiny_tokenizer, evaluate_path.tiny_gpt2),
-    "llama": (evaluate_path.bos_tokenizer, evaluate_path.tiny_llama),
+    "gpt2": (tiny.tiny_tokenizer, tiny.tiny_gpt2),
+    "llama": (tiny.bos_tokenizer, tiny.tiny_llama),
 }
 
 

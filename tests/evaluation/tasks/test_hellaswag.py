@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 import pytest
-from support import evaluation as evaluate_path
+from support import evaluation as tiny
 
 # isort: split
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
@@ -47,8 +47,8 @@ def rows():
 
 @pytest.fixture(scope="module")
 def scorer():
-    tokenizer = evaluate_path.tiny_tokenizer()
-    model = evaluate_path.tiny_gpt2(tokenizer, n_positions=512)
+    tokenizer = tiny.tiny_tokenizer()
+    model = tiny.tiny_gpt2(tokenizer, n_positions=512)
     return CausalScorer(model, tokenizer, batch_tokens=2048)
 
 
@@ -68,7 +68,7 @@ def test_accuracies_are_those_of_a_loop_over_whole_logits(scorer, rows, tmp_path
         sums = []
         for ending in question.answers:
             row = scorer.tokenizer(f"{question.context} {ending}")["input_ids"]
-            nats = evaluate_path.naive_nats(scorer.model, row)
+            nats = tiny.naive_nats(scorer.model, row)
             sums.append(-float(nats[n_context - 1 :].sum()))
         best.append(np.argmax(sums) == question.right)
         per_character = np.array(sums) / [len(ending) for ending in question.answers]
@@ -89,9 +89,7 @@ def test_per_token_the_text_is_as_it_was_written_and_accuracy_a_mean_over_tokens
     for row in rows:
         n_context = len(scorer.tokenizer(row["ctx"])["input_ids"])
         nats = [
-            evaluate_path.naive_nats(
-                scorer.model, scorer.tokenizer(f"{row['ctx']} {end}")["input_ids"]
-            )
+            tiny.naive_nats(scorer.model, scorer.tokenizer(f"{row['ctx']} {end}")["input_ids"])
             for end in row["endings"]
         ]
         right.append(np.argmin([n[n_context - 1 :].sum() for n in nats]) == row["label"])

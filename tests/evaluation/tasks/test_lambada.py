@@ -6,7 +6,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support import evaluation as evaluate_path
+from support import evaluation as tiny
+from support.paths import SHARED_DATA
 
 # isort: split
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
@@ -31,8 +32,8 @@ def texts():
 @pytest.fixture(scope="module")
 def scorer(texts):
     """A model that has learnt half of the passages, so that some last words are right."""
-    tokenizer = evaluate_path.tiny_tokenizer()
-    model = evaluate_path.tiny_gpt2(tokenizer)
+    tokenizer = tiny.tiny_tokenizer()
+    model = tiny.tiny_gpt2(tokenizer)
     rows = [tokenizer(text)["input_ids"] for text in texts[:12]]
     input_ids = torch.tensor([row + [0] * (32 - len(row)) for row in rows])
     labels = input_ids.masked_fill(input_ids == 0, -100)
@@ -139,7 +140,7 @@ def test_file_and_data_set_of_the_same_passages_have_one_checksum(monkeypatch, t
 
 @pytest.mark.parametrize("data", [OPENAI, STANDARD], ids=lambda data: data.file)
 def test_the_published_file_has_its_published_checksum(data):
-    path = evaluate_path.SHARED_DATA / "lambada" / data.file
+    path = SHARED_DATA / "lambada" / data.file
     if not path.exists():
         pytest.skip(f"needs the LAMBADA test file at {path}")
     task_class = TASKS["lambada" if data is OPENAI else "lambada_standard"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from support import evaluation as evaluate_path
+from support import evaluation as tiny
 
 # isort: split
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
@@ -35,8 +35,8 @@ def texts():
 @pytest.fixture(scope="module")
 def scorer(texts):
     """A model that has learnt half of the passages and a full stop after them."""
-    tokenizer = evaluate_path.tiny_tokenizer()
-    return learnt(evaluate_path.tiny_gpt2(tokenizer, n_positions=64), tokenizer, texts)
+    tokenizer = tiny.tiny_tokenizer()
+    return learnt(tiny.tiny_gpt2(tokenizer, n_positions=64), tokenizer, texts)
 
 
 def learnt(model, tokenizer, texts):
@@ -170,8 +170,8 @@ def test_stop_words_are_tokens_with_a_space_before_them(scorer):
 @pytest.fixture(scope="module")
 def sentencepiece_scorer(texts):
     """A model like that of `scorer`, its tokenizer like that of Llama 2."""
-    tokenizer = evaluate_path.sentencepiece_tokenizer()
-    return learnt(evaluate_path.tiny_llama(tokenizer, n_positions=64), tokenizer, texts)
+    tokenizer = tiny.sentencepiece_tokenizer()
+    return learnt(tiny.tiny_llama(tokenizer, n_positions=64), tokenizer, texts)
 
 
 @pytest.mark.parametrize("name", ["generate", "stopword-filter"])
@@ -202,8 +202,8 @@ def test_stop_words_are_found_where_decoding_takes_their_space_off(sentencepiece
 
 
 def test_nothing_is_written_after_the_end_of_a_text(texts):
-    tokenizer = evaluate_path.eos_tokenizer()
-    scorer = learnt(evaluate_path.tiny_gpt2(tokenizer, n_positions=64), tokenizer, texts)
+    tokenizer = tiny.eos_tokenizer()
+    scorer = learnt(tiny.tiny_gpt2(tokenizer, n_positions=64), tokenizer, texts)
     for name in ("generate", "last-token"):
         assert TASKS[f"lambada:{name}"](texts).evaluate(scorer).estimates["acc"].value > 0.3
 
@@ -256,8 +256,8 @@ def test_batches_are_halved_when_memory_runs_out(scorer, monkeypatch):
 
 
 def test_logits_that_are_not_numbers_are_no_accuracy(texts):
-    tokenizer = evaluate_path.tiny_tokenizer()
-    model = evaluate_path.tiny_gpt2(tokenizer, n_positions=64)
+    tokenizer = tiny.tiny_tokenizer()
+    model = tiny.tiny_gpt2(tokenizer, n_positions=64)
     scorer = CausalScorer(model, tokenizer, batch_tokens=100)
     torch.nn.init.constant_(model.transformer.ln_f.bias, torch.nan)
     with pytest.raises(ValueError, match="expected finite logits"):

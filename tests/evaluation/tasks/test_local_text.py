@@ -3,7 +3,7 @@ import math
 from types import SimpleNamespace
 
 import pytest
-from support import evaluation as evaluate_path
+from support import evaluation as tiny
 
 # isort: split
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
@@ -32,10 +32,10 @@ def test_text_and_jsonl_are_the_same_documents(files):
 
 
 def test_each_document_begins_anew(files):
-    tokenizer = evaluate_path.tiny_tokenizer()
-    scorer = CausalScorer(evaluate_path.tiny_gpt2(tokenizer), tokenizer, batch_tokens=64)
+    tokenizer = tiny.tiny_tokenizer()
+    scorer = CausalScorer(tiny.tiny_gpt2(tokenizer), tokenizer, batch_tokens=64)
     nats = [
-        float(evaluate_path.naive_nats(scorer.model, [0, *tokenizer(d)["input_ids"]]).sum())
+        float(tiny.naive_nats(scorer.model, [0, *tokenizer(d)["input_ids"]]).sum())
         for d in DOCUMENTS
     ]
     result = LocalTextTask.from_source(files[0], limit=None).evaluate(scorer)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from support import evaluation as evaluate_path
+from support import evaluation as tiny
 
 # isort: split
 from modeling_gpt2scratch.evaluation.results.report import data_notes
@@ -29,8 +29,8 @@ PIQA = {"goal": "wake the cat", "sol1": "call the dog", "sol2": "take the mat", 
 
 @pytest.fixture(scope="module")
 def scorer():
-    tokenizer = evaluate_path.tiny_tokenizer()
-    model = evaluate_path.tiny_gpt2(tokenizer, n_positions=128)
+    tokenizer = tiny.tiny_tokenizer()
+    model = tiny.tiny_gpt2(tokenizer, n_positions=128)
     return CausalScorer(model, tokenizer, batch_tokens=512)
 
 
@@ -74,9 +74,7 @@ def test_questions_may_have_different_numbers_of_answers(scorer):
         log_probs = []
         for answer in question.answers:
             ids = scorer.tokenizer(f"{question.context} {answer}")["input_ids"]
-            log_probs.append(
-                -float(evaluate_path.naive_nats(scorer.model, ids)[n_context - 1 :].sum())
-            )
+            log_probs.append(-float(tiny.naive_nats(scorer.model, ids)[n_context - 1 :].sum()))
         right.append(np.argmax(log_probs) == question.right)
         per_character = np.array(log_probs) / [len(answer) for answer in question.answers]
         right_norm.append(np.argmax(per_character) == question.right)

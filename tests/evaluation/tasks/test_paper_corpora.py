@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support import evaluation as evaluate_path
+from support import evaluation as tiny
 from support.fake_hub import serve
 
 # isort: split
@@ -25,8 +25,8 @@ PTB = " mr. <unk> is n't the company 's head \n he sold $ N million of it \n" * 
 
 @pytest.fixture(scope="module")
 def scorer():
-    tokenizer = evaluate_path.tiny_tokenizer()
-    return CausalScorer(evaluate_path.tiny_gpt2(tokenizer), tokenizer, batch_tokens=512)
+    tokenizer = tiny.tiny_tokenizer()
+    return CausalScorer(tiny.tiny_gpt2(tokenizer), tokenizer, batch_tokens=512)
 
 
 def write(tmp_path, content):
@@ -73,7 +73,7 @@ def test_ptb_is_per_word_and_line_end(tmp_path, scorer):
         for start in range(0, len(ids) - 1, 32):
             stop = min(start + 32, len(ids) - 1)
             row = ids[max(0, stop - 32) : stop + 1]
-            nats += float(evaluate_path.naive_nats(scorer.model, row)[start - stop :].sum())
+            nats += float(tiny.naive_nats(scorer.model, row)[start - stop :].sum())
     n_words = sum(document.n_words for document in task.documents[:3])
     assert result.estimates["word_perplexity"].value == pytest.approx(
         math.exp(nats / n_words), rel=1e-4

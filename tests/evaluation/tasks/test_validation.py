@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from support import evaluation as evaluate_path
+from support import evaluation as tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -21,9 +21,9 @@ from modeling_gpt2scratch.evaluation.tasks.validation import (
 )
 
 DOCUMENTS = [
-    *evaluate_path.CORPUS,
+    *tiny.CORPUS,
     "",  # an empty document
-    f"the name {evaluate_path.END_OF_TEXT} is text here",
+    f"the name {tiny.END_OF_TEXT} is text here",
     "bytes of four: 🐈, of two: é\n",
     *[" ".join(["the dog sat on the mat"] * n) for n in range(1, 8)],
 ]
@@ -31,12 +31,12 @@ DOCUMENTS = [
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return evaluate_path.tiny_tokenizer()
+    return tiny.tiny_tokenizer()
 
 
 @pytest.fixture(scope="module")
 def scorer(tokenizer):
-    model = evaluate_path.tiny_gpt2(tokenizer)
+    model = tiny.tiny_gpt2(tokenizer)
     return CausalScorer(model, tokenizer, batch_tokens=96)
 
 
@@ -50,7 +50,7 @@ def stream(tokenizer):
 @pytest.fixture
 def shards(tmp_path, stream, tokenizer):
     """Two shards, cut in the middle of a document."""
-    return evaluate_path.write_shards(tmp_path / "shards", [stream[:50], stream[50:]], tokenizer)
+    return tiny.write_shards(tmp_path / "shards", [stream[:50], stream[50:]], tokenizer)
 
 
 def load(directory, limit=None):
@@ -87,12 +87,12 @@ def test_the_loss_is_that_of_a_training_loop(shards, stream, scorer):
 
 
 def test_a_model_that_knows_nothing_has_the_numbers_of_a_uniform_guess(tmp_path, tokenizer):
-    model = evaluate_path.tiny_gpt2(tokenizer, n_positions=16)
+    model = tiny.tiny_gpt2(tokenizer, n_positions=16)
     torch.nn.init.zeros_(model.transformer.wte.weight)  # tied to the head: every logit is 0
     # One window: 16 targets, of which 6 * 2 - 1 = 11 are text and 5 are end of text.
     stream = [0, 65, 66] * 6  # two single-byte tokens for each document
     assert bytes_of_tokens(tokenizer)[[65, 66]].tolist() == [1, 1]
-    shards = evaluate_path.write_shards(tmp_path, [stream], tokenizer)
+    shards = tiny.write_shards(tmp_path, [stream], tokenizer)
     result = load(shards).evaluate(CausalScorer(model, tokenizer, batch_tokens=64))
     n_vocabulary = len(tokenizer)
     assert result.n_samples == 1
@@ -108,7 +108,7 @@ def test_bits_per_byte_count_text_alone(shards, stream, scorer):
     for start in range(0, len(stream) - 32, 32):
         window = stream[start : start + 33]
         targets += window[1:]
-        nats += evaluate_path.naive_nats(scorer.model, window).tolist()
+        nats += tiny.naive_nats(scorer.model, window).tolist()
     is_text = [target != scorer.tokenizer.eos_token_id for target in targets]
     assert not all(is_text)
     bits = sum(nat for nat, text in zip(nats, is_text, strict=True) if text) / math.log(2)
@@ -120,7 +120,7 @@ def test_bits_per_byte_count_text_alone(shards, stream, scorer):
 
 
 def test_a_model_with_another_tokenizer_reads_the_same_text(shards, stream):
-    other = evaluate_path.tiny_tokenizer(n_merges=0)
+    other = tiny.tiny_tokenizer(n_merges=0)
     ids = load(shards).encode(other, None)
     assert len(ids) > len(stream)
     n_bytes = sum(len(document.encode()) for document in DOCUMENTS)
@@ -132,8 +132,7 @@ def test_the_limit_scores_the_first_windows(shards, stream, scorer, monkeypatch)
     monkeypatch.setattr("perplexity.DOCUMENTS_PER_CALL", 2)
     result = load(shards, limit=2).evaluate(scorer)
     losses = [
-        float(evaluate_path.naive_nats(scorer.model, stream[start : start + 33]).mean())
-        for start in (0, 32)
+        float(tiny.naive_nats(scorer.model, stream[start : start + 33]).mean()) for start in (0, 32)
     ]
     assert result.n_samples == 2
     assert result.estimates["loss"].value == pytest.approx(np.mean(losses), rel=1e-5)
@@ -141,7 +140,7 @@ def test_the_limit_scores_the_first_windows(shards, stream, scorer, monkeypatch)
 
 
 def test_a_split_shorter_than_the_context_is_one_window(tmp_path, stream, scorer):
-    shards = evaluate_path.write_shards(tmp_path, [stream[:20]], scorer.tokenizer)
+    shards = tiny.write_shards(tmp_path, [stream[:20]], scorer.tokenizer)
     result = load(shards).evaluate(scorer)
     assert (result.n_samples, result.details["window_tokens"]) == (1, 19)
 
@@ -269,7 +268,7 @@ def test_a_split_with_end_of_text_after_its_documents_has_the_same_text(tmp_path
     before = sum(([tokenizer.eos_token_id, *document] for document in ids), [])
     after = sum(([*document, tokenizer.eos_token_id] for document in ids), [])
     directories = [
-        evaluate_path.write_shards(tmp_path / name, [stream], tokenizer)
+        tiny.write_shards(tmp_path / name, [stream], tokenizer)
         for name, stream in (("before", before), ("after", after))
     ]
     assert load(directories[1]).encode(tokenizer, None).tolist() == before

@@ -10,7 +10,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support import evaluation as evaluate_path
+from support import evaluation as tiny
+from support.paths import SHARED_DATA
 
 # isort: split
 from modeling_gpt2scratch.evaluation.results.differences import differences_of
@@ -27,15 +28,15 @@ from modeling_gpt2scratch.evaluation.tasks.wikitext import (
     split_pages,
 )
 
-RAW = evaluate_path.SHARED_DATA / "wikitext2_raw" / "wiki.test.raw"
+RAW = SHARED_DATA / "wikitext2_raw" / "wiki.test.raw"
 PAGE = ' = The cat = \n \n The cat \'s " mat " , 2 @,@ 000 ( or N ) @-@ old . \n \n'
 FILE = " \n" + (PAGE + " = = On it = = \n \n the dog sat ; \n") * 3
 
 
 @pytest.fixture(scope="module")
 def scorer():
-    tokenizer = evaluate_path.tiny_tokenizer()
-    return CausalScorer(evaluate_path.tiny_gpt2(tokenizer), tokenizer, batch_tokens=96)
+    tokenizer = tiny.tiny_tokenizer()
+    return CausalScorer(tiny.tiny_gpt2(tokenizer), tokenizer, batch_tokens=96)
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_nats_are_divided_by_the_words_of_the_page_as_it_was(config, scorer):
         for start in range(0, len(ids) - 1, 32):
             stop = min(start + 32, len(ids) - 1)
             row = ids[max(0, stop - 32) : stop + 1]
-            page_nats += evaluate_path.naive_nats(scorer.model, row)[start - stop :].tolist()
+            page_nats += tiny.naive_nats(scorer.model, row)[start - stop :].tolist()
         assert len(page_nats) == len(ids) - 1
         nats.append(sum(page_nats))
     n_words = sum(len(re.split(r"\s+", page)) for page in pages)
@@ -150,8 +151,8 @@ def test_windows_of_another_tokenizer_are_not_compared_in_pairs(config, scorer, 
     task = task_class.from_config(config)
     measured = {}
     for name, n_merges in (("first", 60), ("same", 60), ("other", 2)):
-        tokenizer = evaluate_path.tiny_tokenizer(n_merges)
-        model = evaluate_path.tiny_gpt2(tokenizer)
+        tokenizer = tiny.tiny_tokenizer(n_merges)
+        model = tiny.tiny_gpt2(tokenizer)
         with torch.no_grad():
             model.lm_head.weight.mul_(0.9 if name == "same" else 1)
         own = CausalScorer(model, tokenizer, batch_tokens=96)
