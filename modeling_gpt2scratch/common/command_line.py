@@ -1,20 +1,20 @@
 """A dataclass as the only source of a script's command line: YAML recipes first, flags over them.
 
-Whatever is wrong with a value is said in one line that begins with where the value came from.
+A message about a value is one line that begins with where the value came from.
 """
 
 import argparse
 import dataclasses
 import difflib
-import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_origin, get_type_hints
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 import yaml
-from transformers import HfArgumentParser
+
+from .argument_parser import OneLineErrorParser, say_when_interrupted, with_underscores
 
 Config = TypeVar("Config")
 # Name of an argument: the recipe's number and path, or the number after all recipes and no path.
@@ -29,7 +29,6 @@ EMPTY = ("", "null", "~")
 READABLE = (
     (r"invalid (\w+) value: (.*)", r"expected \1, found \2"),
     (r"invalid choice: (.*?) \(choose from (.*)\)", r"expected one of \2, found \1"),
-    (r"Truthy value expected: got (.*?) but .*", r"expected true or false, found '\1'"),
 )
 
 
@@ -64,7 +63,7 @@ class ArgumentError(ValueError):
 
 def argument(help: str, *, group: str | None = None, **default) -> Any:
     """A dataclass field with a help text, under a heading of `--help` if a group is named."""
-    return dataclasses.field(metadata={"help": help}, **default)
+    return dataclasses.field(metadata={"help": help, "group": group}, **default)
 
 
 def check_numbers(config: Any, *, positive: Sequence[str], non_negative: Sequence[str]) -> None:
@@ -93,13 +92,13 @@ def parse_config(
     certain values of another one: {argument: (other, values)}; a class attribute `only_until` those
     whose value in a recipe no longer holds if another is changed after it: {argument: others}.
     """
-    parser = OneLineErrorParser(
-        config_class, description=description, allow_abbrev=False, exit_on_error=False
-    )
+    parser = OneLineErrorParser(description=description, exit_on_error=False)
     parser.usage = f"{parser.prog} [RECIPE.yaml ...] [--flag value ...]"
+    parser.add_fields(config_class)
+    say_when_interrupted(parser.prog)
     argv = list(sys.argv[1:] if argv is None else argv)
     n_recipes = next((n for n, part in enumerate(argv) if part.startswith("-")), len(argv))
-    paths, flags = argv[:n_recipes], argv[n_recipes:]
+    paths, flags = argv[:n_recipes], [_without_no(part, config_class) for part in argv[n_recipes:]]
     known = [field.name for field in dataclasses.fields(config_class)]
     origins: Origins = {}
     try:
@@ -108,7 +107,7 @@ def parse_config(
             recipe = _read_recipe(path, config_class)
             entries |= recipe
             origins |= dict.fromkeys(recipe, (number, path))
-        given = {_name_of(part, known) for part in flags if part.startswith("--")}
+        given = {_name_of(part) for part in flags if part.startswith("--")}
         origins |= dict.fromkeys(given, (n_recipes, None))
         for name in _outdated(config_class, entries, origins):
             del entries[name], origins[name]
@@ -119,21 +118,13 @@ def parse_config(
         config = config_class(**vars(namespace))
         _refuse_without_effect(config, origins)
     except argparse.ArgumentError as error:
-        names = [_name_of(error.argument_name.split("/")[0], known)] if error.argument_name else []
+        names = [_name_of(error.argument_name)] if error.argument_name else []
         parser.error(ArgumentError(*names, problem=_readable(error.message)).located(origins))
     except ArgumentError as error:
         parser.error(error.located(origins))
     except (ValueError, FileExistsError) as error:
         parser.error(str(error))
     return config
-
-
-class OneLineErrorParser(HfArgumentParser):
-    """A parser whose complaint is one line, without the usage before it, on each machine."""
-
-    def error(self, message: str) -> NoReturn:
-        is_first = os.environ.get("LOCAL_RANK", "0") == "0"
-        self.exit(2, f"{self.prog}: error: {message}\n" if is_first else None)
 
 
 class _RecipeLoader(yaml.BaseLoader):
@@ -210,11 +201,17 @@ def _flags(name: str, value: str | list[str]) -> list[str]:
     return [f"--{name}", *value] if value else []
 
 
-def _name_of(flag: str, known: Sequence[str]) -> str:
-    """The argument that a flag sets: `max_steps` for --max-steps=3, `fast` for --no_fast."""
-    name = flag.split("=")[0].lstrip("-").replace("-", "_")
-    positive = name.removeprefix("no_")
-    return positive if name not in known and positive in known else name
+def _without_no(part: str, config_class: type) -> str:
+    """A part of the command line as the parser knows it: `--fast=false` for --no_fast."""
+    part = with_underscores(part)
+    name = part.removeprefix("--no_")
+    is_switch = name != part and get_type_hints(config_class).get(name) is bool
+    return f"--{name}=false" if is_switch else part
+
+
+def _name_of(flag: str) -> str:
+    """The argument that a flag sets: `max_steps` for --max_steps=3."""
+    return flag.split("=")[0].lstrip("-")
 
 
 def _with_hint(name: str, known: Sequence[str], dashes: str = "") -> str:
@@ -227,7 +224,7 @@ def _with_hint(name: str, known: Sequence[str], dashes: str = "") -> str:
 def _stray(part: str, known: Sequence[str]) -> str:
     """What is wrong with a part of the command line that belongs to no argument."""
     if part.startswith("--"):
-        return f"unknown flag {_with_hint(_name_of(part, known), known, '--')}"
+        return f"unknown flag {_with_hint(_name_of(part), known, '--')}"
     return f"expected recipes before all flags and one value for each, found {part!r}"
 
 

@@ -1,0 +1,115 @@
+"""argparse as every command here uses it: an error is one line, and help names each flag once.
+
+It loads neither torch nor transformers, so that `--help` and a wrong flag are answered at once.
+"""
+
+import argparse
+import dataclasses
+import os
+import sys
+import types
+from collections.abc import Sequence
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+TRUTHS = ("true", "yes", "t", "y", "1")
+UNTRUTHS = ("false", "no", "f", "n", "0")
+# What stands for a value in `--help`.
+PLACEHOLDERS = {str: "TEXT", int: "INTEGER", float: "NUMBER"}
+
+
+class OneLineErrorParser(argparse.ArgumentParser):
+    """A parser whose complaint is one line, without the usage before it, on each machine.
+
+    It takes `--max-steps` for `--max_steps`, and its help names the defaults.
+    """
+
+    def __init__(self, **options):
+        super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **options)
+
+    def add_fields(self, config_class: type) -> None:
+        """One flag for each field of a dataclass, under the headings that the fields name."""
+        types_of_fields = get_type_hints(config_class)
+        headings: dict[str | None, Any] = {None: self}
+        for field in dataclasses.fields(config_class):
+            options = _way_to_read(types_of_fields[field.name])
+            if field.default_factory is not dataclasses.MISSING:
+                options["default"] = field.default_factory()
+            elif field.default is not dataclasses.MISSING:
+                options["default"] = field.default
+            else:
+                options["required"] = True
+            group = field.metadata.get("group")
+            if group not in headings:
+                headings[group] = self.add_argument_group(group)
+            help = field.metadata.get("help", "").replace("%", "%%")
+            headings[group].add_argument(f"--{field.name}", help=help, **options)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None):
+        """As in argparse."""
+        args = [with_underscores(part) for part in (sys.argv[1:] if args is None else args)]
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Exits with code 2 and one line."""
+        self.exit(2, f"{self.prog}: error: {message}\n" if _is_first_of_machine() else None)
+
+
+def with_underscores(part: str) -> str:
+    """A flag under its own name, `--max_steps=3` for --max-steps=3; anything else as it is."""
+    flag, equals, value = part.partition("=")
+    return f"--{flag[2:].replace('-', '_')}{equals}{value}" if flag.startswith("--") else part
+
+
+def say_when_interrupted(program: str) -> None:
+    """From now on, Ctrl-C that nobody catches ends this process in one line and with code 130."""
+
+    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if not issubclass(kind, KeyboardInterrupt):
+            sys.__excepthook__(kind, error, trace)
+            return
+        if _is_first_of_machine():
+            sys.stderr.write(f"{program}: error: interrupted\n")
+        sys.exit(130)
+
+    sys.excepthook = hook
+
+
+def _is_first_of_machine() -> bool:
+    """Whether this is the only process of a machine, or the one that speaks for all."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _way_to_read(kind: Any) -> dict[str, Any]:
+    """How argparse is to read a field of this type."""
+    if get_origin(kind) in (Union, types.UnionType):
+        (kind,) = (one for one in get_args(kind) if one is not types.NoneType)
+    if get_origin(kind) is Literal:
+        return {"choices": get_args(kind)}
+    if get_origin(kind) is list:
+        return _way_to_read(*get_args(kind)) | {"nargs": "+"}
+    if kind is bool:
+        return {"type": _truth, "nargs": "?", "const": True, "metavar": "true|false"}
+    return {"type": kind, "metavar": PLACEHOLDERS[kind]}
+
+
+def _truth(text: str) -> bool:
+    """What a word says."""
+    if text.lower() not in (*TRUTHS, *UNTRUTHS):
+        raise argparse.ArgumentTypeError(f"expected true or false, found {text!r}")
+    return text.lower() in TRUTHS
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help that says what must be given, and the default of what has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        help = action.help or ""
+        if not action.option_strings or action.nargs == 0:
+            return help
+        if action.required:
+            return f"{help} [required]"
+        if action.default in (None, argparse.SUPPRESS, []):
+            return help
+        default = action.default
+        text = str(default).lower() if isinstance(default, bool) else str(default)
+        return f"{help} [default: {text.replace('%', '%%')}]"
