@@ -28,17 +28,11 @@ from modeling_gpt2scratch.common.command_line import parse_config
 from modeling_gpt2scratch.data.loading.prefetcher import Prefetcher
 from modeling_gpt2scratch.data.shards.format import ShardError
 from modeling_gpt2scratch.data.tokens.tokenizer import TokenizerError
+from modeling_gpt2scratch.distributed.accelerator import asks_for_fp8, closing, make_accelerator
 from modeling_gpt2scratch.distributed.agreement import StalledError, StopSignal
-from modeling_gpt2scratch.distributed.processes import (
-    LaunchError,
-    asks_for_fp8,
-    closing,
-    make_accelerator,
-    on_main_process,
-    say,
-)
+from modeling_gpt2scratch.distributed.processes import LaunchError, on_main_process, say
 from modeling_gpt2scratch.hardware.devices import keep_freed_memory, require_fp8
-from modeling_gpt2scratch.hardware.profiling import Profile, profiler
+from modeling_gpt2scratch.hardware.profiling import profiler
 from modeling_gpt2scratch.optim.optimizer import set_learning_rate
 from modeling_gpt2scratch.optim.schedules import learning_rate_at
 from modeling_gpt2scratch.reports.run_page import report_at_end
@@ -51,11 +45,12 @@ from modeling_gpt2scratch.training.data import TrainingData
 from modeling_gpt2scratch.training.directory import find_resume_point, recorded_status
 from modeling_gpt2scratch.training.guard_rails import DivergenceError
 from modeling_gpt2scratch.training.initial_weights import InitialWeightsError
-from modeling_gpt2scratch.training.measurements import look_back, measure
 from modeling_gpt2scratch.training.run import Score, TrainingRun, can_go_back, go_back, open_run
-from modeling_gpt2scratch.training.step_outcomes import (
+from modeling_gpt2scratch.training.steps import (
     StepOutcome,
     clip_gradients,
+    look_back,
+    measure,
     skip_unless_finite,
 )
 from modeling_gpt2scratch.training.validation import validate
@@ -218,7 +213,7 @@ def make_steps(run: TrainingRun) -> str:
         with (
             bar,
             Prefetcher(run.loader, start_step=first, device=accelerator.device) as batches,
-            profiler(accelerator, config) as profile,
+            profiler(accelerator, Path(config.output_dir) if config.profile else None) as profile,
         ):
             end = run_steps(run, batches, stop_signal, profile, bar)
         if end != "spiked":
@@ -227,7 +222,11 @@ def make_steps(run: TrainingRun) -> str:
 
 
 def run_steps(
-    run: TrainingRun, batches: Prefetcher, stop_signal: StopSignal, profile: Profile, bar: tqdm
+    run: TrainingRun,
+    batches: Prefetcher,
+    stop_signal: StopSignal,
+    profile: torch.profiler.profile | None,
+    bar: tqdm,
 ) -> str:
     """Makes optimizer steps until there is a reason not to.
 
@@ -244,7 +243,8 @@ def run_steps(
         throughput.count(config.total_batch_tokens, batches.waited_seconds - waited_before)
         progress.step += 1
         bar.update()
-        profile.step()
+        if profile:
+            profile.step()
         is_stopped, has_lost_checkpoint = run.agreement.exchange(
             [stop_signal.received, run.writer.problem is not None]
         )

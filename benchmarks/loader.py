@@ -25,7 +25,7 @@ from tabulate import tabulate
 
 from modeling_gpt2scratch.common.command_line import argument, check_numbers, parse_config
 from modeling_gpt2scratch.data.loading.loader import ShardLoader, TokenWindows
-from modeling_gpt2scratch.data.shards.format import Manifest
+from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.data.shards.writer import SplitWriter
 
 VOCAB_SIZE = 50257

@@ -23,13 +23,8 @@ from transformers.utils import logging as transformers_logging
 
 from modeling_gpt2scratch.common.command_line import OneLineErrorParser
 from modeling_gpt2scratch.data.shards.conversion import to_llmc, to_ours
-from modeling_gpt2scratch.data.shards.format import (
-    MANIFEST_NAME,
-    MAX_SHARD_TOKENS,
-    Manifest,
-    ShardError,
-    token_dtype,
-)
+from modeling_gpt2scratch.data.shards.format import MAX_SHARD_TOKENS, ShardError
+from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME, Manifest
 from modeling_gpt2scratch.data.shards.merging import PART_PATTERN, merge_parts
 from modeling_gpt2scratch.data.shards.token_files import (
     NANOGPT,
@@ -38,6 +33,7 @@ from modeling_gpt2scratch.data.shards.token_files import (
     token_files,
 )
 from modeling_gpt2scratch.data.shards.verification import problems_of
+from modeling_gpt2scratch.data.tokens.ids import token_dtype
 from modeling_gpt2scratch.data.tokens.tokenizer import GPT2, TokenizerError, load_tokenizer
 
 PROGRAM = "token_shards"

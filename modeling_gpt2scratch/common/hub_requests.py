@@ -17,7 +17,7 @@ from huggingface_hub.errors import (  # the first is of httpx or its successor, 
     HTTPError,
     OfflineModeIsEnabled,
 )
-from huggingface_hub.utils import parse_ratelimit_headers
+from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id
 from tqdm import tqdm
 
 from .errors import SourceError
@@ -51,6 +51,17 @@ DEFAULT_RETRIES = Retries()
 
 class DamagedFileError(Exception):
     """A download with another size or checksum than the Hub promised."""
+
+
+def check_repository(repository: str, *, flag: str) -> None:
+    """Refuses what cannot be a repository.
+
+    Raises:
+        ValueError: unless it is OWNER/NAME.
+    """
+    validate_repo_id(repository)
+    if "/" not in repository:
+        raise ValueError(f"expected {flag} OWNER/NAME, found {repository!r}")
 
 
 def with_retries(

@@ -4,13 +4,10 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProfileKwargs
-
-from modeling_gpt2scratch.training.configuration import TrainConfig
 
 PROFILE_DIRECTORY = "profile"
 # The first steps compile, choose kernels and take their memory.
@@ -18,24 +15,23 @@ SCHEDULE = {"wait": 2, "warmup": 1, "active": 3, "repeat": 1}
 SHOWN_OPERATORS = 15
 
 
-class Profile(Protocol):
-    """What is told of each step."""
-
-    def step(self) -> None:
-        """Ends an optimizer step."""
-
-
 @contextlib.contextmanager
-def profiler(accelerator: Accelerator, config: TrainConfig) -> Iterator[Profile]:
-    """Traces the fourth to sixth step within the block, if `--profile` asks for it.
+def profiler(
+    accelerator: Accelerator, output_dir: Path | None
+) -> Iterator[torch.profiler.profile | None]:
+    """Traces the fourth to sixth step within the block, which calls `step` after each.
 
     Every process writes `output_dir/profile/trace-RANK.json.gz`, for https://ui.perfetto.dev, and
     the main process prints the operators that took longest.
+
+    Args:
+        accelerator: of the run.
+        output_dir: of the run; without one, nothing is traced.
     """
-    if not config.profile:
-        yield _NoProfile()
+    if output_dir is None:
+        yield None
         return
-    directory = Path(config.output_dir, PROFILE_DIRECTORY)
+    directory = output_dir / PROFILE_DIRECTORY
 
     def finish(profile: torch.profiler.profile) -> None:
         write_trace(profile, directory / f"trace-{accelerator.process_index}.json.gz")
@@ -62,8 +58,3 @@ def costliest_operators(profile: torch.profiler.profile, device: torch.device) -
     return profile.key_averages().table(
         sort_by=f"self_{where}_time_total", row_limit=SHOWN_OPERATORS, max_name_column_width=50
     )
-
-
-class _NoProfile:
-    def step(self) -> None:
-        pass

@@ -24,7 +24,6 @@ from huggingface_hub import (
     constants,
     get_token,
 )
-from huggingface_hub.utils import validate_repo_id
 
 from modeling_gpt2scratch.common.atomic_files import new_directory, write_file
 from modeling_gpt2scratch.common.command_line import argument, parse_config
@@ -32,16 +31,12 @@ from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.common.hub_requests import (
     DEFAULT_RETRIES,
     Retries,
+    check_repository,
     one_line,
     with_retries,
 )
-from modeling_gpt2scratch.data.shards.format import (
-    MANIFEST_NAME,
-    Manifest,
-    ShardEntry,
-    ShardError,
-    read_shard,
-)
+from modeling_gpt2scratch.data.shards.format import ShardError, read_shard
+from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry
 from modeling_gpt2scratch.reports.data_card import data_card, public_manifest
 
 CARD_NAME = "README.md"
@@ -96,17 +91,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"written, not uploaded: {config.dry_run}; {n_shards:,} shards would go with it")
     except (SourceError, ShardError, OSError) as error:
         sys.exit(f"shard_publishing.py: error: {one_line(error)}")
-
-
-def check_repository(repository: str, *, flag: str) -> None:
-    """Refuses what cannot be a repository.
-
-    Raises:
-        ValueError: unless it is OWNER/NAME.
-    """
-    validate_repo_id(repository)
-    if "/" not in repository:
-        raise ValueError(f"expected {flag} OWNER/NAME, found {repository!r}")
 
 
 def push_data(

@@ -12,9 +12,11 @@ from typing import Any
 from huggingface_hub import DatasetCard, DatasetCardData
 from tabulate import tabulate
 
-from modeling_gpt2scratch.data.shards.format import HEADER_BYTES, Manifest, token_dtype
+from modeling_gpt2scratch.data.shards.format import HEADER_BYTES
+from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.data.sources.docstrings import DOCSTRINGS
 from modeling_gpt2scratch.data.sources.hub_files import PRESETS
+from modeling_gpt2scratch.data.tokens.ids import token_dtype
 
 from .records import is_hub_name
 

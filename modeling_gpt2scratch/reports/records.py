@@ -13,7 +13,8 @@ from typing import Any, Literal, get_origin, get_type_hints
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from modeling_gpt2scratch.data.shards.format import Manifest, ShardError, Split
+from modeling_gpt2scratch.data.shards.format import ShardError
+from modeling_gpt2scratch.data.shards.manifest import Manifest, Split
 from modeling_gpt2scratch.data.sources.docstrings import DOCSTRINGS
 from modeling_gpt2scratch.data.sources.readers import COMPRESSIONS, READERS
 from modeling_gpt2scratch.tracking.metrics import METRICS_NAME, read_metrics

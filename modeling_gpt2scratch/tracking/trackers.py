@@ -7,8 +7,7 @@ that cannot start ends the run before its first step.
 
 import json
 import secrets
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTrack
 from accelerate.utils import broadcast_object_list
 
 from modeling_gpt2scratch.distributed.processes import on_main_process, say
-from modeling_gpt2scratch.training.configuration import TrainConfig
 
 from .metrics import JsonlTracker
 
@@ -33,13 +31,25 @@ class TrackerError(ValueError):
 
 
 def start_trackers(
-    accelerator: Accelerator, config: TrainConfig, *, jsonl: JsonlTracker, saved: dict[str, str]
+    accelerator: Accelerator,
+    names: Sequence[str],
+    *,
+    project: str,
+    output_dir: str,
+    arguments: dict,
+    strict: bool,
+    jsonl: JsonlTracker,
+    saved: dict[str, str],
 ) -> dict[str, str]:
-    """Starts metrics.jsonl and the trackers of `config.report_to`; all processes call it.
+    """Starts metrics.jsonl and the trackers of these names; all processes call it.
 
     Args:
         accelerator: of the run; it logs to these trackers from now on.
-        config: of the run.
+        names: of wandb, tensorboard and trackio.
+        project: in which the trackers show the run.
+        output_dir: of the run, whose name is the run's.
+        arguments: of the run, for its page in the trackers.
+        strict: refuse a tracker that cannot start.
         jsonl: the tracker that is always there.
         saved: what this function returned before the checkpoint that the run continues from; empty
             for a new run.
@@ -48,13 +58,17 @@ def start_trackers(
         By tracker, the identity under which a later process can continue its run.
 
     Raises:
-        TrackerError: under `config.strict`, if one cannot start; on every process alike.
+        TrackerError: under `strict`, if one cannot start; on every process alike.
         OSError: if metrics.jsonl cannot be written; on every process alike.
     """
-    trackers = [OptionalTracker(_tracker(name, config, jsonl, saved)) for name in config.report_to]
+    places = {"project": project, "output_dir": output_dir, "resume_step": jsonl.resume_step}
+    trackers = [
+        OptionalTracker(_tracker(name, saved.get(name), may_be_offline=not strict, **places))
+        for name in names
+    ]
     accelerator.log_with = [jsonl, *trackers]
     # The others log nothing, and have no trackers.
-    on_main_process(accelerator.init_trackers, config.project, config=asdict(config))
+    on_main_process(accelerator.init_trackers, project, config=arguments)
     failed = [tracker for tracker in trackers if tracker.problem is not None]
     problems = [f"without {tracker.name}: {tracker.problem}" for tracker in failed]
     ids = {t.name: t.run_id for t in trackers if t not in failed and t.run_id is not None}
@@ -64,7 +78,7 @@ def start_trackers(
     outcome = [(ids, problems)]
     broadcast_object_list(outcome)
     ids, problems = outcome[0]
-    if problems and config.strict:
+    if problems and strict:
         raise TrackerError("; ".join(problems))
     for problem in problems:
         say(f"{problem}; the run goes on with {jsonl.tracker.name}")
@@ -247,25 +261,23 @@ class TrackioRun(TrackioTracker):
 
 
 def _tracker(
-    name: str, config: TrainConfig, jsonl: JsonlTracker, saved: dict[str, str]
+    name: str,
+    run_id: str | None,
+    *,
+    project: str,
+    output_dir: str,
+    resume_step: int,
+    may_be_offline: bool,
 ) -> GeneralTracker:
-    """The tracker called `name`, not started yet."""
-    run_name = Path(config.output_dir).resolve().name
+    """The tracker called `name`, not started yet; `run_id` is that of the run it continues."""
+    run_name = Path(output_dir).resolve().name
     if name == "wandb":
-        return WandbRun(
-            config.project,
-            may_be_offline=not config.strict,
-            name=run_name,
-            dir=config.output_dir,
-            id=saved.get(name),
-            resume="allow",
-        )
+        options = {"name": run_name, "dir": output_dir, "id": run_id, "resume": "allow"}
+        return WandbRun(project, may_be_offline=may_be_offline, **options)
     if name == "tensorboard":
-        first_step = jsonl.resume_step + 1 if jsonl.resume_step else None
-        return TensorBoardRun(config.output_dir, first_step=first_step)
+        return TensorBoardRun(output_dir, first_step=resume_step + 1 if resume_step else None)
     # Two runs may have directories of one name, which must not become one run.
-    run_id = saved.get(name) or f"{run_name}-{secrets.token_hex(4)}"
-    return TrackioRun(config.project, run_id=run_id)
+    return TrackioRun(project, run_id=run_id or f"{run_name}-{secrets.token_hex(4)}")
 
 
 def _numbers(values: dict) -> dict[str, int | float]:

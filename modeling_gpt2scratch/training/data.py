@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from modeling_gpt2scratch.data.loading.cache import ShardCache
 from modeling_gpt2scratch.data.loading.loader import ShardLoader, TokenWindows
 from modeling_gpt2scratch.data.loading.store import is_remote, open_store
-from modeling_gpt2scratch.data.shards.format import MANIFEST_NAME, Manifest, ShardError
+from modeling_gpt2scratch.data.shards.format import ShardError
+from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME, Manifest
 from modeling_gpt2scratch.data.sources.mixture import SMALLEST, parse_mixture
 from modeling_gpt2scratch.data.tokens.tokenizer import fingerprint, load_tokenizer
 from modeling_gpt2scratch.distributed.processes import LaunchError

@@ -5,7 +5,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.configuration_gpt2scratch import GPT2ScratchConfig
-from modeling_gpt2scratch.data.shards.format import Manifest
+from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.data.tokens.tokenizer import TokenizerError, load_tokenizer
 from modeling_gpt2scratch.modeling_gpt2scratch import GPT2ScratchForCausalLM
 

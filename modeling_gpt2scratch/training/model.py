@@ -3,7 +3,7 @@
 from transformers import PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.configuration_gpt2scratch import GPT2ScratchConfig
-from modeling_gpt2scratch.data.shards.format import Manifest
+from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.modeling_gpt2scratch import GPT2ScratchForCausalLM
 
 from .configuration import TrainConfig

@@ -21,19 +21,17 @@ from modeling_gpt2scratch.checkpoints.checkpoint import (
 from modeling_gpt2scratch.checkpoints.writer import CheckpointWriter
 from modeling_gpt2scratch.checkpoints.zero_state import prepare
 from modeling_gpt2scratch.data.loading.loader import ShardLoader, TokenWindows
+from modeling_gpt2scratch.distributed.accelerator import describe_environment, prepare_accelerator
 from modeling_gpt2scratch.distributed.agreement import Agreement
 from modeling_gpt2scratch.distributed.processes import (
     LaunchError,
-    describe_environment,
     on_all_processes,
     on_main_process,
-    prepare_accelerator,
     require_agreement,
     require_expected,
     say,
 )
-from modeling_gpt2scratch.hardware.activation_checkpointing import checkpoint_activations
-from modeling_gpt2scratch.hardware.compilation import compile_model
+from modeling_gpt2scratch.hardware.compilation import checkpoint_activations, compile_model
 from modeling_gpt2scratch.hardware.devices import device_peak_flops, use_tf32
 from modeling_gpt2scratch.hardware.micro_batch import find_micro_batch_size
 from modeling_gpt2scratch.modeling_gpt2scratch import GPT2ScratchForCausalLM
@@ -157,7 +155,16 @@ def open_run(
         ),
         metrics=metrics,
         events=EventLog(output_dir / EVENTS_NAME),
-        tracker_ids=start_trackers(accelerator, config, jsonl=metrics, saved=saved),
+        tracker_ids=start_trackers(
+            accelerator,
+            config.report_to,
+            project=config.project,
+            output_dir=config.output_dir,
+            arguments=dataclasses.asdict(config),
+            strict=config.strict,
+            jsonl=metrics,
+            saved=saved,
+        ),
         compiled=compiled,
         peak_flops=device_peak_flops(
             accelerator.device,

@@ -22,11 +22,8 @@ from support.training_runs import (
     train_with,
 )
 
-from modeling_gpt2scratch.distributed.processes import (
-    LaunchError,
-    _require_zero2,
-    prepare_accelerator,
-)
+from modeling_gpt2scratch.distributed.accelerator import _require_zero2, prepare_accelerator
+from modeling_gpt2scratch.distributed.processes import LaunchError
 
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None,

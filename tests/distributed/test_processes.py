@@ -12,7 +12,7 @@ from support.processes import run_process
 from support.training_runs import flags, run_here
 
 import train_accelerate
-from modeling_gpt2scratch.distributed import processes
+from modeling_gpt2scratch.distributed import accelerator
 from modeling_gpt2scratch.distributed.agreement import Agreement
 from modeling_gpt2scratch.distributed.processes import LaunchError, require_expected
 from modeling_gpt2scratch.training.directory import recorded_status
@@ -120,23 +120,23 @@ def test_shards_compute_in_bfloat16_and_add_gradients_in_float32(
     monkeypatch.setenv("FSDP_VERSION", version)
     if version == "1":
         with pytest.raises(LaunchError, match="expected fsdp_version: 2, found 1"):
-            processes._fsdp_plugin(precision)
+            accelerator._fsdp_plugin(precision)
         return
-    policy = processes._fsdp_plugin(precision).mixed_precision_policy
+    policy = accelerator._fsdp_plugin(precision).mixed_precision_policy
     assert (policy and f"{policy.param_dtype} {policy.reduce_dtype}") == expected
 
 
 def test_an_argument_or_a_cpu_run_decides_the_precision_and_then_the_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    assert processes.choose_precision("no") == "no"
+    assert accelerator.choose_precision("no") == "no"
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # as the launcher always says
     monkeypatch.setenv("ACCELERATE_USE_CPU", "False")
-    assert processes.choose_precision("auto") == "bf16"
+    assert accelerator.choose_precision("auto") == "bf16"
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")  # on a machine with a GPU
-    assert processes.choose_precision("auto") == "no"
+    assert accelerator.choose_precision("auto") == "no"
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert processes.choose_precision("auto") is None  # Accelerate's own
+    assert accelerator.choose_precision("auto") is None  # Accelerate's own
 
 
 @pytest.mark.parametrize("local_rank", [0, 1])

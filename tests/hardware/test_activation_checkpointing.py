@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.tiny_models import random_ids, tiny_model
 
-from modeling_gpt2scratch.hardware.activation_checkpointing import checkpoint_activations
+from modeling_gpt2scratch.hardware.compilation import checkpoint_activations
 
 DROPOUT = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
 

@@ -6,8 +6,8 @@ from safetensors import safe_open
 from support.tiny_models import random_ids, tiny_model
 
 from modeling_gpt2scratch.distributed.processes import LaunchError
-from modeling_gpt2scratch.hardware.activation_checkpointing import checkpoint_activations
 from modeling_gpt2scratch.hardware.compilation import (
+    checkpoint_activations,
     compile_model,
     missing_for_compilation,
     n_compiled_graphs,

@@ -13,7 +13,7 @@ from support.tiny_models import tiny_model
 
 from modeling_gpt2scratch.distributed.processes import LaunchError
 from modeling_gpt2scratch.hardware import micro_batch
-from modeling_gpt2scratch.hardware.activation_checkpointing import checkpoint_activations
+from modeling_gpt2scratch.hardware.compilation import checkpoint_activations
 from modeling_gpt2scratch.hardware.micro_batch import Trial, find_micro_batch_size
 
 

@@ -8,14 +8,12 @@ import torch
 from accelerate import Accelerator
 
 from modeling_gpt2scratch.hardware.profiling import profiler
-from modeling_gpt2scratch.training.configuration import TrainConfig
 
 
-def steps(tmp_path, n_steps, *, profile):
+def steps(tmp_path, n_steps):
     """Makes some steps under the profiler; returns the names in the trace, None without one."""
-    config = TrainConfig(data="d", output_dir=str(tmp_path / "run"), profile=profile)
     accelerator = Accelerator(cpu=True)
-    with profiler(accelerator, config) as profile:
+    with profiler(accelerator, tmp_path / "run") as profile:
         for step in range(n_steps):
             with torch.profiler.record_function(f"step-{step}"):
                 torch.ones(4, 4) @ torch.ones(4, 4)
@@ -29,19 +27,20 @@ def steps(tmp_path, n_steps, *, profile):
 
 
 def test_the_fourth_to_sixth_step_are_traced_and_the_operators_shown(tmp_path, capsys):
-    names = steps(tmp_path, 9, profile=True)
+    names = steps(tmp_path, 9)
     assert {name for name in names if name.startswith("step-")} == {"step-3", "step-4", "step-5"}
     assert capsys.readouterr().out.count("aten::mm") == 1
 
 
 @pytest.mark.parametrize("n_steps", [0, 2])
 def test_a_run_that_is_too_short_has_no_trace_and_no_error(tmp_path, n_steps):
-    assert steps(tmp_path, n_steps, profile=True) is None
+    assert steps(tmp_path, n_steps) is None
 
 
 def test_a_run_that_ends_while_it_is_traced_has_what_there_is(tmp_path):
-    assert {"step-3", "step-4"} <= steps(tmp_path, 5, profile=True)
+    assert {"step-3", "step-4"} <= steps(tmp_path, 5)
 
 
-def test_without_profile_nothing_is_written(tmp_path):
-    assert steps(tmp_path, 9, profile=False) is None
+def test_without_a_directory_nothing_is_traced():
+    with profiler(Accelerator(cpu=True), None) as profile:
+        assert profile is None

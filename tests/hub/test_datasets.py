@@ -11,7 +11,8 @@ from support import fake_hub
 
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.common.hub_requests import Retries
-from modeling_gpt2scratch.data.shards.format import Manifest, ShardError, read_shard
+from modeling_gpt2scratch.data.shards.format import ShardError, read_shard
+from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.data.shards.writer import SplitWriter
 from modeling_gpt2scratch.hub import datasets as shard_publishing
 from modeling_gpt2scratch.hub.datasets import push_data

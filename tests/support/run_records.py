@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from modeling_gpt2scratch.data.shards.format import Manifest, ShardEntry, Split
+from modeling_gpt2scratch.data.shards.manifest import Manifest, ShardEntry, Split
 
 REPOSITORY = "someone/tiny"
 

@@ -5,7 +5,8 @@ import random
 
 import numpy as np
 
-from modeling_gpt2scratch.data.shards.format import Manifest, read_shard
+from modeling_gpt2scratch.data.shards.format import read_shard
+from modeling_gpt2scratch.data.shards.manifest import Manifest
 
 WORDS = ["ant", "grain", "winter", "song", "cicada", "store", "sing", "summer", "hungry", "dry"]
 

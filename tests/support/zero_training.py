@@ -9,13 +9,14 @@ import sys
 from pathlib import Path
 
 os.environ["DS_ACCELERATOR"] = "cpu"
-sys.path[:0] = map(str, Path(__file__).parents[1:3])
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import deepspeed  # noqa: F401 - its modules are changed below
 from accelerate import Accelerator, PartialState
 from support import faulty_training
 
-from modeling_gpt2scratch.distributed import processes
+from modeling_gpt2scratch.distributed import accelerator
 
 PLACE = {
     "num_processes": int(os.environ["WORLD_SIZE"]),
@@ -26,15 +27,15 @@ PLACE = {
 
 def make_accelerator(*, cpu: bool, **options) -> Accelerator:
     """An Accelerator that does not fall back to replicas on the CPU, and knows its process."""
-    accelerator = Accelerator(cpu=False, **options)
+    made = Accelerator(cpu=False, **options)
     PartialState._shared_state.update(PLACE)
-    type(accelerator.state)._shared_state.update(PLACE)
-    return accelerator
+    type(made.state)._shared_state.update(PLACE)
+    return made
 
 
 if __name__ == "__main__":
     # The module's name in the package is that of a function. Its extension for shared memory would
     # be compiled for minutes, and gloo does without it.
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
-    processes.Accelerator = make_accelerator
+    accelerator.Accelerator = make_accelerator
     faulty_training.main()

@@ -17,7 +17,6 @@ from support.processes import run_process
 from modeling_gpt2scratch.tracking import trackers
 from modeling_gpt2scratch.tracking.metrics import JsonlTracker, read_metrics
 from modeling_gpt2scratch.tracking.trackers import TrackerError, start_trackers
-from modeling_gpt2scratch.training.configuration import TrainConfig
 
 KEY = "k" * 40
 VALUES = {"loss": 2.5, "sample": "once upon a time"}
@@ -80,18 +79,15 @@ from pathlib import Path
 from accelerate import Accelerator
 from modeling_gpt2scratch.tracking.metrics import JsonlTracker
 from modeling_gpt2scratch.tracking.trackers import TrackerError, start_trackers
-from modeling_gpt2scratch.training.configuration import TrainConfig
 outcome = []
 for module in ("torch.utils.tensorboard", "tensorboardX"):
     sys.modules[module] = None
 for strict in (False, True):
     accelerator = Accelerator(cpu=True)
     jsonl = JsonlTracker(Path("metrics.jsonl"), resume_step=int(strict))
-    config = TrainConfig(
-        data="d", output_dir="x", resume="auto", report_to=["tensorboard"], strict=strict
-    )
+    values = {"project": "p", "output_dir": "x", "arguments": {}, "strict": strict}
     try:
-        start_trackers(accelerator, config, jsonl=jsonl, saved={})
+        start_trackers(accelerator, ["tensorboard"], **values, jsonl=jsonl, saved={})
         accelerator.log({"loss": 1.0}, step=1)
         outcome.append("started")
     except TrackerError as error:
@@ -104,12 +100,18 @@ accelerator.end_training()
 def start(output_dir: Path, name: str, *, saved=None, strict=False, resume_step=0):
     """An Accelerator whose trackers are started, and the identities to be saved."""
     output_dir.mkdir(exist_ok=True)
-    config = TrainConfig(
-        data="d", output_dir=str(output_dir), resume="auto", report_to=[name], strict=strict
-    )
     jsonl = JsonlTracker(output_dir / "metrics.jsonl", resume_step=resume_step)
     accelerator = Accelerator(cpu=True)
-    ids = start_trackers(accelerator, config, jsonl=jsonl, saved=saved or {})
+    ids = start_trackers(
+        accelerator,
+        [name],
+        project="gpt2scratch",
+        output_dir=str(output_dir),
+        arguments={"learning_rate": 6e-4, "report_to": [name], "init_from": None},
+        strict=strict,
+        jsonl=jsonl,
+        saved=saved or {},
+    )
     return accelerator, ids
 
 
@@ -156,7 +158,7 @@ def real_wandb(monkeypatch):
 @pytest.mark.parametrize("at", ["start", "store_init_configuration"])
 def test_a_run_goes_on_without_a_tracker_that_cannot_start(at, tmp_path, monkeypatch, capsys):
     failing = Failing(at)
-    monkeypatch.setattr(trackers, "_tracker", lambda *_: failing)
+    monkeypatch.setattr(trackers, "_tracker", lambda *_, **__: failing)
     accelerator, ids = start(tmp_path, "wandb", saved={"wandb": "old"})
     accelerator.log(VALUES, step=1)
     accelerator.end_training()
@@ -168,7 +170,7 @@ def test_a_run_goes_on_without_a_tracker_that_cannot_start(at, tmp_path, monkeyp
 
 
 def test_under_strict_a_tracker_that_cannot_start_ends_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(trackers, "_tracker", lambda *_: Failing("start"))
+    monkeypatch.setattr(trackers, "_tracker", lambda *_, **__: Failing("start"))
     with pytest.raises(TrackerError, match="^without wandb: no start$"):
         start(tmp_path, "wandb", strict=True)
 
@@ -195,7 +197,7 @@ def test_all_processes_go_on_or_end_alike(tmp_path):
 @pytest.mark.parametrize("at", ["log", "finish"])
 def test_a_tracker_that_fails_later_is_said_once(at, tmp_path, monkeypatch, capsys):
     failing = Failing(at)
-    monkeypatch.setattr(trackers, "_tracker", lambda *_: failing)
+    monkeypatch.setattr(trackers, "_tracker", lambda *_, **__: failing)
     accelerator, ids = start(tmp_path, "wandb")
     for step in (1, 2):
         accelerator.log(VALUES, step=step)

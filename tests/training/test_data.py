@@ -13,7 +13,8 @@ from support.training_runs import curve, flags, launch, refusal, run_here
 
 from modeling_gpt2scratch.data.loading import remote_files
 from modeling_gpt2scratch.data.loading.loader import model_inputs
-from modeling_gpt2scratch.data.shards.format import Manifest, ShardError, read_shard, write_shard
+from modeling_gpt2scratch.data.shards.format import ShardError, read_shard, write_shard
+from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.tracking.metrics import read_metrics
 from modeling_gpt2scratch.training.configuration import TrainConfig
 from modeling_gpt2scratch.training.data import TrainingData, _short_names

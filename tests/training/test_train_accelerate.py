@@ -18,8 +18,10 @@ from support.processes import PATIENCE, started, wait_until
 from support.training_runs import curve, flags, launch, launcher_of, refusal, run_here
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from modeling_gpt2scratch.data.shards.format import HEADER_BYTES, Manifest
-from modeling_gpt2scratch.distributed import processes
+from modeling_gpt2scratch.data.shards.format import HEADER_BYTES
+from modeling_gpt2scratch.data.shards.manifest import Manifest
+from modeling_gpt2scratch.distributed import accelerator
+from modeling_gpt2scratch.distributed.processes import LaunchError
 from modeling_gpt2scratch.hardware.devices import peak_memory
 from modeling_gpt2scratch.tracking.metrics import read_metrics
 from modeling_gpt2scratch.training.directory import OutputLock
@@ -358,9 +360,9 @@ def test_processes_that_do_not_find_each_other_are_refused(monkeypatch, tmp_path
         num_processes = 1
 
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(processes, "Accelerator", lambda **options: Alone())
-    with pytest.raises(processes.LaunchError, match="expected the 2 processes .* found 1"):
-        processes.make_accelerator(
+    monkeypatch.setattr(accelerator, "Accelerator", lambda **options: Alone())
+    with pytest.raises(LaunchError, match="expected the 2 processes .* found 1"):
+        accelerator.make_accelerator(
             mixed_precision="no", project_dir=str(tmp_path), timeout_minutes=1.0
         )
 

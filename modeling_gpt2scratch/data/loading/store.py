@@ -22,14 +22,12 @@ import numpy as np
 from modeling_gpt2scratch.common.atomic_files import write_file
 from modeling_gpt2scratch.data.shards.format import (
     HEADER_BYTES,
-    MANIFEST_NAME,
-    Manifest,
-    ShardEntry,
     ShardError,
     check_token_ids,
     read_shard,
-    token_dtype,
 )
+from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry
+from modeling_gpt2scratch.data.tokens.ids import token_dtype
 
 from .cache import Closed, ShardCache
 from .remote_files import RemoteFiles

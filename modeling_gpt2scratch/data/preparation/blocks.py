@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from modeling_gpt2scratch.data.shards.writer import SplitWriter
-from modeling_gpt2scratch.data.sources.documents import DocumentStream
+from modeling_gpt2scratch.data.sources.document_stream import DocumentStream
 from modeling_gpt2scratch.data.tokens.encoder import EncodedDocuments, is_held_out
 from modeling_gpt2scratch.data.tokens.workers import Encoding, encoded
 

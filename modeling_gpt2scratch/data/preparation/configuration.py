@@ -7,14 +7,15 @@ from pathlib import Path
 
 from modeling_gpt2scratch.common.atomic_files import require_free
 from modeling_gpt2scratch.common.command_line import argument, check_numbers
-from modeling_gpt2scratch.data.shards.format import MANIFEST_NAME, MAX_SHARD_TOKENS
+from modeling_gpt2scratch.common.hub_requests import check_repository
+from modeling_gpt2scratch.data.shards.format import MAX_SHARD_TOKENS
+from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME
 from modeling_gpt2scratch.data.sources.docstrings import DOCSTRINGS
 from modeling_gpt2scratch.data.sources.filters import parse_condition
 from modeling_gpt2scratch.data.sources.hub_files import PRESETS
 from modeling_gpt2scratch.data.sources.mixture import parse_mixture
 from modeling_gpt2scratch.data.tokens.encoder import GPT2
 from modeling_gpt2scratch.data.tokens.tokenizer import trained_vocab_size
-from modeling_gpt2scratch.hub.datasets import check_repository
 
 from .progress import WorkingDirectory
 

@@ -6,22 +6,22 @@ and then says so in a file; when all have, they are merged:
 
     from datatrove.executor import SlurmPipelineExecutor
     from datatrove.pipeline.readers import ParquetReader
-    from modeling_gpt2scratch.data.preparation.datatrove_steps import MergeManifests, ShardWriterStep
+    from modeling_gpt2scratch.data.preparation import datatrove_steps as ours
 
     slurm = dict(time="10:00:00", partition="cpu")
     fineweb = "hf://datasets/HuggingFaceFW/fineweb/sample/100BT"
     writing = SlurmPipelineExecutor(
-        [ParquetReader(fineweb), ShardWriterStep("/shared/fineweb", tokenizer="gpt2")],
+        [ParquetReader(fineweb), ours.ShardWriterStep("/shared/fineweb", tokenizer="gpt2")],
         tasks=200, logging_dir="/shared/logs/writing", **slurm,
     )
     SlurmPipelineExecutor(
-        [MergeManifests("/shared/fineweb")],
+        [ours.MergeManifests("/shared/fineweb")],
         tasks=1, depends=writing, logging_dir="/shared/logs/merging", **slurm,
     ).run()
 
 The output directory lies on a file system that all tasks share. A task that fails or is killed
 leaves no such file; started again, by the same command, it removes what it had written and begins
-anew. `python -m modeling_gpt2scratch.data.shards.format merge DIR` merges as well.
+anew. `gpt2scratch shards merge DIR` merges as well.
 """
 
 import itertools
@@ -32,12 +32,8 @@ import numpy as np
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 
-from modeling_gpt2scratch.data.shards.format import (
-    MANIFEST_NAME,
-    MAX_SHARD_TOKENS,
-    Manifest,
-    ShardError,
-)
+from modeling_gpt2scratch.data.shards.format import MAX_SHARD_TOKENS, ShardError
+from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME, Manifest
 from modeling_gpt2scratch.data.shards.merging import Part, merge_parts, part_name
 from modeling_gpt2scratch.data.shards.writer import SplitWriter
 from modeling_gpt2scratch.data.tokens.encoder import DocumentEncoder, document_digest, is_held_out

@@ -12,17 +12,18 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.common.errors import SourceError
-from modeling_gpt2scratch.data.shards.format import Manifest, ShardError, Split
-from modeling_gpt2scratch.data.sources.documents import BATCH_CHARACTERS, DocumentStream
-from modeling_gpt2scratch.data.sources.filters import parse_condition
-from modeling_gpt2scratch.data.sources.hub_files import remove_partial_downloads
-from modeling_gpt2scratch.data.sources.places import (
+from modeling_gpt2scratch.data.shards.format import ShardError
+from modeling_gpt2scratch.data.shards.manifest import Manifest, Split
+from modeling_gpt2scratch.data.sources.dataset_argument import (
     Source,
     describe_files,
     describe_sources,
     estimated_bytes,
     open_sources,
 )
+from modeling_gpt2scratch.data.sources.document_stream import BATCH_CHARACTERS, DocumentStream
+from modeling_gpt2scratch.data.sources.filters import parse_condition
+from modeling_gpt2scratch.data.sources.hub_files import remove_partial_downloads
 from modeling_gpt2scratch.data.tokens.encoder import document_digest, is_held_out
 from modeling_gpt2scratch.data.tokens.tokenizer import (
     TokenizerError,

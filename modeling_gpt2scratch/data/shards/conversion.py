@@ -16,15 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from modeling_gpt2scratch.common.atomic_files import new_directory, require_free
 from modeling_gpt2scratch.data.tokens.tokenizer import fingerprint, load_tokenizer, save_tokenizer
 
-from .format import (
-    HEADER_BYTES,
-    MANIFEST_NAME,
-    Manifest,
-    ShardEntry,
-    ShardError,
-    read_shard,
-    shard_header,
-)
+from .format import HEADER_BYTES, ShardError, read_shard, shard_header
+from .manifest import MANIFEST_NAME, Manifest, ShardEntry
 from .token_files import TOKENS_PER_READ, TokenFile, read_token_file, token_files
 from .writer import SplitWriter
 

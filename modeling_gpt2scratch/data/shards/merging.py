@@ -12,7 +12,8 @@ from pathlib import Path
 from modeling_gpt2scratch.common.atomic_files import write_json
 from modeling_gpt2scratch.data.tokens.tokenizer import fingerprint, load_tokenizer, save_tokenizer
 
-from .format import MANIFEST_NAME, Manifest, ShardError, Split, read_shard
+from .format import ShardError, read_shard
+from .manifest import MANIFEST_NAME, Manifest, Split
 from .token_files import token_files
 
 PART_PATTERN = "manifest.part-*.json"

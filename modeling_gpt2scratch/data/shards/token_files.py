@@ -20,7 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .format import HEADER_BYTES, HEADER_INTS, LAYOUTS, ShardError, token_dtype
+from modeling_gpt2scratch.data.tokens.ids import token_dtype
+
+from .format import HEADER_BYTES, HEADER_INTS, LAYOUTS, ShardError
 
 NANOGPT = "nanogpt"
 NANOGPT_NAMES = ("train.bin", "val.bin")

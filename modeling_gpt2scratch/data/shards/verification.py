@@ -10,17 +10,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from modeling_gpt2scratch.data.tokens.ids import token_dtype
 from modeling_gpt2scratch.data.tokens.tokenizer import TokenizerError, fingerprint, load_tokenizer
 
-from .format import (
-    HEADER_BYTES,
-    MANIFEST_NAME,
-    Manifest,
-    ShardEntry,
-    ShardError,
-    read_shard,
-    token_dtype,
-)
+from .format import HEADER_BYTES, ShardError, read_shard
+from .manifest import MANIFEST_NAME, Manifest, ShardEntry
 from .token_files import token_files
 
 BYTES_PER_READ = 2**23

@@ -9,15 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .format import (
-    HEADER_BYTES,
-    ShardEntry,
-    ShardError,
-    Split,
-    read_shard,
-    shard_header,
-    token_dtype,
-)
+from modeling_gpt2scratch.data.tokens.ids import token_dtype
+
+from .format import HEADER_BYTES, ShardError, read_shard, shard_header
+from .manifest import ShardEntry, Split
 
 
 class SplitWriter:

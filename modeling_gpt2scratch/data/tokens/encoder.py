@@ -8,7 +8,7 @@ import numpy as np
 import tiktoken
 from tokenizers import Tokenizer
 
-from modeling_gpt2scratch.data.shards.format import token_dtype
+from .ids import token_dtype
 
 GPT2 = "gpt2"
 DIGEST_BYTES = 16

@@ -5,8 +5,6 @@ the number of workers. A worker imports this module and what it names, and neith
 transformers nor pyarrow.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal
@@ -16,8 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import connection
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from .encoder import (
     DocumentEncoder,
@@ -26,14 +25,19 @@ from .encoder import (
     use_one_thread,
 )
 
-if TYPE_CHECKING:
-    from modeling_gpt2scratch.data.sources.documents import Batch
-
 BATCHES_PER_WORKER = 3  # on their way at a time: one in work, the others so that it never waits
 
 
 class WorkerError(RuntimeError):
     """A worker process that died."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Documents that are read, encoded and written together."""
+
+    documents: list[str]
+    position: dict  # behind them, as JSON values
 
 
 class Encoding(NamedTuple):

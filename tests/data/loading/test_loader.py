@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from modeling_gpt2scratch.data.loading.loader import ShardLoader, TokenWindows, model_inputs
 from modeling_gpt2scratch.data.loading.window_order import MixtureOrder, WindowOrder, shuffled
-from modeling_gpt2scratch.data.shards.format import HEADER_BYTES, Manifest, ShardError, write_shard
+from modeling_gpt2scratch.data.shards.format import HEADER_BYTES, ShardError, write_shard
+from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.data.shards.writer import SplitWriter
 
 VOCAB_SIZE = 2**16

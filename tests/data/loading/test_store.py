@@ -25,7 +25,8 @@ from modeling_gpt2scratch.data.loading.loader import ShardLoader, TokenWindows
 from modeling_gpt2scratch.data.loading.prefetcher import Prefetcher, StreamError
 from modeling_gpt2scratch.data.loading.remote_files import RemoteFiles
 from modeling_gpt2scratch.data.loading.store import LocalStore, RemoteStore
-from modeling_gpt2scratch.data.shards.format import HEADER_BYTES, Manifest, ShardError
+from modeling_gpt2scratch.data.shards.format import HEADER_BYTES, ShardError
+from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.data.shards.writer import SplitWriter
 
 SHARD_TOKENS = 100

@@ -20,7 +20,8 @@ from modeling_gpt2scratch.data.preparation import datatrove_steps
 from modeling_gpt2scratch.data.preparation.configuration import PrepareConfig
 from modeling_gpt2scratch.data.preparation.datatrove_steps import MergeManifests, ShardWriterStep
 from modeling_gpt2scratch.data.preparation.prepare import prepare
-from modeling_gpt2scratch.data.shards.format import Manifest, ShardError
+from modeling_gpt2scratch.data.shards.format import ShardError
+from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.data.shards.verification import problems_of
 from modeling_gpt2scratch.data.tokens.encoder import document_digest, is_held_out
 from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer, train_tokenizer

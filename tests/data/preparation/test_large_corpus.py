@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.paths import TIKTOKEN_CACHE
 
-from modeling_gpt2scratch.data.shards.format import Manifest
+from modeling_gpt2scratch.data.shards.manifest import Manifest
 
 MIB = 2**20
 WORDS = ("the", "of", "and", "to", "in", "that", "was", "his", "he", "it", "with", "is", "for")

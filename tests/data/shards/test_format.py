@@ -10,14 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_gpt2scratch.data.shards.format import (
-    Manifest,
-    ShardEntry,
     ShardError,
-    Split,
     check_token_ids,
     read_shard,
     write_shard,
 )
+from modeling_gpt2scratch.data.shards.manifest import Manifest, ShardEntry, Split
 from modeling_gpt2scratch.data.shards.writer import SplitWriter
 
 MAX_ID = 2**16 - 1

@@ -19,7 +19,7 @@ from modeling_gpt2scratch.data.shards import conversion as shard_conversion
 from modeling_gpt2scratch.data.shards import token_files as shard_formats
 from modeling_gpt2scratch.data.shards import verification as shard_verification
 from modeling_gpt2scratch.data.shards.conversion import byte_lengths
-from modeling_gpt2scratch.data.shards.format import Manifest
+from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.data.shards.merging import Part
 from modeling_gpt2scratch.data.shards.writer import SplitWriter
 from modeling_gpt2scratch.data.tokens.tokenizer import fingerprint, train_tokenizer

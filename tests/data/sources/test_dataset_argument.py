@@ -15,10 +15,10 @@ from support.processes import run_process
 from support.table_files import DOCUMENTS, jsonl, parquet_table, written
 
 from modeling_gpt2scratch.common.errors import SourceError
-from modeling_gpt2scratch.data.sources import places as text_sources
-from modeling_gpt2scratch.data.sources.documents import DocumentStream
+from modeling_gpt2scratch.data.sources import dataset_argument as dataset_argument
+from modeling_gpt2scratch.data.sources.dataset_argument import Source, describe_files, open_sources
+from modeling_gpt2scratch.data.sources.document_stream import DocumentStream
 from modeling_gpt2scratch.data.sources.hub_files import HubFile
-from modeling_gpt2scratch.data.sources.places import Source, describe_files, open_sources
 
 
 def stream_of(sources, directory, **keywords):
@@ -53,7 +53,7 @@ def test_a_name_that_leads_nowhere_is_compared_with_the_presets(tmp_path, monkey
     def list_files(repository, **keywords):
         raise SourceError(f"{repository}: the Hub answered 404 Not Found")
 
-    monkeypatch.setattr(text_sources, "list_files", list_files)
+    monkeypatch.setattr(dataset_argument, "list_files", list_files)
     with pytest.raises(SourceError) as caught:
         open_sources("fineweb-edu-10b")
     assert str(caught.value) == (
@@ -126,10 +126,10 @@ def test_files_of_a_few_are_read_in_turn_when_there_is_a_seed(tmp_path):
 READ = """
 import json, pathlib, sys
 from modeling_gpt2scratch.common.errors import SourceError
-from modeling_gpt2scratch.data.sources import places as text_sources
-from modeling_gpt2scratch.data.sources.documents import DocumentStream
+from modeling_gpt2scratch.data.sources import dataset_argument
+from modeling_gpt2scratch.data.sources.document_stream import DocumentStream
 from modeling_gpt2scratch.data.sources.hub_files import HubFile
-from modeling_gpt2scratch.data.sources.places import Source, describe_files, open_sources
+from modeling_gpt2scratch.data.sources.dataset_argument import Source, describe_files, open_sources
 try:
     sources = open_sources(sys.argv[1], subset=json.loads(sys.argv[2]))
     downloads = pathlib.Path(sys.argv[3])

@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState
 from support.tiny_models import random_ids, tiny_model
 
 from modeling_gpt2scratch.optim.optimizer import make_optimizer
-from modeling_gpt2scratch.training.step_outcomes import (
+from modeling_gpt2scratch.training.steps import (
     StepOutcome,
     read_outcomes,
     skip_unless_finite,

@@ -15,22 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
+from modeling_gpt2scratch.data.tokens.workers import Batch
+
+from .dataset_argument import FILES_AT_ONCE, File, Source
 from .file_queue import FileQueue
 from .hub_files import HubFile
 from .hub_stream import HubStream
 from .local_files import read_documents
-from .places import FILES_AT_ONCE, File, Source
 
 BATCH_CHARACTERS = 2**20
 BATCH_DOCUMENTS = 1024
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Documents that are read, encoded and written together."""
-
-    documents: list[str]
-    position: dict  # behind them, as JSON values
 
 
 class DocumentStream:

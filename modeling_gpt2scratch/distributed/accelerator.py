@@ -1,0 +1,257 @@
+"""The Accelerator of a run: precision, FSDP2, ZeRO-2, and processes that find each other."""
+
+import contextlib
+import os
+import platform
+import traceback
+from collections.abc import Iterator
+from datetime import timedelta
+
+import accelerate
+import torch
+import torch.distributed as dist
+import transformers
+from accelerate import Accelerator, PartialState
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+)
+from torch.distributed.fsdp import MixedPrecisionPolicy
+
+from .processes import LaunchError
+from .roll_call import is_first_to_say
+
+# NCCL ends a process whose operation timed out. Before that, the exchange among the processes' CPUs
+# shall time out, which names the one that is missing.
+NCCL_GRACE = timedelta(minutes=1)
+
+
+def make_accelerator(
+    *, mixed_precision: str, project_dir: str, timeout_minutes: float
+) -> Accelerator:
+    """The Accelerator of this launch, for a loop that brings its own data loader.
+
+    Args:
+        mixed_precision: "no", "bf16", "fp8", or "auto"; see `choose_precision`.
+        project_dir: where trackers may put their files.
+        timeout_minutes: how long a process waits for another in any collective operation.
+
+    Raises:
+        LaunchError: if the launcher started several processes that do not know of each other, or
+            its configuration asks for a precision that needs loss scaling, or for more of
+            DeepSpeed than ZeRO-2.
+    """
+    timeout = timedelta(minutes=timeout_minutes)
+    if torch.cuda.is_available():
+        timeout += NCCL_GRACE
+    _join_after_restart(timeout)
+    precision = choose_precision(mixed_precision)
+    plugin = _fsdp_plugin(precision)
+    accelerator = Accelerator(
+        # Without a GPU, torchrun's processes must be told to meet on the CPU, or each is alone.
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=1, sync_with_dataloader=False
+        ),
+        fsdp_plugin=plugin,
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=timeout),
+        ],
+        project_dir=project_dir,
+    )
+    n_launched = int(os.environ.get("WORLD_SIZE", 1))
+    if n_launched != accelerator.num_processes:
+        raise LaunchError(
+            f"expected the {n_launched} processes that were launched to form one group, found "
+            f"{accelerator.num_processes}; check distributed_type in the Accelerate configuration"
+        )
+    if accelerator.mixed_precision not in ("no", "bf16", "fp8"):
+        raise LaunchError(
+            f"expected mixed_precision no, bf16 or fp8, found {accelerator.mixed_precision} in the "
+            f"Accelerate configuration; --mixed_precision overrides it"
+        )
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        _require_zero2(accelerator)
+    if plugin is not None and accelerator.distributed_type == DistributedType.MULTI_CPU:
+        _shard_on_cpu(accelerator, plugin)
+    return accelerator
+
+
+def prepare_accelerator(
+    accelerator: Accelerator,
+    *,
+    micro_batch_size: int,
+    micro_steps: int,
+    max_grad_norm: float,
+    optimizer: str,
+) -> None:
+    """Tells Accelerate how many micro-steps a step has; DeepSpeed wants to know more.
+
+    Raises:
+        LaunchError: if the optimizer cannot work on DeepSpeed's flat slices.
+    """
+    accelerator.gradient_accumulation_steps = micro_steps
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return
+    if optimizer != "adamw":
+        raise LaunchError(
+            f"expected --optimizer adamw under DeepSpeed, whose slices are no matrices, found "
+            f"{optimizer}; use accelerate_configs/fsdp2.yaml"
+        )
+    config = accelerator.state.deepspeed_plugin.deepspeed_config
+    config |= {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": micro_steps,
+        "gradient_clipping": max_grad_norm,
+        # Summed in bfloat16, as DeepSpeed would, small gradients are lost.
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
+    }
+    if accelerator.mixed_precision == "bf16":
+        # Without this look for what is not finite, such a gradient would be applied.
+        config["bf16"]["check_grad_overflow"] = True
+
+
+def _join_after_restart(timeout: timedelta) -> None:
+    """Joins the group of an attempt that the launcher started after an earlier one had failed.
+
+    torch's launcher keeps one store for all attempts. Without a prefix of its own, this attempt
+    would find the addresses of dead processes there, and wait for them.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
+        return
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, is_master=False, timeout=timeout)
+    dist.init_process_group(
+        "cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo",
+        store=dist.PrefixStore(f"attempt-{attempt}", store),
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        timeout=timeout,
+    )
+
+
+def _fsdp_plugin(precision: str | None) -> FullyShardedDataParallelPlugin | None:
+    """What the Accelerate configuration says of FSDP2, None if it does not ask for it.
+
+    Parameters are gathered in bfloat16 and gradients reduced in float32. Accelerate's own reading
+    of `mixed_precision: bf16` would reduce in bfloat16 as well, and lose small gradients.
+
+    Raises:
+        LaunchError: if it asks for the first version of FSDP.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return None
+    precision = precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    policy = None
+    if precision != "no":
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    plugin = FullyShardedDataParallelPlugin(mixed_precision_policy=policy)
+    if plugin.fsdp_version != 2:
+        raise LaunchError(
+            f"expected fsdp_version: 2, found {plugin.fsdp_version} in the Accelerate "
+            f"configuration; see accelerate_configs/fsdp2.yaml"
+        )
+    return plugin
+
+
+def _require_zero2(accelerator: Accelerator) -> None:
+    """Refuses all of DeepSpeed but ZeRO-2 on GPUs, the only part that checkpoints are made for.
+
+    Raises:
+        LaunchError: on every process alike.
+    """
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        raise LaunchError(
+            f"expected GPUs for distributed_type DEEPSPEED, found {accelerator.device.type}; use "
+            f"accelerate_configs/cpu_2proc.yaml or fsdp2_cpu_2proc.yaml"
+        )
+    zero = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+    offload = [
+        (zero.get(f"offload_{what}") or {}).get("device", "none") for what in ("optimizer", "param")
+    ]
+    found = (zero.get("stage"), accelerator.mixed_precision, *offload)
+    if found[0] != 2 or found[1] == "fp8" or any(device != "none" for device in offload):
+        raise LaunchError(
+            f"expected ZeRO stage 2 without offloading and without fp8, found (stage, precision, "
+            f"offloading) {found}; see accelerate_configs/deepspeed_zero2.yaml, or fsdp2.yaml for "
+            f"parameters in shards"
+        )
+
+
+def _shard_on_cpu(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:
+    """Lets Accelerate take its FSDP path on processes that meet on the CPU.
+
+    torch shards over gloo as over NCCL, but Accelerate enters this state on accelerators only and
+    would train replicas without a word.
+    """
+    PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    accelerator.state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = plugin
+
+
+def describe_environment(accelerator: Accelerator) -> dict[str, str | int]:
+    """Where a run takes place, as JSON values that name no machine and no user."""
+    device = accelerator.device.type
+    if device == "cuda":
+        device = torch.cuda.get_device_name(accelerator.device)
+    return {
+        "device": device,
+        "processes": accelerator.num_processes,
+        "mixed_precision": accelerator.mixed_precision,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "accelerate": accelerate.__version__,
+    }
+
+
+@contextlib.contextmanager
+def closing(accelerator: Accelerator) -> Iterator[None]:
+    """Ends trackers and process group after the block, however it ends.
+
+    What the block raises has `is_first` afterwards: whether no other process had the same before.
+
+    DDP must be gone before its process group: as the group's last owner it would wait, inside
+    Python's lock, for a gloo thread that may itself wait for that lock. So what the block made
+    has to be local to a function that it calls.
+    """
+    try:
+        yield
+        accelerator.wait_for_everyone()
+    except BaseException as error:
+        error.is_first = is_first_to_say(f"{type(error).__name__}: {error}")
+        traceback.clear_frames(error.__traceback__)
+        raise
+    finally:
+        accelerator.free_memory()
+        accelerator.end_training()
+
+
+def choose_precision(requested: str) -> str | None:
+    """The precision to hand to Accelerate; None leaves it to Accelerate's own configuration.
+
+    "auto" is what that configuration says if it says anything, else bf16 on GPUs that have it. Its
+    launcher says "no" as well where nobody has said anything, so that "no" counts as nothing.
+    """
+    if requested != "auto":
+        return requested
+    if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
+        return None
+    if os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true":
+        return "no"
+    if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16"
+    return "no"
+
+
+def asks_for_fp8(mixed_precision: str) -> bool:
+    """Whether this argument, or with "auto" Accelerate's configuration, wants fp8."""
+    configured = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    return (configured if mixed_precision == "auto" else mixed_precision) == "fp8"
