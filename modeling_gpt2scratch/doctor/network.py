@@ -13,8 +13,8 @@ from huggingface_hub import constants, get_token
 from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import get_session
 
-from modeling_gpt2scratch.data.tokens.encoder import GPT2
-from modeling_gpt2scratch.data.tokens.tokenizer import TokenizerError, load_tokenizer
+from modeling_gpt2scratch.data.tokens.names import GPT2, TokenizerError
+from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer
 
 from .machine import Finding
 

@@ -6,7 +6,8 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.configuration_gpt2scratch import GPT2ScratchConfig
 from modeling_gpt2scratch.data.shards.manifest import Manifest
-from modeling_gpt2scratch.data.tokens.tokenizer import TokenizerError, load_tokenizer
+from modeling_gpt2scratch.data.tokens.names import TokenizerError
+from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer
 from modeling_gpt2scratch.modeling_gpt2scratch import GPT2ScratchForCausalLM
 
 MODEL_TYPES = ("gpt2", GPT2ScratchConfig.model_type)

@@ -14,8 +14,7 @@ from modeling_gpt2scratch.data.sources.docstrings import DOCSTRINGS
 from modeling_gpt2scratch.data.sources.filters import parse_condition
 from modeling_gpt2scratch.data.sources.hub_files import PRESETS
 from modeling_gpt2scratch.data.sources.mixture import parse_mixture
-from modeling_gpt2scratch.data.tokens.encoder import GPT2
-from modeling_gpt2scratch.data.tokens.tokenizer import trained_vocab_size
+from modeling_gpt2scratch.data.tokens.names import GPT2, trained_vocab_size
 
 from .progress import WorkingDirectory
 

@@ -37,8 +37,8 @@ from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME, Manifest
 from modeling_gpt2scratch.data.shards.merging import Part, merge_parts, part_name
 from modeling_gpt2scratch.data.shards.writer import SplitWriter
 from modeling_gpt2scratch.data.tokens.encoder import DocumentEncoder, document_digest, is_held_out
+from modeling_gpt2scratch.data.tokens.names import TRAINED_PREFIX
 from modeling_gpt2scratch.data.tokens.tokenizer import (
-    TRAINED_PREFIX,
     fingerprint,
     load_tokenizer,
     tokenizer_spec,

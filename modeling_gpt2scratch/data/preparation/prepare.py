@@ -25,14 +25,13 @@ from modeling_gpt2scratch.data.sources.document_stream import BATCH_CHARACTERS, 
 from modeling_gpt2scratch.data.sources.filters import parse_condition
 from modeling_gpt2scratch.data.sources.hub_files import remove_partial_downloads
 from modeling_gpt2scratch.data.tokens.encoder import document_digest, is_held_out
+from modeling_gpt2scratch.data.tokens.names import TokenizerError, trained_vocab_size
 from modeling_gpt2scratch.data.tokens.tokenizer import (
-    TokenizerError,
     fingerprint,
     load_tokenizer,
     save_tokenizer,
     tokenizer_spec,
     train_tokenizer,
-    trained_vocab_size,
 )
 from modeling_gpt2scratch.data.tokens.workers import Encoding, WorkerError
 

@@ -11,7 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from modeling_gpt2scratch.data.tokens.ids import token_dtype
-from modeling_gpt2scratch.data.tokens.tokenizer import TokenizerError, fingerprint, load_tokenizer
+from modeling_gpt2scratch.data.tokens.names import TokenizerError
+from modeling_gpt2scratch.data.tokens.tokenizer import fingerprint, load_tokenizer
 
 from .format import HEADER_BYTES, ShardError, read_shard
 from .manifest import MANIFEST_NAME, Manifest, ShardEntry

@@ -9,8 +9,8 @@ import tiktoken
 from tokenizers import Tokenizer
 
 from .ids import token_dtype
+from .names import GPT2
 
-GPT2 = "gpt2"
 DIGEST_BYTES = 16
 
 

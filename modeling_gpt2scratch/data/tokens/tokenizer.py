@@ -13,37 +13,14 @@ from tiktoken.load import read_file_cached
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase
 
-from .encoder import GPT2
+from .names import GPT2, TokenizerError
 
 END_OF_TEXT = "<|endoftext|>"
-TRAINED_PREFIX = "bpe:"
 GPT2_N_POSITIONS = 1024
-MAX_TRAINED_VOCAB_SIZE = 2**16  # what uint16 shards can hold
 # Address and sha256 of OpenAI's two files; tiktoken fetches the same.
 GPT2_FILES = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 GPT2_MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 GPT2_VOCABULARY_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
-
-
-class TokenizerError(ValueError):
-    """A tokenizer that cannot be had or cannot be used here."""
-
-
-def trained_vocab_size(name: str) -> int | None:
-    """N of a tokenizer called "bpe:N", None for any other name.
-
-    Raises:
-        TokenizerError: if N is not a number that holds the 256 bytes and `<|endoftext|>`, and that
-            shards can hold.
-    """
-    if not name.startswith(TRAINED_PREFIX):
-        return None
-    size = name.removeprefix(TRAINED_PREFIX)
-    if not size.isdecimal() or not 257 <= int(size) <= MAX_TRAINED_VOCAB_SIZE:
-        raise TokenizerError(
-            f"expected bpe:N with N from 257 to {MAX_TRAINED_VOCAB_SIZE} entries, found {name!r}"
-        )
-    return int(size)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

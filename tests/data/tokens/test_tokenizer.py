@@ -16,13 +16,12 @@ from tokenizers import Tokenizer, models, trainers
 from transformers import PreTrainedTokenizerFast
 
 from modeling_gpt2scratch.data.tokens.encoder import DocumentEncoder
+from modeling_gpt2scratch.data.tokens.names import TokenizerError, trained_vocab_size
 from modeling_gpt2scratch.data.tokens.tokenizer import (
-    TokenizerError,
     fingerprint,
     load_tokenizer,
     tokenizer_spec,
     train_tokenizer,
-    trained_vocab_size,
 )
 
 END_OF_TEXT = "<|endoftext|>"

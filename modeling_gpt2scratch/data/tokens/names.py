@@ -1,0 +1,26 @@
+"""Names that tokenizers have on the command line; reading them loads nothing."""
+
+GPT2 = "gpt2"
+TRAINED_PREFIX = "bpe:"
+MAX_TRAINED_VOCAB_SIZE = 2**16  # what uint16 shards can hold
+
+
+class TokenizerError(ValueError):
+    """A tokenizer that cannot be had or cannot be used here."""
+
+
+def trained_vocab_size(name: str) -> int | None:
+    """N of a tokenizer called "bpe:N", None for any other name.
+
+    Raises:
+        TokenizerError: if N is not a number that holds the 256 bytes and `<|endoftext|>`, and that
+            shards can hold.
+    """
+    if not name.startswith(TRAINED_PREFIX):
+        return None
+    size = name.removeprefix(TRAINED_PREFIX)
+    if not size.isdecimal() or not 257 <= int(size) <= MAX_TRAINED_VOCAB_SIZE:
+        raise TokenizerError(
+            f"expected bpe:N with N from 257 to {MAX_TRAINED_VOCAB_SIZE} entries, found {name!r}"
+        )
+    return int(size)
