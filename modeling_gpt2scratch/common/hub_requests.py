@@ -1,4 +1,4 @@
-"""Requests to the Hub that are made again while a later one may succeed.
+"""Requests to the Hub: made again while it is down or limits them, refused in one line otherwise.
 
 `huggingface_hub` itself repeats some requests a few times, within seconds. This is for the rest:
 the Hub is down for minutes, a rate limit lasts, the network of the machine is gone, a file came
@@ -6,9 +6,7 @@ down damaged.
 """
 
 import logging
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TypeVar
 
 import tenacity
@@ -18,15 +16,21 @@ from huggingface_hub.errors import (  # the first is of httpx or its successor, 
     OfflineModeIsEnabled,
 )
 from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id
-from tqdm import tqdm
 
-from .errors import SourceError
+from .errors import SourceError, named
+from .retries import (
+    Passing,
+    Retries,
+    asked_wait,
+    headers_of,
+    is_temporary,
+    retrying,
+    status_of,
+)
 
 Result = TypeVar("Result")
 
-MAX_MESSAGE_CHARACTERS = 300
 MAX_DAMAGED_DOWNLOADS = 5  # a file that is damaged on the Hub does not get better
-TEMPORARY_STATUSES = (408, 425, 429)  # and all from 500 on
 LOGIN_HINT = "log in with `hf auth login` or set HF_TOKEN"
 LIMIT_HINT = f"{LOGIN_HINT}, which raises the limit"
 HINTS = {
@@ -35,17 +39,6 @@ HINTS = {
     "token with the right to read it",
     404: f"check the name; if the data set is private, {LOGIN_HINT}",
 }
-
-
-@dataclass(frozen=True)
-class Retries:
-    """How long to go on trying: waits double from the first to the longest."""
-
-    first_wait_seconds: float = 1.0
-    longest_wait_seconds: float = 60.0
-    give_up_after_seconds: float = 900.0  # of waits for one success, the tries not counted
-
-
 DEFAULT_RETRIES = Retries()
 
 
@@ -78,7 +71,7 @@ def with_retries(
     Args:
         request: does something with the Hub; it may be called many times.
         what: the file or data set that it is about, for the messages.
-        retries: how long to go on.
+        retries: how long to go on; what it gives up after is waits, the tries not counted.
         hints: what to do about an answer, by its HTTP status.
 
     Raises:
@@ -86,17 +79,11 @@ def with_retries(
             passes unchanged.
     """
     logging.getLogger("huggingface_hub.utils._http").addFilter(_hint_at_login)
-    retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(lambda error: temporary_cause(error) is not None),
-        wait=lambda state: _wait_seconds(state, retries),
-        stop=lambda state: _is_enough(state, retries),
-        before_sleep=lambda state: _announce(state, what),
-        reraise=True,
-    )
+    attempts = retrying(what, _judge, retries, stop=lambda state: _is_enough(state, retries))
     try:
-        return retrying(request)
+        return attempts(request)
     except Exception as error:
-        n_tries = retrying.statistics["attempt_number"]
+        n_tries = attempts.statistics["attempt_number"]
         reason = _final_reason(error, n_tries, hints)
         if reason is None:
             raise
@@ -106,11 +93,11 @@ def with_retries(
 def temporary_cause(error: BaseException) -> BaseException | None:
     """The error, or the one it was made from, that a later request may not meet."""
     for cause in _chain(error):
-        status = _status(cause)
+        status = status_of(cause)
         if isinstance(cause, OfflineModeIsEnabled):
             return None
         if status is not None:
-            if status in TEMPORARY_STATUSES or status >= 500:
+            if is_temporary(status):
                 return cause
         elif isinstance(cause, DamagedFileError | HTTPError | ConnectionError | TimeoutError):
             return cause
@@ -121,43 +108,48 @@ def temporary_cause(error: BaseException) -> BaseException | None:
 
 def reason_of(error: BaseException) -> str:
     """What the Hub answered, or what went wrong on the way there, in one line."""
-    status = _status(error)
+    status = status_of(error)
     if status is None:
-        return f"{type(error).__name__}: {one_line(error)}" if str(error) else type(error).__name__
+        return named(error)
     answer = getattr(error, "server_message", None) or error.response.reason_phrase
     return f"the Hub answered {status} {' '.join(answer.split())}".rstrip()
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an error of any library, without its line breaks and of bearable length."""
-    message = " ".join(str(error).split())
-    if len(message) <= MAX_MESSAGE_CHARACTERS:
-        return message
-    return f"{message[:MAX_MESSAGE_CHARACTERS]} ..."
 
 
 def unreadable(repository: str, error: BaseException) -> SourceError:
     """The error for a data set that cannot be read for whatever reason."""
     return SourceError(
-        f"{repository}: expected a data set of the Hub that can be read, found "
-        f"{type(error).__name__}: {one_line(error)}"
+        f"{repository}: expected a data set of the Hub that can be read, found {named(error)}"
+    )
+
+
+def _judge(error: BaseException) -> Passing | None:
+    """Why a request may succeed later, None if it cannot."""
+    cause = temporary_cause(error)
+    if cause is None:
+        return None
+    limit = parse_ratelimit_headers(headers_of(cause))
+    is_limited = limit is not None and limit.remaining == 0
+    return Passing(
+        reason=str(cause) if isinstance(cause, DamagedFileError) else reason_of(cause),
+        hint=LIMIT_HINT if status_of(cause) == 429 and get_token() is None else "",
+        wait_seconds=limit.reset_in_seconds + 1.0 if is_limited else asked_wait(cause),
     )
 
 
 def _final_reason(error: Exception, n_tries: int, hints: Mapping[int, str]) -> str | None:
     """Why a request failed for good and what to do; None if the Hub has nothing to do with it."""
-    cause = temporary_cause(error)
-    if isinstance(cause, DamagedFileError):
-        return f"{cause}, {n_tries} times; the file may be damaged on the Hub"
-    if cause is not None:
-        hint = f"; {LIMIT_HINT}" if _is_anonymous_limit(cause) else ""
+    passing = _judge(error)
+    if passing and isinstance(temporary_cause(error), DamagedFileError):
+        return f"{passing.reason}, {n_tries} times; the file may be damaged on the Hub"
+    if passing:
+        hint = f"; {passing.hint}" if passing.hint else ""
         return (
-            f"{reason_of(cause)}, {n_tries} times; run the same command again when the Hub can be "
+            f"{passing.reason}, {n_tries} times; run the same command again when the Hub can be "
             f"reached{hint}"
         )
     if isinstance(error, OfflineModeIsEnabled):
         return "expected to reach the Hub, found the variable HF_HUB_OFFLINE; unset it"
-    status = _status(error)
+    status = status_of(error)
     if status is None:
         return None
     return reason_of(error) + (f"; {hints[status]}" if status in hints else "")
@@ -175,11 +167,6 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
             waiting += [current.__cause__, current.__context__]
 
 
-def _status(error: BaseException) -> int | None:
-    """The HTTP status of an answer that became an error."""
-    return getattr(getattr(error, "response", None), "status_code", None)
-
-
 def _hint_at_login(record: logging.LogRecord) -> bool:
     """Completes what `huggingface_hub` logs of its own short retries."""
     if "HTTP Error 429" in record.getMessage() and get_token() is None:
@@ -187,34 +174,8 @@ def _hint_at_login(record: logging.LogRecord) -> bool:
     return True
 
 
-def _is_anonymous_limit(cause: BaseException) -> bool:
-    return _status(cause) == 429 and get_token() is None
-
-
 def _is_enough(state: tenacity.RetryCallState, retries: Retries) -> bool:
     """Whether to give up."""
     if isinstance(temporary_cause(state.outcome.exception()), DamagedFileError):
         return state.attempt_number >= MAX_DAMAGED_DOWNLOADS
     return state.idle_for >= retries.give_up_after_seconds
-
-
-def _wait_seconds(state: tenacity.RetryCallState, retries: Retries) -> float:
-    """The next wait: what the Hub asks for, or twice the last one."""
-    doubled = retries.first_wait_seconds * 2.0 ** min(state.attempt_number - 1, 60)
-    headers = getattr(
-        getattr(temporary_cause(state.outcome.exception()), "response", None), "headers", {}
-    )
-    limit = parse_ratelimit_headers(headers)
-    if limit is not None and limit.remaining == 0:
-        return limit.reset_in_seconds + 1.0
-    if headers.get("Retry-After", "").isdigit():
-        return float(headers["Retry-After"])
-    return min(doubled, retries.longest_wait_seconds)
-
-
-def _announce(state: tenacity.RetryCallState, what: str) -> None:
-    """One line on stderr, above a progress bar if there is one."""
-    cause = temporary_cause(state.outcome.exception())
-    hint = f"; {LIMIT_HINT}" if _is_anonymous_limit(cause) else ""
-    text = str(cause) if isinstance(cause, DamagedFileError) else reason_of(cause)
-    tqdm.write(f"{what}: {text}; next try in {state.upcoming_sleep:.0f} s{hint}", file=sys.stderr)

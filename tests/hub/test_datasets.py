@@ -10,7 +10,7 @@ from huggingface_hub import DatasetCard, snapshot_download
 from support import fake_hub
 
 from modeling_gpt2scratch.common.errors import SourceError
-from modeling_gpt2scratch.common.hub_requests import Retries
+from modeling_gpt2scratch.common.retries import Retries
 from modeling_gpt2scratch.data.shards.format import ShardError, read_shard
 from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.data.shards.writer import SplitWriter

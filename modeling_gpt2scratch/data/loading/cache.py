@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from tqdm import tqdm
 
 SUFFIX = ".bin"
 PARTIAL = ".partial"
@@ -109,13 +110,11 @@ class ShardCache:
                     partial.touch()
                     return
             if not has_told:
-                # In one piece, or the lines of several threads may lie within one another.
-                sys.stderr.write(
+                tqdm.write(
                     f"{self.directory}: waiting for room for {n_bytes:,} bytes beside what is "
-                    f"needed now or comes just now; --data_cache_gb is "
-                    f"{self.limit_bytes / 1e9:g}\n"
+                    f"needed now or comes just now; --data_cache_gb is {self.limit_bytes / 1e9:g}",
+                    file=sys.stderr,
                 )
-                sys.stderr.flush()
             has_told = True
             self.closed.wait(0.2)  # what another process downloads may go when it has come
         raise Closed

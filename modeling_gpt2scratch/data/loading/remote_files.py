@@ -5,31 +5,32 @@ disk, a library that is not installed.
 """
 
 import errno
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
 from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception,
     sleep_using_event,
     stop_after_attempt,
     stop_after_delay,
     stop_when_event_set,
-    wait_exponential,
-    wait_random,
 )
 
+from modeling_gpt2scratch.common.errors import named, one_line
+from modeling_gpt2scratch.common.retries import (
+    Passing,
+    Retries,
+    asked_wait,
+    is_temporary,
+    retrying,
+    status_of,
+)
 from modeling_gpt2scratch.data.shards.format import ShardError
 
 MIN_ATTEMPTS = 3  # however long one takes
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1, 60
 SILENCE_SECONDS = 60  # after which a connection is given up
-# Answers of a server that may be different a moment later: too slow, too early, too many requests.
-PASSING_STATUSES = (408, 425, 429)
 # Exceptions of botocore and huggingface_hub, which need not be installed.
 LASTING_ERRORS = ("NoCredentialsError", "OfflineModeIsEnabled")
 
@@ -56,7 +57,7 @@ class RemoteFiles:
             self._fs, self._root = fsspec.url_to_fs(self.address, **_options_for(self.address))
         except (ImportError, ValueError) as error:
             raise ShardError(
-                f"{address}: expected an address that fsspec can open, found: {_first_line(error)}"
+                f"{address}: expected an address that fsspec can open, found: {one_line(error)}"
             ) from None
 
     def download(self, name: str, path: Path, *, check: Callable[[Path], None]) -> None:
@@ -70,15 +71,14 @@ class RemoteFiles:
         Raises:
             ShardError: if it cannot be had; the message says what was tried.
         """
-        attempts = Retrying(
-            retry=retry_if_exception(is_passing),
-            wait=wait_exponential(multiplier=FIRST_PAUSE_SECONDS, max=LONGEST_PAUSE_SECONDS)
-            + wait_random(0, FIRST_PAUSE_SECONDS),
+        pauses = {"first_wait_seconds": FIRST_PAUSE_SECONDS, "jitter_seconds": FIRST_PAUSE_SECONDS}
+        attempts = retrying(
+            f"{self.address}/{name}",
+            judge,
+            Retries(longest_wait_seconds=LONGEST_PAUSE_SECONDS, **pauses),
             stop=stop_when_event_set(self._closed)
             | (stop_after_delay(self._retry_seconds) & stop_after_attempt(MIN_ATTEMPTS)),
             sleep=sleep_using_event(self._closed),
-            before_sleep=self._announce(name),
-            reraise=True,
         )
         try:
             attempts(self._attempt, name, path, check)
@@ -99,46 +99,34 @@ class RemoteFiles:
             self._fs.invalidate_cache()  # sizes and hashes that it may have remembered
             raise
 
-    def _announce(self, name: str) -> Callable[[RetryCallState], None]:
-        """Tells whoever waits why."""
-
-        def announce(state: RetryCallState) -> None:
-            error = state.outcome.exception()
-            # In one piece, or the lines of several threads may lie within one another.
-            sys.stderr.write(
-                f"{self.address}/{name}: {describe(error)}; "
-                f"next try in {state.next_action.sleep:.0f} seconds\n"
-            )
-            sys.stderr.flush()
-
-        return announce
-
     def _advice(self, error: Exception, tries: int) -> str:
         """What the user can do about the last failure."""
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return "make room, lower --data_cache_gb or choose another --data_cache"
-        if is_passing(error):
+        if judge(error):
             return f"gave up after {tries} tries, start again with --resume auto"
         if self.address.startswith("hf://"):
             return "check the address, and set HF_TOKEN if the data set is private or gated"
         return "check the address and your credentials"
 
 
-def is_passing(error: BaseException) -> bool:
-    """Whether a failure may be gone at the next try."""
+def judge(error: BaseException) -> Passing | None:
+    """Why a failure may be gone at the next try, None if it cannot be."""
     if isinstance(error, FileNotFoundError | PermissionError | ImportError | MemoryError):
-        return False
+        return None
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        return False
-    if type(error).__name__ in LASTING_ERRORS:
-        return False
-    status = _status(error)
-    return status is None or status >= 500 or status in PASSING_STATUSES
+        return None
+    status = status_of(error)
+    if type(error).__name__ in LASTING_ERRORS or not (status is None or is_temporary(status)):
+        return None
+    asked = asked_wait(error)  # a run does not wait for longer than its own longest pause
+    longest = None if asked is None else min(asked, LONGEST_PAUSE_SECONDS)
+    return Passing(describe(error), wait_seconds=longest)
 
 
 def describe(error: BaseException) -> str:
     """A failure in some words."""
-    status = _status(error)
+    status = status_of(error)
     if status is not None:
         return f"expected the file, found HTTP status {status}"
     if isinstance(error, FileNotFoundError):
@@ -146,16 +134,8 @@ def describe(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "expected the file, found no answer in time"
     if isinstance(error, ValueError):  # of a check, which says what it expected
-        return _first_line(error)
-    return f"expected the file, found {type(error).__name__}: {_first_line(error)}"
-
-
-def _status(error: BaseException) -> int | None:
-    """The HTTP status in an exception of aiohttp, or of requests, httpx and huggingface_hub."""
-    status = getattr(error, "status", None)
-    if status is None:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-    return status if isinstance(status, int) else None
+        return one_line(error)
+    return f"expected the file, found {named(error)}"
 
 
 def _options_for(address: str) -> dict:
@@ -166,9 +146,3 @@ def _options_for(address: str) -> dict:
 
     timeout = ClientTimeout(total=None, sock_connect=SILENCE_SECONDS, sock_read=SILENCE_SECONDS)
     return {"client_kwargs": {"timeout": timeout, "trust_env": True}}
-
-
-def _first_line(error: BaseException) -> str:
-    """The first line of a message; some libraries write pages."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -20,17 +20,16 @@ from huggingface_hub import HfApi, RepoFile, constants, hf_hub_download
 from huggingface_hub.errors import RevisionNotFoundError
 from tqdm import tqdm
 
-from modeling_gpt2scratch.common.errors import SourceError
+from modeling_gpt2scratch.common.errors import SourceError, one_line
 from modeling_gpt2scratch.common.hub_requests import (
     DEFAULT_RETRIES,
     LOGIN_HINT,
     DamagedFileError,
-    Retries,
-    one_line,
     temporary_cause,
     unreadable,
     with_retries,
 )
+from modeling_gpt2scratch.common.retries import Retries
 
 PARQUET_REVISION = "refs/convert/parquet"  # where the Hub keeps what it converted itself
 READABLE = re.compile(r".*\.(parquet|(jsonl|csv|txt)(\.(gz|zst|xz))?)")

@@ -13,7 +13,8 @@ from support.fake_hub_handler import commit_of
 from support.hub_data import CARD, FILES, REPOSITORY, hub_file, parquet
 
 from modeling_gpt2scratch.common.errors import SourceError
-from modeling_gpt2scratch.common.hub_requests import MAX_DAMAGED_DOWNLOADS, Retries
+from modeling_gpt2scratch.common.hub_requests import MAX_DAMAGED_DOWNLOADS
+from modeling_gpt2scratch.common.retries import Retries
 from modeling_gpt2scratch.data.sources.hub_files import (
     PRESETS,
     HubFile,

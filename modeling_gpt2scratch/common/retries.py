@@ -1,0 +1,102 @@
+"""Requests that are made again while a later one may succeed, to the Hub and to any other address.
+
+Waits double from the first to the longest, unless the server says how long to wait. Each new try is
+announced on stderr in one line.
+"""
+
+import random
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import tenacity
+from tqdm import tqdm
+
+TEMPORARY_STATUSES = (408, 425, 429)  # too slow, too early, too many requests; and all from 500 on
+
+
+@dataclass(frozen=True)
+class Retries:
+    """How long to go on trying: waits double from the first to the longest."""
+
+    first_wait_seconds: float = 1.0
+    longest_wait_seconds: float = 60.0
+    give_up_after_seconds: float = 900.0
+    jitter_seconds: float = 0.0  # added at random, so that many processes do not come back at once
+
+
+class Passing(NamedTuple):
+    """A failure that a later try may not meet."""
+
+    reason: str  # in one line
+    hint: str = ""  # what the user can do meanwhile
+    wait_seconds: float | None = None  # that the server asks for
+
+
+def retrying(
+    what: str,
+    judge: Callable[[BaseException], Passing | None],
+    retries: Retries,
+    *,
+    stop: Callable[[tenacity.RetryCallState], bool],
+    **options: Any,
+) -> tenacity.Retrying:
+    """Calls a function until it succeeds: `retrying(...)(function, *arguments)`.
+
+    The last failure passes unchanged; `statistics["attempt_number"]` counts the tries.
+
+    Args:
+        what: the file or data set that it is about, for the messages.
+        judge: None for a failure that no later try can mend.
+        retries: how long to wait between tries.
+        stop: whether to give up.
+        options: of `tenacity.Retrying`.
+    """
+
+    def wait(state: tenacity.RetryCallState) -> float:
+        asked = judge(state.outcome.exception()).wait_seconds
+        doubled = retries.first_wait_seconds * 2.0 ** min(state.attempt_number - 1, 60)
+        jitter = random.uniform(0, retries.jitter_seconds)
+        return min(doubled, retries.longest_wait_seconds) + jitter if asked is None else asked
+
+    def announce(state: tenacity.RetryCallState) -> None:
+        passing = judge(state.outcome.exception())
+        hint = f"; {passing.hint}" if passing.hint else ""
+        seconds = f"{state.upcoming_sleep:.0f} s"
+        # Above a progress bar if there is one; the lines of several threads stay apart.
+        tqdm.write(f"{what}: {passing.reason}; next try in {seconds}{hint}", file=sys.stderr)
+
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception(lambda error: judge(error) is not None),
+        wait=wait,
+        stop=stop,
+        before_sleep=announce,
+        reraise=True,
+        **options,
+    )
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status in an error of aiohttp, or of requests, httpx and huggingface_hub."""
+    status = getattr(error, "status", None)
+    if status is None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
+
+
+def is_temporary(status: int) -> bool:
+    """Whether a server that answered so may answer otherwise later."""
+    return status >= 500 or status in TEMPORARY_STATUSES
+
+
+def headers_of(error: BaseException) -> dict[str, str]:
+    """The headers of the answer that became an error."""
+    source = getattr(error, "response", None)
+    return getattr(error if source is None else source, "headers", None) or {}
+
+
+def asked_wait(error: BaseException) -> float | None:
+    """Seconds after which the server wants to be asked again, if it says so."""
+    seconds = headers_of(error).get("Retry-After", "")
+    return float(seconds) if seconds.isdigit() else None
