@@ -38,6 +38,7 @@ from modeling_gpt2scratch.data.shards.merging import Part, merge_parts, part_nam
 from modeling_gpt2scratch.data.shards.writer import SplitWriter
 from modeling_gpt2scratch.data.tokens.encoder import DocumentEncoder, document_digest, is_held_out
 from modeling_gpt2scratch.data.tokens.names import TRAINED_PREFIX
+from modeling_gpt2scratch.data.tokens.text import well_formed
 from modeling_gpt2scratch.data.tokens.tokenizer import (
     fingerprint,
     load_tokenizer,
@@ -165,7 +166,7 @@ class ShardWriterStep(PipelineStep):
         self, batch: list[Document], encoder: DocumentEncoder, writers: dict[str, SplitWriter]
     ) -> None:
         """Encodes a batch and appends each of its documents to its split."""
-        texts = [_valid(document.text) for document in batch]
+        texts = [well_formed(document.text) for document in batch]
         texts = [text for text in texts if len(text) >= self.arguments["min_characters"]]
         if dropped := len(batch) - len(texts):
             self.stat_update("dropped", value=dropped)
@@ -213,12 +214,3 @@ class MergeManifests(PipelineStep):
             )
         yield from data or ()
         merge_parts(self.output_dir)
-
-
-def _valid(text: str) -> str:
-    """The text without lone surrogates, which no encoding of Unicode can hold."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text

@@ -1,4 +1,4 @@
-"""Where documents come from: local files, data sets of the Hub, the docstrings on this machine.
+"""What `--dataset` names: local files, data sets of the Hub, the docstrings on this machine.
 
 A source is a list of files and the way to read them; `document_stream.py` reads.
 """
@@ -10,29 +10,19 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from modeling_gpt2scratch.common.errors import SourceError
 
 from .docstrings import DOCSTRINGS, DocstringFile
+from .file_queue import File
 from .filters import Condition
-from .hub_files import PRESETS, HubFile, list_files
+from .hub_files import PRESETS, HubFile, Preset, list_files
 from .hub_stream import HubStream
 from .local_files import LocalFile, find_files
 from .mixture import parse_mixture
 from .readers import COMPRESSIONS
 
 FILES_AT_ONCE = 4  # read in turn, so that neighbouring documents come from different files
-
-
-class File(Protocol):
-    """A file of a source."""
-
-    name: str  # in messages and records
-    n_bytes: int  # as stored
-
-    def fetch(self, directory: Path) -> Path:
-        """Where it is on this machine, after a download to `directory` if need be."""
 
 
 @dataclass(frozen=True)
@@ -83,43 +73,35 @@ def open_sources(
 def _open_source(name: str, subset: str | None, text_column: str) -> Source:
     if name == DOCSTRINGS:
         return Source(name, [DocstringFile()])
-    preset = PRESETS.get(name)
-    if preset is None:
-        files = find_files(name)
-        if files is not None:
-            return Source(name, files, text_column=text_column)
-        user, _, rest = name.partition("/")
-        repository, _, own_subset = rest.partition("/")
-        if own_subset:
-            name, subset = f"{user}/{repository}", own_subset
-        try:
-            return _hub_source(name, subset, None, text_column, None)
-        except SourceError as error:
-            close = difflib.get_close_matches(name, [DOCSTRINGS, *PRESETS], n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise SourceError(
-                f"{error}; there is no file or folder of that name, either{hint}"
-            ) from error
-    return _hub_source(
-        preset.repository, preset.subset, preset.revision, preset.text_column, preset.document_start
-    )
+    if name in PRESETS:
+        return _hub_source(PRESETS[name])
+    files = find_files(name)
+    if files is not None:
+        return Source(name, files, text_column=text_column)
+    user, _, rest = name.partition("/")
+    repository, _, own_subset = rest.partition("/")
+    if own_subset:
+        name, subset = f"{user}/{repository}", own_subset
+    try:
+        return _hub_source(Preset(name, subset, text_column))
+    except SourceError as error:
+        close = difflib.get_close_matches(name, [DOCSTRINGS, *PRESETS], n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise SourceError(
+            f"{error}; there is no file or folder of that name, either{hint}"
+        ) from error
 
 
-def _hub_source(
-    repository: str,
-    subset: str | None,
-    revision: str | None,
-    text_column: str,
-    document_start: str | None,
-) -> Source:
-    files = list_files(repository, subset=subset, revision=revision)
-    files = files or [HubStream(repository, subset, text_column, revision)]
+def _hub_source(data: Preset) -> Source:
+    repository, subset, text_column = data.repository, data.subset, data.text_column
+    files = list_files(repository, subset=subset, revision=data.revision)
+    files = files or [HubStream(repository, subset, text_column, data.revision)]
     return Source(
         name=repository,
         files=files,
         subset=subset,
         text_column=text_column,
-        document_start=document_start,
+        document_start=data.document_start,
         revision=files[0].revision,
     )
 

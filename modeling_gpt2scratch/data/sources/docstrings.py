@@ -16,9 +16,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from modeling_gpt2scratch.common.atomic_files import write_file
+from modeling_gpt2scratch.data.tokens.text import well_formed
 from modeling_gpt2scratch.data.tokens.workers import start_workers
-
-from .readers import well_formed
 
 DOCSTRINGS = "docstrings"
 # Fixed, so that the corpus depends on the pinned versions and not on what else is installed.

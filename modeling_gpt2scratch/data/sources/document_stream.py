@@ -17,8 +17,8 @@ import numpy as np
 
 from modeling_gpt2scratch.data.tokens.workers import Batch
 
-from .dataset_argument import FILES_AT_ONCE, File, Source
-from .file_queue import FileQueue
+from .dataset_argument import FILES_AT_ONCE, Source
+from .file_queue import File, FileQueue
 from .hub_files import HubFile
 from .hub_stream import HubStream
 from .local_files import read_documents

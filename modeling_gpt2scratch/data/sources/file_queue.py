@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Protocol
 
 
-class SourceFile(Protocol):
-    """A file of the Hub, or one that is on this machine already.
+class File(Protocol):
+    """A file of a source: of the Hub, or on this machine already.
 
     What `fetch` returns is deleted after reading if the object has `is_download = True`.
     """
+
+    name: str  # in messages and records
+    n_bytes: int  # as stored
 
     def fetch(self, directory: Path) -> Path:
         """Its local path; a download goes to `directory`."""
@@ -37,7 +40,7 @@ class FileQueue(Iterator[Path]):
         ahead: downloads that may be on the disk before their turn.
     """
 
-    def __init__(self, files: Sequence[SourceFile], directory: Path, *, ahead: int = 2):
+    def __init__(self, files: Sequence[File], directory: Path, *, ahead: int = 2):
         self._files = list(files)
         self._n_given = 0
         self._downloads: set[Path] = set()
@@ -80,7 +83,7 @@ class FileQueue(Iterator[Path]):
 
 
 def _fetch_all(
-    files: list[SourceFile],
+    files: list[File],
     directory: Path,
     done: queue.SimpleQueue,
     may_start: threading.Semaphore,

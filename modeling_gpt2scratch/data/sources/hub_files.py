@@ -43,7 +43,7 @@ WIKITEXT_TITLE = r"^ = [^=].* = \n?$"
 
 @dataclass(frozen=True)
 class Preset:
-    """A data set under a short name."""
+    """A data set of the Hub and how to read it, under a short name in `PRESETS`."""
 
     repository: str
     subset: str | None = None

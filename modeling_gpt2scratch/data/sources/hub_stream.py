@@ -1,4 +1,4 @@
-"""Documents of a data set of the Hub whose files only the `datasets` library can read."""
+"""A data set of the Hub whose files only the `datasets` library can read, streamed."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from .readers import RowRules
 
 @dataclass(frozen=True)
 class HubStream:
-    """A data set in the place of a file, with nothing to fetch."""
+    """A data set in the place of a file; nothing of it is stored."""
 
     repository: str
     subset: str | None
@@ -31,61 +31,37 @@ class HubStream:
         """Nothing is downloaded."""
         return directory
 
-    def documents(self, where: Sequence[Condition], *, skip_rows: int) -> Iterator[tuple[int, str]]:
-        """As `read_documents`."""
-        return read_documents(
-            self.repository,
-            self.subset,
-            self.text_column,
-            revision=self.revision,
-            where=where,
-            skip_rows=skip_rows,
-        )
+    def documents(
+        self, where: Sequence[Condition] = (), *, skip_rows: int = 0
+    ) -> Iterator[tuple[int, str]]:
+        """Streams the documents of the split `train`.
 
+        Args:
+            where: conditions on the rows, checked before their text is looked at.
+            skip_rows: rows at the beginning to leave out, such as an earlier call has counted.
 
-def read_documents(
-    repository: str,
-    subset: str | None,
-    text_column: str,
-    *,
-    split: str = "train",
-    revision: str | None = None,
-    where: Sequence[Condition] = (),
-    skip_rows: int = 0,
-) -> Iterator[tuple[int, str]]:
-    """Streams the documents of one split; nothing is stored.
+        Yields:
+            How many rows are behind, the skipped ones included, and the document. Empty documents
+            are counted and left out.
 
-    Args:
-        repository: name of the data set.
-        subset: configuration, such as "sample-10BT".
-        text_column: the field that holds the document.
-        split: such as "train".
-        revision: branch, tag or commit.
-        where: conditions on the rows, checked before their text is looked at.
-        skip_rows: rows at the beginning to leave out, such as an earlier call has counted.
+        Raises:
+            SourceError: if the data set or the column is not there, or reading fails.
+        """
+        # Only this source needs the library, which takes a second to import.
+        import datasets
 
-    Yields:
-        How many rows are behind, the skipped ones included, and the document. Empty documents are
-        counted and left out.
-
-    Raises:
-        SourceError: if the data set or the column is not there, or reading fails.
-    """
-    # Only this source needs the library, which takes a second to import.
-    import datasets
-
-    rules = RowRules(text_column=text_column, where=tuple(where))
-    try:
-        rows = datasets.load_dataset(
-            repository, subset, split=split, streaming=True, revision=revision
-        )
-        # An iterator that is only dropped may leave threads that keep the process from ending.
-        with contextlib.closing(iter(rows.skip(skip_rows))) as iterator:
-            for n_rows, row in enumerate(iterator, start=skip_rows + 1):
-                place = f"{repository}: row {n_rows}"
-                if rules.counts(row, place) and (text := rules.text_of(row, place)):
-                    yield n_rows, text
-    except SourceError:
-        raise
-    except Exception as error:  # of the network, the file system, or any file format
-        raise unreadable(repository, error) from error
+        rules = RowRules(text_column=self.text_column, where=tuple(where))
+        try:
+            rows = datasets.load_dataset(
+                self.repository, self.subset, split="train", streaming=True, revision=self.revision
+            )
+            # An iterator that is only dropped may leave threads that keep the process from ending.
+            with contextlib.closing(iter(rows.skip(skip_rows))) as iterator:
+                for n_rows, row in enumerate(iterator, start=skip_rows + 1):
+                    place = f"{self.repository}: row {n_rows}"
+                    if rules.counts(row, place) and (text := rules.text_of(row, place)):
+                        yield n_rows, text
+        except SourceError:
+            raise
+        except Exception as error:  # of the network, the file system, or any file format
+            raise unreadable(self.repository, error) from error

@@ -20,11 +20,11 @@ from pathlib import Path, PurePath
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from modeling_gpt2scratch.common.errors import SourceError
+from modeling_gpt2scratch.common.errors import SourceError, one_line
+from modeling_gpt2scratch.data.tokens.text import END_OF_TEXT, well_formed
 
 from .filters import Condition, shown_columns
 
-END_OF_TEXT = "<|endoftext|>"  # parts the documents of a .txt file
 COMPRESSIONS = (".gz", ".zst", ".xz")
 CHUNK_BYTES = 1 << 20  # read from a file, or turned into Python's strings, at a time
 MAX_BATCH_ROWS = 4096
@@ -82,15 +82,6 @@ def reader_of(name: str) -> Callable[[Reading], Iterator[tuple[int, str]]] | Non
         return READERS.get(path.suffix)
     reader = READERS.get(path.with_suffix("").suffix)
     return None if reader is _read_parquet else reader  # parquet compresses its own pages
-
-
-def well_formed(text: str) -> str:
-    """The text with unpaired surrogates, which JSON can smuggle in, replaced by U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
 
 
 def _read_txt(reading: Reading) -> Iterator[tuple[int, str]]:
@@ -187,8 +178,8 @@ def _read_parquet(reading: Reading) -> Iterator[tuple[int, str]]:
     except UnicodeDecodeError as error:
         raise _not_utf8(reading.name, error) from None
     except (pa.ArrowException, OSError) as error:
-        message = " ".join(str(error).split())
-        raise SourceError(f"{reading.name}: expected a parquet file, found {message}") from None
+        message = f"{reading.name}: expected a parquet file, found {one_line(error)}"
+        raise SourceError(message) from None
 
 
 def _texts_of(batch: pa.RecordBatch, n_before: int, reading: Reading) -> Iterator[tuple[int, str]]:

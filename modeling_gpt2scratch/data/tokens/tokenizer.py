@@ -13,9 +13,11 @@ from tiktoken.load import read_file_cached
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase
 
-from .names import GPT2, TokenizerError
+from modeling_gpt2scratch.common.errors import named
 
-END_OF_TEXT = "<|endoftext|>"
+from .names import GPT2, TokenizerError
+from .text import END_OF_TEXT
+
 GPT2_N_POSITIONS = 1024
 # Address and sha256 of OpenAI's two files; tiktoken fetches the same.
 GPT2_FILES = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
@@ -32,11 +34,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if name == GPT2:
         return _load_gpt2()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # tokenizers raises nothing more special for a broken file
         raise TokenizerError(
             f"{name}: expected gpt2, bpe:N, or a directory or Hub repository with a tokenizer, "
-            f"found {type(error).__name__}: {' '.join(str(error).split())}"
+            f"found {named(error)}"
         ) from error
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         raise TokenizerError(f"{name}: expected a fast tokenizer with an end-of-sequence token")

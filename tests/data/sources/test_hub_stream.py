@@ -10,15 +10,15 @@ from support.hub_data import parquet
 from support.processes import run_process
 
 from modeling_gpt2scratch.common.errors import SourceError
-from modeling_gpt2scratch.data.sources.hub_stream import read_documents
+from modeling_gpt2scratch.data.sources.hub_stream import HubStream
 
 REPOSITORY = "aesop/fables"
 TEXTS = [f"fable {i}" for i in range(6)]
 READ = """
 import sys
-from modeling_gpt2scratch.data.sources.hub_stream import read_documents
+from modeling_gpt2scratch.data.sources.hub_stream import HubStream
 stop_after = int(sys.argv[1])
-for n_rows, text in read_documents("aesop/fables", None, "text"):
+for n_rows, text in HubStream("aesop/fables", None, "text").documents():
     if n_rows == stop_after:
         break
 print(n_rows)
@@ -36,7 +36,7 @@ def read(monkeypatch, tmp_path):
     def read_from(files: dict[str, bytes], **options) -> list[tuple[int, str]]:
         with fake_hub.serve(REPOSITORY, files) as hub:
             hub.use_here(monkeypatch, tmp_path)
-            return list(read_documents(REPOSITORY, None, "text", **options))
+            return list(HubStream(REPOSITORY, None, "text").documents(**options))
 
     return read_from
 
@@ -48,11 +48,6 @@ def test_rows_are_counted_and_can_be_skipped(read):
     assert everything == list(zip([1, 2, 3, 5, 6, 7], TEXTS, strict=True))
     assert read(files, skip_rows=3) == everything[3:]
     assert read(files, skip_rows=7) == []
-
-
-def test_another_split_is_streamed(read):
-    files = {"train.json": jsonl("a"), "test.json": jsonl("b")}
-    assert read(files, split="test") == [(1, "b")]
 
 
 @pytest.mark.parametrize(

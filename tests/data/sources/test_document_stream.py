@@ -1,0 +1,71 @@
+"""The order of documents: a function of the arguments, from any position on."""
+
+import json
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.table_files import jsonl, written
+
+from modeling_gpt2scratch.data.sources.dataset_argument import open_sources
+from modeling_gpt2scratch.data.sources.document_stream import DocumentStream
+
+
+def stream_of(sources, directory, **keywords):
+    """The batches of some sources."""
+    options = {"seed": None, "downloads": directory / "downloads"} | keywords
+    return DocumentStream(sources, **options)
+
+
+def documents_in(batches):
+    """The documents of the batches, one after another."""
+    return [document for batch in batches for document in batch.documents]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 12), min_size=1, max_size=7),
+    weight=st.sampled_from([None, 0.5, 0.8]),
+    seed=st.none() | st.integers(0, 5),
+    batch_characters=st.integers(1, 30),
+    limit=st.none() | st.integers(0, 40),
+    stop=st.integers(0, 100),
+)
+def test_reading_goes_on_behind_any_batch(
+    tmp_path_factory, sizes, weight, seed, batch_characters, limit, stop
+):
+    directory = tmp_path_factory.mktemp("sources")
+    for folder in ("a", "b"):
+        (directory / folder).mkdir()
+        for i, size in enumerate(sizes):
+            texts = [f"{folder}{i}{j}" for j in range(size)]
+            written(directory / folder / f"{i}.jsonl", jsonl(texts))
+    dataset = f"{directory}/a,{directory}/b"
+    if weight is not None:
+        dataset = f"{directory}/a:{weight},{directory}/b:{1 - weight}"
+    sources = open_sources(dataset)
+    options = {"seed": seed, "batch_characters": batch_characters, "limit_documents": limit}
+    whole = list(stream_of(sources, directory, **options))
+    documents = documents_in(whole)
+    assert len(set(documents)) == len(documents)
+    if weight is None:
+        assert len(documents) == min(2 * sum(sizes), 1000 if limit is None else limit)
+
+    stop = min(stop, len(whole) - 1)
+    if stop >= 0:
+        position = json.loads(json.dumps(whole[stop].position))
+        rest = list(stream_of(sources, directory, position=position, **options))
+        assert rest == whole[stop + 1 :]
+
+
+def test_files_of_a_few_are_read_in_turn_when_there_is_a_seed(tmp_path):
+    for i in range(5):
+        written(tmp_path / f"{i}.jsonl", jsonl([f"{i}{j}" for j in range(6)]))
+    sources = open_sources(str(tmp_path))
+    batches = list(stream_of(sources, tmp_path, seed=0, batch_characters=4))
+    files = [batch.documents[0][0] for batch in batches]
+    # Four files at a time, two documents from each; the fifth file has to wait for its turn.
+    assert len(set(files[:4])) == 4
+    assert files[:4] == files[4:8]
+    assert sorted(files) == sorted("01234" * 3)
+    other = [b.documents[0][0] for b in stream_of(sources, tmp_path, seed=1, batch_characters=4)]
+    assert other != files
