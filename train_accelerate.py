@@ -31,6 +31,11 @@ from modeling_gpt2scratch.data.tokens.tokenizer import TokenizerError
 from modeling_gpt2scratch.distributed.accelerator import asks_for_fp8, closing, make_accelerator
 from modeling_gpt2scratch.distributed.agreement import StalledError, StopSignal
 from modeling_gpt2scratch.distributed.processes import LaunchError, on_main_process, say
+from modeling_gpt2scratch.evaluation.in_training import (
+    BenchmarkError,
+    load_benchmarks,
+    score_benchmarks,
+)
 from modeling_gpt2scratch.hardware.devices import keep_freed_memory, require_fp8
 from modeling_gpt2scratch.hardware.profiling import profiler
 from modeling_gpt2scratch.optim.optimizer import set_learning_rate
@@ -113,7 +118,7 @@ def train(config: TrainConfig) -> None:
 
 
 def open_benchmarks(config: TrainConfig, accelerator: Accelerator, *, limit: int | None) -> Score:
-    """What scores a model and its tokenizer on `--eval_tasks`, by the code of `evaluate/`.
+    """What scores a model and its tokenizer on `--eval_tasks`, by the code of `compare.py`.
 
     Args:
         config: of the run.
@@ -125,10 +130,6 @@ def open_benchmarks(config: TrainConfig, accelerator: Accelerator, *, limit: int
     """
     if not config.eval_tasks:
         return lambda model, tokenizer: {}
-    # Beside this script, and no package: it would hide the one of that name on PyPI.
-    sys.path.insert(0, str(Path(__file__).with_name("evaluate")))
-    from in_training import BenchmarkError, load_benchmarks, score_benchmarks
-
     try:
         benchmarks = load_benchmarks(
             config.eval_tasks,

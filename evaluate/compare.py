@@ -7,8 +7,18 @@ bad arguments.
 """
 
 import sys
+from collections.abc import Sequence
 
-from modeling_gpt2scratch.evaluation.compare import main
+from modeling_gpt2scratch.evaluation.configuration import parse_arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code of a whole comparison; `argv` defaults to the command line."""
+    config, output_dir = parse_arguments(argv, description=__doc__)
+    from modeling_gpt2scratch.evaluation.comparison import run_comparison  # and torch with it
+
+    return run_comparison(config, output_dir)
+
 
 if __name__ == "__main__":
-    sys.exit(main(description=__doc__))
+    sys.exit(main())

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 LOCK_NAME = "run.lock"  # of a run that uses a directory; counts for nothing
@@ -62,9 +62,14 @@ def write_file(path: Path, *chunks: bytes | memoryview) -> None:
     fsync(path.parent)
 
 
-def write_json(path: Path, content: dict) -> None:
-    """Replaces `path` by the JSON of `content` in one step."""
-    write_file(path, (json.dumps(content, indent=2) + "\n").encode())
+def write_json(path: Path, content: dict, *, indent: int | None = 2, **options: bool) -> None:
+    """Replaces `path` by the JSON of `content` in one step; `options` are those of `json.dumps`."""
+    write_file(path, (json.dumps(content, indent=indent, **options) + "\n").encode())
+
+
+def write_json_lines(path: Path, rows: Iterable[dict]) -> None:
+    """Replaces `path` by one JSON object per line in one step."""
+    write_file(path, *((json.dumps(row, ensure_ascii=False) + "\n").encode() for row in rows))
 
 
 @contextlib.contextmanager

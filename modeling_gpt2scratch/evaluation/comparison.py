@@ -1,158 +1,83 @@
-"""Measures models on tasks, one after the other; whatever fails leaves the rest its numbers."""
+"""A whole comparison: the models are measured one after the other, then the table is printed."""
 
 from __future__ import annotations
 
-import gc
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
 
-import torch
-import transformers
+from tqdm import tqdm
 
-from modeling_gpt2scratch.evaluation.results.cache import ResultCache
-from modeling_gpt2scratch.evaluation.results.code_files import evaluation_code, model_code
-from modeling_gpt2scratch.evaluation.results.measurements import Measurement, ModelMeasurements
-from modeling_gpt2scratch.evaluation.results.model_files import checksums_of
-from modeling_gpt2scratch.evaluation.scoring.models import describe_model, load_scorer
-from modeling_gpt2scratch.evaluation.scoring.processes import (
-    ProcessGroup,
-    SharedProblem,
-    error_line,
-)
-from modeling_gpt2scratch.evaluation.scoring.scorer import Task
-
-if TYPE_CHECKING:
-    from .compare import CompareConfig
+from .configuration import CACHE_FOLDER, CompareArguments, CompareConfig, default_output_dir
+from .measuring import evaluate_model, load_tasks
+from .report import Comparison, report
+from .results.cache import ResultCache
+from .results.measurements import Measurement, ModelMeasurements
+from .scoring.processes import ProcessGroup
 
 
-def load_tasks(
-    kinds: Mapping[str, type[Task]], config: CompareConfig, processes: ProcessGroup
-) -> tuple[dict[str, Task], dict[str, str]]:
-    """The tasks with their data, and why others have none.
+def compare(models: list[str], tasks: list[str], **options) -> Comparison:
+    """Measures models on tasks, prints the table and writes results.json.
 
-    The main process reads first, so that the others find what it downloaded.
+    Args:
+        models: directories or Hub names.
+        tasks: names, or "all" alone.
+        options: the other arguments of `evaluate/compare.py`, by their names.
+
+    Raises:
+        ValueError: for arguments that do not fit.
     """
-    loaded: dict[str, Task] = {}
-    problems: dict[str, str] = {}
-    for name, kind in kinds.items():
-        for is_first in (True, False):
-            problem = None
-            if processes.is_main == is_first:
-                try:
-                    loaded[name] = kind.from_config(config)
-                except Exception as error:
-                    problem = error_line(error)
-            if problem := processes.first_problem(problem):
-                loaded.pop(name, None)
-                problems[name] = problem
-                break
-    return loaded, problems
+    config = CompareConfig(models=models, tasks=tasks, **options)
+    output_dir = Path(config.output_dir or default_output_dir(models[0]))
+    output_dir.mkdir(parents=True, exist_ok=True)
+    comparison = Comparison([ModelMeasurements(name) for name in models])
+    run_comparison(config, output_dir, comparison)
+    return comparison
 
 
-def evaluate_model(
-    model: ModelMeasurements,
-    tasks: Mapping[str, Task],
-    config: CompareConfig,
-    cache: ResultCache,
-    processes: ProcessGroup,
-) -> None:
-    """Measures a model on every task, and fills `model` as it goes.
-
-    What the cache has is not measured again; a model that is all there is not even loaded.
-    """
-    keys = _look_up(model, tasks, config, cache, processes)
-    missing = [name for name in tasks if name not in model.tasks]
-    if not missing:
-        return
-    scorer, problem = None, None
+def run_comparison(
+    config: CompareArguments, output_dir: Path, comparison: Comparison | None = None
+) -> int:
+    """Exit code of a comparison: 1 if a number is missing."""
+    start = time.perf_counter()
+    processes = ProcessGroup(config.device)
+    if comparison is None:
+        comparison = Comparison([ModelMeasurements(name) for name in config.models])
     try:
-        scorer = load_scorer(model.name, config, processes)
-    except Exception as error:
-        problem = error_line(error)
-    if problem := processes.first_problem(problem):
-        _note(model, missing, problem, processes)
-        return
-    if not model.files:
-        # A model of the Hub whose files are here only now.
-        keys = _look_up(model, tasks, config, cache, processes)
-        missing = [name for name in missing if name not in model.tasks]
-    model.description = describe_model(scorer)
-    for name in missing:
-        start = time.perf_counter()
-        try:
-            result = processes.alike(partial(tasks[name].evaluate, scorer))
-        except SharedProblem as error:
-            _note(model, [name], str(error), processes)
-            continue
-        model.tasks[name] = Measurement(result, seconds=time.perf_counter() - start)
-        if processes.is_main and not sys.stderr.isatty():  # in place of a bar
-            print(f"{model.name}, {name}: {model.tasks[name].seconds:.0f} s", file=sys.stderr)
-        if processes.is_main and model.files:
-            cache.write(keys[name], model.tasks[name], model.description)
-    # The next model may need the memory of this one.
-    del scorer
-    gc.collect()
-    torch.cuda.empty_cache()
-
-
-def _look_up(
-    model: ModelMeasurements,
-    tasks: Mapping[str, Task],
-    config: CompareConfig,
-    cache: ResultCache,
-    processes: ProcessGroup,
-) -> dict[str, dict[str, Any]]:
-    """Fills `model` with its checksums and what the cache has; returns the cache's key by task."""
-    model.files, code = processes.from_main(lambda: _checksums(model.name, config))
-    keys = {name: cache_key(model.files, code, name, task, config) for name, task in tasks.items()}
-    hits = processes.from_main(
-        lambda: {name: cache.read(key) for name, key in keys.items() if model.files}
-    )
-    for name, hit in hits.items():
-        if hit is not None:
-            model.tasks[name], model.description = hit
-    return keys
-
-
-def cache_key(
-    files: Mapping[str, str], code: str | None, name: str, task: Task, config: CompareConfig
-) -> dict[str, Any]:
-    """Everything that a result depends on, fit for JSON."""
-    return {
-        "model": dict(files),
-        "code": {"model": code, "evaluation": evaluation_code()},
-        "dtype": config.dtype,
-        "task": name,
-        "protocol": task.protocol,
-        "task_version": task.version,
-        "data": task.sha256,
-        "limit": config.limit,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-
-
-def _checksums(name: str, config: CompareConfig) -> tuple[dict[str, str], str | None]:
-    """Of the model's files and of its code; empty for a model that is not there.
-
-    Loading will say so; until then nobody waits for the Hub a second time.
-    """
-    try:
-        files = checksums_of(name)
-    except (OSError, ValueError):
-        return {}, None
-    if not files:
-        return {}, None
-    return files, model_code(name, {"trust_remote_code": config.trust_remote_code})
-
-
-def _note(
-    model: ModelMeasurements, tasks: Sequence[str], problem: str, processes: ProcessGroup
-) -> None:
-    """Keeps why tasks have no number, and says it once on stderr."""
-    model.tasks |= {task: Measurement(error=problem) for task in tasks}
+        evaluate(config, comparison, output_dir, processes)
+        comparison.is_complete = True
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+    is_written = True
     if processes.is_main:
-        print(f"{model.name}, {', '.join(tasks)}: {problem}", file=sys.stderr)
+        is_written = report(config, comparison, output_dir, time.perf_counter() - start)
+    if comparison.is_complete:
+        processes.end()
+    # What is missing, the main process says: a launcher ends all once one of them has failed.
+    is_whole = is_written and all(has_all(model, config) for model in comparison.models)
+    return int(processes.is_main and not is_whole)
+
+
+def has_all(model: ModelMeasurements, config: CompareArguments) -> bool:
+    """Whether a model has every number."""
+    cells = [model.tasks.get(name) for name in config.kinds]
+    return all(cell is not None and cell.result is not None for cell in cells)
+
+
+def evaluate(
+    config: CompareArguments, comparison: Comparison, output_dir: Path, processes: ProcessGroup
+) -> None:
+    """Fills `comparison` as it goes."""
+    tasks, problems = load_tasks(config, processes)
+    comparison.tasks = tasks
+    if processes.is_main:
+        for name, problem in problems.items():
+            print(f"{name}: {problem}", file=sys.stderr)
+    directory = Path(config.cache_dir) if config.cache_dir else output_dir / CACHE_FOLDER
+    cache = ResultCache(directory if config.cache else None)
+    disable = None if processes.is_main else True  # None: only where nobody watches
+    with tqdm(comparison.models, unit="model", disable=disable) as progress:
+        for model in progress:
+            progress.set_description(model.name)
+            model.tasks |= {name: Measurement(error=text) for name, text in problems.items()}
+            evaluate_model(model, tasks, config, cache, processes)

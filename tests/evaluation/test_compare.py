@@ -6,10 +6,10 @@ import sys
 
 import pytest
 from support import evaluation as tiny
+from support.evaluation import compare
 from support.paths import REPOSITORY
 
-# isort: split
-from modeling_gpt2scratch.evaluation import compare
+from modeling_gpt2scratch.evaluation.configuration import default_output_dir
 
 N_PASSAGES = 12
 
@@ -172,8 +172,8 @@ def test_a_directory_without_a_model_is_named_as_such(arguments, tmp_path):
 
 
 def test_results_go_beside_the_first_model_if_it_is_a_local_directory(tmp_path):
-    assert compare.default_output_dir(str(tmp_path)) == str(tmp_path)
-    assert compare.default_output_dir("some/hub-model") == "results"
+    assert default_output_dir(str(tmp_path)) == str(tmp_path)
+    assert default_output_dir("some/hub-model") == "results"
 
 
 @pytest.mark.parametrize(
@@ -186,11 +186,14 @@ def test_results_go_beside_the_first_model_if_it_is_a_local_directory(tmp_path):
         ("--models m --tasks all --data_dir no/where", "--data_dir: expected a directory"),
         ("--models m --tasks lambada --limit 0", "--limit: expected at least 1, found 0"),
         ("--models m --tasks lambada --batch_tokens 0", "--batch_tokens: expected at least 1"),
-        ("--models m --tasks val", "--val_data: expected a shard directory for task val"),
+        ("--models m --tasks val", "val_data (default): expected a shard directory"),
         ("--models m m --tasks lambada", "--models: expected each once, found m m"),
         ("--models m --tasks lambada --device gpu9", "--device: expected auto or a torch device"),
-        ("--models m --tasks lambada --dtype int8", "invalid choice: 'int8'"),
-        ("--models m --tasks lambada --lim 3", "found --lim 3"),
+        (
+            "--models m --tasks lambada --dtype int8",
+            "--dtype: expected one of 'float32', 'bfloat16', 'float16', found 'int8'",
+        ),
+        ("--models m --tasks lambada --lim 3", "unknown flag --lim; did you mean --limit?"),
         ("--tasks lambada", "required: --models"),
     ],
 )

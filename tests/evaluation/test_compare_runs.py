@@ -7,12 +7,12 @@ import sys
 import pytest
 import torch
 from support import evaluation as tiny
+from support.evaluation import compare
 from support.paths import REPOSITORY
 from support.processes import run_process
 from transformers import AutoModelForCausalLM
 
-# isort: split
-from modeling_gpt2scratch.evaluation import compare
+from modeling_gpt2scratch.evaluation import TASKS
 from modeling_gpt2scratch.evaluation.tasks.lambada import LambadaTask
 
 N_PASSAGES = 30
@@ -25,14 +25,15 @@ FAILING = """
 import os, sys, time
 sys.path.insert(0, sys.argv.pop(1))
 import torch
-from modeling_gpt2scratch.evaluation import compare
+import compare
+from modeling_gpt2scratch.evaluation import comparison
 from modeling_gpt2scratch.evaluation.scoring.row_scorer import RowScorer
 def fail(*_):
     raise torch.OutOfMemoryError("CUDA out of memory.")
 if os.environ.get("RANK", "1") == "1":
     RowScorer._score_whole_batch = fail
-report = compare.report  # takes its time; nobody may end the main process in it
-compare.report = lambda *arguments: (time.sleep(3), report(*arguments))
+report = comparison.report  # takes its time; nobody may end the main process in it
+comparison.report = lambda *arguments: (time.sleep(3), report(*arguments))
 sys.exit(compare.main())
 """
 
@@ -186,9 +187,9 @@ def test_a_broken_model_says_why_and_the_others_come_out(inputs, tmp_path, capsy
 def test_all_tasks_run_on_one_directory_and_those_without_data_say_so(inputs, tmp_path, capsys):
     assert run(inputs, tmp_path, "--limit", "2", models=["first"], tasks=["all"]) == 1
     (model,) = read(tmp_path)["models"].values()
-    assert set(model["results"]) | set(model["errors"]) == set(compare.TASKS) - {"text"}
-    with_data = {"val"} | {n for n in compare.TASKS if n.partition(":")[0] == "lambada"}
-    with_data |= {n for n in compare.TASKS if n.startswith("hellaswag")}
+    assert set(model["results"]) | set(model["errors"]) == set(TASKS) - {"text"}
+    with_data = {"val"} | {n for n in TASKS if n.partition(":")[0] == "lambada"}
+    with_data |= {n for n in TASKS if n.startswith("hellaswag")}
     assert set(model["results"]) == with_data
     assert "ptb.test.txt" in model["errors"]["ptb"]
     output = capsys.readouterr().out

@@ -9,12 +9,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 from support import evaluation as tiny
+from support.evaluation import compare
 from support.paths import REPOSITORY
 from support.processes import run_process
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-# isort: split
-from modeling_gpt2scratch.evaluation import compare, in_training
+from modeling_gpt2scratch.evaluation import TASKS
 from modeling_gpt2scratch.evaluation.in_training import (
     BenchmarkError,
     load_benchmarks,
@@ -107,7 +107,7 @@ def expected(directory, tmp_path_factory):
     return {
         f"{name}/{metric}": model["results"][name][f"{metric},none"]
         for name in NAMES
-        for metric in in_training.BENCHMARKS[name][1].metrics
+        for metric in TASKS[name].metrics
     }
 
 

@@ -1,12 +1,14 @@
 """Tiny tokenizers, models and shards for the tests of the evaluation."""
 
-import hashlib
+import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
+from support.paths import REPOSITORY
 from tokenizers import (
     Tokenizer,
     decoders,
@@ -23,6 +25,10 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
+
+from modeling_gpt2scratch.data.shards.format import write_shard
+from modeling_gpt2scratch.data.shards.manifest import Manifest, ShardEntry, Split
+from modeling_gpt2scratch.data.tokens.tokenizer import fingerprint
 
 END_OF_TEXT = "<|endoftext|>"
 CORPUS = [
@@ -142,26 +148,35 @@ def naive_nats(model: torch.nn.Module, token_ids: Sequence[int]) -> torch.Tensor
 def write_shards(
     directory: Path, shards: list[list[int]], tokenizer: PreTrainedTokenizerFast
 ) -> Path:
-    """A shard directory whose split `val` holds these token ids, with the tokenizer beside it."""
+    """A shard directory whose split `val` holds these token ids, with the tokenizer beside it.
+
+    Its `train` is empty.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     entries = []
     for index, ids in enumerate(shards):
-        header = np.zeros(256, dtype="<i4")
-        header[:4] = 20240520, 1, len(ids), len(tokenizer)
-        content = header.tobytes() + np.asarray(ids, dtype="<u2").tobytes()
         file = f"val_{index:06d}.bin"
-        (directory / file).write_bytes(content)
-        sha256 = hashlib.sha256(content).hexdigest()
-        entries.append({"file": file, "n_tokens": len(ids), "sha256": sha256})
-    manifest = {
-        "format": "gpt2scratch-shards",
-        "version": 1,
-        "dtype": "<u2",
-        "header_bytes": 1024,
-        "vocab_size": len(tokenizer),
-        "end_of_text_id": tokenizer.eos_token_id,
-        "splits": {"val": {"n_tokens": sum(map(len, shards)), "shards": entries}},
-    }
-    (directory / "manifest.json").write_text(json.dumps(manifest))
+        sha256 = write_shard(directory / file, np.asarray(ids), vocab_size=len(tokenizer))
+        entries.append(ShardEntry(file, len(ids), sha256))
+    n_documents = sum(ids.count(tokenizer.eos_token_id) for ids in shards)
+    val = Split(sum(map(len, shards)), n_documents, 0, tuple(entries))
+    Manifest(
+        vocab_size=len(tokenizer),
+        end_of_text_id=tokenizer.eos_token_id,
+        tokenizer={"name": "tiny", "fingerprint": fingerprint(tokenizer)},
+        splits={"train": Split(0, 0, 0, ()), "val": val},
+        arguments={},
+    ).save(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+def _script(name: str) -> ModuleType:
+    """A script of `evaluate/`, which is no package, as a module."""
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "evaluate" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+compare = _script("compare")

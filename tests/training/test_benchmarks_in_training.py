@@ -3,13 +3,12 @@
 import json
 
 import pytest
-from support import evaluation as evaluate_path  # noqa: F401
+from support.evaluation import compare
 from support.training_runs import flags, run_here
 
+import train_accelerate
+from modeling_gpt2scratch.evaluation import TASKS, in_training
 from modeling_gpt2scratch.tracking.metrics import read_metrics
-
-# isort: split
-from modeling_gpt2scratch.evaluation import compare, in_training
 
 NAMES = ("lambada", "hellaswag")
 
@@ -37,7 +36,7 @@ def test_a_run_logs_the_scores_that_compare_finds_in_its_model(
         n_passages.append(len(benchmarks["lambada"].texts))
         return score(benchmarks, *args, **kwargs)
 
-    monkeypatch.setattr(in_training, "score_benchmarks", score_and_count)
+    monkeypatch.setattr(train_accelerate, "score_benchmarks", score_and_count)
     arguments = [*flags(small_data, output_dir), "--eval_tasks", *NAMES, "--eval_tasks_every", "5"]
     assert run_here(monkeypatch, *arguments, *data_flags) == 0
     assert n_passages == [1, 3, 3, 3]  # before the first step, and after the 5th, 10th, and last
@@ -48,6 +47,6 @@ def test_a_run_logs_the_scores_that_compare_finds_in_its_model(
     assert compare.main([*command, "--output_dir", str(results_dir)]) == 0
     (model,) = json.loads((results_dir / "results.json").read_text())["models"].values()
     for name in NAMES:
-        for metric in in_training.BENCHMARKS[name][1].metrics:
+        for metric in TASKS[name].metrics:
             expected = model["results"][name][f"{metric},none"]
             assert scored[-1][f"{name}/{metric}"] == pytest.approx(expected, rel=1e-5)

@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from modeling_gpt2scratch.evaluation.scoring.scorer import Estimate, TaskResult
-from modeling_gpt2scratch.evaluation.tasks.answered_result import AnsweredResult
+from modeling_gpt2scratch.common.atomic_files import write_json
+from modeling_gpt2scratch.evaluation.tasks.task import AnsweredResult, Estimate, TaskResult
 
-from .json_files import write_json
 from .measurements import Measurement
 
 VERSION = 1  # of these files
@@ -93,7 +92,13 @@ class ResultCache:
         file = {"version": VERSION, "key": key, "model": model, "seconds": measurement.seconds}
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            write_json(self._path(key), file | {"result": content}, indent=None)
+            write_json(
+                self._path(key),
+                file | {"result": content},
+                indent=None,
+                ensure_ascii=False,
+                allow_nan=False,
+            )
         except OSError as error:
             self._can_write = False
             print(

@@ -14,8 +14,6 @@ if TYPE_CHECKING:  # an optional library
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BARS_NAME = "scores.png"
-CURVES_NAME = "scores_over_tokens.png"
 METRICS_NAME = "metrics.jsonl"  # of a run of train_accelerate.py
 PANEL_INCHES = (3.2, 2.6)
 COLUMNS = 4

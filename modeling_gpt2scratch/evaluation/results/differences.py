@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from modeling_gpt2scratch.evaluation.scoring.scorer import TaskResult
+from modeling_gpt2scratch.evaluation.tasks.task import TaskResult
 
 from .measurements import ModelMeasurements
 from .paired_tests import PairedTest, holm, paired_test

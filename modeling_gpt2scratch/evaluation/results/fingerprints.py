@@ -1,4 +1,4 @@
-"""Which code computes a score, by its checksum: results of other code are not looked up."""
+"""Checksums of what a score depends on: the model's files, its code, and ours."""
 
 from __future__ import annotations
 
@@ -6,20 +6,26 @@ import hashlib
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoConfig
+from transformers.utils import cached_file
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parents[1]  # the whole evaluation
 
 
 @cache
 def evaluation_code() -> str:
-    """The sha256 of every Python file beside this one: any change of them counts."""
-    return _sha256(sorted(FOLDER.glob("*.py")))
+    """The sha256 of every Python file of the evaluation: any change of them counts."""
+    return _sha256(sorted(FOLDER.rglob("*.py")))
 
 
-def model_code(name: str, options: dict[str, Any]) -> str | None:
+def task_code(kind: type) -> str | None:
+    """The sha256 of the file of a task that is not among ours, None for one of ours."""
+    path = Path(sys.modules[kind.__module__].__file__)
+    return None if path.is_relative_to(FOLDER) else _sha256([path])
+
+
+def model_code(name: str, *, trust_remote_code: bool) -> str | None:
     """The sha256 of the files with the model's class, if they are not those of transformers.
 
     These are `configuration_TYPE.py`, `modeling_TYPE.py` and others of the type's name, in the
@@ -28,13 +34,13 @@ def model_code(name: str, options: dict[str, Any]) -> str | None:
 
     Args:
         name: a directory, or a model of the Hub.
-        options: of `from_pretrained`.
+        trust_remote_code: whether code that comes with the model may run.
 
     Returns:
         None for a class of transformers, and for a model that is not there.
     """
     try:
-        config = AutoConfig.from_pretrained(name, **options)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception:  # of many kinds; loading the model will say it
         return None
     module = sys.modules[type(config).__module__]
@@ -49,3 +55,39 @@ def _sha256(paths: list[Path]) -> str:
     for path in paths:
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+# What decides a model's scores. Of weights saved twice, transformers takes safetensors.
+WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+
+
+OTHERS = ("config.json", "*.py", "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json")
+
+
+OTHERS += ("added_tokens.json", "model*.index.json", "pytorch_model*.index.json")
+
+
+def checksums_of(name: str) -> dict[str, str]:
+    """The sha256 of each file of a model's weights, config, code and tokenizer, by file name.
+
+    Args:
+        name: a directory, or a model of the Hub, of which the files that are in the local cache
+            count: the newest commit's, if the Hub can be reached.
+
+    Raises:
+        OSError: if there is no such model, or it has no weights here.
+    """
+    directory = Path(name)
+    if not directory.is_dir():
+        directory = Path(cached_file(name, "config.json")).parent
+    weights = next((found for kind in WEIGHTS if (found := sorted(directory.glob(kind)))), [])
+    if not weights:
+        raise FileNotFoundError(f"{name}: expected {' or '.join(WEIGHTS)}, found none")
+    others = {path for kind in OTHERS for path in directory.glob(kind) if path.is_file()}
+    return {path.name: file_sha256(path) for path in [*weights, *sorted(others)]}
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, as sha256sum prints it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from modeling_gpt2scratch.evaluation.scoring.scorer import TaskResult
+from modeling_gpt2scratch.evaluation.tasks.task import TaskResult
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import transformers
 
-from modeling_gpt2scratch.evaluation.scoring.scorer import Task
+from modeling_gpt2scratch.evaluation.tasks.task import Task
 
 from .differences import Difference
 from .measurements import ModelMeasurements

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from modeling_gpt2scratch.evaluation.scoring.scorer import Task, TaskResult
+from modeling_gpt2scratch.common.atomic_files import write_json_lines
 from modeling_gpt2scratch.evaluation.tasks.cbt import ClozeTask
 from modeling_gpt2scratch.evaluation.tasks.documents import DocumentsTask
 from modeling_gpt2scratch.evaluation.tasks.lambada import (
@@ -29,8 +29,8 @@ from modeling_gpt2scratch.evaluation.tasks.lambada import (
     straighten_quotes,
 )
 from modeling_gpt2scratch.evaluation.tasks.multiple_choice import MultipleChoiceTask
+from modeling_gpt2scratch.evaluation.tasks.task import Task, TaskResult
 
-from .json_files import write_json_lines
 from .measurements import ModelMeasurements
 from .results_json import FILTER, sanitized
 

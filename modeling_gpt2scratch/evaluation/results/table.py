@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from tabulate import tabulate
 
-from modeling_gpt2scratch.evaluation.scoring.scorer import Estimate, Task
+from modeling_gpt2scratch.evaluation.tasks.task import Estimate, Task
 
 from .differences import Difference
 from .measurements import Measurement, ModelMeasurements

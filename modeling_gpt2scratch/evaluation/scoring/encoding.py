@@ -7,8 +7,10 @@ each text with a beginning-of-text token, that of GPT-2 adds nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 # Where lm-evaluation-harness looks in a config, and what it takes where nothing says a length.
 LENGTH_NAMES = ("n_positions", "max_position_embeddings", "n_ctx")

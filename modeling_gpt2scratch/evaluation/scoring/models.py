@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import constants
@@ -18,53 +18,63 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from modeling_gpt2scratch.evaluation.in_training import SharedScorer
-
 from .processes import ProcessGroup
 from .scorer import CausalScorer
-
-if TYPE_CHECKING:
-    from modeling_gpt2scratch.evaluation.compare import CompareConfig
+from .shared_scorer import SharedScorer
 
 NO_TOKENIZER = "expected a tokenizer beside the model, found none{}; save it there"
 # Names that are easily mistyped, beside those of the directories at hand.
 WELL_KNOWN = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 
 
-def load_scorer(name: str, config: CompareConfig, processes: ProcessGroup) -> CausalScorer:
+def load_scorer(
+    name: str,
+    *,
+    device: str,
+    dtype: str,
+    batch_tokens: int | Literal["auto"],
+    trust_remote_code: bool,
+    processes: ProcessGroup,
+) -> CausalScorer:
     """The model and its tokenizer on the device of this process.
+
+    Args:
+        name: a directory, or a model of the Hub.
+        device: as torch calls it, or "auto".
+        dtype: of weights and activations, as torch calls it.
+        batch_tokens: as in `RowScorer`.
+        trust_remote_code: whether code that comes with the model may run.
+        processes: that share out the batches.
 
     Raises:
         ValueError: if there is no such model, or no tokenizer that fits it.
         Exception: of many kinds, from what transformers finds in its files.
     """
-    options = {"trust_remote_code": config.trust_remote_code}
-    require_model(name, options)
-    tokenizer = load_tokenizer(name, options)
+    require_model(name, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     model = AutoModelForCausalLM.from_pretrained(
-        name, dtype=getattr(torch, config.dtype), **options
+        name, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
     )
     require_fitting(tokenizer, model)
     accelerator = processes.accelerator
-    if accelerator is None or config.device not in ("auto", "cpu"):
-        device = resolve_device(config.device)
+    if accelerator is None or device not in ("auto", "cpu"):
+        place = resolve_device(device)
     else:
-        device = accelerator.device
-    model = model.to(device)
-    scorer = CausalScorer(model, tokenizer, batch_tokens=config.tokens_of_pass)
+        place = accelerator.device
+    model = model.to(place)
     if accelerator is None:
-        return scorer
+        return CausalScorer(model, tokenizer, batch_tokens=batch_tokens)
     return SharedScorer(
         model,
         tokenizer,
         accelerator,
-        batch_tokens=config.tokens_of_pass,
+        batch_tokens=batch_tokens,
         has_progress=True,
         checks_head=True,
     )
 
 
-def require_model(name: str, options: dict[str, Any]) -> None:
+def require_model(name: str, *, trust_remote_code: bool) -> None:
     """Refuses a name behind which there is no model.
 
     Raises:
@@ -78,7 +88,7 @@ def require_model(name: str, options: dict[str, Any]) -> None:
     if name.startswith((".", "/", "~")):
         raise ValueError(f"{expected}, found none{_nearest(name)}")
     try:
-        AutoConfig.from_pretrained(name, **options)
+        AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except OSError as error:
         if isinstance(error.__cause__, LocalEntryNotFoundError):
             place = constants.ENDPOINT
@@ -102,14 +112,14 @@ def _nearest(name: str) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def load_tokenizer(name: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model.
 
     Raises:
         ValueError: if there is none.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         has_words = bool(tokenizer("a")["input_ids"])  # transformers makes an empty one of no files
     except (OSError, ValueError, KeyError) as error:
         reason = textwrap.shorten(str(error), 200)

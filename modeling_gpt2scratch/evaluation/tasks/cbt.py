@@ -25,9 +25,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import numpy as np
 
 from modeling_gpt2scratch.evaluation.scoring.encoding import encode_plain, encode_texts
-from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer, TaskResult, ratio_estimate
 
-from .answered_result import AnsweredResult, responses_of
 from .cbt_questions import (
     BLANK,
     CATEGORIES,
@@ -37,10 +35,11 @@ from .cbt_questions import (
     question_data,
     read_questions,
 )
-from .samples import SampleData
+from .samples import SampleData, Selection
+from .task import AnsweredResult, TaskResult, ratio_estimate, responses_of
 
-if TYPE_CHECKING:
-    from modeling_gpt2scratch.evaluation.compare import CompareConfig
+if TYPE_CHECKING:  # torch comes with it, and a command line needs none
+    from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
 
 # In this order, as in `detokenize` of lm-evaluation-harness 0.3, `tasks/cbt.py`.
 REPLACEMENTS = (
@@ -63,10 +62,10 @@ class ClozeTask:
     questions: Sequence[ClozeQuestion]
 
     @classmethod
-    def from_config(cls, config: CompareConfig) -> Self:
-        """The first `config.limit` questions."""
-        source = cls.data.source(config)
-        return cls(read_questions(source, cls.data, limit=config.limit))
+    def load(cls, selection: Selection) -> Self:
+        """The first `selection.limit` questions."""
+        source = cls.data.source(selection)
+        return cls(read_questions(source, cls.data, limit=selection.limit))
 
     @property
     def sha256(self) -> str:

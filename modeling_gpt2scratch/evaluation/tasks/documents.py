@@ -11,20 +11,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from modeling_gpt2scratch.evaluation.scoring.encoding import encode_document
-from modeling_gpt2scratch.evaluation.scoring.scorer import (
-    CausalScorer,
+
+from .samples import SampleData
+from .task import (
     Estimate,
     TaskResult,
     perplexity_estimate,
     ratio_estimate,
 )
 
-from .samples import SampleData
+if TYPE_CHECKING:  # torch comes with it, and a command line needs none
+    from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
 
 
 @dataclass(frozen=True)

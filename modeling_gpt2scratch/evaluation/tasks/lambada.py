@@ -23,34 +23,33 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.evaluation.scoring.encoding import (
     encode_pairs,
     encode_texts,
     prefix_token,
 )
-from modeling_gpt2scratch.evaluation.scoring.scorer import (
-    CausalScorer,
+from modeling_gpt2scratch.evaluation.scoring.written_words import (
+    STOP_WORDS,
+    begins_with_words,
+    stop_word_ids,
+    written_texts,
+)
+
+from .samples import SampleData, Selection
+from .task import (
     TaskResult,
     perplexity_estimate,
     ratio_estimate,
 )
 
-from .greedy_words import (
-    STOP_WORDS,
-    begins_with_words,
-    greedy_continuations,
-    stop_word_ids,
-    written_texts,
-)
-from .samples import SampleData
+if TYPE_CHECKING:  # torch comes with it, and a command line needs none
+    from transformers import PreTrainedTokenizerBase
 
-if TYPE_CHECKING:
-    from modeling_gpt2scratch.evaluation.compare import CompareConfig
+    from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
 
 HUB_NAME = "EleutherAI/lambada_openai"
 OPENAI = SampleData(
@@ -82,9 +81,9 @@ class LambadaTask:
     texts: Sequence[str]
 
     @classmethod
-    def from_config(cls, config: CompareConfig) -> Self:
-        """The first `config.limit` passages."""
-        return cls(read_texts(cls.data.source(config), limit=config.limit, data=cls.data))
+    def load(cls, selection: Selection) -> Self:
+        """The first `selection.limit` passages."""
+        return cls(read_texts(cls.data.source(selection), limit=selection.limit, data=cls.data))
 
     @property
     def sha256(self) -> str:
@@ -163,9 +162,7 @@ class LastTokenTask(LambadaTask):
         """How often the argmax is that token."""
         rows = [before + word for before, word in _encode(scorer, self.texts)]
         contexts = [row[:-1] for row in rows]
-        written, n_truncated = greedy_continuations(
-            scorer, contexts, n_tokens=1, description=self.protocol
-        )
+        written, n_truncated = _write(scorer, contexts, n_tokens=1, description=self.protocol)
         is_right = [ids == row[-1:] for ids, row in zip(written, rows, strict=True)]
         return _accuracy(is_right, n_truncated)
 
@@ -180,7 +177,7 @@ class GenerateTask(LambadaTask):
         """How often the model writes this word and no longer one."""
         encoded = _encode(scorer, self.texts)
         # One more than the longest word has, to see whether the model ends it there.
-        written, n_truncated = greedy_continuations(
+        written, n_truncated = _write(
             scorer,
             [before for before, _ in encoded],
             n_tokens=max(len(word) for _, word in encoded) + 1,
@@ -285,3 +282,12 @@ def _accuracy(is_right: Sequence[bool], n_truncated: int) -> TaskResult:
         details={"n_truncated": n_truncated},
         samples={"acc": samples},
     )
+
+
+def _write(
+    scorer: CausalScorer, contexts: Sequence[list[int]], **options: Any
+) -> tuple[list[list[int]], int]:
+    """What `greedy_continuations` returns; only a task that writes needs torch."""
+    from modeling_gpt2scratch.evaluation.scoring.greedy import greedy_continuations
+
+    return greedy_continuations(scorer, contexts, **options)

@@ -7,13 +7,10 @@ with different tokenizers.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 from .documents import Document, DocumentsTask
-from .samples import SampleData
-
-if TYPE_CHECKING:
-    from modeling_gpt2scratch.evaluation.compare import CompareConfig
+from .samples import SampleData, Selection
 
 SEPARATOR = "<|endoftext|>"
 
@@ -27,12 +24,14 @@ class LocalTextTask(DocumentsTask):
         "byte_perplexity": False,
         "bits_per_byte": False,
     }
-    data: ClassVar[SampleData] = SampleData(argument="text_data", file="text.txt")
+    data: ClassVar[SampleData] = SampleData(
+        argument="text_data", file="text.txt or documents.jsonl", is_own=True
+    )
 
     @classmethod
-    def from_config(cls, config: CompareConfig) -> Self:
-        """The first `config.limit` documents of `config.text_data`."""
-        return cls.from_source(cls.data.source(config), limit=config.limit)
+    def load(cls, selection: Selection) -> Self:
+        """The first `selection.limit` documents."""
+        return cls.from_source(cls.data.source(selection), limit=selection.limit)
 
     @classmethod
     def from_source(cls, source: str, *, limit: int | None) -> Self:

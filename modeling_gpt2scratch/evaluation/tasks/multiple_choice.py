@@ -16,13 +16,11 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 
-from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer, TaskResult, ratio_estimate
+from .samples import SampleData, Selection
+from .task import AnsweredResult, TaskResult, ratio_estimate, responses_of
 
-from .answered_result import AnsweredResult, responses_of
-from .samples import SampleData
-
-if TYPE_CHECKING:
-    from modeling_gpt2scratch.evaluation.compare import CompareConfig
+if TYPE_CHECKING:  # torch comes with it, and a command line needs none
+    from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
 
 
 @dataclass(frozen=True)
@@ -58,10 +56,10 @@ class MultipleChoiceTask(ABC):
         """
 
     @classmethod
-    def from_config(cls, config: CompareConfig) -> Self:
-        """The first `config.limit` questions."""
-        source = cls.data.source(config)
-        return cls(cls.read(source, limit=config.limit), source)
+    def load(cls, selection: Selection) -> Self:
+        """The first `selection.limit` questions."""
+        source = cls.data.source(selection)
+        return cls(cls.read(source, limit=selection.limit), source)
 
     @classmethod
     def read(cls, source: str, *, limit: int | None) -> list[Question]:

@@ -15,15 +15,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 from .documents import Document, DocumentsTask
-from .samples import SampleData
+from .samples import SampleData, Selection
 from .wikitext import detokenize as detokenize_wikitext
 from .wikitext import read_pages
-
-if TYPE_CHECKING:
-    from modeling_gpt2scratch.evaluation.compare import CompareConfig
 
 N_PARTS = 100
 TEST_BYTES = 5_000_000  # the end of enwik8 and text8 that is their test set
@@ -37,9 +34,9 @@ class PaperTask(DocumentsTask):
     metrics: ClassVar[dict[str, bool]] = {"word_perplexity": False}
 
     @classmethod
-    def from_config(cls, config: CompareConfig) -> Self:
-        """The first `config.limit` documents."""
-        return cls.from_source(cls.data.source(config), limit=config.limit)
+    def load(cls, selection: Selection) -> Self:
+        """The first `selection.limit` documents."""
+        return cls.from_source(cls.data.source(selection), limit=selection.limit)
 
     @classmethod
     def from_source(cls, source: str, *, limit: int | None) -> Self:

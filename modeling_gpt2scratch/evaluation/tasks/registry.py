@@ -1,11 +1,102 @@
-"""Which tasks a command line asks for."""
+"""The tasks by name: those of this folder, of installed packages, and of a directory of yours.
+
+A module of tasks has a dictionary `TASKS`, from the name to the class. A task of this folder takes
+one file and a line in `MODULES`; one of yours takes one file in the directory that `--include_path`
+names, or a module that your package declares under the entry points `gpt2scratch.tasks`.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import importlib.util
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+
+from . import (
+    arc_easy,
+    cbt,
+    hellaswag,
+    lambada,
+    local_text,
+    paper_corpora,
+    piqa,
+    validation,
+    wikitext,
+)
+from .task import Task
 
 ALL = "all"
+ENTRY_POINTS = "gpt2scratch.tasks"
+# In the order of the table.
+MODULES = (
+    *(validation, lambada, cbt, wikitext, hellaswag),
+    *(arc_easy, piqa, paper_corpora, local_text),
+)
+TASKS: dict[str, type[Task]] = {
+    name: kind for module in MODULES for name, kind in module.TASKS.items()
+}
+
+
+class TaskError(ValueError):
+    """Tasks that are not there or cannot be used."""
+
+
+def known_tasks(include_path: str | None = None) -> dict[str, type[Task]]:
+    """Every task by name: the built-in ones, then those of packages, then those of a directory.
+
+    Args:
+        include_path: directory of modules, each file of which is run; None for no such directory.
+
+    Raises:
+        TaskError: for a module without tasks, or a name that is taken.
+    """
+    tasks = dict(TASKS)
+    for entry_point in entry_points(group=ENTRY_POINTS):
+        place = f"entry point {entry_point.name} = {entry_point.value}"
+        try:
+            module = entry_point.load()
+        except Exception as error:  # whatever a package of somebody else's raises
+            raise TaskError(f"{place}: expected a module of tasks, found {_line(error)}") from error
+        _add(tasks, module, place)
+    for path in _modules_in(include_path) if include_path is not None else ():
+        spec = importlib.util.spec_from_file_location(f"gpt2scratch_tasks_{path.stem}", path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their module up
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            raise TaskError(f"{path}: expected a module of tasks, found {_line(error)}") from error
+        _add(tasks, module, str(path))
+    return tasks
+
+
+def _modules_in(include_path: str) -> Iterable[Path]:
+    """The Python files of a directory, by name."""
+    paths = sorted(Path(include_path).glob("*.py"))
+    if not paths:
+        raise TaskError(
+            f"--include_path: expected a directory with .py files, found {include_path}"
+        )
+    return paths
+
+
+def _add(tasks: dict[str, type[Task]], module: ModuleType, place: str) -> None:
+    """Adds the tasks of a module."""
+    own = getattr(module, "TASKS", None)
+    if not isinstance(own, Mapping) or not own:
+        raise TaskError(f"{place}: expected a dictionary TASKS of name and class, found {own!r}")
+    for name, kind in own.items():
+        if name in tasks:
+            raise TaskError(f"{place}: expected a new name for a task, found {name!r} again")
+        tasks[name] = kind
+
+
+def _line(error: Exception) -> str:
+    """An error of any kind on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def resolve_tasks(names: Sequence[str], known: Sequence[str]) -> list[str]:

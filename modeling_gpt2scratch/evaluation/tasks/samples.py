@@ -8,10 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from modeling_gpt2scratch.evaluation.compare import CompareConfig
 
 TEXT_SUFFIXES = (".txt", ".raw", ".tokens")
 # What is known of samples.
@@ -19,6 +15,21 @@ OFFICIAL = "official"
 NOT_OFFICIAL = "not the official file"
 NO_CHECKSUM = "no official checksum is known"
 UNCHECKED = "samples, unchecked"  # after "9 of 5153"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which samples a task reads.
+
+    Args:
+        place: a file or a Hub data set in place of the usual one.
+        data_dir: searched for the official file, with the directories below it.
+        limit: of samples, None for all.
+    """
+
+    place: str | None = None
+    data_dir: str | None = None
+    limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,7 @@ class SampleData:
         revision: commit of the data set, None for the newest.
         sha256: checksum of the official file; None if unknown.
         n_samples: how many they are.
+        is_own: whether these are the user's own, measured only where `argument` names them.
     """
 
     argument: str
@@ -46,9 +58,19 @@ class SampleData:
     revision: str | None = None
     sha256: str | None = None
     n_samples: int | None = None
+    is_own: bool = False
 
-    def source(self, config: CompareConfig) -> str:
-        """The place that the command line names, else that in `--data_dir`, else the Hub.
+    @property
+    def help(self) -> str:
+        """What `argument` takes, for the command line."""
+        if self.is_own:
+            return f"your own data, in the format of {self.file}"
+        usual = f"{self.file} in --data_dir"
+        usual += f", else {self.hub_name} from the Hub" if self.hub_name else ""
+        return f"a file of {self.file}'s format, or a Hub data set; by default {usual}"
+
+    def source(self, selection: Selection) -> str:
+        """The place that is named, else that in `data_dir`, else the Hub.
 
         A directory is searched for the official file, and so are those below it.
 
@@ -56,10 +78,11 @@ class SampleData:
             FileNotFoundError: if the file is not there.
             ValueError: if there is no such place.
         """
-        # A rare task has no argument of its own.
-        given = getattr(config, self.argument, None) or getattr(config, "data_dir", None)
+        given = selection.place or selection.data_dir
         if given is None and self.hub_name is None:
-            raise ValueError(f"expected {self.file} in --data_dir, found no --data_dir")
+            raise ValueError(
+                f"expected {self.file} in --data_dir or a file as --{self.argument}, found neither"
+            )
         if given is None or not Path(given).is_dir():
             return given or self.hub_name
         if (path := Path(given) / self.file).exists():

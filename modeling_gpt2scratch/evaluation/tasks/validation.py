@@ -10,7 +10,6 @@ are per token. Only models of one context length have the same windows.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,23 +17,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from modeling_gpt2scratch.evaluation.scoring.scorer import (
-    CausalScorer,
-    TaskResult,
-    cut_windows,
-    perplexity_estimate,
-    ratio_estimate,
-)
+from modeling_gpt2scratch.data.shards.format import ShardError, check_token_ids, read_shard
+from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME, Manifest
 
-if TYPE_CHECKING:
-    from modeling_gpt2scratch.evaluation.compare import CompareConfig
+from .samples import SampleData, Selection
+from .task import TaskResult, perplexity_estimate, ratio_estimate
 
-HEADER_INTS = 256  # little-endian int32: magic, version, n_tokens, vocab_size, zeros
-# Magic and version by the type of the tokens.
-LAYOUTS = {"<u2": (20240520, 1), "<u4": (20240801, 7)}
-FORMAT = {"format": "gpt2scratch-shards", "version": 1, "header_bytes": 1024}
+if TYPE_CHECKING:  # torch comes with it, and a command line needs none
+    from transformers import PreTrainedTokenizerBase
+
+    from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
+
 DOCUMENTS_PER_CALL = 64
 
 
@@ -66,6 +60,25 @@ class ValidationSplit:
         ]
 
 
+class ShardDirectory(SampleData):
+    """The directory itself, in place of a file in it."""
+
+    @property
+    def help(self) -> str:
+        """What `argument` takes, for the command line."""
+        return "a shard directory of prepare_data.py"
+
+    def source(self, selection: Selection) -> str:
+        """The directory that is named.
+
+        Raises:
+            ValueError: if none is.
+        """
+        if selection.place is None:
+            raise ValueError(f"expected a shard directory as --{self.argument}, found none")
+        return selection.place
+
+
 @dataclass(frozen=True)
 class ValidationTask:
     """Language modelling of a shard directory's validation split."""
@@ -79,21 +92,28 @@ class ValidationTask:
         "bits_per_byte": False,
     }
 
+    data: ClassVar[SampleData] = ShardDirectory(
+        argument="val_data", file="manifest.json", is_own=True
+    )
+
     split: ValidationSplit
     tokenizer: PreTrainedTokenizerBase  # the one the split was encoded with
     limit: int | None
 
     @classmethod
-    def from_config(cls, config: CompareConfig) -> ValidationTask:
-        """Split `val` of `config.val_data`, and the first `config.limit` windows of it."""
-        split = read_split(Path(config.val_data), "val")
-        tokenizer = AutoTokenizer.from_pretrained(config.val_data)
+    def load(cls, selection: Selection) -> ValidationTask:
+        """Split `val` of a shard directory, and the first `selection.limit` windows of it."""
+        from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer
+
+        directory = cls.data.source(selection)
+        split = read_split(Path(directory), "val")
+        tokenizer = load_tokenizer(directory)
         if tokenizer.eos_token_id != split.end_of_text_id:
             raise ValueError(
-                f"{config.val_data}: expected a tokenizer whose eos token is the manifest's "
+                f"{directory}: expected a tokenizer whose eos token is the manifest's "
                 f"{split.end_of_text_id}, found {tokenizer.eos_token_id}"
             )
-        return cls(split, tokenizer, config.limit)
+        return cls(split, tokenizer, selection.limit)
 
     @property
     def sha256(self) -> str:
@@ -195,58 +215,50 @@ def read_split(directory: Path, name: str) -> ValidationSplit:
     """Split `name` of a shard directory, every length and checksum of its manifest verified.
 
     Raises:
-        ValueError: naming the file, the expected and the found.
-        OSError: for a file that cannot be read.
+        ShardError: naming the file, the expected and the found.
     """
-    path = directory / "manifest.json"
-    try:
-        manifest = json.loads(path.read_bytes())
-        vocab_size, end_of_text_id = manifest["vocab_size"], manifest["end_of_text_id"]
-        dtype = "<u2" if vocab_size <= 2**16 else "<u4"
-        expected = FORMAT | {"dtype": dtype}
-        found = {key: manifest[key] for key in expected}
-        if found != expected:
-            raise ValueError(f"expected {expected}, found {found}")
-        split = manifest["splits"][name]
-        shards = [(shard["file"], shard["n_tokens"], shard["sha256"]) for shard in split["shards"]]
-        n_tokens = split["n_tokens"]
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path}: expected a {FORMAT['format']} manifest, missing {error}"
-        ) from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    manifest = Manifest.load(directory)
+    path = directory / MANIFEST_NAME
+    if name not in manifest.splits:
+        raise ShardError(
+            f"{path}: expected a split {name!r}, found {', '.join(manifest.splits)}; prepare the "
+            f"data with a --val_fraction above 0"
+        )
+    split = manifest.splits[name]
     digest = hashlib.sha256()
     pieces = []
-    for file, n_shard_tokens, sha256 in shards:
-        content = (directory / file).read_bytes()
+    for entry in split.shards:
+        shard = directory / entry.file
+        pieces.append(read_shard(shard, n_tokens=entry.n_tokens, vocab_size=manifest.vocab_size))
+        check_token_ids(shard, pieces[-1], vocab_size=manifest.vocab_size)
+        content = shard.read_bytes()
         digest.update(content)
-        shard = (content, n_shard_tokens, sha256, vocab_size, dtype)
-        pieces.append(_parse_shard(directory / file, *shard))
-    token_ids = np.concatenate([np.empty(0, dtype=np.int32), *pieces])
-    if len(token_ids) != n_tokens:
-        raise ValueError(f"{path}: expected {n_tokens} tokens in {name}, found {len(token_ids)}")
-    if len(token_ids) == 0:
-        raise ValueError(f"{path}: expected tokens in {name}, found none")
-    return ValidationSplit(token_ids, end_of_text_id, digest.hexdigest())
+        if (found := hashlib.sha256(content).hexdigest()) != entry.sha256:
+            raise ShardError(f"{shard}: expected sha256 {entry.sha256}, found {found}")
+    token_ids = np.concatenate([np.empty(0, dtype=np.int32), *pieces]).astype(np.int32)
+    if not 0 < len(token_ids) == split.n_tokens:
+        raise ShardError(
+            f"{path}: expected {split.n_tokens} tokens in {name}, and some, found {len(token_ids)}"
+        )
+    return ValidationSplit(token_ids, manifest.end_of_text_id, digest.hexdigest())
 
 
-def _parse_shard(
-    path: Path, content: bytes, n_tokens: int, sha256: str, vocab_size: int, dtype: str
-) -> np.ndarray:
-    """Token ids (int32) of one shard file."""
-    header_bytes = 4 * HEADER_INTS
-    n_bytes = header_bytes + np.dtype(dtype).itemsize * n_tokens
-    if len(content) != n_bytes:
-        raise ValueError(f"{path}: expected {n_bytes} bytes, found {len(content)}")
-    if (found_sha256 := hashlib.sha256(content).hexdigest()) != sha256:
-        raise ValueError(f"{path}: expected sha256 {sha256}, found {found_sha256}")
-    expected_header = [*LAYOUTS[dtype], n_tokens, vocab_size]
-    header = np.frombuffer(content, dtype="<i4", count=HEADER_INTS)[:4].tolist()
-    # Programs that do not know the vocabulary leave its size 0.
-    if header not in (expected_header, [*expected_header[:3], 0]):
-        raise ValueError(f"{path}: expected a header {expected_header}, found {header}")
-    token_ids = np.frombuffer(content, dtype=dtype, offset=header_bytes)
-    if n_tokens and token_ids.max() >= vocab_size:
-        raise ValueError(f"{path}: expected ids below {vocab_size}, found {token_ids.max()}")
-    return token_ids.astype(np.int32)
+def cut_windows(token_ids: np.ndarray, window_tokens: int) -> list[np.ndarray]:
+    """Views of `window_tokens + 1` ids that share one id with the next, the partial tail dropped.
+
+    So each window has `window_tokens` inputs and as many targets, and no id is a target twice: a
+    training loop's cut. A stream shorter than one window is one shorter window.
+
+    Raises:
+        ValueError: for a stream of fewer than 2 ids, which has no target.
+    """
+    if len(token_ids) < 2:
+        raise ValueError(f"expected a stream of at least 2 tokens, found {len(token_ids)}")
+    n_windows = (len(token_ids) - 1) // window_tokens
+    if n_windows == 0:
+        return [token_ids]
+    starts = range(0, n_windows * window_tokens, window_tokens)
+    return [token_ids[start : start + window_tokens + 1] for start in starts]
+
+
+TASKS: dict[str, type[ValidationTask]] = {"val": ValidationTask}

@@ -21,18 +21,17 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import numpy as np
 
 from modeling_gpt2scratch.evaluation.scoring.encoding import encode_texts
-from modeling_gpt2scratch.evaluation.scoring.scorer import (
-    CausalScorer,
+
+from .documents import Document, DocumentsTask
+from .samples import SampleData, Selection
+from .task import (
     TaskResult,
     perplexity_estimate,
     ratio_estimate,
 )
 
-from .documents import Document, DocumentsTask
-from .samples import SampleData
-
-if TYPE_CHECKING:
-    from modeling_gpt2scratch.evaluation.compare import CompareConfig
+if TYPE_CHECKING:  # torch comes with it, and a command line needs none
+    from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
 
 DATA = SampleData(
     argument="wikitext_data",
@@ -57,9 +56,9 @@ class WikitextTask(DocumentsTask):
     data: ClassVar[SampleData] = DATA
 
     @classmethod
-    def from_config(cls, config: CompareConfig) -> Self:
-        """The first `config.limit` pages."""
-        return cls.from_pages(read_pages(DATA.source(config), data=DATA)[: config.limit])
+    def load(cls, selection: Selection) -> Self:
+        """The first `selection.limit` pages."""
+        return cls.from_pages(read_pages(DATA.source(selection), data=DATA)[: selection.limit])
 
     @classmethod
     def from_pages(cls, pages: list[str]) -> Self:
@@ -85,6 +84,7 @@ class StrideTask:
     version: ClassVar[int] = 2
     samples: ClassVar[str] = "windows"
     metrics: ClassVar[dict[str, bool]] = {"token_perplexity": False}
+    data: ClassVar[SampleData] = DATA
     strides_of_context: ClassVar[int] = 2  # how often the window moves to be where it ended
 
     text: str
@@ -92,10 +92,10 @@ class StrideTask:
     limit: int | None
 
     @classmethod
-    def from_config(cls, config: CompareConfig) -> Self:
-        """The file, and the first `config.limit` windows of it."""
-        pages = read_pages(DATA.source(config), data=DATA)
-        return cls(join_lines(pages), digest_of(pages), config.limit)
+    def load(cls, selection: Selection) -> Self:
+        """The file, and the first `selection.limit` windows of it."""
+        pages = read_pages(DATA.source(selection), data=DATA)
+        return cls(join_lines(pages), digest_of(pages), selection.limit)
 
     @property
     def data_status(self) -> str:

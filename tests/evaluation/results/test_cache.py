@@ -8,16 +8,14 @@ import sys
 
 import pytest
 from support import evaluation as tiny
+from support.evaluation import compare
 from support.fake_hub import serve
 from support.paths import REPOSITORY
 from support.processes import run_process
 
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
-
-# isort: split
-from modeling_gpt2scratch.evaluation import compare
-from modeling_gpt2scratch.evaluation.results import code_files
-from modeling_gpt2scratch.evaluation.results.code_files import evaluation_code, model_code
+from modeling_gpt2scratch.evaluation.results import fingerprints
+from modeling_gpt2scratch.evaluation.results.fingerprints import evaluation_code, model_code
 
 PACKAGE = REPOSITORY / "modeling_gpt2scratch"
 FIELDS = {"n_positions": 32, "n_embd": 16, "n_layer": 1, "n_head": 2, "initializer_range": 0.3}
@@ -122,11 +120,11 @@ def test_a_model_whose_code_was_edited_is_measured_again(model, arguments, tmp_p
 
 
 def test_code_of_the_evaluation_counts_whatever_is_edited(model, arguments, tmp_path, monkeypatch):
-    shutil.copytree(REPOSITORY / "evaluate", tmp_path / "evaluate")
-    monkeypatch.setattr(code_files, "FOLDER", tmp_path / "evaluate")
+    shutil.copytree(fingerprints.FOLDER, tmp_path / "evaluate")
+    monkeypatch.setattr(fingerprints, "FOLDER", tmp_path / "evaluate")
     command = [*arguments, "--models", str(model)]
     hits = []
-    for edited in (None, None, "scoring.py", None):
+    for edited in (None, None, "scoring/scorer.py", None):
         if edited:
             with (tmp_path / "evaluate" / edited).open("a") as file:
                 file.write("# edited\n")
@@ -139,10 +137,10 @@ def test_code_of_the_evaluation_counts_whatever_is_edited(model, arguments, tmp_
 
 def test_code_of_a_model_is_that_of_its_type_unless_a_library_has_it(model, tmp_path):
     tiny.tiny_gpt2(tiny.tiny_tokenizer()).save_pretrained(tmp_path / "stock")
-    assert model_code(str(tmp_path / "stock"), {}) is None
-    assert model_code(str(tmp_path / "nowhere"), {}) is None
+    assert model_code(str(tmp_path / "stock"), trust_remote_code=False) is None
+    assert model_code(str(tmp_path / "nowhere"), trust_remote_code=False) is None
     digest = hashlib.sha256()
     for part in ("configuration", "loading", "loss", "modeling"):
         path = PACKAGE / f"{part}_gpt2scratch.py"
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    assert model_code(str(model), {}) == digest.hexdigest()
+    assert model_code(str(model), trust_remote_code=False) == digest.hexdigest()

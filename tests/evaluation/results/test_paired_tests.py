@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 from support import evaluation as tiny  # noqa: F401
 
-# isort: split
 from modeling_gpt2scratch.evaluation.results.paired_tests import (
     N_RESAMPLES,
     bootstrap_test,

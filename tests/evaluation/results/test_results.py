@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from support import evaluation as tiny  # noqa: F401
 
-# isort: split
-from modeling_gpt2scratch.evaluation import compare
+from modeling_gpt2scratch.common.atomic_files import write_json
+from modeling_gpt2scratch.evaluation import TASKS, CompareConfig
 from modeling_gpt2scratch.evaluation.results import charts
 from modeling_gpt2scratch.evaluation.results.cache import ResultCache
 from modeling_gpt2scratch.evaluation.results.charts import (
@@ -18,7 +18,6 @@ from modeling_gpt2scratch.evaluation.results.charts import (
     scores_over_tokens,
 )
 from modeling_gpt2scratch.evaluation.results.differences import differences_of
-from modeling_gpt2scratch.evaluation.results.json_files import write_json
 from modeling_gpt2scratch.evaluation.results.measurements import Measurement, ModelMeasurements
 from modeling_gpt2scratch.evaluation.results.paired_tests import holm, paired_test
 from modeling_gpt2scratch.evaluation.results.published_numbers import numbers_beside, read_published
@@ -29,9 +28,8 @@ from modeling_gpt2scratch.evaluation.results.table import (
     markdown_table,
     table_notes,
 )
-from modeling_gpt2scratch.evaluation.scoring.scorer import Estimate, TaskResult
-from modeling_gpt2scratch.evaluation.tasks import paper_corpora
 from modeling_gpt2scratch.evaluation.tasks.registry import resolve_tasks
+from modeling_gpt2scratch.evaluation.tasks.task import Estimate, TaskResult
 
 METRICS = {"lambada": ("acc", "perplexity")}
 NAMES_OF_TASKS = ["val", "lambada", "lambada:bos", "lambada:generate", "hellaswag"]
@@ -99,7 +97,7 @@ def test_examples_that_one_model_could_not_take_are_left_out_of_the_test(pair):
 
 def test_the_table_has_differences_in_parentheses_and_published_numbers_apart(pair):
     baseline, model = pair
-    tasks = {"lambada": compare.TASKS["lambada"]}
+    tasks = {"lambada": TASKS["lambada"]}
     differences = {"second": differences_of(model, baseline, METRICS)}
     numbers, sources = read_published()
     published = numbers_beside(numbers, tasks=tasks, models=["first", "openai-community/gpt2-xl"])
@@ -132,7 +130,7 @@ def test_a_filtered_accuracy_of_the_paper_stands_beside_the_filtered_protocol_on
 def test_published_numbers_name_tasks_and_metrics_that_there_are():
     numbers, _ = read_published()
     for number in numbers:
-        assert number.metric in compare.TASKS[number.task].metrics, number
+        assert number.metric in TASKS[number.task].metrics, number
 
 
 def test_an_error_stands_whole_below_the_table_and_once():
@@ -157,7 +155,7 @@ def test_a_failed_write_leaves_the_old_results_and_nothing_beside_them(tmp_path)
     path = tmp_path / "results.json"
     write_json(path, {"value": 1})
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json(path, {"value": float("nan")})
+        write_json(path, {"value": float("nan")}, allow_nan=False)
     assert json.loads(path.read_text()) == {"value": 1}
     assert list(tmp_path.iterdir()) == [path]
 
@@ -198,11 +196,10 @@ def test_the_cache_keeps_samples_that_were_left_out(pair, tmp_path):
     assert cache.read({"limit": 1}) is None
 
 
-def test_every_place_of_data_is_an_argument_or_comes_from_the_data_directory_only():
-    arguments = {field.name for field in dataclasses.fields(compare.CompareConfig)}
-    for name, kind in compare.TASKS.items():
-        if data := getattr(kind, "data", None):
-            assert data.argument in arguments or name in paper_corpora.TASKS, name
+def test_every_place_of_data_is_an_argument():
+    arguments = {field.name for field in dataclasses.fields(CompareConfig)}
+    for name, kind in TASKS.items():
+        assert kind.data.argument in arguments, name
 
 
 @pytest.mark.slow

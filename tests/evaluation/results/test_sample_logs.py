@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from support import evaluation as tiny
 
-# isort: split
 from modeling_gpt2scratch.evaluation.results.cache import ResultCache
 from modeling_gpt2scratch.evaluation.results.measurements import Measurement
 from modeling_gpt2scratch.evaluation.results.sample_logs import sample_rows
-from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer, TaskResult
+from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
 from modeling_gpt2scratch.evaluation.tasks.cbt import TASKS as CBT_TASKS
 from modeling_gpt2scratch.evaluation.tasks.cbt_questions import ClozeQuestion
 from modeling_gpt2scratch.evaluation.tasks.lambada import TASKS as LAMBADA_TASKS
 from modeling_gpt2scratch.evaluation.tasks.multiple_choice import Question
 from modeling_gpt2scratch.evaluation.tasks.piqa import PiqaTask
+from modeling_gpt2scratch.evaluation.tasks.task import TaskResult
 from modeling_gpt2scratch.evaluation.tasks.wikitext import StrideTask
 
 WORDS = ("cat", "mat", "dog", "end", "naïve", "the", "sat", "on", "café", "a")

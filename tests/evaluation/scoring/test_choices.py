@@ -24,14 +24,12 @@ from transformers import (
 )
 
 from modeling_gpt2scratch import GPT2ScratchConfig
-
-# isort: split
 from modeling_gpt2scratch.evaluation.scoring.batching import MIN_SHARED_TOKENS, plan_batches
 from modeling_gpt2scratch.evaluation.scoring.causal_model import PROBE_TOKENS
 from modeling_gpt2scratch.evaluation.scoring.encoding import encode_pairs
+from modeling_gpt2scratch.evaluation.scoring.greedy import greedy_continuations
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
 from modeling_gpt2scratch.evaluation.scoring.shared_prefix import smallest_window
-from modeling_gpt2scratch.evaluation.tasks.greedy_words import greedy_continuations
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 ROTARY = SIZES | {"intermediate_size": 32, "num_key_value_heads": 1, "initializer_range": 0.3}
@@ -211,7 +209,7 @@ def test_a_model_without_attention_is_scored_whole(tokenizer, examples, caplog):
     assert scorer.context_tokens == 2048
     assert_scores_are_those_of_whole_rows(scorer, examples)
     assert_words_are_those_of_whole_rows(scorer, examples[0])
-    (record,) = [record for record in caplog.records if record.name == "row_scorer"]
+    (record,) = [record for record in caplog.records if record.name.endswith(".row_scorer")]
     assert "each row is computed whole" in record.message
 
 

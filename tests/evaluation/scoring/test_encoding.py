@@ -14,7 +14,6 @@ from transformers import (
     MptConfig,
 )
 
-# isort: split
 from modeling_gpt2scratch.evaluation.scoring.encoding import (
     context_length,
     encode_document,

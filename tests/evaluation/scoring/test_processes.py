@@ -7,25 +7,24 @@ import threading
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from support import evaluation as tiny
 from support.evaluation_threads import in_threads
 from torch.distributed.fsdp import FSDPModule
 
-# isort: split
-from accelerate import Accelerator
-
-from modeling_gpt2scratch.evaluation import comparison as evaluation
-from modeling_gpt2scratch.evaluation import in_training
-from modeling_gpt2scratch.evaluation.compare import CompareConfig
-from modeling_gpt2scratch.evaluation.in_training import SharedScorer, score_benchmarks
+from modeling_gpt2scratch.evaluation import measuring
+from modeling_gpt2scratch.evaluation.configuration import CompareConfig
+from modeling_gpt2scratch.evaluation.in_training import score_benchmarks
 from modeling_gpt2scratch.evaluation.results.cache import ResultCache
 from modeling_gpt2scratch.evaluation.results.measurements import ModelMeasurements
+from modeling_gpt2scratch.evaluation.scoring import greedy as greedy_words
 from modeling_gpt2scratch.evaluation.scoring import processes as process_group
+from modeling_gpt2scratch.evaluation.scoring import shared_scorer
+from modeling_gpt2scratch.evaluation.scoring.greedy import greedy_continuations
 from modeling_gpt2scratch.evaluation.scoring.processes import ProcessGroup
 from modeling_gpt2scratch.evaluation.scoring.row_scorer import RowScorer
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
-from modeling_gpt2scratch.evaluation.tasks import greedy_words
-from modeling_gpt2scratch.evaluation.tasks.greedy_words import greedy_continuations
+from modeling_gpt2scratch.evaluation.scoring.shared_scorer import SharedScorer
 from modeling_gpt2scratch.evaluation.tasks.lambada import TASKS
 
 TEXTS = [f"the cat sat on {'a ' * (i % 5)}the {('mat', 'dog', 'cat')[i % 3]}" for i in range(40)]
@@ -96,7 +95,7 @@ def test_log_likelihoods_of_several_processes_are_exactly_those_of_one(
     contexts = [f"{CONTEXT} {text}" for text in TEXTS[:9]]
     choices = [ENDINGS[: 1 + i % 4] for i in range(9)]
     expected = CausalScorer(model, tokenizer, batch_tokens=60).score_choices(contexts, choices)
-    monkeypatch.setattr(in_training, "BATCHES_PER_EXCHANGE", 2)  # several exchanges
+    monkeypatch.setattr(shared_scorer, "BATCHES_PER_EXCHANGE", 2)  # several exchanges
     for found in in_threads(
         monkeypatch, n_processes, lambda own: shared(own).score_choices(contexts, choices)
     ):
@@ -124,22 +123,22 @@ def measure(monkeypatch, model, tokenizer, tmp_path):
     """Calls `evaluate_model` on some processes, and returns the measurements on each."""
     config = CompareConfig(models=["m"], tasks=list(TASKS), batch_tokens="60", device="cpu")
 
-    def load_scorer(name, config, processes):
+    def load_scorer(name, *, processes, **_):
         if processes.accelerator is None:
             return CausalScorer(model, tokenizer, batch_tokens=60)
         return SharedScorer(model, tokenizer, processes.accelerator, batch_tokens=60)
 
-    monkeypatch.setattr(evaluation, "load_scorer", load_scorer)
+    monkeypatch.setattr(measuring, "load_scorer", load_scorer)
 
     def work(processes, tasks):
         measured = ModelMeasurements(str(tmp_path))
-        evaluation.evaluate_model(measured, tasks, config, ResultCache(None), processes)
+        measuring.evaluate_model(measured, tasks, config, ResultCache(None), processes)
         return measured.tasks
 
     def measure(n_processes, names=("lambada", "lambada:generate", "lambada:last-token")):
         tasks = {name: TASKS[name](TEXTS) for name in names}
         if n_processes is None:
-            return work(evaluation.ProcessGroup("cpu"), tasks)
+            return work(measuring.ProcessGroup("cpu"), tasks)
         return in_threads(monkeypatch, n_processes, lambda own: work(own, tasks))
 
     return measure
@@ -201,7 +200,7 @@ def test_a_process_that_has_lost_the_others_does_not_go_on_alone(monkeypatch, me
     def lose(*_):
         raise RuntimeError("Connection closed by peer")
 
-    for module in (in_training, process_group):
+    for module in (shared_scorer, process_group):
         monkeypatch.setattr(module, "exchange", lose)
     with pytest.raises(RuntimeError, match="closed by peer"):
         measure(1)
@@ -219,7 +218,7 @@ def test_of_several_problems_the_one_counts_that_one_process_would_meet(monkeypa
 
     for n_processes in (2, 3):  # of two the second has 5 first, of three the second has 4
         for error in in_threads(monkeypatch, n_processes, work):
-            assert isinstance(error, in_training.SharedProblem)
+            assert isinstance(error, process_group.SharedProblem)
             assert str(error) == "batch 4"
 
 
@@ -242,7 +241,7 @@ def test_only_the_main_process_draws_a_bar_and_only_where_one_is_wanted(
             )
             list(scorer.compute_rows([], list, n_rows=0, description="test"))
 
-    monkeypatch.setattr(in_training, "tqdm", draw)
+    monkeypatch.setattr(shared_scorer, "tqdm", draw)
     in_threads(monkeypatch, 2, work)
     assert sorted(drawn, key=str) == sorted([(0, True), (0, None), (1, True), (1, True)], key=str)
 

@@ -15,18 +15,14 @@ from transformers import (
     GraniteConfig,
 )
 
-# isort: split
-from modeling_gpt2scratch.evaluation.compare import CompareConfig
 from modeling_gpt2scratch.evaluation.scoring.batching import PASS_COST, pack_batches
 from modeling_gpt2scratch.evaluation.scoring.encoding import encode_pairs
 from modeling_gpt2scratch.evaluation.scoring.models import load_scorer, require_fitting
-from modeling_gpt2scratch.evaluation.scoring.scorer import (
-    CausalScorer,
-    cut_windows,
-    perplexity_estimate,
-    ratio_estimate,
-)
+from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
+from modeling_gpt2scratch.evaluation.tasks.task import perplexity_estimate, ratio_estimate
+from modeling_gpt2scratch.evaluation.tasks.validation import cut_windows
 
+LOADING = {"device": "cpu", "dtype": "float32", "batch_tokens": "auto", "trust_remote_code": False}
 PAIRS = [
     ("the cat sat on the", " mat"),
     ("the", " dog was on the mat"),
@@ -171,8 +167,7 @@ def test_a_model_from_a_directory_has_its_own_scores_on_any_number_of_processes(
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     processes = SimpleNamespace(accelerator=Accelerator(cpu=True) if is_shared else None)
-    config = CompareConfig(models=[str(tmp_path)], tasks=["lambada"], device="cpu")
-    assert_scores_are_naive(load_scorer(str(tmp_path), config, processes), PAIRS)
+    assert_scores_are_naive(load_scorer(str(tmp_path), processes=processes, **LOADING), PAIRS)
 
 
 def test_a_model_without_output_embeddings_has_the_scores_of_its_logits(model, tokenizer, caplog):

@@ -1,6 +1,5 @@
 import dataclasses
 import io
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +9,6 @@ from support import evaluation as tiny
 from support.fake_hub import serve
 from support.paths import REPOSITORY, SHARED_DATA
 
-# isort: split
 from modeling_gpt2scratch.evaluation.results.cache import ResultCache
 from modeling_gpt2scratch.evaluation.results.measurements import Measurement
 from modeling_gpt2scratch.evaluation.scoring.encoding import encode_pairs
@@ -22,6 +20,7 @@ from modeling_gpt2scratch.evaluation.tasks.cbt_questions import (
     question_data,
     read_questions,
 )
+from modeling_gpt2scratch.evaluation.tasks.samples import Selection
 
 BOOKS = SHARED_DATA / "cbt_raw" / "cbt_valid.txt"
 N_QUESTIONS = 5
@@ -89,7 +88,7 @@ def scorer():
 
 
 def task_of(name, file):
-    return TASKS[name].from_config(SimpleNamespace(cbt_data=str(file), limit=None))
+    return TASKS[name].load(Selection(place=str(file)))
 
 
 def nats_of(scorer, context, choice):
@@ -148,9 +147,9 @@ def parquet_of(questions, split):
 
 
 def test_file_and_data_set_of_the_same_questions_have_one_checksum(file, hub):
-    from_hub = TASKS["cbt-ne"].from_config(SimpleNamespace(limit=None))
+    from_hub = TASKS["cbt-ne"].load(Selection())
     assert from_hub.sha256 == task_of("cbt-cn", file).sha256
-    test = TASKS["cbt-cn-test"].from_config(SimpleNamespace(limit=1))
+    test = TASKS["cbt-cn-test"].load(Selection(limit=1))
     assert [question.query[:10] for question in test.questions] == ["test `` XX"]
     # The training split of 100,000 questions stays where it is.
     read = [request for request in hub.requests if "/resolve/" in request]
@@ -183,7 +182,7 @@ def test_the_task_files_of_the_harness_differ_in_the_category_alone():
 
 
 def test_the_file_of_a_category_and_split_is_found_below_a_directory(tmp_path):
-    config = SimpleNamespace(cbt_data=None, data_dir=str(tmp_path))
+    config = Selection(data_dir=str(tmp_path))
     with pytest.raises(FileNotFoundError, match="expected cbtest_P_test_2500ex.txt in it"):
         question_data("P", "test").source(config)
     (tmp_path / "CBTest" / "data").mkdir(parents=True)

@@ -12,7 +12,6 @@ import yaml
 from support import evaluation as tiny
 from support.paths import REPOSITORY, SHARED_DATA
 
-# isort: split
 from modeling_gpt2scratch.evaluation.results.cache import ResultCache
 from modeling_gpt2scratch.evaluation.results.measurements import Measurement, ModelMeasurements
 from modeling_gpt2scratch.evaluation.results.sample_logs import write_samples

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from support import evaluation as tiny
 
-# isort: split
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
 from modeling_gpt2scratch.evaluation.tasks.hellaswag import (
     HellaswagTask,

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from support import evaluation as tiny
 from support.paths import SHARED_DATA
 
-# isort: split
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
 from modeling_gpt2scratch.evaluation.tasks.lambada import (
     OPENAI,

@@ -5,13 +5,12 @@ import pytest
 import torch
 from support import evaluation as tiny
 
-# isort: split
+from modeling_gpt2scratch.evaluation.scoring import greedy as greedy_words
+from modeling_gpt2scratch.evaluation.scoring.greedy import greedy_continuations
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
-from modeling_gpt2scratch.evaluation.tasks import greedy_words
-from modeling_gpt2scratch.evaluation.tasks.greedy_words import (
+from modeling_gpt2scratch.evaluation.scoring.written_words import (
     STOP_WORDS,
     begins_with_words,
-    greedy_continuations,
     stop_word_ids,
 )
 from modeling_gpt2scratch.evaluation.tasks.lambada import (

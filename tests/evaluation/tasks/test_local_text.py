@@ -1,13 +1,12 @@
 import json
 import math
-from types import SimpleNamespace
 
 import pytest
 from support import evaluation as tiny
 
-# isort: split
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
 from modeling_gpt2scratch.evaluation.tasks.local_text import LocalTextTask
+from modeling_gpt2scratch.evaluation.tasks.samples import Selection
 
 DOCUMENTS = ["the cat sat\n\non the mat", "a naïve café"]
 
@@ -27,8 +26,8 @@ def test_text_and_jsonl_are_the_same_documents(files):
     assert [document.text for document in from_text.documents] == DOCUMENTS
     assert [document.n_words for document in from_text.documents] == [6, 3]
     assert [document.n_bytes for document in from_text.documents] == [23, 14]
-    config = SimpleNamespace(text_data=files[0], limit=1)
-    assert LocalTextTask.from_config(config).documents == from_text.documents[:1]
+    config = Selection(place=files[0], limit=1)
+    assert LocalTextTask.load(config).documents == from_text.documents[:1]
 
 
 def test_each_document_begins_anew(files):

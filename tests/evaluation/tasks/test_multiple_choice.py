@@ -3,21 +3,19 @@
 import hashlib
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from support import evaluation as tiny
 
-# isort: split
-from modeling_gpt2scratch.evaluation.results.report import data_notes
+from modeling_gpt2scratch.evaluation.report import data_notes
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
 from modeling_gpt2scratch.evaluation.tasks.arc_easy import ArcEasyTask
 from modeling_gpt2scratch.evaluation.tasks.lambada import LambadaTask
 from modeling_gpt2scratch.evaluation.tasks.local_text import LocalTextTask
-from modeling_gpt2scratch.evaluation.tasks.multiple_choice import MultipleChoiceTask, Question
+from modeling_gpt2scratch.evaluation.tasks.multiple_choice import Question
 from modeling_gpt2scratch.evaluation.tasks.piqa import PiqaTask
-from modeling_gpt2scratch.evaluation.tasks.samples import SampleData
+from modeling_gpt2scratch.evaluation.tasks.samples import Selection
 
 ARC = {
     "question": "Where did the cat sit?",
@@ -57,7 +55,7 @@ def write_jsonl(path, rows):
 def test_a_question_comes_before_the_word_answer(tmp_path, task_class, row, expected):
     path = write_jsonl(tmp_path / task_class.data.file, [row, row])
     assert task_class.read(path, limit=None) == [expected, expected]
-    task = task_class.from_config(SimpleNamespace(data_dir=str(tmp_path), limit=1))
+    task = task_class.load(Selection(data_dir=str(tmp_path), limit=1))
     assert task.questions == [expected]
     assert task.data_status == f"1 of {task.data.n_samples} samples, unchecked"
 
@@ -84,25 +82,6 @@ def test_questions_may_have_different_numbers_of_answers(scorer):
     assert result.details["n_truncated"] == 0
 
 
-def test_a_task_of_ones_own_needs_only_its_wording(tmp_path, scorer):
-    class OppositesTask(MultipleChoiceTask):
-        """Which word is the opposite?"""
-
-        protocol = "opposites"
-        columns = {"word": str, "words": list, "answer": int}
-        data = SampleData(argument="opposites_data", file="opposites.jsonl")
-
-        @classmethod
-        def question(cls, place, row):
-            context = f"The opposite of {row['word']} is"
-            return Question(context, tuple(row["words"]), row["answer"])
-
-    row = {"word": "cat", "words": ["dog", "mat"], "answer": 0}
-    path = write_jsonl(tmp_path / "mine.jsonl", [row] * 2)
-    task = OppositesTask.from_config(SimpleNamespace(opposites_data=path, limit=None))
-    assert task.evaluate(scorer).n_samples == 2
-
-
 @pytest.mark.parametrize(
     ("task_class", "row", "change", "message"),
     [
@@ -125,10 +104,10 @@ def test_the_file_says_whether_it_is_the_official_one(tmp_path, monkeypatch):
     write_jsonl(path, [PIQA] * 3)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     monkeypatch.setattr(PiqaTask, "data", replace(PiqaTask.data, sha256=sha256))
-    config = SimpleNamespace(data_dir=str(tmp_path), limit=2)
-    assert PiqaTask.from_config(config).data_status == "official"
+    config = Selection(data_dir=str(tmp_path), limit=2)
+    assert PiqaTask.load(config).data_status == "official"
     write_jsonl(path, [PIQA] * 4)
-    assert PiqaTask.from_config(config).data_status == "not the official file"
+    assert PiqaTask.load(config).data_status == "not the official file"
     assert PiqaTask([], "baber/piqa").data_status == "from the Hub, baber/piqa"
     assert PiqaTask([]).data_status is None
 
@@ -146,8 +125,8 @@ def test_the_file_says_whether_it_is_the_official_one(tmp_path, monkeypatch):
 )
 def test_a_file_without_a_checksum_is_known_by_its_samples(tmp_path, n_samples, limit, note):
     write_jsonl(tmp_path / PiqaTask.data.file, [PIQA] * n_samples)
-    config = SimpleNamespace(data_dir=str(tmp_path), limit=limit)
-    notes = data_notes({"piqa": PiqaTask.from_config(config)}, limit)
+    config = Selection(data_dir=str(tmp_path), limit=limit)
+    notes = data_notes({"piqa": PiqaTask.load(config)}, limit)
     assert [line.partition(": these are")[0] for line in notes] == ([note] if note else [])
 
 
@@ -166,8 +145,8 @@ def test_a_part_of_a_data_set_is_asked_for_by_name(monkeypatch):
     asked = []
     rows = datasets.Dataset.from_list([ARC])
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: asked.append((a, k)) or rows)
-    ArcEasyTask.from_config(SimpleNamespace(arc_easy_data=None, limit=None))
-    ArcEasyTask.from_config(SimpleNamespace(arc_easy_data="another/set", limit=None))
+    ArcEasyTask.load(Selection())
+    ArcEasyTask.load(Selection(place="another/set"))
     (first, second) = asked
     assert first == (("allenai/ai2_arc", "ARC-Easy"), {"split": "test", "revision": None})
     assert second[0] == ("another/set", None)

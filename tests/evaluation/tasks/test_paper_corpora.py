@@ -2,7 +2,6 @@
 
 import io
 import math
-from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,7 +9,6 @@ import pytest
 from support import evaluation as tiny
 from support.fake_hub import serve
 
-# isort: split
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
 from modeling_gpt2scratch.evaluation.tasks import paper_corpora
 from modeling_gpt2scratch.evaluation.tasks.paper_corpora import (
@@ -19,6 +17,7 @@ from modeling_gpt2scratch.evaluation.tasks.paper_corpora import (
     cut_parts,
     detokenize,
 )
+from modeling_gpt2scratch.evaluation.tasks.samples import Selection
 
 PTB = " mr. <unk> is n't the company 's head \n he sold $ N million of it \n" * 150
 
@@ -119,7 +118,7 @@ def test_wikitext_tokens_of_the_hub_are_those_of_the_file(tmp_path, monkeypatch,
     }
     with serve("Salesforce/wikitext", files) as hub:
         hub.use_here(monkeypatch, tmp_path)
-        of_hub = TASKS[name].from_config(SimpleNamespace(limit=None))
+        of_hub = TASKS[name].load(Selection())
     of_file = TASKS[name].from_source(str(path), limit=None)
     assert len(of_file.documents) == 2
     assert (of_hub.documents, of_hub.sha256) == (of_file.documents, of_file.sha256)
@@ -144,16 +143,18 @@ def test_the_end_of_enwik8_is_its_test_set(tmp_path, scorer, monkeypatch):
 
 
 def test_files_that_no_data_set_holds_come_from_the_data_directory(tmp_path):
-    config = SimpleNamespace(data_dir=str(tmp_path), limit=1)
+    config = Selection(data_dir=str(tmp_path), limit=1)
     (tmp_path / "below").mkdir()
     (tmp_path / "below" / "ptb.test.txt").write_text(PTB)
-    task = TASKS["ptb"].from_config(config)
+    task = TASKS["ptb"].load(config)
     assert len(task.documents) == 1
     assert task.data_status == "not the official file"
-    with pytest.raises(ValueError, match=r"expected ptb.test.txt in --data_dir, found no"):
-        TASKS["ptb"].from_config(SimpleNamespace(limit=None))
+    with pytest.raises(
+        ValueError, match=r"expected ptb.test.txt in --data_dir or a file as --ptb_data"
+    ):
+        TASKS["ptb"].load(Selection())
     with pytest.raises(FileNotFoundError, match=r"expected text8 in it, found none"):
-        TASKS["text8"].from_config(config)
+        TASKS["text8"].load(config)
     (tmp_path / "ptb.test.txt").write_text("")
     with pytest.raises(ValueError, match="expected text, found none"):
-        TASKS["ptb"].from_config(config)
+        TASKS["ptb"].load(config)

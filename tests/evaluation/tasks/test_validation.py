@@ -2,7 +2,6 @@ import hashlib
 import json
 import math
 import struct
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +10,8 @@ from support import evaluation as tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-# isort: split
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
+from modeling_gpt2scratch.evaluation.tasks.samples import Selection
 from modeling_gpt2scratch.evaluation.tasks.validation import (
     ValidationSplit,
     ValidationTask,
@@ -54,7 +53,7 @@ def shards(tmp_path, stream, tokenizer):
 
 
 def load(directory, limit=None):
-    return ValidationTask.from_config(SimpleNamespace(val_data=str(directory), limit=limit))
+    return ValidationTask.load(Selection(place=str(directory), limit=limit))
 
 
 def edit_manifest(directory, edit):
@@ -129,7 +128,7 @@ def test_a_model_with_another_tokenizer_reads_the_same_text(shards, stream):
 
 
 def test_the_limit_scores_the_first_windows(shards, stream, scorer, monkeypatch):
-    monkeypatch.setattr("perplexity.DOCUMENTS_PER_CALL", 2)
+    monkeypatch.setattr("modeling_gpt2scratch.evaluation.tasks.validation.DOCUMENTS_PER_CALL", 2)
     result = load(shards, limit=2).evaluate(scorer)
     losses = [
         float(tiny.naive_nats(scorer.model, stream[start : start + 33]).mean()) for start in (0, 32)
@@ -176,21 +175,30 @@ def test_a_changed_byte_is_found_by_its_checksum(shards):
 def test_a_shortened_shard_is_found_by_its_size(shards):
     path = shards / "val_000000.bin"
     path.write_bytes(path.read_bytes()[:-2])
-    with pytest.raises(ValueError, match=r"val_000000\.bin: expected 1124 bytes, found 1122"):
+    with pytest.raises(ValueError, match=r"0\.bin: expected 1124 bytes for 50 tokens, found 1122"):
         read_split(shards, "val")
 
 
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda m: m.update(version=2), r"expected .*'version': 1.*, found .*'version': 2"),
-        (lambda m: m.pop("vocab_size"), "missing 'vocab_size'"),
-        (lambda m: m["splits"].pop("val"), "missing 'val'"),
-        (lambda m: m["splits"]["val"].update(n_tokens=7), "expected 7 tokens in val, found"),
+        (lambda m: m.update(version=2), r"expected gpt2scratch-shards version 1, found .* 2"),
+        (lambda m: m.pop("vocab_size"), "incomplete manifest: KeyError.'vocab_size'"),
+        (lambda m: m["splits"].pop("val"), "expected a split 'val', found train"),
+        (
+            lambda m: m["splits"]["val"].update(n_tokens=7),
+            "expected 7 tokens in val, and some, found",
+        ),
         (lambda m: m.update(end_of_text_id=9), "eos token is the manifest's 9, found 0"),
         (lambda m: m.update(dtype="<u4"), r"expected .*'dtype': '<u2'.*, found .*'dtype': '<u4'"),
-        (lambda m: m["splits"]["val"].update(n_tokens=0, shards=[]), "expected tokens in val"),
-        (lambda m: m.update(vocab_size=9), r"expected a header \[.*, 9\], found \[.*"),
+        (
+            lambda m: m["splits"]["val"].update(n_tokens=0, shards=[]),
+            "expected 0 tokens in val, and some, found 0",
+        ),
+        (
+            lambda m: m.update(vocab_size=9),
+            "expected .* a vocabulary of 9, found 50 of 296",
+        ),
     ],
 )
 def test_a_manifest_that_does_not_fit_is_rejected(shards, edit, message):
@@ -202,7 +210,7 @@ def test_a_manifest_that_does_not_fit_is_rejected(shards, edit, message):
 
 def test_a_manifest_that_is_not_json_is_named(shards):
     (shards / "manifest.json").write_text("{")
-    with pytest.raises(ValueError, match=r"manifest\.json: Expecting"):
+    with pytest.raises(ValueError, match="expected a JSON manifest, found Expecting"):
         read_split(shards, "val")
 
 
@@ -217,6 +225,7 @@ def test_ids_of_four_bytes_are_read(tmp_path):
     header = struct.pack("<256i", 20240801, 7, 4, 70_000, *[0] * 252)
     content = header + struct.pack("<4I", 69_999, 65_536, 7, 0)
     shard = {"file": "val.bin", "n_tokens": 4, "sha256": hashlib.sha256(content).hexdigest()}
+    empty = {"n_tokens": 0, "n_documents": 0, "n_bytes": 0, "shards": []}
     manifest = {
         "format": "gpt2scratch-shards",
         "version": 1,
@@ -224,7 +233,9 @@ def test_ids_of_four_bytes_are_read(tmp_path):
         "header_bytes": 1024,
         "vocab_size": 70_000,
         "end_of_text_id": 69_999,
-        "splits": {"val": {"n_tokens": 4, "shards": [shard]}},
+        "tokenizer": {},
+        "arguments": {},
+        "splits": {"train": empty, "val": empty | {"n_tokens": 4, "shards": [shard]}},
     }
     (tmp_path / "val.bin").write_bytes(content)
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
@@ -232,7 +243,7 @@ def test_ids_of_four_bytes_are_read(tmp_path):
     assert split.token_ids.tolist() == [69_999, 65_536, 7, 0]
     assert [ids.tolist() for ids in split.documents()] == [[65_536, 7, 0]]
     edit_manifest(tmp_path, lambda m: m.update(vocab_size=69_999))
-    with pytest.raises(ValueError, match=r"expected a header \[20240801, 7, 4, 69999\]"):
+    with pytest.raises(ValueError, match="of a vocabulary of 69999, found 4 of 70000"):
         read_split(tmp_path, "val")
 
 

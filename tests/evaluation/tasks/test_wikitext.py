@@ -1,9 +1,9 @@
 """WikiText in two protocols, and the other corpora of the GPT-2 paper."""
 
+import dataclasses
 import hashlib
 import math
 import re
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from support import evaluation as tiny
 from support.paths import SHARED_DATA
 
-# isort: split
 from modeling_gpt2scratch.evaluation.results.differences import differences_of
 from modeling_gpt2scratch.evaluation.results.measurements import Measurement, ModelMeasurements
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
 from modeling_gpt2scratch.evaluation.tasks import wikitext
 from modeling_gpt2scratch.evaluation.tasks.documents import Document, DocumentsTask, rolling_windows
+from modeling_gpt2scratch.evaluation.tasks.samples import Selection
 from modeling_gpt2scratch.evaluation.tasks.wikitext import (
     DisjointTask,
     StrideTask,
@@ -43,7 +43,7 @@ def scorer():
 def config(tmp_path):
     path = tmp_path / "wiki.test.raw"
     path.write_text(FILE, encoding="utf-8", newline="")
-    return SimpleNamespace(wikitext_data=str(path), limit=None)
+    return Selection(place=str(path))
 
 
 def test_a_page_begins_with_a_title_and_keeps_its_sections():
@@ -84,7 +84,7 @@ def test_windows_score_each_token_once(n_tokens, context_tokens):
 
 
 def test_nats_are_divided_by_the_words_of_the_page_as_it_was(config, scorer):
-    result = WikitextTask.from_config(config).evaluate(scorer)
+    result = WikitextTask.load(config).evaluate(scorer)
     pages = split_pages(FILE.split("\n"))
     nats = []
     for page in pages:
@@ -108,15 +108,15 @@ def test_nats_are_divided_by_the_words_of_the_page_as_it_was(config, scorer):
 
 
 def test_the_limit_takes_the_first_pages(config, scorer):
-    config.limit = 2
-    task = WikitextTask.from_config(config)
+    config = dataclasses.replace(config, limit=2)
+    task = WikitextTask.load(config)
     assert task.evaluate(scorer).n_samples == 2
     assert task.data_status == "2 of 62 samples, unchecked"
 
 
 @pytest.mark.parametrize("task_class", [StrideTask, DisjointTask])
 def test_a_stride_gives_the_number_of_transformers_guide(config, scorer, task_class):
-    task = task_class.from_config(config)
+    task = task_class.load(config)
     input_ids = scorer.tokenizer(task.text, return_tensors="pt")["input_ids"]
     stride = 32 // task_class.strides_of_context
     total, n_tokens, scored_end = 0.0, 0, 0
@@ -141,14 +141,14 @@ def test_a_stride_gives_the_number_of_transformers_guide(config, scorer, task_cl
     assert result.estimates["token_perplexity"].value == pytest.approx(
         math.exp(total / n_tokens), rel=1e-4
     )
-    config.limit = 2
-    assert task_class.from_config(config).evaluate(scorer).n_samples == 2
+    config = dataclasses.replace(config, limit=2)
+    assert task_class.load(config).evaluate(scorer).n_samples == 2
 
 
 @pytest.mark.parametrize("task_class", [StrideTask, DisjointTask])
 def test_windows_of_another_tokenizer_are_not_compared_in_pairs(config, scorer, task_class):
-    config.limit = 2
-    task = task_class.from_config(config)
+    config = dataclasses.replace(config, limit=2)
+    task = task_class.load(config)
     measured = {}
     for name, n_merges in (("first", 60), ("same", 60), ("other", 2)):
         tokenizer = tiny.tiny_tokenizer(n_merges)
@@ -170,18 +170,18 @@ def test_a_data_set_of_pages_and_the_file_are_one(config, monkeypatch):
     asked = []
     pages = datasets.Dataset.from_dict({"page": split_pages(FILE.split("\n"))})
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: asked.append(a) or pages)
-    of_hub = WikitextTask.from_config(SimpleNamespace(wikitext_data=None, limit=None))
-    of_file = WikitextTask.from_config(config)
+    of_hub = WikitextTask.load(Selection())
+    of_file = WikitextTask.load(config)
     assert of_hub.documents == of_file.documents
     assert of_hub.sha256 == of_file.sha256 == hashlib.sha256(FILE.encode()).hexdigest()
     assert asked == [("EleutherAI/wikitext_document_level", "wikitext-2-raw-v1")]
 
 
 def test_a_file_without_text_is_refused(config):
-    with open(config.wikitext_data, "w") as file:
+    with open(config.place, "w") as file:
         file.write(" \n \n")
     with pytest.raises(ValueError, match="expected at least one page, found none"):
-        WikitextTask.from_config(config)
+        WikitextTask.load(config)
 
 
 def test_the_official_file_has_the_published_counts():

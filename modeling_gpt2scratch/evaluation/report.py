@@ -8,26 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from modeling_gpt2scratch.evaluation.scoring.scorer import Task
-from modeling_gpt2scratch.evaluation.tasks.samples import NO_CHECKSUM
-from modeling_gpt2scratch.evaluation.tasks.validation import ValidationTask
+from modeling_gpt2scratch.common.atomic_files import write_json
 
-from .charts import BARS_NAME, CURVES_NAME, ChartError, draw_bars, draw_curves
-from .differences import differences_of
-from .json_files import write_json
-from .measurements import ModelMeasurements
-from .published_numbers import numbers_beside, read_published
-from .results_json import model_content, results_content
-from .sample_logs import write_samples
-from .table import errors_of, markdown_table, table_notes
-
-if TYPE_CHECKING:
-    from modeling_gpt2scratch.evaluation.compare import CompareConfig
-
-RESULTS_FILE = "results.json"
-HARNESS_FOLDER = "lm_eval_results"  # laid out as lm-evaluation-harness does
+from .configuration import BARS_NAME, CURVES_NAME, HARNESS_FOLDER, RESULTS_FILE, CompareArguments
+from .results.charts import ChartError, draw_bars, draw_curves
+from .results.differences import differences_of
+from .results.measurements import ModelMeasurements
+from .results.published_numbers import numbers_beside, read_published
+from .results.results_json import model_content, results_content
+from .results.sample_logs import write_samples
+from .results.table import errors_of, markdown_table, table_notes
+from .tasks.samples import NO_CHECKSUM
+from .tasks.task import Task
 
 
 @dataclass
@@ -39,7 +33,9 @@ class Comparison:
     is_complete: bool = False
 
 
-def report(config: CompareConfig, comparison: Comparison, output_dir: Path, seconds: float) -> bool:
+def report(
+    config: CompareArguments, comparison: Comparison, output_dir: Path, seconds: float
+) -> bool:
     """Prints the table and writes the files; whether they could be written, else stderr says why.
 
     Args:
@@ -77,7 +73,7 @@ def report(config: CompareConfig, comparison: Comparison, output_dir: Path, seco
     return True
 
 
-def metrics_of(config: CompareConfig) -> dict[str, dict[str, bool]]:
+def metrics_of(config: CompareArguments) -> dict[str, dict[str, bool]]:
     """The metrics of each task, and whether higher is better."""
     return {name: kind.metrics for name, kind in config.kinds.items()}
 
@@ -89,7 +85,7 @@ def data_notes(tasks: Mapping[str, Task], limit: int | None) -> list[str]:
         tasks: those whose data could be read.
         limit: of samples, None for all.
     """
-    data = {name: task.data for name, task in tasks.items() if hasattr(task, "data")}
+    data = {name: task.data for name, task in tasks.items()}
     status = {name: getattr(tasks[name], "data_status", None) or "" for name in data}
     problems = {name: own.problem(status[name], limit=limit) for name, own in data.items()}
     notes = [
@@ -104,7 +100,7 @@ def data_notes(tasks: Mapping[str, Task], limit: int | None) -> list[str]:
 
 
 def write_files(
-    config: CompareConfig, comparison: Comparison, output_dir: Path, results: dict[str, Any]
+    config: CompareArguments, comparison: Comparison, output_dir: Path, results: dict[str, Any]
 ) -> None:
     """Writes results.json and what else the command line asks for.
 
@@ -121,7 +117,7 @@ def write_files(
     now = datetime.now(UTC)
     shared = {"batch_size": config.batch_tokens, "device": config.device}
     shared |= {"limit": config.limit, "dtype": config.dtype}
-    sources = {name: source_of(task, config) for name, task in tasks.items()}
+    sources = {name: task.data.source(config.selection(name)) for name, task in tasks.items()}
     contents = [
         model_content(model, tasks, config=shared, sources=sources, date=now.timestamp())
         for model in models
@@ -133,24 +129,21 @@ def write_files(
         is_complete=comparison.is_complete,
         **results,
     )
-    write_json(output_dir / RESULTS_FILE, content)
+    _write(output_dir / RESULTS_FILE, content)
     stamp = now.strftime("%Y-%m-%dT%H-%M-%S.%f")
     for model, content in zip(models, contents, strict=True):
         folder = output_dir / HARNESS_FOLDER / content["model_name_sanitized"]
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / f"results_{stamp}.json", content)
+        _write(folder / f"results_{stamp}.json", content)
         if config.log_samples:
             write_samples(folder, model, tasks, stamp)
     if config.charts:
         draw(models, metrics_of(config), output_dir)
 
 
-def source_of(task: Task, config: CompareConfig) -> str | None:
-    """The file, directory or Hub data set that a task was read from."""
-    if isinstance(task, ValidationTask):
-        return config.val_data
-    data = getattr(task, "data", None)
-    return None if data is None else data.source(config)
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """Writes strict JSON: no NaN, which other readers refuse."""
+    write_json(path, content, ensure_ascii=False, allow_nan=False)
 
 
 def draw(models: Sequence[ModelMeasurements], metrics: dict[str, Any], output_dir: Path) -> None:

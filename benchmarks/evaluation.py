@@ -1,6 +1,6 @@
 """Examples per second of the evaluation, against lm-evaluation-harness on the same requests.
 
-    python benchmarks/evaluate.py --hellaswag_data hellaswag_val.jsonl \
+    python benchmarks/evaluation.py --hellaswag_data hellaswag_val.jsonl \
         --lambada_data lambada_test.jsonl --books cbt_valid.txt
 
 One model, one process, the same contexts and continuations for both, who take turns; the fastest of
@@ -11,7 +11,6 @@ is the largest difference between two log-likelihoods.
 
 import itertools
 import json
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,13 +26,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.common.command_line import argument, parse_config
 from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer
+from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
+from modeling_gpt2scratch.evaluation.tasks.hellaswag import HellaswagTask
+from modeling_gpt2scratch.evaluation.tasks.lambada import read_texts, split_last_word
 from modeling_gpt2scratch.training.configuration import MODEL_SIZES
-
-# In place of this directory: a library that imports PyPI's `evaluate` must not find this file.
-sys.path[0] = str(Path(__file__).parents[1] / "evaluate")
-from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer  # noqa: E402
-from modeling_gpt2scratch.evaluation.tasks.hellaswag import HellaswagTask  # noqa: E402
-from modeling_gpt2scratch.evaluation.tasks.lambada import read_texts, split_last_word  # noqa: E402
 
 Requests = list[tuple[str, list[str]]]  # a context and what may follow it
 N_SENTENCES = 20

@@ -1,0 +1,207 @@
+"""The arguments of `evaluate/compare.py`, built from the registry of tasks."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from modeling_gpt2scratch.common.command_line import ArgumentError, argument, parse_config
+
+from .tasks.registry import ALL, TASKS, TaskError, known_tasks, resolve_tasks
+from .tasks.samples import Selection
+from .tasks.task import Task
+
+PROGRAM = "compare.py"
+RESULTS_FILE = "results.json"
+HARNESS_FOLDER = "lm_eval_results"  # laid out as lm-evaluation-harness does
+BARS_NAME = "scores.png"
+CURVES_NAME = "scores_over_tokens.png"
+CACHE_FOLDER = "evaluation_cache"
+MODELS, DATA, HARDWARE, OUTPUT = "models and tasks", "data", "hardware", "output"
+
+
+@dataclass(frozen=True)
+class CompareArguments:
+    """The arguments that do not depend on the tasks."""
+
+    registry: ClassVar[Mapping[str, type[Task]]] = TASKS
+
+    models: list[str] = argument("model directories or Hub names, one column each", group=MODELS)
+    tasks: list[str] = argument(
+        f"what to measure: {ALL}, or some of {', '.join(TASKS)}", group=MODELS
+    )
+    baseline: str | None = argument(
+        "the one of the models that others are compared with; else the first",
+        group=MODELS,
+        default=None,
+    )
+    include_path: str | None = argument(
+        "directory with tasks of your own; every .py file in it is run", group=MODELS, default=None
+    )
+    trust_remote_code: bool = argument(
+        "run model code that comes with a checkpoint", group=MODELS, default=False
+    )
+    limit: int | None = argument(
+        "first N samples of each task: windows of val, passages of lambada, questions of "
+        "hellaswag, and so on",
+        group=DATA,
+        default=None,
+    )
+    data_dir: str | None = argument(
+        "directory with the official files, in it or below", group=DATA, default=None
+    )
+    batch_tokens: str = argument(
+        "padded tokens of one forward pass; halved when memory runs out",
+        group=HARDWARE,
+        default="auto",
+    )
+    device: str = argument(
+        "a torch device; auto is cuda, mps or cpu, the first found", group=HARDWARE, default="auto"
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = argument(
+        "of weights and activations", group=HARDWARE, default="float32"
+    )
+    output_dir: str | None = argument(
+        f"directory for {RESULTS_FILE}; by default that of the first model, or `results` if the "
+        "first model is no local directory",
+        group=OUTPUT,
+        default=None,
+    )
+    cache: bool = argument(
+        "go on where an interrupted evaluation stopped", group=OUTPUT, default=True
+    )
+    cache_dir: str | None = argument(
+        f"directory of that cache; by default {CACHE_FOLDER} beside the results",
+        group=OUTPUT,
+        default=None,
+    )
+    log_samples: bool = argument(
+        f"also write the values of each sample, to {HARNESS_FOLDER}", group=OUTPUT, default=False
+    )
+    charts: bool = argument(
+        f"also draw {BARS_NAME} and, for runs, {CURVES_NAME}", group=OUTPUT, default=False
+    )
+
+    def __post_init__(self) -> None:
+        if len(set(self.models)) != len(self.models):
+            found = " ".join(self.models)
+            raise ArgumentError("models", problem=f"expected each once, found {found}")
+        if self.baseline not in (None, *self.models):
+            raise ArgumentError(
+                "baseline", problem=f"expected one of --models, found {self.baseline}"
+            )
+        if self.limit is not None and self.limit < 1:
+            raise ArgumentError("limit", problem=f"expected at least 1, found {self.limit}")
+        is_number = self.batch_tokens.isdecimal() and int(self.batch_tokens) >= 1
+        if self.batch_tokens != "auto" and not is_number:
+            raise ArgumentError(
+                "batch_tokens",
+                problem=f"expected at least 1, or auto, found {self.batch_tokens}",
+            )
+        for name, kind in self.kinds.items():
+            data = kind.data
+            if data.is_own and self.selection(name).place is None:
+                raise ArgumentError(
+                    data.argument, problem=f"expected {data.help}, for task {name}, found none"
+                )
+        if self.data_dir is not None and not Path(self.data_dir).is_dir():
+            raise ArgumentError(
+                "data_dir", problem=f"expected a directory, found none: {self.data_dir}"
+            )
+        if self.device != "auto":
+            require_device(self.device)
+
+    @property
+    def kinds(self) -> dict[str, type[Task]]:
+        """The tasks by name; `all` leaves out those of one's own data where none is named."""
+        names = resolve_tasks(self.tasks, list(self.registry))
+        if self.tasks == [ALL]:
+            names = [
+                name
+                for name in names
+                if not self.registry[name].data.is_own or self.selection(name).place is not None
+            ]
+        return {name: self.registry[name] for name in names}
+
+    def selection(self, task: str) -> Selection:
+        """Which samples a task is to read."""
+        place = getattr(self, self.registry[task].data.argument)
+        return Selection(place, self.data_dir, self.limit)
+
+    @property
+    def tokens_of_pass(self) -> int | Literal["auto"]:
+        """`batch_tokens` as the scorer takes it."""
+        return "auto" if self.batch_tokens == "auto" else int(self.batch_tokens)
+
+
+def arguments_for(registry: Mapping[str, type[Task]]) -> type[CompareArguments]:
+    """The arguments with one more for each place of data that the tasks know."""
+    places = {kind.data.argument: kind.data for kind in registry.values()}
+    fields = [
+        (name, str | None, argument(data.help, group=DATA, default=None))
+        for name, data in places.items()
+    ]
+    return dataclasses.make_dataclass(
+        "CompareConfig",
+        fields,
+        bases=(CompareArguments,),
+        frozen=True,
+        namespace={"registry": registry, "__doc__": "Arguments of compare.py."},
+    )
+
+
+CompareConfig = arguments_for(TASKS)
+
+
+def require_device(name: str) -> None:
+    """Refuses a name that torch does not know."""
+    import torch  # only who names a device waits for it
+
+    try:
+        torch.device(name)
+    except RuntimeError:
+        raise ArgumentError(
+            "device", problem=f"expected auto or a torch device, found {name!r}"
+        ) from None
+
+
+def parse_arguments(
+    argv: Sequence[str] | None = None, *, description: str | None = None
+) -> tuple[CompareArguments, Path]:
+    """The checked arguments and the output directory, which can be written to.
+
+    Exits with 2 and one line on bad ones.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--include_path", nargs="?")
+    try:
+        registry = known_tasks(first.parse_known_args(argv)[0].include_path)
+    except TaskError as error:
+        _refuse(str(error))
+    config = parse_config(arguments_for(registry), description=description, argv=argv)
+    output_dir = Path(config.output_dir or default_output_dir(config.models[0]))
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        # A share may be mounted so that nothing but an attempt tells.
+        tempfile.TemporaryFile(dir=output_dir).close()
+    except OSError as error:
+        _refuse(f"--output_dir: expected a directory that can be written to, found {error}")
+    return config, output_dir
+
+
+def default_output_dir(model: str) -> str:
+    """The model's directory if it is a local one, else `results`."""
+    return model if Path(model).is_dir() else "results"
+
+
+def _refuse(problem: str) -> None:
+    """Ends the program as its parser does."""
+    print(f"{PROGRAM}: error: {problem}", file=sys.stderr)
+    sys.exit(2)

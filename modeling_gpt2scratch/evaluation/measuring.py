@@ -1,0 +1,167 @@
+"""Measures models on tasks, one after the other; whatever fails leaves the rest its numbers."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import transformers
+
+from .configuration import CompareArguments
+from .results.cache import ResultCache
+from .results.fingerprints import (
+    checksums_of,
+    evaluation_code,
+    model_code,
+    task_code,
+)
+from .results.measurements import Measurement, ModelMeasurements
+from .scoring.models import describe_model, load_scorer
+from .scoring.processes import (
+    ProcessGroup,
+    SharedProblem,
+    error_line,
+)
+from .tasks.task import Task
+
+
+def load_tasks(
+    config: CompareArguments, processes: ProcessGroup
+) -> tuple[dict[str, Task], dict[str, str]]:
+    """The tasks with their data, and why others have none.
+
+    The main process reads first, so that the others find what it downloaded.
+    """
+    loaded: dict[str, Task] = {}
+    problems: dict[str, str] = {}
+    for name, kind in config.kinds.items():
+        for is_first in (True, False):
+            problem = None
+            if processes.is_main == is_first:
+                try:
+                    loaded[name] = kind.load(config.selection(name))
+                except Exception as error:
+                    problem = error_line(error)
+            if problem := processes.first_problem(problem):
+                loaded.pop(name, None)
+                problems[name] = problem
+                break
+    return loaded, problems
+
+
+def evaluate_model(
+    model: ModelMeasurements,
+    tasks: Mapping[str, Task],
+    config: CompareArguments,
+    cache: ResultCache,
+    processes: ProcessGroup,
+) -> None:
+    """Measures a model on every task, and fills `model` as it goes.
+
+    What the cache has is not measured again; a model that is all there is not even loaded.
+    """
+    keys = _look_up(model, tasks, config, cache, processes)
+    missing = [name for name in tasks if name not in model.tasks]
+    if not missing:
+        return
+    scorer, problem = None, None
+    try:
+        scorer = load_scorer(
+            model.name,
+            device=config.device,
+            dtype=config.dtype,
+            batch_tokens=config.tokens_of_pass,
+            trust_remote_code=config.trust_remote_code,
+            processes=processes,
+        )
+    except Exception as error:
+        problem = error_line(error)
+    if problem := processes.first_problem(problem):
+        _note(model, missing, problem, processes)
+        return
+    if not model.files:
+        # A model of the Hub whose files are here only now.
+        keys = _look_up(model, tasks, config, cache, processes)
+        missing = [name for name in missing if name not in model.tasks]
+    model.description = describe_model(scorer)
+    for name in missing:
+        start = time.perf_counter()
+        try:
+            result = processes.alike(partial(tasks[name].evaluate, scorer))
+        except SharedProblem as error:
+            _note(model, [name], str(error), processes)
+            continue
+        model.tasks[name] = Measurement(result, seconds=time.perf_counter() - start)
+        if processes.is_main and not sys.stderr.isatty():  # in place of a bar
+            print(f"{model.name}, {name}: {model.tasks[name].seconds:.0f} s", file=sys.stderr)
+        if processes.is_main and model.files:
+            cache.write(keys[name], model.tasks[name], model.description)
+    # The next model may need the memory of this one.
+    del scorer
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def _look_up(
+    model: ModelMeasurements,
+    tasks: Mapping[str, Task],
+    config: CompareArguments,
+    cache: ResultCache,
+    processes: ProcessGroup,
+) -> dict[str, dict[str, Any]]:
+    """Fills `model` with its checksums and what the cache has; returns the cache's key by task."""
+    model.files, code = processes.from_main(lambda: _checksums(model.name, config))
+    keys = {name: cache_key(model.files, code, name, task, config) for name, task in tasks.items()}
+    hits = processes.from_main(
+        lambda: {name: cache.read(key) for name, key in keys.items() if model.files}
+    )
+    for name, hit in hits.items():
+        if hit is not None:
+            model.tasks[name], model.description = hit
+    return keys
+
+
+def cache_key(
+    files: Mapping[str, str], code: str | None, name: str, task: Task, config: CompareArguments
+) -> dict[str, Any]:
+    """Everything that a result depends on, fit for JSON."""
+    return {
+        "model": dict(files),
+        "code": {"model": code, "evaluation": evaluation_code(), "task": task_code(type(task))},
+        "dtype": config.dtype,
+        "task": name,
+        "protocol": task.protocol,
+        "task_version": task.version,
+        "data": task.sha256,
+        "limit": config.limit,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _checksums(name: str, config: CompareArguments) -> tuple[dict[str, str], str | None]:
+    """Of the model's files and of its code; empty for a model that is not there.
+
+    Loading will say so; until then nobody waits for the Hub a second time.
+    """
+    try:
+        files = checksums_of(name)
+    except (OSError, ValueError):
+        return {}, None
+    if not files:
+        return {}, None
+    return files, model_code(name, trust_remote_code=config.trust_remote_code)
+
+
+def _note(
+    model: ModelMeasurements, tasks: Sequence[str], problem: str, processes: ProcessGroup
+) -> None:
+    """Keeps why tasks have no number, and says it once on stderr."""
+    model.tasks |= {task: Measurement(error=problem) for task in tasks}
+    if processes.is_main:
+        print(f"{model.name}, {', '.join(tasks)}: {problem}", file=sys.stderr)

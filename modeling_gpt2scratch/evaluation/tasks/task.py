@@ -1,0 +1,113 @@
+"""What a task is, and what it finds: estimates with standard errors.
+
+A task is one file with one class that satisfies `Task`, and a line in `registry.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+import numpy as np
+
+from .samples import SampleData, Selection
+
+if TYPE_CHECKING:  # torch comes with it, and a command line needs none
+    from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer, ContinuationScores
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A finite number and its standard error, None where one sample alone gives none."""
+
+    value: float
+    stderr: float | None
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value) or not math.isfinite(self.stderr or 0.0):
+            raise ValueError(f"expected a finite estimate, found {self.value} ± {self.stderr}")
+
+
+def ratio_estimate(numerators: Sequence[float], denominators: Sequence[float]) -> Estimate:
+    """Sum of `numerators` over sum of `denominators`, with the delta method's standard error.
+
+    The pairs are the independent samples. With denominators of 1 this is the mean and the usual
+    standard error of a mean; for 0/1 numerators that is sqrt(p (1 - p) / (n - 1)).
+    """
+    y, x = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
+    if x.sum() <= 0:
+        raise ValueError(f"expected a positive total to divide by, found {x.sum()}")
+    ratio = float(y.sum() / x.sum())
+    if len(y) < 2:
+        return Estimate(ratio, None)
+    residual_variance = np.square(y - ratio * x).sum() / (len(y) - 1)
+    return Estimate(ratio, float(np.sqrt(len(y) * residual_variance) / x.sum()))
+
+
+def perplexity_estimate(mean_nats: Estimate) -> Estimate:
+    """exp of a mean in nats; by the delta method its standard error grows by the same factor."""
+    value = math.exp(mean_nats.value)
+    return Estimate(value, None if mean_nats.stderr is None else value * mean_nats.stderr)
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What one model scored: an estimate for each of the task's metrics.
+
+    `details` holds further counts (tokens, bytes) for the results file. `samples` holds for each
+    metric one float64 per sample, in the order of the data: 1 or 0 for right or wrong, the nats of
+    the sample (not divided by anything) for a loss or a perplexity; nan where the protocol leaves
+    the sample out. Two models' results of the same data can be compared sample by sample.
+    """
+
+    n_samples: int
+    estimates: dict[str, Estimate]
+    details: dict[str, float] = field(default_factory=dict)
+    samples: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+class Task(Protocol):
+    """Data read once, evaluated on each model in turn."""
+
+    protocol: ClassVar[str]  # with `version` it says exactly what was measured
+    version: ClassVar[int]  # raised whenever the same model would score differently
+    samples: ClassVar[str]  # what `--limit` counts, in the plural
+    metrics: ClassVar[dict[str, bool]]  # name -> whether higher is better, in printing order
+    data: ClassVar[SampleData]  # where the samples are, if nobody names another place
+    sha256: str  # of the data, as the task's file defines it
+
+    @classmethod
+    def load(cls, selection: Selection) -> Task:
+        """The task with its data read and checked."""
+        ...
+
+    def evaluate(self, scorer: CausalScorer) -> TaskResult:
+        """The model's estimates of every metric."""
+        ...
+
+
+@dataclass(frozen=True)
+class AnsweredResult(TaskResult):
+    """As `TaskResult`, for the log of the samples.
+
+    `responses` holds for each sample the log-likelihood of each answer in nats, and whether each of
+    its tokens is the argmax; nothing for a sample that was left out.
+    """
+
+    responses: Sequence[Sequence[tuple[float, bool]]] = ()
+
+
+def responses_of(
+    scores: ContinuationScores, n_answers: Sequence[int]
+) -> list[list[tuple[float, bool]]]:
+    """The scores of all answers, one after the other, by question.
+
+    Args:
+        scores: from `score_choices`.
+        n_answers: of each question.
+    """
+    ends = np.cumsum(n_answers, dtype=np.int64)
+    pairs = list(zip(scores.log_probs.tolist(), scores.is_greedy.tolist(), strict=True))
+    return [pairs[end - n : end] for end, n in zip(ends, n_answers, strict=True)]

@@ -1,0 +1,111 @@
+"""Tasks are found in three places: this package, other packages, and a directory of yours."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from support import evaluation as tiny
+from support.paths import REPOSITORY
+
+from modeling_gpt2scratch.evaluation.configuration import CompareConfig, arguments_for
+from modeling_gpt2scratch.evaluation.tasks.registry import TASKS, TaskError, known_tasks
+
+EXAMPLES = REPOSITORY / "docs" / "examples" / "tasks"
+# A distribution as pip leaves it, which declares a module of tasks.
+ENTRY_POINTS = "[gpt2scratch.tasks]\nopposites = opposites\n"
+METADATA = "Metadata-Version: 2.1\nName: opposites\nVersion: 1.0\n"
+
+
+def compare(inputs, tmp_path, *arguments, **environment):
+    """A process of the script, and the results that it wrote."""
+    model, data = inputs
+    command = [sys.executable, "evaluate/compare.py", "--models", str(model), *arguments]
+    command += ["--opposites_data", str(data), "--device", "cpu"]
+    finished = subprocess.run(
+        [*command, "--output_dir", str(tmp_path / "out")],
+        cwd=REPOSITORY,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return json.loads((tmp_path / "out" / "results.json").read_text())["models"][str(model)]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A model directory, and a file of questions."""
+    directory = tmp_path_factory.mktemp("opposites")
+    tokenizer = tiny.tiny_tokenizer()
+    tiny.tiny_gpt2(tokenizer).save_pretrained(directory / "model")
+    tokenizer.save_pretrained(directory / "model")
+    rows = [{"word": "the end", "words": ["cat", "the mat", "a dog"], "answer": i} for i in (0, 2)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (directory / "questions.jsonl").write_text(lines)
+    return directory / "model", directory / "questions.jsonl"
+
+
+def test_a_task_of_a_directory_has_arguments_scores_and_files_like_any_other(inputs, tmp_path):
+    arguments = ["--tasks", "opposites", "--include_path", str(EXAMPLES)]
+    found = compare(inputs, tmp_path, *arguments)
+    assert set(found["results"]["opposites"]) >= {"acc,none", "acc_norm,none"}
+    assert found["n-samples"]["opposites"]["effective"] == 2
+    again = compare(inputs, tmp_path, *arguments)
+    assert again["from_cache"] == {"opposites": True}
+
+
+def test_a_task_whose_file_was_edited_is_measured_again(inputs, tmp_path):
+    (tmp_path / "tasks").mkdir()
+    source = (EXAMPLES / "opposites.py").read_text()
+    arguments = ["--tasks", "opposites", "--include_path", str(tmp_path / "tasks")]
+    hits = []
+    for text in (source, source, source.replace("The opposite of", "Not")):
+        (tmp_path / "tasks" / "opposites.py").write_text(text)
+        hits += compare(inputs, tmp_path, *arguments)["from_cache"].values()
+    assert hits == [False, True, False]
+
+
+def test_a_task_of_an_installed_package_needs_no_argument(inputs, tmp_path):
+    packages = tmp_path / "packages"
+    (packages / "opposites-1.0.dist-info").mkdir(parents=True)
+    (packages / "opposites-1.0.dist-info" / "METADATA").write_text(METADATA)
+    (packages / "opposites-1.0.dist-info" / "entry_points.txt").write_text(ENTRY_POINTS)
+    (packages / "opposites.py").write_text((EXAMPLES / "opposites.py").read_text())
+    found = compare(inputs, tmp_path, "--tasks", "opposites", PYTHONPATH=str(packages))
+    assert found["n-samples"]["opposites"]["effective"] == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("1 / 0", "own.py: expected a module of tasks, found ZeroDivisionError: division by zero"),
+        ("tasks = {}", "own.py: expected a dictionary TASKS of name and class, found None"),
+        ("TASKS = {'lambada': str}", "own.py: expected a new name for a task, found 'lambada'"),
+        (None, "--include_path: expected a directory with .py files, found "),
+    ],
+)
+def test_what_is_no_module_of_tasks_is_refused_by_its_file(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "own.py").write_text(content)
+    with pytest.raises(TaskError) as caught:
+        known_tasks(str(tmp_path))
+    assert message in str(caught.value)
+
+
+def test_every_place_of_data_is_an_argument():
+    names = {kind.data.argument for kind in TASKS.values()}
+    assert {"val_data", "lambada_data", "cbt_data", "ptb_data"} <= names
+    assert names <= set(CompareConfig.__dataclass_fields__)
+    own = arguments_for(known_tasks(str(EXAMPLES)))
+    assert "opposites_data" in own.__dataclass_fields__
+
+
+def test_the_arguments_and_the_tasks_need_no_torch():
+    code = (
+        "import sys, modeling_gpt2scratch.evaluation.configuration\n"
+        "print({'torch', 'transformers', 'datasets'} & set(sys.modules))\n"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.stdout == "set()\n", process.stderr
