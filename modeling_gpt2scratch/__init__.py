@@ -9,6 +9,8 @@ import importlib
 import sys
 from importlib.abc import MetaPathFinder
 
+__version__ = "0.1.0"
+
 _CONFIGURATION = "configuration_gpt2scratch"
 _MODELING = "modeling_gpt2scratch"
 _MODEL_FILES = (_CONFIGURATION, _MODELING, "loading_gpt2scratch", "loss_gpt2scratch")

@@ -1,96 +1,137 @@
-"""Looks at token shards, checks them, and exchanges them with other programs.
+"""Looks at token shards, checks them, exchanges them with other programs, and publishes them.
 
-    python -m modeling_gpt2scratch.data.shards.format inspect PATH... [--tokenizer gpt2]
-    python -m modeling_gpt2scratch.data.shards.format verify DIR [--fast]
-    python -m modeling_gpt2scratch.data.shards.format convert SOURCE... OUTPUT_DIR --to ours|llm.c
-    python -m modeling_gpt2scratch.data.shards.format merge DIR
+    gpt2scratch shards inspect PATH... [--tokenizer gpt2]
+    gpt2scratch shards verify DIR [--fast]
+    gpt2scratch shards convert SOURCE... OUTPUT_DIR --to ours|llm.c
+    gpt2scratch shards merge DIR
+    gpt2scratch shards publish --data DIR --repository you/my-data
 
 `inspect` describes data directories and single token files, whoever wrote them. `verify` holds a
 data directory against its manifest and prints every fault. `convert` makes a data directory of
 files of build-nanogpt, llm.c, modded-nanogpt and nanoGPT, or llm.c's files of a data directory.
-`merge` completes what the tasks of a datatrove pipeline wrote.
+`merge` completes what the tasks of a datatrove pipeline wrote. `publish` makes a data directory a
+data set of the Hugging Face Hub.
 """
+
+from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tabulate import tabulate
-from transformers import PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
-from modeling_gpt2scratch.common.command_line import OneLineErrorParser
-from modeling_gpt2scratch.data.shards.conversion import to_llmc, to_ours
+from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser
+from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.data.shards.format import MAX_SHARD_TOKENS, ShardError
 from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME, Manifest
-from modeling_gpt2scratch.data.shards.merging import PART_PATTERN, merge_parts
 from modeling_gpt2scratch.data.shards.token_files import (
     NANOGPT,
     TokenFile,
     read_token_file,
     token_files,
 )
-from modeling_gpt2scratch.data.shards.verification import problems_of
 from modeling_gpt2scratch.data.tokens.ids import token_dtype
-from modeling_gpt2scratch.data.tokens.tokenizer import GPT2, TokenizerError, load_tokenizer
+from modeling_gpt2scratch.data.tokens.names import GPT2, TokenizerError
 
-PROGRAM = "token_shards"
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PROGRAM = "gpt2scratch shards"
 OURS, LLMC = "ours", "llm.c"
 DEFAULT_SHARD_TOKENS = 100_000_000
 TOKENS_SHOWN = 32
+NO_HEADER = "the files have no header, whatever their names"
+PUBLISHING = """Makes a data directory a data set of the Hugging Face Hub.
+
+Shards go first, a few to a commit, the manifest and a data set card last. A push that was cut off
+has no manifest, and nobody takes it for complete; the same command goes on where it was, and what
+is there with the same checksum is not sent again. Log in before, with `hf auth login` or HF_TOKEN.
+`--dry_run DIR` only writes the card and the manifest, and needs neither login nor network.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, works, and turns what is wrong with the input into one line and an exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parse_arguments(argv)
+    from transformers.utils import logging as transformers_logging
+
     transformers_logging.set_verbosity_error()
     try:
         code = arguments.run(arguments)
-    except (ShardError, TokenizerError, OSError) as error:
-        sys.exit(f"{PROGRAM} {arguments.command}: error: {error}")
+    except (ShardError, TokenizerError, SourceError, OSError) as error:
+        sys.exit(f"{PROGRAM} {arguments.command}: error: {' '.join(str(error).split())}")
     sys.exit(code)
 
 
-def _parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = OneLineErrorParser(
-        prog=PROGRAM,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments, with the function that works on them as `run`."""
+    parser = OneLineErrorParser(prog=PROGRAM, description=__doc__)
+    commands = parser.add_subparsers(
+        title="commands", dest="command", required=True, metavar="COMMAND"
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    format_help = "the files have no header, whatever their names"
+    for name, help, add_arguments, run in (
+        ("inspect", "describe directories and files", _add_inspect, _inspect),
+        ("verify", "hold a directory against its manifest", _add_verify, _verify),
+        ("convert", "from and to other programs' files", _add_convert, _convert),
+        ("merge", "complete a distributed preparation", _add_directory, _merge),
+        ("publish", "make a directory a data set of the Hub", _add_publish, _publish),
+    ):
+        command = commands.add_parser(name, help=help, description=help)
+        command.set_defaults(run=run, parser=command)
+        add_arguments(command)
+    return parser.parse_args(argv)
 
-    inspect = commands.add_parser("inspect", help="describe directories and files")
-    inspect.add_argument("paths", nargs="+", type=Path, metavar="PATH")
-    inspect.add_argument("--tokenizer", help="show the first tokens of files as text")
-    inspect.add_argument("--format", choices=[NANOGPT], help=format_help)
-    inspect.set_defaults(run=_inspect)
 
-    verify = commands.add_parser("verify", help="hold a directory against its manifest")
-    verify.add_argument("directory", type=Path, metavar="DIR")
-    verify.add_argument("--fast", action="store_true", help="sizes and headers only")
-    verify.set_defaults(run=_verify)
+def _add_directory(parser: argparse.ArgumentParser) -> None:
+    """One data directory."""
+    parser.add_argument("directory", type=Path, metavar="DIR", help="data directory")
 
-    convert = commands.add_parser("convert", help="from and to other programs' files")
-    convert.add_argument("sources", nargs="+", type=Path, metavar="SOURCE")
-    convert.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR")
-    convert.add_argument("--to", choices=[OURS, LLMC], required=True)
-    convert.add_argument("--tokenizer", default=GPT2, help="that wrote the files (gpt2)")
-    convert.add_argument("--val", nargs="+", type=Path, default=[], help="files of this split")
-    convert.add_argument("--format", choices=[NANOGPT], help=format_help)
-    convert.add_argument("--shard_tokens", type=_shard_tokens, default=DEFAULT_SHARD_TOKENS)
-    convert.add_argument("--name", help="how llm.c's files begin, otherwise as OUTPUT_DIR")
-    convert.add_argument("--overwrite", action="store_true", help="replace an older result")
-    convert.set_defaults(run=_convert)
 
-    merge = commands.add_parser("merge", help="complete a distributed preparation")
-    merge.add_argument("directory", type=Path, metavar="DIR")
-    merge.set_defaults(run=_merge)
-    return parser
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `inspect`."""
+    add = parser.add_argument
+    add("paths", nargs="+", type=Path, metavar="PATH", help="data directories and token files")
+    add("--tokenizer", metavar="NAME", help="show the first tokens of files as text")
+    add("--format", choices=[NANOGPT], help=NO_HEADER)
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `verify`."""
+    _add_directory(parser)
+    parser.add_argument("--fast", action="store_true", help="sizes and headers only")
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `convert`."""
+    add = parser.add_argument
+    add("sources", nargs="+", type=Path, metavar="SOURCE", help="files, or directories of them")
+    add("output_dir", type=Path, metavar="OUTPUT_DIR", help="directory to make")
+    add("--to", choices=[OURS, LLMC], required=True, help="format to write")
+    add("--tokenizer", metavar="NAME", default=GPT2, help="that wrote the files")
+    add("--val", nargs="+", type=Path, default=[], metavar="FILE", help="files of this split")
+    add("--format", choices=[NANOGPT], help=NO_HEADER)
+    tokens = {"type": _shard_tokens, "metavar": "INTEGER", "default": DEFAULT_SHARD_TOKENS}
+    add("--shard_tokens", **tokens, help="tokens per shard")
+    add("--name", metavar="NAME", help="how llm.c's files begin, otherwise as OUTPUT_DIR")
+    add("--overwrite", action="store_true", help="replace an older result")
+
+
+def _add_publish(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `publish`, and what they promise."""
+    parser.description = PUBLISHING
+    add = parser.add_argument
+    help = "directory made by prepare_data.py"
+    add("--data", required=True, type=Path, metavar="DIR", help=help)
+    help = "on the Hub, made if needed; its README.md is replaced"
+    add("--repository", required=True, metavar="OWNER/NAME", help=help)
+    add("--private", action="store_true", help="make the repository private")
+    add("--license", metavar="NAME", help="of the text, by the Hub's name for it")
+    help = "write card and manifest to this new directory"
+    add("--dry_run", type=Path, metavar="DIR", help=help)
 
 
 def _shard_tokens(text: str) -> int:
@@ -102,6 +143,8 @@ def _shard_tokens(text: str) -> int:
 
 def _verify(arguments: argparse.Namespace) -> int:
     """Prints one line per fault, or one that all is well."""
+    from modeling_gpt2scratch.data.shards.verification import problems_of
+
     problems = problems_of(arguments.directory, fast=arguments.fast)
     if not problems:
         splits = Manifest.load(arguments.directory).splits.values()
@@ -116,6 +159,8 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _convert(arguments: argparse.Namespace) -> int:
     """Converts and says what there is now."""
+    from modeling_gpt2scratch.data.shards.conversion import to_llmc, to_ours
+
     output_dir = arguments.output_dir
     if arguments.to == OURS:
         manifest = to_ours(
@@ -147,12 +192,16 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 def _merge(arguments: argparse.Namespace) -> int:
     """Merges the parts and says what there is now."""
+    from modeling_gpt2scratch.data.shards.merging import merge_parts
+
     print(_describe(arguments.directory, merge_parts(arguments.directory)))
     return 0
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
     """Describes what can be read, and names what cannot in a line of its own."""
+    from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer
+
     tokenizer = load_tokenizer(arguments.tokenizer) if arguments.tokenizer else None
     files, code = [], 0
     paths = list(reversed(arguments.paths))
@@ -177,8 +226,35 @@ def _inspect(arguments: argparse.Namespace) -> int:
     return code
 
 
+def _publish(arguments: argparse.Namespace) -> int:
+    """Uploads, or writes what goes beside the shards."""
+    from modeling_gpt2scratch.common.atomic_files import new_directory
+    from modeling_gpt2scratch.common.hub_requests import check_repository
+    from modeling_gpt2scratch.hub.datasets import push_data, read_verified, write_small_files
+
+    data, repository, dry_run = arguments.data, arguments.repository, arguments.dry_run
+    try:
+        check_repository(repository, flag="--repository")
+    except ValueError as error:
+        arguments.parser.error(str(error))
+    if dry_run is None:
+        options = {"private": arguments.private, "license": arguments.license}
+        print(f"published: {push_data(data, repository, **options)}")
+        return 0
+    if not dry_run.name or dry_run.exists():
+        arguments.parser.error(f"expected --dry_run to name a new directory, found {dry_run}")
+    manifest = read_verified(data)
+    with new_directory(dry_run) as folder:
+        write_small_files(data, folder, manifest, repository, arguments.license)
+    n_shards = sum(len(split.shards) for split in manifest.splits.values())
+    print(f"written, not uploaded: {dry_run}; {n_shards:,} shards would go with it")
+    return 0
+
+
 def _files_in(directory: Path) -> list[Path]:
     """The token files of a directory that has no manifest."""
+    from modeling_gpt2scratch.data.shards.merging import PART_PATTERN
+
     files = token_files(directory)
     if not files:
         raise ShardError(f"{directory}: expected {MANIFEST_NAME} or token files, found neither")

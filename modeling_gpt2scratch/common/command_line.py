@@ -81,7 +81,11 @@ def check_numbers(config: Any, *, positive: Sequence[str], non_negative: Sequenc
 
 
 def parse_config(
-    config_class: type[Config], *, description: str | None, argv: Sequence[str] | None = None
+    config_class: type[Config],
+    *,
+    description: str | None,
+    argv: Sequence[str] | None = None,
+    program: str | None = None,
 ) -> Config:
     """Reads `[RECIPE.yaml ...] [--flag value ...]` into a dataclass; what comes later wins.
 
@@ -91,8 +95,9 @@ def parse_config(
     FileExistsError. A class attribute `only_with` names arguments that have an effect only beside
     certain values of another one: {argument: (other, values)}; a class attribute `only_until` those
     whose value in a recipe no longer holds if another is changed after it: {argument: others}.
+    `program` stands before every message, if it is not the name of the script.
     """
-    parser = OneLineErrorParser(description=description, exit_on_error=False)
+    parser = OneLineErrorParser(prog=program, description=description, exit_on_error=False)
     parser.usage = f"{parser.prog} [RECIPE.yaml ...] [--flag value ...]"
     parser.add_fields(config_class)
     say_when_interrupted(parser.prog)

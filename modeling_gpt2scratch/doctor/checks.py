@@ -1,62 +1,31 @@
-"""Checks in under a minute that a machine can train: `python -m modeling_gpt2scratch.doctor.checks`.
+"""All checks of a machine at once, each with its own time."""
 
-Every check runs beside the others and has its own time, so that one that hangs delays nothing. The
-exit code is 1 if one failed; a warning is something that a run can do without.
-"""
-
-import os
-import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-
-from tabulate import tabulate
-
-from modeling_gpt2scratch.common.command_line import argument, check_numbers, parse_config
+from collections.abc import Callable, Mapping
 
 from . import machine as machine_checks
 from . import network as network_checks
 from .machine import Finding
 
-COLUMN_WIDTHS = (None, None, 44, 44)
 
+def checks_for(output_dir: str, *, timeout_seconds: float) -> dict[str, Callable[[], Finding]]:
+    """The checks by the names under which they are reported.
 
-@dataclass(frozen=True)
-class DoctorConfig:
-    """Every argument of this program."""
-
-    output_dir: str = argument("directory in which runs are to write", default=".")
-    timeout_seconds: float = argument("for each check", default=50.0)
-
-    def __post_init__(self):
-        check_numbers(self, positive=("timeout_seconds",), non_negative=())
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the findings and exits."""
-    config = parse_config(DoctorConfig, description=__doc__, argv=argv)
-    findings = examine(checks_for(config), timeout_seconds=config.timeout_seconds)
-    rows = [(name, each.status, each.found, each.advice) for name, each in findings.items()]
-    headers = ("check", "status", "found", "what to do")
-    print(tabulate(rows, headers=headers, tablefmt="grid", maxcolwidths=COLUMN_WIDTHS), flush=True)
-    code = int(any(each.status == "failed" for each in findings.values()))
-    sys.stderr.flush()
-    os._exit(code)  # a check that hangs would keep the interpreter from ending
-
-
-def checks_for(config: DoctorConfig) -> dict[str, Callable[[], Finding]]:
-    """The checks by the names under which they are reported."""
-    seconds = config.timeout_seconds
+    Args:
+        output_dir: directory in which runs are to write.
+        timeout_seconds: that one check has, the start of its processes included.
+    """
+    seconds = timeout_seconds - 5
     return {
         "versions": machine_checks.check_versions,
         "devices": machine_checks.check_devices,
         "bf16": machine_checks.check_bf16,
         "matrix products": machine_checks.check_matrix_products,
         "torch.compile": machine_checks.check_compilation,
-        "two processes (gloo)": lambda: machine_checks.check_gloo(timeout_seconds=seconds - 5),
-        "GPUs together (NCCL)": lambda: machine_checks.check_nccl(timeout_seconds=seconds - 5),
-        "output directory": lambda: machine_checks.check_directory(config.output_dir),
+        "two processes (gloo)": lambda: machine_checks.check_gloo(timeout_seconds=seconds),
+        "GPUs together (NCCL)": lambda: machine_checks.check_nccl(timeout_seconds=seconds),
+        "output directory": lambda: machine_checks.check_directory(output_dir),
         "shared memory": machine_checks.check_shared_memory,
         "open files": machine_checks.check_open_files,
         "gpt2 tokenizer": network_checks.check_tokenizer,
@@ -89,7 +58,3 @@ def examine(
         advice = "a driver, disk or network hangs, or others use the machine: --timeout_seconds 300"
         findings.setdefault(name, Finding("failed", no_answer, advice))
     return {name: findings[name] for name in checks}
-
-
-if __name__ == "__main__":
-    main()

@@ -1,18 +1,13 @@
-"""Publishes data: `python -m modeling_gpt2scratch.hub.datasets --data DIR --repository you/my`.
+"""A data directory as a data set of the Hub.
 
-The shards of a data directory become a data set of the Hub: shards first, a few to a commit, the
-manifest and a data set card last. A push that was cut off has no manifest, and nobody takes it for
-complete; the same command goes on where it was, and what is there with the same checksum is not
-sent again. Log in before, with `hf auth login` or HF_TOKEN. `--dry_run DIR` only writes the card
-and the manifest, and needs neither login nor network.
+Shards go first, a few to a commit, the manifest and a data set card last. A push that was cut off
+has no manifest, and nobody takes it for complete; the next one goes on where it was, and what is
+there with the same checksum is not sent again.
 """
 
 import hashlib
 import re
-import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -25,16 +20,10 @@ from huggingface_hub import (
     get_token,
 )
 
-from modeling_gpt2scratch.common.atomic_files import new_directory, write_file
-from modeling_gpt2scratch.common.command_line import argument, parse_config
-from modeling_gpt2scratch.common.errors import SourceError
-from modeling_gpt2scratch.common.hub_requests import (
-    DEFAULT_RETRIES,
-    Retries,
-    check_repository,
-    one_line,
-    with_retries,
-)
+from modeling_gpt2scratch.common.atomic_files import write_file
+from modeling_gpt2scratch.common.errors import SourceError, one_line
+from modeling_gpt2scratch.common.hub_requests import DEFAULT_RETRIES, with_retries
+from modeling_gpt2scratch.common.retries import Retries
 from modeling_gpt2scratch.data.shards.format import ShardError, read_shard
 from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry
 from modeling_gpt2scratch.reports.data_card import data_card, public_manifest
@@ -53,44 +42,8 @@ HINTS = {
 }
 
 
-@dataclass(frozen=True)
-class PushConfig:
-    """Every argument of this script."""
-
-    data: str = argument("directory made by prepare_data.py")
-    repository: str = argument("OWNER/NAME on the Hub, made if needed; its README.md is replaced")
-    private: bool = argument("make the repository private", default=False)
-    license: str | None = argument("of the text, by the Hub's name for it", default=None)
-    dry_run: str | None = argument("write card and manifest to this new directory", default=None)
-
-    def __post_init__(self):
-        check_repository(self.repository, flag="--repository")
-        if self.dry_run is not None and (
-            not Path(self.dry_run).name or Path(self.dry_run).exists()
-        ):
-            raise ValueError(f"expected --dry_run to name a new directory, found {self.dry_run!r}")
-
-
 class PushError(SourceError):
     """Data that cannot be published."""
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Parses, publishes, and turns what is wrong into one line and an exit code."""
-    config = parse_config(PushConfig, description=__doc__, argv=argv)
-    directory = Path(config.data)
-    try:
-        if config.dry_run is None:
-            options = {"private": config.private, "license": config.license}
-            print(f"published: {push_data(directory, config.repository, **options)}")
-            return
-        manifest = read_verified(directory)
-        with new_directory(Path(config.dry_run)) as folder:
-            write_small_files(directory, folder, manifest, config.repository, config.license)
-        n_shards = sum(len(split.shards) for split in manifest.splits.values())
-        print(f"written, not uploaded: {config.dry_run}; {n_shards:,} shards would go with it")
-    except (SourceError, ShardError, OSError) as error:
-        sys.exit(f"shard_publishing.py: error: {one_line(error)}")
 
 
 def push_data(
@@ -233,7 +186,3 @@ def _blob_id(path: Path) -> str:
 
 def _api() -> HfApi:
     return HfApi(endpoint=constants.ENDPOINT)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,16 +1,13 @@
-"""Draws loss curves: `python -m modeling_gpt2scratch.reports.loss_plot --runs DIR --output loss.png`."""
+"""Loss curves: of several runs in one picture, or of one run with what else it logged."""
 
 from __future__ import annotations
 
 import io
 import math
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from modeling_gpt2scratch.common.command_line import argument, parse_config
 from modeling_gpt2scratch.tracking.metrics import METRICS_NAME, read_metrics
 
 if TYPE_CHECKING:  # an optional library
@@ -26,26 +23,8 @@ PANELS = {
 }
 
 
-@dataclass(frozen=True)
-class PlotConfig:
-    """Every argument of this script."""
-
-    runs: list[str] = argument("output directories of train_accelerate.py")
-    output: str = argument("picture to write; its ending decides the format")
-    x: Literal["step", "tokens"] = argument("what losses are drawn over", default="step")
-
-
 class PlotError(ValueError):
     """Losses that cannot be drawn."""
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Parses, draws, and turns what is wrong with the input into one line and an exit code."""
-    config = parse_config(PlotConfig, description=__doc__, argv=argv)
-    try:
-        draw_losses([Path(run) for run in config.runs], Path(config.output), x=config.x)
-    except (PlotError, OSError) as error:
-        sys.exit(f"loss_plot.py: error: {error}")
 
 
 def draw_losses(runs: Sequence[Path], output: Path, *, x: str = "step") -> None:
@@ -136,7 +115,3 @@ def _losses(run: Path, x: str = "step") -> list[dict]:
     if any(x not in row for row in rows):
         raise PlotError(f"{path}: expected {x} in each line, found a line without; draw over steps")
     return rows
-
-
-if __name__ == "__main__":
-    main()

@@ -56,7 +56,7 @@ model into a stock `gpt2`, for programs that run no code from repositories:
 
 ```bash
 hf download {repository} --local-dir {name}
-python -m modeling_gpt2scratch.interchange.conversion to-gpt2 {name} {name}-stock
+gpt2scratch convert to-gpt2 {name} {name}-stock
 ```"""
 SIZES = {
     "parameters": "Parameters",

@@ -1,16 +1,13 @@
-"""One page about a run, with its curves: `python -m modeling_gpt2scratch.reports.run_page --run DIR`.
+"""One page about a run, with its curves: `report.md` and `curves.png`.
 
-The training script writes it when it is done; a run that was stopped can have one, too. `report.md`
-and `curves.png` say what the run recorded, without names and paths of the machine.
+They say what the run recorded, without names and paths of the machine.
 """
 
 import json
 import math
 import statistics
-import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,7 +16,6 @@ from tabulate import tabulate
 
 from modeling_gpt2scratch.checkpoints.checkpoint import WEIGHTS_NAME, find_checkpoint
 from modeling_gpt2scratch.common.atomic_files import write_file
-from modeling_gpt2scratch.common.command_line import argument, parse_config
 from modeling_gpt2scratch.tracking.metrics import EVENTS_NAME, METRICS_NAME, read_metrics
 from modeling_gpt2scratch.training.configuration import CONFIG_NAME
 
@@ -52,22 +48,6 @@ FILES = {
     "wandb": "wandb's copy; `wandb sync` uploads the runs that were offline",
     "profile": "traces of a few steps",
 }
-
-
-@dataclass(frozen=True)
-class ReportConfig:
-    """Every argument of this script."""
-
-    run: str = argument("output directory of train_accelerate.py")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Parses, reports, and turns what is wrong with the run into one line and an exit code."""
-    config = parse_config(ReportConfig, description=__doc__, argv=argv)
-    try:
-        print(f"written: {write_report(Path(config.run))}")
-    except (RecordsError, OSError) as error:
-        sys.exit(f"run_report.py: error: {error}")
 
 
 def report_at_end(run: Path) -> str:
@@ -245,7 +225,3 @@ def _n_parameters(path: Path) -> int | None:
     except (OSError, SafetensorError):
         return None
     return sum(math.prod(shape) for shape in shapes)
-
-
-if __name__ == "__main__":
-    main()

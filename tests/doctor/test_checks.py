@@ -213,7 +213,8 @@ def run_doctor(tmp_path, **environment: str) -> subprocess.CompletedProcess:
     command = [
         sys.executable,
         "-m",
-        "modeling_gpt2scratch.doctor.checks",
+        "modeling_gpt2scratch",
+        "doctor",
         "--output_dir",
         str(tmp_path),
     ]
@@ -231,7 +232,7 @@ def test_the_doctor_examines_this_machine(tmp_path):
     statuses = re.findall(
         r"^\| ([\w.() ]+?) +\| (ok|warning|failed) ", process.stdout, re.MULTILINE
     )
-    assert dict(statuses).keys() == doctor.checks_for(doctor.DoctorConfig()).keys()
+    assert dict(statuses).keys() == doctor.checks_for(".", timeout_seconds=50).keys()
     assert process.returncode == int("failed" in dict(statuses).values()), process.stdout
     assert dict(statuses)["two processes (gloo)"] == "ok"
     assert SECRET not in process.stdout + process.stderr

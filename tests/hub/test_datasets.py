@@ -9,6 +9,7 @@ import pytest
 from huggingface_hub import DatasetCard, snapshot_download
 from support import fake_hub
 
+from modeling_gpt2scratch.commands import shards
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.common.retries import Retries
 from modeling_gpt2scratch.data.shards.format import ShardError, read_shard
@@ -264,14 +265,14 @@ def test_a_size_category_is_the_power_of_ten(n_rows, name):
 # What is refused
 
 
-def run_script(*options: str) -> str:
-    """The message the script ends with."""
+def refusal(*options: str) -> str:
+    """The message the command ends with."""
     with pytest.raises(SystemExit) as caught:
-        shard_publishing.main([*options, "--repository", REPOSITORY])
+        shards.main(["publish", *options, "--repository", REPOSITORY])
     message = str(caught.value)
-    assert message.startswith("shard_publishing.py: error: ")
+    assert message.startswith("gpt2scratch shards publish: error: ")
     assert "\n" not in message
-    return message.removeprefix("shard_publishing.py: error: ")
+    return message.removeprefix("gpt2scratch shards publish: error: ")
 
 
 @pytest.mark.parametrize(
@@ -293,17 +294,17 @@ def run_script(*options: str) -> str:
 )
 def test_a_push_without_the_right_to_it_is_one_line(hub, data, monkeypatch, token, message):
     monkeypatch.setenv("HF_TOKEN", token)
-    assert run_script("--data", str(data)) == message
+    assert refusal("--data", str(data)) == message
     assert hub.files == {}
 
 
 def test_a_directory_that_is_no_data_set_is_one_line(hub, tmp_path):
-    message = run_script("--data", str(tmp_path / "none"))
+    message = refusal("--data", str(tmp_path / "none"))
     assert message.startswith(f"{tmp_path}/none: expected a directory with manifest.json")
 
 
 def test_a_public_repository_is_not_taken_for_a_private_one(hub, data):
-    message = run_script("--data", str(data), "--private")
+    message = refusal("--data", str(data), "--private")
     assert message.startswith(f"{REPOSITORY}: expected a private repository, found a public one")
     assert hub.files == {}
 
@@ -322,8 +323,10 @@ def test_a_shard_that_is_not_what_the_manifest_says_is_not_published(hub, data):
 
 def test_a_dry_run_writes_card_and_manifest_and_asks_nobody(hub, data, tmp_path, capsys):
     target = tmp_path / "dry"
-    options = ["--data", str(data), "--repository", REPOSITORY, "--dry_run", str(target)]
-    shard_publishing.main(options)
+    options = ["publish", "--data", str(data), "--repository", REPOSITORY]
+    options += ["--dry_run", str(target)]
+    with pytest.raises(SystemExit, match="^0$"):
+        shards.main(options)
     assert {path.name for path in target.iterdir()} == {
         *("README.md", "manifest.json", "tokenizer.json"),
     }
@@ -331,5 +334,5 @@ def test_a_dry_run_writes_card_and_manifest_and_asks_nobody(hub, data, tmp_path,
         f"written, not uploaded: {target}; 6 shards would go with it\n"
     )
     assert hub.requests == []
-    with pytest.raises(SystemExit):  # it is no longer new
-        shard_publishing.main(options)
+    with pytest.raises(SystemExit, match="^2$"):  # it is no longer new
+        shards.main(options)

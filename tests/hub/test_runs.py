@@ -26,13 +26,13 @@ RECORD_FILES = {"train_config.json", "metrics.jsonl", "results.json", "loss.png"
 PUBLISH = """
 import json, os, sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from modeling_gpt2scratch.hub import runs as publishing
+from modeling_gpt2scratch.commands import publish as command
 repository, run, model_only, token = sys.argv[1:]
 
 def publish(directory, token, *options):
     os.environ["HF_TOKEN"] = token
     try:
-        publishing.main(["--run", directory, "--repository", repository, *options])
+        command.main(["--run", directory, "--repository", repository, *options])
     except SystemExit as stop:
         return stop.code
 
@@ -151,7 +151,7 @@ def test_publishing_makes_one_commit_and_takes_outdated_records_away(published, 
 
 def test_what_cannot_be_published_is_one_line(published, trained):
     refused = json.loads(published[1][-1])
-    error = "publishing.py: error: "
+    error = "gpt2scratch publish: error: "
     assert refused == {
         "no login": f"{error}expected a login at the Hub, found none; run `hf auth login`",
         "no model": f"{error}{trained[0]}: expected a finished run, found no config.json, "

@@ -13,8 +13,9 @@ from transformers import AutoTokenizer
 
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
 from modeling_gpt2scratch.checkpoints.checkpoint import save_model
+from modeling_gpt2scratch.commands.convert import ACTIVATIONS, main
+from modeling_gpt2scratch.configuration_gpt2scratch import GELU_APPROXIMATION
 from modeling_gpt2scratch.data.tokens.tokenizer import train_tokenizer
-from modeling_gpt2scratch.interchange.conversion import main
 
 N_LAYER = 2
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [255, 264, 260, 0, 261, 268, 7, 7]])
@@ -76,7 +77,7 @@ def refusal(capsys, *arguments) -> tuple[int, str]:
     code, line = error.value.code, capsys.readouterr().err
     if isinstance(code, str):  # Python prints it on the way out
         code, line = 1, code + "\n"
-    assert line.count("\n") == 1 and line.startswith("modeling_gpt2scratch.interchange.conversion ")
+    assert line.count("\n") == 1 and line.startswith("gpt2scratch convert ")
     return code, line
 
 
@@ -220,3 +221,7 @@ def test_bad_arguments_are_one_line_and_code_2(capsys, arguments):
         main(arguments)
     assert error.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_command_knows_the_activations_of_the_model():
+    assert tuple(GELU_APPROXIMATION) == ACTIVATIONS

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer
 
 from modeling_gpt2scratch import GPT2ScratchForCausalLM
+from modeling_gpt2scratch.commands.convert import main
 from modeling_gpt2scratch.data.tokens.tokenizer import train_tokenizer
-from modeling_gpt2scratch.interchange.conversion import main
 from modeling_gpt2scratch.interchange.foreign_checkpoints import (
     ConversionError,
     from_llmc,
@@ -304,13 +304,13 @@ class Attack:
 @pytest.mark.slow
 def test_a_checkpoint_with_code_in_it_is_refused_and_not_run(tmp_path):
     path = nanogpt_file(tmp_path / "ckpt.pt", Peer(gelu="none"), bias=Attack(tmp_path / "pwned"))
-    command = [sys.executable, "-m", "modeling_gpt2scratch.interchange.conversion", "from-nanogpt"]
+    command = [sys.executable, "-m", "modeling_gpt2scratch", "convert", "from-nanogpt"]
     command += [str(path), str(tmp_path / "out")]
     process = run_process(command)
     assert process.returncode == 1 and process.stdout == ""
     assert process.stderr == (
-        f"modeling_gpt2scratch.interchange.conversion from-nanogpt: error: {path}: expected a checkpoint of "
-        f"tensors and plain values, found a pickled io.open, which could execute code\n"
+        f"gpt2scratch convert from-nanogpt: error: {path}: expected a checkpoint of tensors and "
+        f"plain values, found a pickled io.open, which could execute code\n"
     )
     assert [file.name for file in tmp_path.iterdir()] == ["ckpt.pt"]
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from modeling_gpt2scratch.reports import loss_plot
+from modeling_gpt2scratch.commands.plot import main
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_losses_are_drawn_over_steps_or_over_the_tokens_of_each_run(
 
     monkeypatch.setattr(axes.Axes, "plot", record)
     output = tmp_path / "loss.png"
-    loss_plot.main(["--runs", *map(str, runs), "--output", str(output), "--x", x])
+    main(["--runs", *map(str, runs), "--output", str(output), "--x", x])
     assert drawn == expected
     assert output.stat().st_size > 0
 
@@ -48,4 +48,4 @@ def test_a_run_that_counted_no_tokens_is_one_line(runs, tmp_path):
     write_rows(runs[0], [{"step": 1, "loss": 5.0}])
     arguments = ["--runs", str(runs[0]), "--output", str(tmp_path / "loss.png")]
     with pytest.raises(SystemExit, match="metrics.jsonl: expected tokens in each line"):
-        loss_plot.main([*arguments, "--x", "tokens"])
+        main([*arguments, "--x", "tokens"])

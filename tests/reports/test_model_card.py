@@ -17,9 +17,8 @@ from support.run_records import REPOSITORY, SECRET, add_lambada, write_records
 
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
 from modeling_gpt2scratch.checkpoints.checkpoint import save_model
+from modeling_gpt2scratch.commands import plot, publish
 from modeling_gpt2scratch.data.tokens.tokenizer import train_tokenizer
-from modeling_gpt2scratch.hub import runs as publishing
-from modeling_gpt2scratch.reports import loss_plot
 from modeling_gpt2scratch.reports.model_card import (
     DEPENDENT_ARGUMENTS,
     HIDDEN_ARGUMENTS,
@@ -48,7 +47,7 @@ def test_a_card_says_what_the_run_recorded(run):
     card = card_of(run, license="apache-2.0", has_picture=True)
     assert "12,345 parameters, trained from scratch with GPT2Scratch on 2,560 tokens" in card.text
     assert 'from_pretrained("someone/tiny", trust_remote_code=True)' in card.text
-    assert "modeling_gpt2scratch.interchange.conversion to-gpt2 tiny " in card.text
+    assert "gpt2scratch convert to-gpt2 tiny " in card.text
     cells = {
         tuple(part.strip() for part in line.split("|")[1:-1]) for line in card.text.split("\n")
     }
@@ -232,7 +231,7 @@ def test_a_dry_run_needs_neither_login_nor_network_nor_matplotlib(run, monkeypat
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("asked the network"))
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     arguments = ["--run", str(run), "--repository", REPOSITORY, "--dry_run", str(folder)]
-    publishing.main(arguments)
+    publish.main(arguments)
     assert f"written, not uploaded: {folder}" in capsys.readouterr().out
     assert {*os.listdir(folder)} == {
         *os.listdir(model_only),
@@ -240,7 +239,7 @@ def test_a_dry_run_needs_neither_login_nor_network_nor_matplotlib(run, monkeypat
     }
     assert "loss.png" not in (folder / "README.md").read_text()
     with pytest.raises(SystemExit) as stop:
-        publishing.main(arguments)
+        publish.main(arguments)
     assert stop.value.code == 2
     assert "expected --dry_run to name a new directory" in capsys.readouterr().err
 
@@ -248,7 +247,7 @@ def test_a_dry_run_needs_neither_login_nor_network_nor_matplotlib(run, monkeypat
 def test_losses_that_cannot_be_drawn_are_one_line(run, monkeypatch):
     def error(directory: Path, output: str) -> str:
         with pytest.raises(SystemExit) as stop:
-            loss_plot.main(["--runs", str(directory), "--output", output])
+            plot.main(["--runs", str(directory), "--output", output])
         return stop.value.code
 
     assert "metrics.jsonl: expected logged steps" in error(run.parent, "loss.png")

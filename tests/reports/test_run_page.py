@@ -8,7 +8,7 @@ import pytest
 from support.tiny_models import tiny_model, tiny_tokenizer
 
 from modeling_gpt2scratch.checkpoints.checkpoint import save_model
-from modeling_gpt2scratch.reports import run_page as run_report
+from modeling_gpt2scratch.commands.report import main
 from modeling_gpt2scratch.reports.run_page import report_at_end, write_report
 
 ROWS = [
@@ -106,13 +106,13 @@ def test_without_matplotlib_the_report_says_so(run, monkeypatch):
 
 def test_what_is_no_run_is_one_line(tmp_path):
     with pytest.raises(SystemExit) as stop:
-        run_report.main(["--run", str(tmp_path)])
+        main(["--run", str(tmp_path)])
     assert "metrics.jsonl: expected logged steps of a run, found none" in stop.value.code
     (tmp_path / "metrics.jsonl").write_text("[1]\n")
     assert report_at_end(tmp_path).startswith("no report: ")
 
 
 def test_the_command_prints_where_the_report_is(run, capsys):
-    run_report.main(["--run", str(run)])
+    main(["--run", str(run)])
     assert capsys.readouterr().out == f"written: {run / 'report.md'}\n"
     assert report_at_end(run) == f"report: {run / 'report.md'}"

@@ -1,0 +1,36 @@
+"""Everything around prepare_data.py, train_accelerate.py and evaluate/compare.py."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from modeling_gpt2scratch import __version__
+from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser, say_when_interrupted
+
+PROGRAM = "gpt2scratch"
+# Each is a module of `commands/`, which is imported only if it is called.
+VERBS = {
+    "doctor": "check that this machine can train",
+    "shards": "inspect, verify, convert, merge and publish token shards",
+    "convert": "exchange models with transformers' gpt2, nanoGPT and llm.c",
+    "publish": "upload a run to the Hugging Face Hub",
+    "report": "write a page about a run, with its curves",
+    "plot": "draw the losses of runs",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Hands the words after the verb to the verb."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    parser = OneLineErrorParser(prog=PROGRAM, description=__doc__)
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    verbs = parser.add_subparsers(title="verbs", dest="verb", required=True, metavar="VERB")
+    for verb, help in VERBS.items():
+        verbs.add_parser(verb, help=help)
+    verb = parser.parse_args(words[:1]).verb
+    say_when_interrupted(f"{PROGRAM} {verb}")
+    importlib.import_module(f"modeling_gpt2scratch.commands.{verb}").main(words[1:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Our models for other programs, and other programs' models as ours.
+
+    gpt2scratch convert to-gpt2 RUN OUT
+    gpt2scratch convert from-nanogpt ckpt.pt OUT
+    gpt2scratch convert from-llmc model.bin OUT
+
+`to-gpt2` writes a stock `gpt2` model, for programs that know nothing of ours. `from-nanogpt` reads
+checkpoints of nanoGPT and build-nanogpt, `from-llmc` those of llm.c. Weights keep their bits, OUT
+appears complete or not at all, and no pickled code is executed.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser
+from modeling_gpt2scratch.common.atomic_files import require_free
+
+PROGRAM = "gpt2scratch convert"
+# The configuration's, which loads transformers.
+ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses, converts, and turns what is wrong with the input into one line and an exit code."""
+    arguments = _parse_arguments(argv)
+    from transformers.utils import logging as transformers_logging
+
+    from modeling_gpt2scratch.data.tokens.names import TokenizerError
+    from modeling_gpt2scratch.interchange.conversion import save_converted
+    from modeling_gpt2scratch.interchange.foreign_checkpoints import ConversionError
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        model, tokenizer = _convert(arguments)
+        save_converted(model, tokenizer, arguments.out)
+    except (ConversionError, TokenizerError, OSError) as error:
+        sys.exit(f"{PROGRAM} {arguments.direction}: error: {error}")
+    config = model.config
+    print(
+        f"{arguments.out}: {config.model_type} model of {model.num_parameters():,} parameters in "
+        f"{str(model.dtype).removeprefix('torch.')}, vocabulary {config.vocab_size:,}, "
+        f"activation {config.activation_function}, "
+        f"{'without' if tokenizer is None else 'with'} tokenizer"
+    )
+
+
+def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The checked arguments; exits with code 2 and one line if anything is wrong with them."""
+    parser = OneLineErrorParser(prog=PROGRAM, description=__doc__)
+    directions = parser.add_subparsers(
+        title="directions", dest="direction", required=True, metavar="DIRECTION"
+    )
+    for direction, source, help in (
+        ("to-gpt2", "RUN", "a run of ours -> stock gpt2"),
+        ("from-nanogpt", "CKPT.PT", "a checkpoint of nanoGPT or build-nanogpt -> ours"),
+        ("from-llmc", "MODEL.BIN", "a checkpoint of llm.c -> ours"),
+    ):
+        own = directions.add_parser(direction, help=help, description=help)
+        own.set_defaults(parser=own)
+        own.add_argument("source", metavar=source, type=Path)
+        own.add_argument("out", metavar="OUT", type=Path, help="directory to make")
+        own.add_argument("--overwrite", action="store_true", help="replace the model in OUT")
+        if direction != "to-gpt2":
+            help = "gpt2, a directory, a repository of the Hub, or none"
+            own.add_argument("--tokenizer", metavar="NAME", help=help)
+        if direction == "from-nanogpt":
+            help = "attention heads, if the file has only weights"
+            own.add_argument("--n_head", metavar="INTEGER", type=_positive, help=help)
+            help = "if not the one of the repository today"
+            own.add_argument("--activation", choices=ACTIVATIONS, help=help)
+            help = "rows of the embedding to keep"
+            own.add_argument("--vocab_size", metavar="INTEGER", type=_positive, help=help)
+    arguments = parser.parse_args(argv)
+    source, out = arguments.source.absolute(), arguments.out.absolute()
+    try:
+        require_free(out, marker="config.json", overwrite=arguments.overwrite)
+        if source.resolve().is_relative_to(out.resolve()):
+            raise FileExistsError(f"expected OUT not to hold {source}, found {out}; choose another")
+    except FileExistsError as error:
+        arguments.parser.error(str(error))
+    return arguments
+
+
+def _positive(text: str) -> int:
+    """A number above 0."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
+    return int(text)
+
+
+def _convert(arguments: argparse.Namespace):
+    """The model and the tokenizer to write, None in place of one that is not known."""
+    from modeling_gpt2scratch.interchange.conversion import give_tokenizer, read_run, to_gpt2
+    from modeling_gpt2scratch.interchange.foreign_checkpoints import from_llmc, from_nanogpt
+
+    if arguments.direction == "to-gpt2":
+        model, tokenizer = read_run(arguments.source)
+        return to_gpt2(model), tokenizer
+    if arguments.direction == "from-llmc":
+        model = from_llmc(arguments.source)
+    else:
+        model = from_nanogpt(
+            arguments.source,
+            n_head=arguments.n_head,
+            activation=arguments.activation,
+            vocab_size=arguments.vocab_size,
+        )
+    return model, give_tokenizer(model, arguments.tokenizer)

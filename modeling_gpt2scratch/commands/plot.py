@@ -1,0 +1,31 @@
+"""Draws loss curves: `gpt2scratch plot --runs DIR --output loss.png`."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from modeling_gpt2scratch.common.command_line import argument, parse_config
+
+PROGRAM = "gpt2scratch plot"
+
+
+@dataclass(frozen=True)
+class PlotConfig:
+    """Every argument of this command."""
+
+    runs: list[str] = argument("output directories of train_accelerate.py")
+    output: str = argument("picture to write; its ending decides the format")
+    x: Literal["step", "tokens"] = argument("what losses are drawn over", default="step")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses, draws, and turns what is wrong with the input into one line and an exit code."""
+    config = parse_config(PlotConfig, description=__doc__, argv=argv, program=PROGRAM)
+    from modeling_gpt2scratch.reports.loss_plot import PlotError, draw_losses
+
+    try:
+        draw_losses([Path(run) for run in config.runs], Path(config.output), x=config.x)
+    except (PlotError, OSError) as error:
+        sys.exit(f"{PROGRAM}: error: {error}")

@@ -1,0 +1,33 @@
+"""One page about a run, with its curves: `gpt2scratch report --run DIR`.
+
+The training script writes it when it is done; a run that was stopped can have one, too. `report.md`
+and `curves.png` say what the run recorded, without names and paths of the machine.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from modeling_gpt2scratch.common.command_line import argument, parse_config
+
+PROGRAM = "gpt2scratch report"
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Every argument of this command."""
+
+    run: str = argument("output directory of train_accelerate.py")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses, reports, and turns what is wrong with the run into one line and an exit code."""
+    config = parse_config(ReportConfig, description=__doc__, argv=argv, program=PROGRAM)
+    from modeling_gpt2scratch.reports.records import RecordsError
+    from modeling_gpt2scratch.reports.run_page import write_report
+
+    try:
+        print(f"written: {write_report(Path(config.run))}")
+    except (RecordsError, OSError) as error:
+        sys.exit(f"{PROGRAM}: error: {error}")
