@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.common.atomic_files import publish_directory, write_file
 from modeling_gpt2scratch.common.checksums import write_checksums
+from modeling_gpt2scratch.common.errors import named, one_line
 
 from .checkpoint import CheckpointError, named_tensors, save_model
 from .retention import (
@@ -308,5 +309,4 @@ def _make_empty(directory: Path) -> None:
 
 def _in_words(error: Exception) -> str:
     """One line; errors of the file system speak for themselves."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, OSError) else f"{type(error).__name__}: {text}"
+    return one_line(error) if isinstance(error, OSError) else named(error)

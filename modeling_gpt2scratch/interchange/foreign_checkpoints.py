@@ -17,6 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from modeling_gpt2scratch.common.errors import named, one_line
 from modeling_gpt2scratch.configuration_gpt2scratch import GPT2ScratchConfig
 from modeling_gpt2scratch.loading_gpt2scratch import GPT2_NAMES
 from modeling_gpt2scratch.modeling_gpt2scratch import GPT2ScratchForCausalLM
@@ -175,10 +176,9 @@ def _load_without_code(path: Path) -> dict:
             )
     except Exception as error:  # a file that is no checkpoint can fail in any way
         pickled = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ConversionError(
             f"{path}: expected a checkpoint of tensors and plain values, found "
-            f"{f'a pickled {pickled[1]}, which could execute code' if pickled else reason}"
+            f"{f'a pickled {pickled[1]}, which could execute code' if pickled else named(error)}"
         ) from error
     weights = checkpoint.get("model", checkpoint) if isinstance(checkpoint, dict) else None
     if not isinstance(weights, dict):
@@ -310,7 +310,7 @@ def _our_model(
             eos_token_id=end_of_text_id,
         )
     except (StrictDataclassError, ValueError) as error:
-        raise ConversionError(f"{path}: {' '.join(str(error).split())}") from error
+        raise ConversionError(f"{path}: {one_line(error)}") from error
     tensors = tensors | {"transformer.wte.weight": embedding, "lm_head.weight": head}
     model = assemble(GPT2ScratchForCausalLM, config, tensors)
     model.generation_config.pad_token_id = end_of_text_id

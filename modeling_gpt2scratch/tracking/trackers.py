@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 from accelerate.utils import broadcast_object_list
 
+from modeling_gpt2scratch.common.errors import one_line
 from modeling_gpt2scratch.distributed.processes import on_main_process, say
 
 from .metrics import JsonlTracker
@@ -148,7 +149,7 @@ class OptionalTracker(GeneralTracker):
                 f'expected the package {error.name}, found none; pip install -e ".[{self.name}]"'
             )
         except Exception as error:  # a library may fail in any way, and training is worth more
-            self.problem = " ".join(str(error).split()) or type(error).__name__
+            self.problem = one_line(error)
 
 
 class WandbRun(WandBTracker):
@@ -198,8 +199,8 @@ class WandbRun(WandBTracker):
                 raise
             self.init_kwargs["mode"] = "offline"
             super().start()
-            reason, directory = " ".join(str(error).split()), Path(self.run.dir).parent
-            print(f"wandb offline: {reason}; after the run, `wandb sync {directory}` uploads it")
+            upload = f"after the run, `wandb sync {Path(self.run.dir).parent}` uploads it"
+            print(f"wandb offline: {one_line(error)}; {upload}")
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
 

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from modeling_gpt2scratch.common.errors import one_line
 from modeling_gpt2scratch.configuration_gpt2scratch import GPT2ScratchConfig
 from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.data.tokens.names import TokenizerError
@@ -53,6 +54,7 @@ def load_initial_model(
     try:
         model = GPT2ScratchForCausalLM.from_pretrained(
             name,
+            trust_remote_code=False,
             dtype=torch.float32,  # whatever it was stored in, optimizers need the digits
             **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout),
         )
@@ -60,8 +62,8 @@ def load_initial_model(
         raise InitialWeightsError(_refusal(name, "its weights", error)) from error
     embedding = model.transformer.wpe
     if n_positions < embedding.num_embeddings:
-        kept = embedding.weight.detach()[:n_positions].clone()
-        model.transformer.wpe = nn.Embedding.from_pretrained(kept, freeze=False)
+        embedding.weight = nn.Parameter(embedding.weight.detach()[:n_positions].clone())
+        embedding.num_embeddings = n_positions
         model.config.n_positions = n_positions
     return model.train()  # from_pretrained leaves it as for generation
 
@@ -72,7 +74,7 @@ def _stored_config(name: str) -> GPT2ScratchConfig:
         stored, _ = PreTrainedConfig.get_config_dict(name)
         if stored.get("model_type") not in MODEL_TYPES:
             raise ValueError(f"model_type {stored.get('model_type')!r}")
-        return GPT2ScratchConfig.from_pretrained(name)
+        return GPT2ScratchConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InitialWeightsError(_refusal(name, "a config.json", error)) from error
 
@@ -81,7 +83,7 @@ def _refusal(name: str, expected: str, error: Exception) -> str:
     """One line, where transformers writes several."""
     return (
         f"{name}: expected a gpt2 or gpt2scratch checkpoint with {expected}, in a directory or on "
-        f"the Hub, found {' '.join(str(error).split())}"
+        f"the Hub, found {one_line(error)}"
     )
 
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -123,15 +124,6 @@ def open_run(
     if checkpoint:
         load_optimizer(checkpoint, model, optimizer.optimizer)
 
-    output_dir = Path(config.output_dir)
-    lock = OutputLock(output_dir)
-    on_main_process(lock.acquire)
-    environment = describe_environment(accelerator)
-    on_main_process(make_output_dir, config, checkpoint, environment, data.manifest_files)
-    metrics = JsonlTracker(output_dir / METRICS_NAME, resume_step=progress.step)
-    # Another run's checkpoint begins a run of its own in the trackers.
-    is_own = checkpoint is not None and is_within(checkpoint, output_dir)
-    saved = state.get("trackers", {}) if is_own else {}
     return TrainingRun(
         config=config,
         accelerator=accelerator,
@@ -145,32 +137,13 @@ def open_run(
         loader=loader,
         validation=validation,
         score=score,
-        lock=lock,
-        writer=CheckpointWriter(
-            output_dir,
-            keep_checkpoints=config.keep_checkpoints,
-            keep_every=config.keep_every,
-            in_background=config.save_in_background,
-            timeout_minutes=config.timeout_minutes,
-        ),
-        metrics=metrics,
-        events=EventLog(output_dir / EVENTS_NAME),
-        tracker_ids=start_trackers(
-            accelerator,
-            config.report_to,
-            project=config.project,
-            output_dir=config.output_dir,
-            arguments=dataclasses.asdict(config),
-            strict=config.strict,
-            jsonl=metrics,
-            saved=saved,
-        ),
         compiled=compiled,
         peak_flops=device_peak_flops(
             accelerator.device,
             mixed_precision=accelerator.mixed_precision,
             peak_tflops=config.peak_tflops,
         ),
+        **_open_directory(config, data, accelerator, checkpoint, state, progress.step),
     )
 
 
@@ -280,3 +253,41 @@ def _prepare(
     )
     wrapped_model, wrapped_optimizer = prepare(accelerator, model, optimizer)
     return wrapped_model, wrapped_optimizer, compiled
+
+
+def _open_directory(
+    config: TrainConfig,
+    data: TrainingData,
+    accelerator: Accelerator,
+    checkpoint: Path | None,
+    state: dict,
+    step: int,
+) -> dict[str, Any]:
+    """What the run writes to its directory, and the lock on it, by their names in `TrainingRun`."""
+    output_dir = Path(config.output_dir)
+    lock = OutputLock(output_dir)
+    on_main_process(lock.acquire)
+    environment = describe_environment(accelerator)
+    on_main_process(make_output_dir, config, checkpoint, environment, data.manifest_files)
+    writer = CheckpointWriter(
+        output_dir,
+        keep_checkpoints=config.keep_checkpoints,
+        keep_every=config.keep_every,
+        in_background=config.save_in_background,
+        timeout_minutes=config.timeout_minutes,
+    )
+    metrics = JsonlTracker(output_dir / METRICS_NAME, resume_step=step)
+    # Another run's checkpoint begins a run of its own in the trackers.
+    is_own = checkpoint is not None and is_within(checkpoint, output_dir)
+    tracker_ids = start_trackers(
+        accelerator,
+        config.report_to,
+        project=config.project,
+        output_dir=config.output_dir,
+        arguments=dataclasses.asdict(config),
+        strict=config.strict,
+        jsonl=metrics,
+        saved=state.get("trackers", {}) if is_own else {},
+    )
+    events = EventLog(output_dir / EVENTS_NAME)
+    return dict(lock=lock, writer=writer, metrics=metrics, events=events, tracker_ids=tracker_ids)

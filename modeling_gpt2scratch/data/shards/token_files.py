@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from modeling_gpt2scratch.common.errors import one_line
 from modeling_gpt2scratch.data.tokens.ids import token_dtype
 
 from .format import HEADER_BYTES, HEADER_INTS, LAYOUTS, ShardError
@@ -155,9 +156,8 @@ def _read_npy(path: Path, n_bytes: int) -> TokenFile:
         end = array.offset + array.nbytes
     except (ValueError, TypeError, OverflowError, EOFError, OSError) as error:
         # Python objects among them: numpy says that it cannot map them, and reads none.
-        reason = " ".join(str(error).split())
         raise ShardError(
-            f"{path}: expected a whole .npy file of integers, found {reason}; {COPY_AGAIN}"
+            f"{path}: expected a whole .npy file of integers, found {one_line(error)}; {COPY_AGAIN}"
         ) from None
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise ShardError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from modeling_gpt2scratch.common.errors import SourceError
+from modeling_gpt2scratch.common.errors import SourceError, one_line
 
 COMPARISONS = {
     "==": operator.eq,
@@ -103,8 +103,7 @@ def _value(written: str, text: str) -> float | int | str | bool | None:
         value = yaml.safe_load(written)
     except yaml.YAMLError as error:
         raise ValueError(
-            f"expected a value that YAML can read in --where {text!r}, "
-            f"found {' '.join(str(error).split())}"
+            f"expected a value that YAML can read in --where {text!r}, found {one_line(error)}"
         ) from None
     except ValueError:  # a date that is none, such as 2024-13-01
         return written

@@ -1,4 +1,4 @@
-"""What `--dataset` names: local files, docstrings or a data set of the Hub, read again and again."""
+"""What `--dataset` names: local files, docstrings or a data set of the Hub, read twice."""
 
 import gzip
 import json
