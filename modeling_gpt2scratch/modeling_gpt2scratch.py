@@ -8,6 +8,7 @@ C = H * D channels, V vocabulary.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -222,19 +223,9 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
             inputs_embeds = _rows(self.wte, input_ids, "input_ids")
 
         # Made before a new cache, beside which transformers does not look where documents begin.
-        # Plain rows need no mask but the attention's causal flag, which transformers knows as well,
-        # though not under `torch.compile`.
-        is_plain = attention_mask is None and position_ids is None and past_key_values is None
-        if is_plain and self.config._attn_implementation == "sdpa":
-            causal_mask = None
-        else:
-            causal_mask = create_causal_mask(
-                config=self.config,
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
-                past_key_values=past_key_values,
-                position_ids=position_ids,
-            )
+        causal_mask = self._causal_mask(
+            inputs_embeds, attention_mask, past_key_values, position_ids
+        )
         if use_cache and past_key_values is None and not self.training:
             past_key_values = DynamicCache(config=self.config)
 
@@ -253,6 +244,29 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
             )
         return BaseModelOutputWithPast(
             last_hidden_state=self.ln_f(hidden_states), past_key_values=past_key_values
+        )
+
+    def _causal_mask(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None,
+        past_key_values: Cache | None,
+        position_ids: Tensor | None,
+    ) -> Any:
+        """What the attention function takes as its mask, None for plain rows.
+
+        Plain rows need the attention's causal flag alone. transformers knows this as well, though
+        not under `torch.compile`.
+        """
+        is_plain = attention_mask is None and position_ids is None and past_key_values is None
+        if is_plain and self.config._attn_implementation == "sdpa":
+            return None
+        return create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
         )
 
     def _next_positions(
@@ -324,19 +338,13 @@ class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, GenerationMixin):
         )
         hidden_states = outputs.last_hidden_state  # (B, T, C)
         loss = logits = None
-        # An adapter in place of the head does more than multiply by its weight, and a weight that
-        # is offloaded or shared out is whole only while the head is called.
-        head = self.lm_head
-        is_whole = type(head) is nn.Linear and type(head.weight) is nn.Parameter
-        is_whole = is_whole and head.weight.device == hidden_states.device
-        if shift_labels is not None and is_whole:
-            loss = linear_cross_entropy(
-                hidden_states, head.weight, shift_labels, kwargs.get("num_items_in_batch")
-            )
+        if shift_labels is not None and _is_whole(self.lm_head, hidden_states.device):
+            n_items = kwargs.get("num_items_in_batch")
+            loss = linear_cross_entropy(hidden_states, self.lm_head.weight, shift_labels, n_items)
         else:
             if isinstance(logits_to_keep, int):
                 logits_to_keep = slice(-logits_to_keep, None)
-            logits = head(hidden_states[:, logits_to_keep])  # (B, T, V)
+            logits = self.lm_head(hidden_states[:, logits_to_keep])  # (B, T, V)
             if labels is not None or shift_labels is not None:
                 loss = self.loss_function(
                     logits=logits,
@@ -362,6 +370,16 @@ class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, GenerationMixin):
                 f"{input_ids_length} tokens and max_length={max_length}; lower max_new_tokens"
             )
         super()._validate_generated_length(generation_config, input_ids_length, *args)
+
+
+def _is_whole(head: nn.Module, device: torch.device) -> bool:
+    """Whether the head does no more than multiply by a weight that is at hand on the device.
+
+    An adapter in place of the head does more, and a weight that is offloaded or shared out is whole
+    only while the head is called.
+    """
+    is_plain = type(head) is nn.Linear and type(head.weight) is nn.Parameter
+    return is_plain and head.weight.device == device
 
 
 def _rows(embedding: nn.Embedding, ids: Tensor, name: str) -> Tensor:

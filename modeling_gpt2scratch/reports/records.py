@@ -126,7 +126,7 @@ def public_name(name: str) -> str:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a name leads to the Hub, by the rules of `text_sources.open_sources`."""
+    """Whether a name leads to the Hub, by the rules of `dataset_argument.py`."""
     is_file = Path(name).suffix in (*READERS, *COMPRESSIONS) or Path(name).exists()
     if name == DOCSTRINGS or is_file or glob.has_magic(name):
         return False

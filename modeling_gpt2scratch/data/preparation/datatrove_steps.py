@@ -40,8 +40,8 @@ from modeling_gpt2scratch.data.tokens.encoder import DocumentEncoder, document_d
 from modeling_gpt2scratch.data.tokens.names import TRAINED_PREFIX
 from modeling_gpt2scratch.data.tokens.text import well_formed
 from modeling_gpt2scratch.data.tokens.tokenizer import (
-    fingerprint,
     load_tokenizer,
+    manifest_entries,
     tokenizer_spec,
 )
 
@@ -137,9 +137,7 @@ class ShardWriterStep(PipelineStep):
                 self._write(batch, encoder, writers)
             yield from batch
         manifest = Manifest(
-            vocab_size=len(tokenizer),
-            end_of_text_id=tokenizer.eos_token_id,
-            tokenizer={"name": name, "fingerprint": fingerprint(tokenizer)},
+            **manifest_entries(name, tokenizer),
             splits={split: writer.close() for split, writer in writers.items()},
             arguments=self.arguments,
         )

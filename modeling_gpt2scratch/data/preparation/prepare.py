@@ -1,6 +1,6 @@
 """From a configuration to a data directory: what `prepare_data.py` does, in its order.
 
-The tokenizer is saved first, then the shards are written block by block (`block_writer.py`), last
+The tokenizer is saved first, then the shards are written block by block (`blocks.py`), last
 comes the manifest; then the directory gets its name.
 """
 
@@ -27,8 +27,8 @@ from modeling_gpt2scratch.data.sources.hub_files import remove_partial_downloads
 from modeling_gpt2scratch.data.tokens.encoder import document_digest, is_held_out
 from modeling_gpt2scratch.data.tokens.names import TokenizerError, trained_vocab_size
 from modeling_gpt2scratch.data.tokens.tokenizer import (
-    fingerprint,
     load_tokenizer,
+    manifest_entries,
     save_tokenizer,
     tokenizer_spec,
     train_tokenizer,
@@ -168,9 +168,7 @@ def finish(
         with closing(open_stream(config, sources, working, progress.position)) as stream:
             write_shards(stream, plan, working, progress)
     manifest = Manifest(
-        vocab_size=len(tokenizer),
-        end_of_text_id=tokenizer.eos_token_id,
-        tokenizer={"name": config.tokenizer, "fingerprint": fingerprint(tokenizer)},
+        **manifest_entries(config.tokenizer, tokenizer),
         splits={name: Split.from_json(entry) for name, entry in progress.splits.items()},
         arguments=config.recorded(),
         sources=describe_sources(sources),

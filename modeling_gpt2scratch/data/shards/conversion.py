@@ -14,7 +14,11 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.common.atomic_files import new_directory, require_free
-from modeling_gpt2scratch.data.tokens.tokenizer import fingerprint, load_tokenizer, save_tokenizer
+from modeling_gpt2scratch.data.tokens.tokenizer import (
+    load_tokenizer,
+    manifest_entries,
+    save_tokenizer,
+)
 
 from .format import HEADER_BYTES, ShardError, read_shard, shard_header
 from .manifest import MANIFEST_NAME, Manifest, ShardEntry
@@ -60,12 +64,7 @@ def to_ours(
     }
     token_bytes = byte_lengths(tokenizer, tokenizer_name)
     n_tokens = sum(len(file.tokens) for files in splits.values() for file in files)
-    with (
-        new_directory(output_dir.absolute()) as directory,
-        tqdm(
-            total=n_tokens, unit=" tokens", unit_scale=True, desc="converting", disable=None
-        ) as progress,
-    ):
+    with new_directory(output_dir.absolute()) as directory, _progress(n_tokens) as progress:
         written = {}
         for split, files in splits.items():
             writer = SplitWriter(
@@ -76,9 +75,7 @@ def to_ours(
             written[split] = writer.close()
         save_tokenizer(tokenizer, directory)
         manifest = Manifest(
-            vocab_size=len(tokenizer),
-            end_of_text_id=tokenizer.eos_token_id,
-            tokenizer={"name": tokenizer_name, "fingerprint": fingerprint(tokenizer)},
+            **manifest_entries(tokenizer_name, tokenizer),
             splits=written,
             arguments=_arguments(splits, shard_tokens),
         )
@@ -119,12 +116,7 @@ def to_llmc(
     require_free(output_dir, marker=names["train"][0], overwrite=overwrite)
     _require_apart(output_dir, [source])
     n_tokens = sum(entry.n_tokens for shards in entries.values() for entry in shards)
-    with (
-        new_directory(output_dir.absolute()) as directory,
-        tqdm(
-            total=n_tokens, unit=" tokens", unit_scale=True, desc="converting", disable=None
-        ) as progress,
-    ):
+    with new_directory(output_dir.absolute()) as directory, _progress(n_tokens) as progress:
         for split, shards in entries.items():
             for entry, file in zip(shards, names[split], strict=True):
                 _copy_shard(source / entry.file, entry, directory / file, manifest.vocab_size)
@@ -154,6 +146,11 @@ def byte_lengths(tokenizer: PreTrainedTokenizerBase, name: str) -> np.ndarray:
     for token in state["added_tokens"]:
         lengths[token["id"]] = 0 if token["special"] else len(token["content"].encode())
     return lengths
+
+
+def _progress(n_tokens: int) -> tqdm:
+    """A bar for so many tokens, where somebody watches."""
+    return tqdm(total=n_tokens, unit=" tokens", unit_scale=True, desc="converting", disable=None)
 
 
 def _copy_tokens(

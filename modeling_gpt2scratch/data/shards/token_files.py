@@ -7,7 +7,7 @@
     nanogpt       no header; train.bin, val.bin          uint16
 
 `llm.c` is also what modded-nanogpt reads, and `npy` what build-nanogpt writes. The layout of the
-header stands in `token_shards.py`. Nothing here executes pickled code.
+header stands in `format.py`. Nothing here executes pickled code.
 
 Sources: dev/data/data_common.py of llm.c, fineweb.py of build-nanogpt, data/openwebtext/prepare.py
 of nanoGPT.

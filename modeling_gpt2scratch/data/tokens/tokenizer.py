@@ -108,6 +108,15 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
+def manifest_entries(name: str, tokenizer: PreTrainedTokenizerBase) -> dict:
+    """What a manifest says of the tokenizer called `name`, as arguments of `Manifest`."""
+    return {
+        "vocab_size": len(tokenizer),
+        "end_of_text_id": tokenizer.eos_token_id,
+        "tokenizer": {"name": name, "fingerprint": fingerprint(tokenizer)},
+    }
+
+
 def tokenizer_spec(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """What a `DocumentEncoder` needs to know of a tokenizer: "gpt2", or its JSON."""
     return GPT2 if name == GPT2 else tokenizer.backend_tokenizer.to_str()
