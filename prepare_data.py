@@ -12,13 +12,15 @@ from pathlib import Path
 
 def main() -> None:
     """Parses, prepares, and turns what is wrong with the input into one line and an exit code."""
-    # Each worker process imports this file once more and needs none of these.
+    # Each worker process imports this file once more and needs none of these, and `--help` needs
+    # only the first two.
     from modeling_gpt2scratch.common.command_line import parse_config
     from modeling_gpt2scratch.data.preparation.configuration import PrepareConfig
+
+    config = parse_config(PrepareConfig, description=__doc__)
     from modeling_gpt2scratch.data.preparation.prepare import EXPECTED_ERRORS, prepare
     from modeling_gpt2scratch.hub.datasets import push_data
 
-    config = parse_config(PrepareConfig, description=__doc__)
     try:
         manifest = prepare(config)
         for name, split in manifest.splits.items():

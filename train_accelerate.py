@@ -7,12 +7,17 @@ number of processes. A run can be stopped at any moment and continued with `--re
 Shapes: A micro-steps of an optimizer step.
 """
 
+from modeling_gpt2scratch.common.command_line import parse_config
+from modeling_gpt2scratch.training.configuration import TrainConfig
+
+if __name__ == "__main__":  # before torch, so that `--help` and mistakes need not wait for it
+    CONFIG = parse_config(TrainConfig, description=__doc__)
+
 import contextlib
 import os
 import sys
 import textwrap
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,18 +29,12 @@ from transformers.utils import logging as transformers_logging
 
 from modeling_gpt2scratch.checkpoints import checkpoint as checkpointing
 from modeling_gpt2scratch.checkpoints.checkpoint import CheckpointError
-from modeling_gpt2scratch.common.command_line import parse_config
 from modeling_gpt2scratch.data.loading.prefetcher import Prefetcher
 from modeling_gpt2scratch.data.shards.format import ShardError
-from modeling_gpt2scratch.data.tokens.tokenizer import TokenizerError
+from modeling_gpt2scratch.data.tokens.names import TokenizerError
 from modeling_gpt2scratch.distributed.accelerator import asks_for_fp8, closing, make_accelerator
 from modeling_gpt2scratch.distributed.agreement import StalledError, StopSignal
 from modeling_gpt2scratch.distributed.processes import LaunchError, on_main_process, say
-from modeling_gpt2scratch.evaluation.in_training import (
-    BenchmarkError,
-    load_benchmarks,
-    score_benchmarks,
-)
 from modeling_gpt2scratch.hardware.devices import keep_freed_memory, require_fp8
 from modeling_gpt2scratch.hardware.profiling import profiler
 from modeling_gpt2scratch.optim.optimizer import set_learning_rate
@@ -45,12 +44,11 @@ from modeling_gpt2scratch.tracking.metrics import Throughput
 from modeling_gpt2scratch.tracking.trackers import TrackerError
 from modeling_gpt2scratch.training import preflight
 from modeling_gpt2scratch.training.banner import banner, surprises
-from modeling_gpt2scratch.training.configuration import TrainConfig
 from modeling_gpt2scratch.training.data import TrainingData
 from modeling_gpt2scratch.training.directory import find_resume_point, recorded_status
 from modeling_gpt2scratch.training.guard_rails import DivergenceError
 from modeling_gpt2scratch.training.initial_weights import InitialWeightsError
-from modeling_gpt2scratch.training.run import Score, TrainingRun, can_go_back, go_back, open_run
+from modeling_gpt2scratch.training.run import TrainingRun, can_go_back, go_back, open_run
 from modeling_gpt2scratch.training.steps import (
     StepOutcome,
     clip_gradients,
@@ -58,15 +56,13 @@ from modeling_gpt2scratch.training.steps import (
     measure,
     skip_unless_finite,
 )
-from modeling_gpt2scratch.training.validation import validate
+from modeling_gpt2scratch.training.validation import open_benchmarks, validate
 
 # What the user can mend, and therefore sees as one line.
 EXPECTED_ERRORS = (
     *(LaunchError, ShardError, TokenizerError, InitialWeightsError, CheckpointError),
     *(TrackerError, DivergenceError, StalledError, OSError),
 )
-
-BENCHMARK_TOKENS = 8192  # padded tokens of one forward pass of a benchmark
 # In metrics.jsonl and the trackers, and too much for a line of the log.
 UNSHOWN = {
     *("sample", "tokens", "elapsed_seconds", "save_stall_seconds", "compiled_graphs"),
@@ -74,9 +70,8 @@ UNSHOWN = {
 }
 
 
-def main() -> None:
-    """Parses, trains, and turns what is wrong with the input into one line and an exit code."""
-    config = parse_config(TrainConfig, description=__doc__)
+def main(config: TrainConfig) -> None:
+    """Trains, and turns what is wrong with the input into one line and an exit code."""
     transformers_logging.disable_progress_bar()  # one for each checkpoint file is too many
     # torch then takes its memory in huge pages; small ones cost CPU runs a third of their time.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -115,33 +110,6 @@ def train(config: TrainConfig) -> None:
             identity = data.identity() | config.identity()
             state = checkpointing.load_state(checkpoint, expected=identity)
         train_from(checkpoint, state, config, data, accelerator)
-
-
-def open_benchmarks(config: TrainConfig, accelerator: Accelerator, *, limit: int | None) -> Score:
-    """What scores a model and its tokenizer on `--eval_tasks`, by the code of `compare.py`.
-
-    Args:
-        config: of the run.
-        accelerator: of the launch.
-        limit: examples of each, None for all.
-
-    Raises:
-        FileNotFoundError: on every process alike, if data of a benchmark cannot be read.
-    """
-    if not config.eval_tasks:
-        return lambda model, tokenizer: {}
-    try:
-        benchmarks = load_benchmarks(
-            config.eval_tasks,
-            sources={name: getattr(config, f"{name}_data") for name in config.eval_tasks},
-            limit=limit,
-            accelerator=accelerator,
-        )
-    except BenchmarkError as error:
-        raise FileNotFoundError(str(error)) from error
-    return partial(
-        score_benchmarks, benchmarks, accelerator=accelerator, batch_tokens=BENCHMARK_TOKENS
-    )
 
 
 def train_from(
@@ -351,4 +319,4 @@ def is_due(every: int, step: int, is_last: bool) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    main(CONFIG)

@@ -22,7 +22,7 @@ from modeling_gpt2scratch.checkpoints.writer import CheckpointWriter
 from modeling_gpt2scratch.common.command_line import argument, check_numbers, parse_config
 from modeling_gpt2scratch.data.tokens.tokenizer import train_tokenizer
 from modeling_gpt2scratch.optim.optimizer import make_optimizer
-from modeling_gpt2scratch.training.configuration import MODEL_SIZES
+from modeling_gpt2scratch.training.sizes import MODEL_SIZES
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
 from modeling_gpt2scratch.evaluation.tasks.hellaswag import HellaswagTask
 from modeling_gpt2scratch.evaluation.tasks.lambada import read_texts, split_last_word
-from modeling_gpt2scratch.training.configuration import MODEL_SIZES
+from modeling_gpt2scratch.training.sizes import MODEL_SIZES
 
 Requests = list[tuple[str, list[str]]]  # a context and what may follow it
 N_SENTENCES = 20

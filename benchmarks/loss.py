@@ -21,7 +21,7 @@ from tabulate import tabulate
 
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
 from modeling_gpt2scratch.common.command_line import argument, parse_config
-from modeling_gpt2scratch.training.configuration import MODEL_SIZES
+from modeling_gpt2scratch.training.sizes import MODEL_SIZES
 
 LOSSES = ("plain", "chunked")
 

@@ -30,7 +30,7 @@ from modeling_gpt2scratch.hardware.devices import (
     measure_matmul_flops,
 )
 from modeling_gpt2scratch.optim.optimizer import make_optimizer
-from modeling_gpt2scratch.training.configuration import MODEL_SIZES
+from modeling_gpt2scratch.training.sizes import MODEL_SIZES
 
 # Name -> model and precision.
 CONTESTANTS = {

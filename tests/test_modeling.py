@@ -8,7 +8,7 @@ from support.tiny_models import random_ids, tiny_model, tiny_twins
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
-from modeling_gpt2scratch.training.configuration import MODEL_SIZES
+from modeling_gpt2scratch.training.sizes import MODEL_SIZES
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from transformers import GPT2Config
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
 from modeling_gpt2scratch.common.command_line import parse_config
 from modeling_gpt2scratch.training.configuration import TrainConfig
-from modeling_gpt2scratch.training.initial_weights import SIZES
+from modeling_gpt2scratch.training.sizes import SIZES
 
 RECIPES = sorted(REPOSITORY.glob("recipes/*.yaml"))
 COMPUTED = [recipe for recipe in RECIPES if recipe.stem != "quickstart"]  # its figures are measured

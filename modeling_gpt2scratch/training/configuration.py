@@ -1,4 +1,4 @@
-"""The arguments of `train_accelerate.py`, and the sizes a model can have."""
+"""The arguments of `train_accelerate.py`, which it reads before it loads torch."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -6,20 +6,15 @@ from typing import ClassVar, Literal
 from modeling_gpt2scratch.common.command_line import ArgumentError, argument
 
 from .checks import EVAL_TASKS, check_arguments
-from .initial_weights import SIZES, InitialWeightsError, stored_sizes
+from .sizes import MODEL_SIZES, SIZES
 
 CONFIG_NAME = "train_config.json"
 
-# Sizes of Radford et al. 2019, table 2, and one for a laptop core.
-MODEL_SIZES = {
-    "tiny": {"n_layer": 4, "n_head": 4, "n_embd": 128, "n_positions": 256},
-    "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 1024},
-    "gpt2-medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024, "n_positions": 1024},
-    "gpt2-large": {"n_layer": 36, "n_head": 20, "n_embd": 1280, "n_positions": 1024},
-    "gpt2-xl": {"n_layer": 48, "n_head": 25, "n_embd": 1600, "n_positions": 1024},
-}
-
 AUTO = "auto"
+# Headings of `--help`.
+RUN, MODEL, DATA, OPTIMISATION = "run", "model", "data", "optimisation"
+EVALUATION, CHECKPOINTS, TRACKERS = "evaluation", "checkpoints", "trackers"
+HARDWARE, GUARD_RAILS = "hardware", "guard rails"
 
 
 @dataclass(frozen=True)
@@ -28,131 +23,210 @@ class TrainConfig:
 
     data: str = argument(
         "directory made by prepare_data.py, or its address (hf://datasets/USER/NAME, s3://, "
-        "https://), or several with their shares: A:0.7,B:0.3"
+        "https://), or several with their shares: A:0.7,B:0.3",
+        group=RUN,
     )
-    output_dir: str = argument("directory of the run, new unless resumed")
+    output_dir: str = argument("directory of the run, new unless resumed", group=RUN)
+    resume: str = argument(
+        "none, auto (newest checkpoint of output_dir) or a DIR", group=RUN, default="none"
+    )
+    overwrite: bool = argument("delete the run in output_dir first", group=RUN, default=False)
+
     model: Literal["tiny", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] = argument(
-        "sizes to start from", default="gpt2"
+        "sizes to start from", group=MODEL, default="gpt2"
     )
-    n_layer: int | None = argument("blocks, instead of the model's", default=None)
-    n_head: int | None = argument("attention heads, instead of the model's", default=None)
-    n_embd: int | None = argument("channels, instead of the model's", default=None)
-    n_positions: int | None = argument("longest input, instead of the model's", default=None)
-    sequence_length: int | None = argument("tokens per row; n_positions if not given", default=None)
-    total_batch_tokens: int = argument(
-        "tokens per step, all processes and micro-steps together", default=524_288
+    n_layer: int | None = argument("blocks, instead of the model's", group=MODEL, default=None)
+    n_head: int | None = argument(
+        "attention heads, instead of the model's", group=MODEL, default=None
     )
-    micro_batch_size: str = argument(
-        "rows per process and micro-step, or auto for the most that fit in memory", default="16"
+    n_embd: int | None = argument("channels, instead of the model's", group=MODEL, default=None)
+    n_positions: int | None = argument(
+        "longest input, instead of the model's", group=MODEL, default=None
     )
-    max_steps: int = argument("optimizer updates", default=19_073)
-    optimizer: Literal["adamw", "muon"] = argument(
-        "muon: Muon for the matrices of the blocks, AdamW for everything else", default="adamw"
-    )
-    learning_rate: float = argument("peak", default=6e-4)
-    muon_learning_rate: float | None = argument(
-        "peak for Muon's matrices; learning_rate if not given", default=None
-    )
-    schedule: Literal["cosine", "wsd", "constant"] = argument(
-        "of the learning rate after its warmup; wsd stays at the peak and decays at the end",
-        default="cosine",
-    )
-    decay_steps: int | None = argument(
-        "last optimizer updates, over which wsd decays; a fifth of max_steps if not given",
+    dropout: float = argument("everywhere in the model; 0 for one epoch", group=MODEL, default=0.0)
+    init_from: str | None = argument(
+        "directory or Hub name of a GPT-2 whose weights training starts from; sizes are then its",
+        group=MODEL,
         default=None,
     )
-    min_learning_rate: float | None = argument(
-        "at the last step; a tenth of the peak if not given", default=None
+
+    sequence_length: int | None = argument(
+        "tokens per row; n_positions if not given", group=DATA, default=None
     )
-    warmup_steps: int | None = argument(
-        "optimizer updates of linear warmup; a twenty-fifth of max_steps if not given", default=None
+    document_mask: bool = argument(
+        "documents of a row do not see each other", group=DATA, default=False
     )
-    weight_decay: float = argument("of matrices and embeddings", default=0.1)
-    max_grad_norm: float = argument("gradients are clipped to it", default=1.0)
-    dropout: float = argument("everywhere in the model; 0 for one epoch", default=0.0)
-    seed: int = argument("of weights, data order and dropout", default=0)
     shuffle_shards: int | None = argument(
         "shards of a group within which rows are shuffled, 0 for all together; if not given, 0 for "
         "local and 8 for remote data",
+        group=DATA,
         default=None,
     )
-    document_mask: bool = argument("documents of a row do not see each other", default=False)
     verify: Literal["fast", "full"] = argument(
         "before the first step: sizes and headers of all shards, or checksums and ids as well",
+        group=DATA,
         default="fast",
     )
     data_cache: str | None = argument(
-        "directory for shards of remote data; HF_HOME/gpt2scratch if not given", default=None
-    )
-    data_cache_gb: float = argument("its size at most, in 10^9 bytes", default=50)
-    data_retry_seconds: float = argument(
-        "how long remote data are asked for again before a run ends", default=600
-    )
-    init_from: str | None = argument(
-        "directory or Hub name of a GPT-2 whose weights training starts from; sizes are then its",
+        "directory for shards of remote data; HF_HOME/gpt2scratch if not given",
+        group=DATA,
         default=None,
     )
-    eval_every: int = argument("steps between validations, 0 for never", default=250)
-    eval_tokens: int = argument("validation tokens at most, always the same", default=10_485_760)
+    data_cache_gb: float = argument("its size at most, in 10^9 bytes", group=DATA, default=50)
+    data_retry_seconds: float = argument(
+        "how long remote data are asked for again before a run ends", group=DATA, default=600
+    )
+
+    total_batch_tokens: int = argument(
+        "tokens per step, all processes and micro-steps together",
+        group=OPTIMISATION,
+        default=524_288,
+    )
+    max_steps: int = argument("optimizer updates", group=OPTIMISATION, default=19_073)
+    optimizer: Literal["adamw", "muon"] = argument(
+        "muon: Muon for the matrices of the blocks, AdamW for everything else",
+        group=OPTIMISATION,
+        default="adamw",
+    )
+    learning_rate: float = argument("peak", group=OPTIMISATION, default=6e-4)
+    muon_learning_rate: float | None = argument(
+        "peak for Muon's matrices; learning_rate if not given", group=OPTIMISATION, default=None
+    )
+    schedule: Literal["cosine", "wsd", "constant"] = argument(
+        "of the learning rate after its warmup; wsd stays at the peak and decays at the end",
+        group=OPTIMISATION,
+        default="cosine",
+    )
+    warmup_steps: int | None = argument(
+        "optimizer updates of linear warmup; a twenty-fifth of max_steps if not given",
+        group=OPTIMISATION,
+        default=None,
+    )
+    decay_steps: int | None = argument(
+        "last optimizer updates, over which wsd decays; a fifth of max_steps if not given",
+        group=OPTIMISATION,
+        default=None,
+    )
+    min_learning_rate: float | None = argument(
+        "at the last step; a tenth of the peak if not given", group=OPTIMISATION, default=None
+    )
+    weight_decay: float = argument("of matrices and embeddings", group=OPTIMISATION, default=0.1)
+    max_grad_norm: float = argument("gradients are clipped to it", group=OPTIMISATION, default=1.0)
+    seed: int = argument("of weights, data order and dropout", group=OPTIMISATION, default=0)
+
+    eval_every: int = argument(
+        "steps between validations, 0 for never", group=EVALUATION, default=250
+    )
+    eval_tokens: int = argument(
+        "validation tokens at most, always the same", group=EVALUATION, default=10_485_760
+    )
     eval_tasks: list[str] = argument(
-        "benchmarks scored during training: lambada, hellaswag", default_factory=list
+        "benchmarks scored during training: lambada, hellaswag",
+        group=EVALUATION,
+        default_factory=list,
     )
     eval_tasks_every: int = argument(
-        "steps between these, 0 for after the last step only", default=0
+        "steps between these, 0 for after the last step only", group=EVALUATION, default=0
     )
-    eval_tasks_limit: int | None = argument("examples of each, all if not given", default=None)
-    lambada_data: str | None = argument("local file in place of the Hub's", default=None)
-    hellaswag_data: str | None = argument("local file in place of the Hub's", default=None)
-    save_every: int = argument("steps between checkpoints, 0 for the last only", default=1000)
-    keep_checkpoints: int = argument("newest checkpoints to keep, 0 for all", default=3)
+    eval_tasks_limit: int | None = argument(
+        "examples of each, all if not given", group=EVALUATION, default=None
+    )
+    lambada_data: str | None = argument(
+        "local file in place of the Hub's", group=EVALUATION, default=None
+    )
+    hellaswag_data: str | None = argument(
+        "local file in place of the Hub's", group=EVALUATION, default=None
+    )
+
+    save_every: int = argument(
+        "steps between checkpoints, 0 for the last only", group=CHECKPOINTS, default=1000
+    )
+    keep_checkpoints: int = argument(
+        "newest checkpoints to keep, 0 for all", group=CHECKPOINTS, default=3
+    )
     keep_every: int = argument(
-        "checkpoints of every so many steps are kept for good, 0 for none", default=0
+        "checkpoints of every so many steps are kept for good, 0 for none",
+        group=CHECKPOINTS,
+        default=0,
     )
-    save_in_background: bool = argument("train on while a checkpoint is written", default=True)
-    log_every: int = argument("steps between log lines", default=10)
-    resume: str = argument("none, auto (newest checkpoint of output_dir) or a DIR", default="none")
+    save_in_background: bool = argument(
+        "train on while a checkpoint is written", group=CHECKPOINTS, default=True
+    )
+
+    log_every: int = argument("steps between log lines", group=TRACKERS, default=10)
+    report_to: list[str] = argument(
+        "trackers beside metrics.jsonl: wandb, tensorboard, trackio",
+        group=TRACKERS,
+        default_factory=list,
+    )
+    project: str = argument("of the run in its trackers", group=TRACKERS, default="gpt2scratch")
+
+    micro_batch_size: str = argument(
+        "rows per process and micro-step, or auto for the most that fit in memory",
+        group=HARDWARE,
+        default="16",
+    )
+    mixed_precision: Literal["auto", "no", "bf16", "fp8"] = argument(
+        "auto: the Accelerate configuration's, else bf16 where the device has it",
+        group=HARDWARE,
+        default="auto",
+    )
+    tf32: bool = argument(
+        "multiply float32 matrices in TF32 on GPUs that can", group=HARDWARE, default=True
+    )
+    compile: Literal["no", "model", "blocks"] = argument(
+        "torch.compile the whole model, or each block, which takes less time",
+        group=HARDWARE,
+        default="no",
+    )
+    activation_checkpointing: bool = argument(
+        "compute activations of the blocks again on the way back, to save memory",
+        group=HARDWARE,
+        default=False,
+    )
+    peak_tflops: float | None = argument(
+        "dense peak of one device, for its utilisation; from a table if not given",
+        group=HARDWARE,
+        default=None,
+    )
+    profile: bool = argument(
+        "write a trace of a few steps to output_dir/profile", group=HARDWARE, default=False
+    )
+
+    preflight: bool = argument(
+        "try forward, backward, save, validation and benchmarks on little before the first step",
+        group=GUARD_RAILS,
+        default=True,
+    )
+    expect_processes: int | None = argument(
+        "refuse another number of processes", group=GUARD_RAILS, default=None
+    )
+    expect_parameters: int | None = argument(
+        "refuse another number of parameters", group=GUARD_RAILS, default=None
+    )
     max_skipped_steps: int = argument(
         "steps in a row without a finite loss and gradient, which are skipped, before the run ends",
+        group=GUARD_RAILS,
         default=10,
     )
     spike_threshold: float = argument(
         "standard deviations above the recent losses that make a loss a spike, 0 for none",
+        group=GUARD_RAILS,
         default=8.0,
     )
     rollback_on_spike: bool = argument(
-        "return to the last checkpoint after a spike, and leave its data out", default=False
+        "return to the last checkpoint after a spike, and leave its data out",
+        group=GUARD_RAILS,
+        default=False,
     )
     timeout_minutes: float = argument(
-        "how long a process waits for another before the run ends", default=30.0
+        "how long a process waits for another before the run ends", group=GUARD_RAILS, default=30.0
     )
-    preflight: bool = argument(
-        "try forward, backward, save, validation and benchmarks on little before the first step",
-        default=True,
-    )
-    expect_processes: int | None = argument("refuse another number of processes", default=None)
-    expect_parameters: int | None = argument("refuse another number of parameters", default=None)
-    report_to: list[str] = argument(
-        "trackers beside metrics.jsonl: wandb, tensorboard, trackio", default_factory=list
-    )
-    project: str = argument("of the run in its trackers", default="gpt2scratch")
     strict: bool = argument(
-        "end the run where it would go on without a tracker or without compilation", default=False
+        "end the run where it would go on without a tracker or without compilation",
+        group=GUARD_RAILS,
+        default=False,
     )
-    mixed_precision: Literal["auto", "no", "bf16", "fp8"] = argument(
-        "auto: the Accelerate configuration's, else bf16 where the device has it", default="auto"
-    )
-    tf32: bool = argument("multiply float32 matrices in TF32 on GPUs that can", default=True)
-    compile: Literal["no", "model", "blocks"] = argument(
-        "torch.compile the whole model, or each block, which takes less time", default="no"
-    )
-    activation_checkpointing: bool = argument(
-        "compute activations of the blocks again on the way back, to save memory", default=False
-    )
-    peak_tflops: float | None = argument(
-        "dense peak of one device, for its utilisation; from a table if not given", default=None
-    )
-    profile: bool = argument("write a trace of a few steps to output_dir/profile", default=False)
-    overwrite: bool = argument("delete the run in output_dir first", default=False)
 
     # What has an effect only beside certain values of another argument; `parse_config` refuses it
     # elsewhere.
@@ -215,6 +289,8 @@ class TrainConfig:
 
 def _initial_sizes(config: TrainConfig) -> dict[str, int]:
     """Sizes of the weights to start from; only positions can be left out."""
+    from .initial_weights import InitialWeightsError, stored_sizes  # loads torch
+
     try:
         sizes = stored_sizes(config.init_from)
     except InitialWeightsError as error:

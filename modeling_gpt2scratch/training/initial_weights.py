@@ -11,8 +11,9 @@ from modeling_gpt2scratch.data.tokens.names import TokenizerError
 from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer
 from modeling_gpt2scratch.modeling_gpt2scratch import GPT2ScratchForCausalLM
 
+from .sizes import SIZES
+
 MODEL_TYPES = ("gpt2", GPT2ScratchConfig.model_type)
-SIZES = ("n_layer", "n_head", "n_embd", "n_positions")
 
 
 class InitialWeightsError(ValueError):

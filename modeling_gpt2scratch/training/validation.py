@@ -1,4 +1,6 @@
-"""What a run looks at between its steps: the loss on held-out text, and a sample."""
+"""What a run looks at between its steps: the loss on held-out text, a sample, and benchmarks."""
+
+from functools import partial
 
 import numpy as np
 import torch
@@ -6,10 +8,44 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.data.loading.loader import TokenWindows, model_inputs
+from modeling_gpt2scratch.evaluation.in_training import (
+    BenchmarkError,
+    load_benchmarks,
+    score_benchmarks,
+)
 
-from .run import TrainingRun
+from .configuration import TrainConfig
+from .run import Score, TrainingRun
 
 SAMPLE_TOKENS = 64
+BENCHMARK_TOKENS = 8192  # padded tokens of one forward pass of a benchmark
+
+
+def open_benchmarks(config: TrainConfig, accelerator: Accelerator, *, limit: int | None) -> Score:
+    """What scores a model and its tokenizer on `--eval_tasks`, by the code of `compare.py`.
+
+    Args:
+        config: of the run.
+        accelerator: of the launch.
+        limit: examples of each, None for all.
+
+    Raises:
+        FileNotFoundError: on every process alike, if data of a benchmark cannot be read.
+    """
+    if not config.eval_tasks:
+        return lambda model, tokenizer: {}
+    try:
+        benchmarks = load_benchmarks(
+            config.eval_tasks,
+            sources={name: getattr(config, f"{name}_data") for name in config.eval_tasks},
+            limit=limit,
+            accelerator=accelerator,
+        )
+    except BenchmarkError as error:
+        raise FileNotFoundError(str(error)) from error
+    return partial(
+        score_benchmarks, benchmarks, accelerator=accelerator, batch_tokens=BENCHMARK_TOKENS
+    )
 
 
 def validate(run: TrainingRun, *, n_windows: int | None = None) -> dict:

@@ -11,10 +11,13 @@ import signal
 import sys
 from pathlib import Path
 
-sys.path[:0] = map(str, Path(__file__).parents[1:3])
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import train_accelerate
 from modeling_gpt2scratch import GPT2ScratchForCausalLM
+from modeling_gpt2scratch.common.command_line import parse_config
+from modeling_gpt2scratch.training.configuration import TrainConfig
 
 FACTORS = {"nan": float("nan"), "spike": 1000.0}
 
@@ -46,7 +49,7 @@ def main() -> None:
 
     train_accelerate.train_step = faulty_train_step
     GPT2ScratchForCausalLM.forward = faulty_forward
-    train_accelerate.main()
+    train_accelerate.main(parse_config(TrainConfig, description=None))
 
 
 if __name__ == "__main__":

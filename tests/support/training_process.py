@@ -19,9 +19,11 @@ def start(arguments: list[str], log: Path) -> BaseProcess:
 def run(arguments: list[str], log: Path) -> None:
     """The script itself, in a process of its own."""
     import train_accelerate
+    from modeling_gpt2scratch.common.command_line import parse_config
+    from modeling_gpt2scratch.training.configuration import TrainConfig
 
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.argv = ["train_accelerate.py", *arguments]
-    train_accelerate.main()
+    train_accelerate.main(parse_config(TrainConfig, description=None))

@@ -6,9 +6,9 @@ import pytest
 from support.evaluation import compare
 from support.training_runs import flags, run_here
 
-import train_accelerate
 from modeling_gpt2scratch.evaluation import TASKS, in_training
 from modeling_gpt2scratch.tracking.metrics import read_metrics
+from modeling_gpt2scratch.training import validation
 
 NAMES = ("lambada", "hellaswag")
 
@@ -36,7 +36,7 @@ def test_a_run_logs_the_scores_that_compare_finds_in_its_model(
         n_passages.append(len(benchmarks["lambada"].texts))
         return score(benchmarks, *args, **kwargs)
 
-    monkeypatch.setattr(train_accelerate, "score_benchmarks", score_and_count)
+    monkeypatch.setattr(validation, "score_benchmarks", score_and_count)
     arguments = [*flags(small_data, output_dir), "--eval_tasks", *NAMES, "--eval_tasks_every", "5"]
     assert run_here(monkeypatch, *arguments, *data_flags) == 0
     assert n_passages == [1, 3, 3, 3]  # before the first step, and after the 5th, 10th, and last

@@ -24,45 +24,72 @@ NOT_RECORDED = (
     *("output_dir", "num_workers", "overwrite", "ignore_free_space", "push_to_hub", "private"),
 )
 
+# Headings of `--help`.
+OUTPUT, TEXT, TOKENS = "output", "text", "tokens"
+ORDER, HUB = "order and validation split", "Hugging Face Hub"
+
 
 @dataclass(frozen=True)
 class PrepareConfig:
     """Every argument of this script."""
 
-    output_dir: str = argument("directory to make")
+    output_dir: str = argument("directory to make", group=OUTPUT)
     dataset: str = argument(
         f"docstrings; a preset ({', '.join(PRESETS)}); a local file, folder or glob (txt, "
         "jsonl, csv, each also .gz .zst .xz; parquet); a Hub name, also with its subset "
         "(user/name/subset); or several with weights (a:0.7,b:0.3)",
+        group=TEXT,
         default=DOCSTRINGS,
     )
-    subset: str | None = argument("configuration of a Hub data set: sample-10BT", default=None)
-    text_column: str = argument("field that holds the document", default="text")
-    where: list[str] = argument(
-        "conditions that a row must meet: 'language == en' 'score >= 3'", default_factory=list
+    subset: str | None = argument(
+        "configuration of a Hub data set: sample-10BT", group=TEXT, default=None
     )
-    min_characters: int = argument("shorter documents are left out", default=0)
-    deduplicate: bool = argument("leave out documents that came before, exactly", default=False)
+    text_column: str = argument("field that holds the document", group=TEXT, default="text")
+    where: list[str] = argument(
+        "conditions that a row must meet: 'language == en' 'score >= 3'",
+        group=TEXT,
+        default_factory=list,
+    )
+    min_characters: int = argument("shorter documents are left out", group=TEXT, default=0)
+    deduplicate: bool = argument(
+        "leave out documents that came before, exactly", group=TEXT, default=False
+    )
     tokenizer: str | None = argument(
         "gpt2, bpe:N to train one of N entries on this text, or a directory or Hub name; "
         f"without it {DOCSTRINGS_TOKENIZER} for docstrings, else gpt2",
+        group=TOKENS,
         default=None,
     )
-    shard_tokens: int = argument("tokens per shard", default=100_000_000)
-    val_fraction: float = argument("share of the documents held out, 0 for none", default=0.01)
-    shuffle: bool = argument("shuffle files and documents", default=True)
+    shard_tokens: int = argument("tokens per shard", group=OUTPUT, default=100_000_000)
+    val_fraction: float = argument(
+        "share of the documents held out, 0 for none", group=ORDER, default=0.01
+    )
+    shuffle: bool = argument("shuffle files and documents", group=ORDER, default=True)
     shuffle_buffer_tokens: int = argument(
         "documents are shuffled, written and made safe from a kill in blocks of so many tokens",
+        group=ORDER,
         default=50_000_000,
     )
-    num_workers: int = argument("processes that tokenize", default=os.cpu_count() or 1)
-    limit_documents: int | None = argument("read at most so many documents", default=None)
-    max_tokens: int | None = argument("stop when the shards hold so many", default=None)
-    seed: int = argument("of the shuffle and the choice of validation documents", default=0)
-    overwrite: bool = argument("replace an existing data directory", default=False)
-    ignore_free_space: bool = argument("start even if the disk looks too small", default=False)
-    push_to_hub: str | None = argument("data set repository to upload the result to", default=None)
-    private: bool = argument("make that repository private", default=False)
+    num_workers: int = argument(
+        "processes that tokenize", group=TOKENS, default=os.cpu_count() or 1
+    )
+    limit_documents: int | None = argument(
+        "read at most so many documents", group=TEXT, default=None
+    )
+    max_tokens: int | None = argument(
+        "stop when the shards hold so many", group=OUTPUT, default=None
+    )
+    seed: int = argument(
+        "of the shuffle and the choice of validation documents", group=ORDER, default=0
+    )
+    overwrite: bool = argument("replace an existing data directory", group=OUTPUT, default=False)
+    ignore_free_space: bool = argument(
+        "start even if the disk looks too small", group=OUTPUT, default=False
+    )
+    push_to_hub: str | None = argument(
+        "data set repository to upload the result to", group=HUB, default=None
+    )
+    private: bool = argument("make that repository private", group=HUB, default=False)
 
     def __post_init__(self):
         check_numbers(
