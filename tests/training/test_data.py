@@ -304,7 +304,7 @@ def test_a_manifest_without_its_shards_is_refused(small_data, tmp_path):
 
 def test_shards_without_their_manifest_are_refused_with_a_way_out(small_data, tmp_path):
     shutil.copy(small_data / "train_000000.bin", tmp_path)
-    with pytest.raises(ShardError, match=r"found \*\.bin without it; see python -m .* convert"):
+    with pytest.raises(ShardError, match=r"found \*\.bin without it; gpt2scratch shards convert"):
         Manifest.load(tmp_path)
 
 
