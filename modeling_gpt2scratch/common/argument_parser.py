@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import os
 import sys
+import textwrap
 import types
 from collections.abc import Sequence
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
@@ -113,3 +114,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         default = action.default
         text = str(default).lower() if isinstance(default, bool) else str(default)
         return f"{help} [default: {text.replace('%', '%%')}]"
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        # Unlike argparse, which breaks names at their hyphens.
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)

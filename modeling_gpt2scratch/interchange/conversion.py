@@ -51,7 +51,11 @@ def read_run(path: Path) -> tuple[GPT2ScratchForCausalLM, PreTrainedTokenizerBas
         )
     try:
         model, report = GPT2ScratchForCausalLM.from_pretrained(
-            path.absolute(), dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
+            path.absolute(),
+            dtype="auto",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=False,
         )
     except Exception as error:  # transformers passes on whatever its readers raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"

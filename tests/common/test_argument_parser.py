@@ -1,0 +1,92 @@
+"""What `--help` prints, and how soon."""
+
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+from support.paths import REPOSITORY
+
+from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser
+from modeling_gpt2scratch.common.command_line import argument, parse_config
+
+# Runs a script under its own name, and prints which of the heavy libraries it has loaded.
+RUN_SCRIPT = """
+import atexit, runpy, sys
+atexit.register(lambda: print("loaded:", sorted({"torch", "transformers"} & {*sys.modules})))
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@dataclass(frozen=True)
+class Config:
+    source: str = argument("where from", group="text")
+    max_steps: int | None = argument("how many, 100 % if not given", group="work", default=None)
+    keep: list[str] = argument("what stays", group="text", default_factory=list)
+    rate: float = argument("how fast", group="work", default=0.0)
+    kind: Literal["a", "b"] = argument("which", group="work", default="a")
+    careful: bool = argument("look twice", default=True)
+    open: bool = argument("look out", default=False)
+
+
+def help_of(config_class, capsys, monkeypatch) -> str:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit, match="^0$"):
+        parse_config(config_class, description="A test.", argv=["--help"], program="test")
+    return capsys.readouterr().out
+
+
+def test_help_names_each_flag_once_under_its_heading(capsys, monkeypatch):
+    text = help_of(Config, capsys, monkeypatch)
+    headings = re.findall(r"^(\w.*):$", text, re.MULTILINE)
+    assert headings == ["options", "text", "work"]
+    flags = re.findall(r"--[\w-]+", text.partition("options:")[2])
+    assert flags == [
+        *("--help", "--careful", "--open"),
+        *("--source", "--keep"),
+        *("--max_steps", "--rate", "--kind"),
+    ]
+
+
+def test_help_names_the_defaults_that_there_are_and_what_must_be_given(capsys, monkeypatch):
+    text = " ".join(help_of(Config, capsys, monkeypatch).split())
+    for said in (
+        "--source TEXT where from [required] --keep",
+        "--keep TEXT [TEXT ...] what stays work:",
+        "--max_steps INTEGER how many, 100 % if not given --rate",
+        "--rate NUMBER how fast [default: 0.0] --kind",
+        "--kind {a,b} which [default: a]",
+        "--careful [true|false] look twice [default: true] --open",
+        "--open [true|false] look out [default: false] text:",
+    ):
+        assert said in text
+
+
+@pytest.mark.parametrize("spelled", ["--max_steps=3", "--max-steps=3"])
+def test_a_flag_is_spelled_with_underscores_or_hyphens(spelled):
+    parser = OneLineErrorParser()
+    parser.add_argument("--max_steps", type=int)
+    parser.add_argument("--name")
+    arguments = parser.parse_args([spelled, "--name", "a-b"])
+    assert (arguments.max_steps, arguments.name) == (3, "a-b")
+
+
+@pytest.mark.parametrize("spelled", ["--no_careful", "--no-careful", "--careful=false"])
+def test_a_switch_can_be_switched_off_in_three_ways(spelled):
+    argv = ["--source", "x", spelled]
+    assert not parse_config(Config, description=None, argv=argv).careful
+
+
+@pytest.mark.parametrize(
+    "script", ["prepare_data.py", "train_accelerate.py", "evaluate/compare.py"]
+)
+@pytest.mark.parametrize(("flag", "code"), [("--help", 0), ("--no_such_flag", 2)])
+def test_help_and_mistakes_need_not_wait_for_torch(script, flag, code):
+    command = [sys.executable, "-c", RUN_SCRIPT, script, flag]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    assert process.returncode == code, process.stderr
+    assert process.stdout.endswith("loaded: []\n")
+    assert process.stderr.count("\n") == (code == 2)
