@@ -5,44 +5,24 @@ Shapes: B rows of a micro-batch, T tokens.
 """
 
 import dataclasses
-import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from support.counting_shards import VOCAB_SIZE, write_stream
 
 from modeling_gpt2scratch.data.loading.loader import ShardLoader, TokenWindows, model_inputs
 from modeling_gpt2scratch.data.loading.window_order import MixtureOrder, WindowOrder, shuffled
 from modeling_gpt2scratch.data.shards.format import HEADER_BYTES, ShardError, write_shard
 from modeling_gpt2scratch.data.shards.manifest import Manifest
-from modeling_gpt2scratch.data.shards.writer import SplitWriter
-
-VOCAB_SIZE = 2**16
 
 # Few examples, because every shard is flushed to the disk.
 few_examples = settings(max_examples=40, deadline=None)
 sequence_lengths = st.integers(1, 12)
 world_sizes = st.integers(1, 4)
 micro_batch_sizes = st.integers(1, 4)
-
-
-def write_stream(directory, n_tokens, *, shard_tokens, vocab_size=VOCAB_SIZE):
-    """Makes a data directory whose split "train" is the stream 0, 1, 2, ... of `n_tokens`."""
-    writer = SplitWriter(directory, "train", shard_tokens=shard_tokens, vocab_size=vocab_size)
-    writer.add(np.arange(n_tokens), n_bytes=n_tokens)
-    manifest = Manifest(
-        vocab_size=vocab_size,
-        end_of_text_id=0,
-        tokenizer={"name": "none", "fingerprint": ""},
-        splits={"train": writer.close()},
-        arguments={},
-    )
-    manifest.save(directory)
-    return directory
 
 
 def open_windows(directory, n_windows, sequence_length, *, shard_tokens, shuffle_shards=0):
@@ -377,19 +357,6 @@ def test_a_shard_without_tokens_is_refused(tmp_path):
     write_shard(tmp_path / first.file, [], vocab_size=VOCAB_SIZE)
     with pytest.raises(ShardError, match=r"train_000000\.bin: expected tokens, found none"):
         TokenWindows(tmp_path, "train", sequence_length=4)
-
-
-@pytest.mark.parametrize(
-    "module", ["modeling_gpt2scratch.data.shards.format", "modeling_gpt2scratch"]
-)
-def test_importing_needs_neither_torch_nor_transformers(module):
-    program = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"
-    finished = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    loaded = json.loads(finished.stdout)
-    assert module in loaded
-    assert {"torch", "transformers"}.isdisjoint(loaded)
 
 
 def test_the_places_of_a_micro_batch_are_where_its_rows_begin(tmp_path):

@@ -47,9 +47,8 @@ def test_what_is_no_row_is_refused(small_data):
         WindowDataset(small_data, "test", n_tokens=33)
 
 
-def test_the_readme_shows_the_same_lines():
-    readme = (REPOSITORY / "README.md").read_text()
-    assert EXAMPLE in readme or "WindowDataset" not in readme
+def test_the_guide_shows_the_same_lines():
+    assert EXAMPLE in (REPOSITORY / "docs/how-to/trainer-and-peft.md").read_text()
 
 
 @pytest.mark.slow

@@ -2,14 +2,12 @@
 
 import gzip
 import os
-import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.processes import run_process
 from support.table_files import (
     COMPRESS,
     DOCUMENTS,
@@ -384,14 +382,3 @@ def test_names_of_readable_files_are_known_by_their_ending(name):
 @pytest.mark.parametrize("name", ["a.parquet.gz", "a.json", "a.gz", "txt", ".txt"])
 def test_names_of_other_files_are_known_by_their_ending(name):
     assert not is_readable(name)
-
-
-def test_reading_files_loads_no_large_library():
-    code = (
-        "import sys\n"
-        "from modeling_gpt2scratch.data.sources import docstrings, filters, local_files\n"
-        "print({'torch', 'transformers', 'datasets', 'pandas'} & set(sys.modules))\n"
-    )
-    command = [sys.executable, "-c", code]
-    finished = run_process(command, check=True)
-    assert finished.stdout.strip() == "set()"

@@ -1,0 +1,142 @@
+"""The cache of shards: its limit, who leaves first, and processes that share it."""
+
+import contextlib
+import multiprocessing
+import os
+import threading
+
+import pytest
+import torch
+from support.counting_shards import N_SHARDS, SHARD_BYTES, batches_of, cache_of, opened
+from support.faulty_server import delay, serve
+from support.processes import PATIENCE
+
+from modeling_gpt2scratch.data.loading.cache import PARTIAL, Closed, ShardCache
+from modeling_gpt2scratch.data.loading.store import LocalStore
+
+
+def test_the_cache_keeps_its_limit_and_what_the_next_groups_need(data, tmp_path):
+    # Groups of 2 shards reach into a third; the next group may need three others.
+    limit = 6 * SHARD_BYTES
+    shards = tmp_path / "cache" / "shards"
+    largest, done = 0, threading.Event()
+
+    def watch():
+        nonlocal largest
+        while not done.is_set():
+            with contextlib.suppress(FileNotFoundError):
+                largest = max(largest, sum(file.stat().st_size for file in shards.iterdir()))
+
+    with serve(data) as server:
+        cache = ShardCache(tmp_path / "cache", limit_bytes=5 * SHARD_BYTES)
+        (shards / f"{'0' * 64}.bin").write_bytes(bytes(SHARD_BYTES))  # of another data set
+        os.utime(shards / f"{'0' * 64}.bin", (1, 1))
+        with opened(server.address, cache) as store:
+            watcher = threading.Thread(target=watch)
+            watcher.start()
+            found = batches_of(store)
+            done.set()
+            watcher.join()
+    assert torch.equal(found, batches_of(LocalStore(data)))
+    assert 3 * SHARD_BYTES <= largest <= limit
+    assert not (shards / f"{'0' * 64}.bin").exists()
+
+
+def test_least_recently_used_shards_leave_first_and_kept_ones_never(tmp_path):
+    cache = ShardCache(tmp_path, limit_bytes=300)
+
+    def get(name):
+        return cache.get(name, 100, download=lambda path: path.write_bytes(bytes(100)))
+
+    for number, name in enumerate("abc"):
+        os.utime(get(name), (number, number))
+    get("a")  # used just now
+    cache.keep("me", ["b"])
+    get("d")
+    assert {path.stem for path in (tmp_path / "shards").iterdir()} == {"a", "b", "d"}
+    cache.keep("me", [])
+    get("e")
+    assert {path.stem for path in (tmp_path / "shards").iterdir()} == {"a", "d", "e"}
+
+
+@pytest.mark.parametrize("name", ["x", "a"])
+def test_what_a_killed_download_left_takes_no_room(tmp_path, name):
+    cache = ShardCache(tmp_path, limit_bytes=300)
+    (tmp_path / "shards" / f"{name}.250{PARTIAL}").write_bytes(bytes(90))
+    (tmp_path / "shards" / ".DS_Store").write_bytes(b"not ours")
+    cache.get("a", 100, download=lambda path: path.write_bytes(bytes(100)))
+    assert {path.name for path in (tmp_path / "shards").iterdir()} == {"a.bin", ".DS_Store"}
+
+
+def test_who_waits_for_a_lock_is_freed_when_the_cache_closes(tmp_path):
+    cache, other = ShardCache(tmp_path, limit_bytes=300), ShardCache(tmp_path, limit_bytes=300)
+    closing = threading.Timer(0.1, cache.closed.set)
+    with other.lock("a"):
+        closing.start()
+        with pytest.raises(Closed):
+            cache.get("a", 100, download=lambda path: None)
+
+
+def test_a_download_under_way_has_its_place_in_the_cache(tmp_path):
+    cache = ShardCache(tmp_path, limit_bytes=300)
+    (tmp_path / "shards" / "a.bin").write_bytes(bytes(100))
+    (tmp_path / "shards" / f"x.200{PARTIAL}").touch()
+    with cache.lock("x"):  # somebody downloads 200 bytes
+        thread = threading.Thread(
+            target=cache.get, args=("b", 100), kwargs={"download": lambda p: p.write_bytes(b"")}
+        )
+        thread.start()
+        thread.join()
+    assert [path.name for path in (tmp_path / "shards").glob("*.bin")] == ["b.bin"]
+
+
+def test_who_finds_no_room_says_so_and_goes_on_when_there_is(tmp_path, capfd):
+    cache = ShardCache(tmp_path, limit_bytes=300)
+    (tmp_path / "shards" / "a.bin").write_bytes(bytes(250))
+    cache.keep("me", ["a"])
+    freeing = threading.Timer(0.5, cache.keep, ("me", []))
+    freeing.start()
+    cache.get("b", 100, download=lambda path: path.write_bytes(bytes(100)))
+    assert [path.name for path in (tmp_path / "shards").iterdir()] == ["b.bin"]
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1 and "waiting for room for 100 bytes" in lines[0]
+
+
+def test_damage_in_the_cache_is_found_by_a_full_verification(data, tmp_path):
+    expected = batches_of(LocalStore(data))
+    with serve(data) as server:
+        with opened(server.address, cache_of(tmp_path / "cache")) as store:
+            batches_of(store)
+        for shard in (tmp_path / "cache" / "shards").iterdir():
+            content = bytearray(shard.read_bytes())
+            content[-1] ^= 1
+            shard.write_bytes(content)
+        with opened(server.address, cache_of(tmp_path / "cache"), verify=True) as store:
+            assert torch.equal(batches_of(store), expected)
+    assert server.requests["train_000000.bin"] == 2
+
+
+def read_everything(address, cache, queue):
+    with opened(address, cache_of(cache)) as store:
+        queue.put(batches_of(store).sum().item())
+
+
+@pytest.mark.slow
+def test_two_processes_download_each_shard_once(data, tmp_path):
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    with serve(data) as server:
+        for number in range(N_SHARDS):
+            server.faults[f"train_00000{number}.bin"] = [delay(0.2)]
+        processes = [
+            context.Process(target=read_everything, args=(server.address, tmp_path / "c", queue))
+            for _ in range(2)
+        ]
+        for process in processes:
+            process.start()
+        sums = [queue.get(timeout=PATIENCE) for _ in processes]
+        for process in processes:
+            process.join()
+    assert sums == [batches_of(LocalStore(data)).sum().item()] * 2
+    for number in range(N_SHARDS):
+        assert server.requests[f"train_00000{number}.bin"] == 1
