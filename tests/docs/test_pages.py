@@ -1,0 +1,61 @@
+"""What the pages name exists: links, files, tests; and the arguments are those of the code."""
+
+import dataclasses
+import importlib.util
+import re
+
+import pytest
+from support.documentation import PAGES
+from support.paths import REPOSITORY
+
+from modeling_gpt2scratch.training.configuration import TrainConfig
+
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)(?:#[^)\s]*)?\)")
+FILE = re.compile(
+    r"`((?:tests|modeling_gpt2scratch|recipes|benchmarks|accelerate_configs)/[^`*\s…]+)`"
+)
+CODE = re.compile(r"```.*?```", re.DOTALL)
+PAGE_NAMES = [page.relative_to(REPOSITORY).as_posix() for page in PAGES]
+
+
+@pytest.fixture(scope="module")
+def hooks():
+    """What mkdocs runs on each page."""
+    spec = importlib.util.spec_from_file_location("docs_hooks", REPOSITORY / "docs" / "hooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", PAGE_NAMES)
+def test_what_a_page_links_to_and_names_is_there(name):
+    page = REPOSITORY / name
+    text = CODE.sub("", page.read_text(encoding="utf-8"))
+    links = [link for link in LINK.findall(text) if not (page.parent / link).exists()]
+    files = [file for file in FILE.findall(text) if not (REPOSITORY / file).exists()]
+    assert (links, files) == ([], [])
+
+
+def test_every_argument_is_in_a_table_with_its_default_and_help(hooks):
+    marked = "before\n<!-- arguments: modeling_gpt2scratch.training.configuration:TrainConfig -->\n"
+    text = hooks.on_page_markdown(marked)
+    rows = [line for line in text.splitlines() if line.startswith("| `--")]
+    names = [field.name for field in dataclasses.fields(TrainConfig)]
+    assert sorted(re.match(r"\| `--(\w+)`", row)[1] for row in rows) == sorted(names)
+    data, max_steps, report_to, tf32 = (
+        next(row for row in rows if f"`--{name}`" in row)
+        for name in ("data", "max_steps", "report_to", "tf32")
+    )
+    assert "| text | **required** |" in data
+    assert "| integer | `19_073` | optimizer updates |" in max_steps
+    assert "| text, several |  | trackers beside metrics.jsonl" in report_to
+    assert "| `true` `false` | `true` |" in tf32
+    assert text.startswith("before\n") and "<!--" not in text
+
+
+def test_the_help_of_a_verb_is_what_the_command_prints(hooks, capsys):
+    text = hooks.on_page_markdown("<!-- help: shards verify -->\n")
+    assert text.startswith("```text\nusage: gpt2scratch shards verify") and "--fast" in text
+    assert capsys.readouterr().out == ""
+    with pytest.raises(ValueError, match="expected the help of gpt2scratch sing, found none"):
+        hooks.on_page_markdown("<!-- help: sing -->")
