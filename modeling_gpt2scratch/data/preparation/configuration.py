@@ -4,6 +4,7 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from modeling_gpt2scratch.common.atomic_files import require_free
 from modeling_gpt2scratch.common.command_line import argument, check_numbers
@@ -51,6 +52,11 @@ class PrepareConfig:
         default_factory=list,
     )
     min_characters: int = argument("shorter documents are left out", group=TEXT, default=0)
+    on_bad_row: Literal["stop", "skip"] = argument(
+        "at a row that cannot be read: stop, or leave it out and count it in the manifest",
+        group=TEXT,
+        default="stop",
+    )
     deduplicate: bool = argument(
         "leave out documents that came before, exactly", group=TEXT, default=False
     )
