@@ -16,6 +16,7 @@ data set of the Hugging Face Hub.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,9 +58,7 @@ is there with the same checksum is not sent again. Log in before, with `hf auth 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, works, and turns what is wrong with the input into one line and an exit code."""
     arguments = _parse_arguments(argv)
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # for the commands that load it
     try:
         code = arguments.run(arguments)
     except (ShardError, TokenizerError, SourceError, OSError) as error:
@@ -200,9 +199,11 @@ def _merge(arguments: argparse.Namespace) -> int:
 
 def _inspect(arguments: argparse.Namespace) -> int:
     """Describes what can be read, and names what cannot in a line of its own."""
-    from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer
+    tokenizer = None
+    if arguments.tokenizer:
+        from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(arguments.tokenizer) if arguments.tokenizer else None
+        tokenizer = load_tokenizer(arguments.tokenizer)
     files, code = [], 0
     paths = list(reversed(arguments.paths))
     while paths:
