@@ -1,6 +1,8 @@
 """What `--help` prints, and how soon."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -8,6 +10,7 @@ from typing import Literal
 
 import pytest
 from support.paths import REPOSITORY
+from support.processes import started
 
 from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser
 from modeling_gpt2scratch.common.command_line import argument, parse_config
@@ -90,3 +93,24 @@ def test_help_and_mistakes_need_not_wait_for_torch(script, flag, code):
     assert process.returncode == code, process.stderr
     assert process.stdout.endswith("loaded: []\n")
     assert process.stderr.count("\n") == (code == 2)
+
+
+@pytest.mark.parametrize(
+    ("script", "library", "flags"),
+    [
+        ("prepare_data.py", "transformers", ["--output_dir", "new"]),
+        ("train_accelerate.py", "torch", ["--data", "d", "--output_dir", "new"]),
+    ],
+)
+def test_ctrl_c_while_libraries_load_is_one_line(tmp_path, script, library, flags):
+    (tmp_path / f"{library}.py").write_text(
+        "import time\nprint('loading', flush=True)\ntime.sleep(60)\n"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, REPOSITORY / script, *flags]
+    with started(command, **pipes, cwd=tmp_path, env=environment) as process:
+        assert process.stdout.readline() == "loading\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate()
+    assert (errors, process.returncode) == (f"{script}: error: interrupted\n", 130)
