@@ -1,10 +1,20 @@
-"""Reading weights: our own layout, OpenAI's, and no incomplete ones. Travels inside checkpoints."""
+"""What transformers alone lets pass: incomplete weights, unread arguments, text without positions.
 
-import contextlib
-from collections.abc import Iterator
+Weights are read in our own layout and in OpenAI's. Travels inside every checkpoint.
+"""
 
-from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+import dataclasses
+import difflib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
 from transformers.core_model_loading import Transpose, WeightConverter, WeightRenaming
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import TransformersKwargs, logging
+
+logger = logging.get_logger(__name__)
 
 # Our projections, and their names in OpenAI's checkpoints, which store these four transposed.
 GPT2_NAMES = {
@@ -13,6 +23,22 @@ GPT2_NAMES = {
     "mlp.up_proj": "mlp.c_fc",
     "mlp.down_proj": "mlp.c_proj",
 }
+
+# What transformers' decorators, attention functions and losses read of any model's arguments. There
+# are no experts here whose choice could be returned.
+READ_BY_TRANSFORMERS = frozenset(TransformersKwargs.__annotations__) - {"output_router_logits"}
+READ_BY_TRANSFORMERS |= {"debug_io", "debug_io_dir", "prune_layers"}
+# What its continuous batching says beside a paged cache.
+READ_WITH_PAGED_CACHE = {"cache", "block_table", "logits_indices", "logits_processor_args"}
+READ_WITH_PAGED_CACHE |= {"read_index", "write_index"}
+# What the model itself gives to an attention function.
+GIVEN_TO_ATTENTION = {"module", "query", "key", "value", "attention_mask", "dropout", "scaling"}
+# They say where documents begin, but only to some of the attention functions.
+PACKING_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
+LIKENESS = 0.75  # of a name that was perhaps meant, from 0 to 1
+
+# What the pipeline "text-generation" asks for where nobody has said a number.
+PIPELINE_NEW_TOKENS = 256
 
 
 class CompleteLoadingMixin:
@@ -26,32 +52,27 @@ class CompleteLoadingMixin:
         cls,
         pretrained_model_name_or_path,
         *args,
-        ignore_mismatched_sizes: bool = False,
         output_loading_info: bool = False,
+        trust_remote_code: bool | None = False,
         **kwargs,
     ):
         """Loads checkpoints in our layout, and in that of transformers' `gpt2`.
+
+        Any number of threads may load at the same time.
 
         Raises:
             RuntimeError: if a tensor has another shape, and `ignore_mismatched_sizes` is off.
             ValueError: if the checkpoint lacks a tensor, which transformers alone would fill with
                 random numbers; `output_loading_info=True` leaves the judgement to the caller.
         """
-        with _gpt2_layout_accepted(cls.config_class.model_type):
-            model, info = super().from_pretrained(
-                pretrained_model_name_or_path,
-                *args,
-                ignore_mismatched_sizes=True,  # transformers' own error names no tensor
-                output_loading_info=True,
-                **kwargs,
-            )
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path,
+            *args,
+            output_loading_info=True,
+            trust_remote_code=bool(trust_remote_code),  # None would ask on the terminal
+            **kwargs,
+        )
         model._weight_conversions = []  # what it saves is in our own layout, however it was loaded
-        if info["mismatched_keys"] and not ignore_mismatched_sizes:
-            name, found, expected = min(info["mismatched_keys"])
-            raise RuntimeError(
-                f"{pretrained_model_name_or_path}: expected {name} of shape {tuple(expected)}, "
-                f"found {tuple(found)}; ignore_mismatched_sizes=True would make it random"
-            )
         if output_loading_info:
             return model, info
         if info["missing_keys"] and pretrained_model_name_or_path is not None:
@@ -61,15 +82,106 @@ class CompleteLoadingMixin:
             )
         return model
 
+    @classmethod
+    def _load_pretrained_model(cls, model, state_dict, checkpoint_files, load_config, **kwargs):
+        """Reads the weights, in OpenAI's layout too, and refuses those of another shape.
 
-@contextlib.contextmanager
-def _gpt2_layout_accepted(model_type: str) -> Iterator[None]:
-    """Lets transformers read OpenAI's names for this type of model, in this block only.
+        transformers finds conversions in a registry that belongs to the whole process: what another
+        thread saves meanwhile would be converted as well. Here they belong to this one load.
+        """
+        is_adapter = "expected_keys" in kwargs  # of PEFT, which comes here for its own weights
+        if not is_adapter:
+            mapping = [*(load_config.weight_mapping or []), *_from_gpt2_layout()]
+            load_config = dataclasses.replace(load_config, weight_mapping=mapping)
+        found = super()._load_pretrained_model(
+            model=model,
+            state_dict=state_dict,
+            checkpoint_files=checkpoint_files,
+            load_config=load_config,
+            **kwargs,
+        )
+        # Before memory is taken for what is missing; transformers' own error names no tensor.
+        mismatched = found[0].mismatched_keys
+        if mismatched and not load_config.ignore_mismatched_sizes and not is_adapter:
+            name, found_shape, expected_shape = min(mismatched)
+            raise RuntimeError(
+                f"{load_config.pretrained_model_name_or_path}: expected {name} of shape "
+                f"{tuple(expected_shape)}, found {tuple(found_shape)}; "
+                f"ignore_mismatched_sizes=True would make it random"
+            )
+        return found
 
-    Left on, the same mapping would turn everything that is saved into OpenAI's layout, and a
-    Trainer could not resume from that.
+
+class LimitedGenerationMixin:
+    """`generate` for a GenerationMixin, which ends with the last position.
+
+    The last new token needs no position itself.
     """
-    mapping = [
+
+    def _prepare_generated_length(self, generation_config, *args, input_ids_length: int, **kwargs):
+        """Lets a pipeline fill all positions, where its own number of new tokens does not fit.
+
+        Callers who name a number themselves are told instead.
+        """
+        prepared = super()._prepare_generated_length(
+            generation_config, *args, input_ids_length=input_ids_length, **kwargs
+        )
+        limit = self.config.n_positions + 1
+        is_default = prepared.max_new_tokens == PIPELINE_NEW_TOKENS
+        if is_default and prepared.max_length > limit > input_ids_length:
+            logger.warning_once(
+                f"n_positions={limit - 1}: generating at most {limit - input_ids_length} new "
+                f"tokens in place of {PIPELINE_NEW_TOKENS}"
+            )
+            prepared.max_length = limit
+        return prepared
+
+    def _validate_generated_length(self, generation_config, input_ids_length: int, *args) -> None:
+        """Refuses to generate beyond the last position."""
+        limit, max_length = self.config.n_positions, generation_config.max_length
+        if max_length > limit + 1:
+            raise ValueError(
+                f"expected prompt and new tokens to fit n_positions={limit} + 1, found a prompt of "
+                f"{input_ids_length} tokens and max_length={max_length}; lower max_new_tokens"
+            )
+        super()._validate_generated_length(generation_config, input_ids_length, *args)
+
+
+def require_read_arguments(model, arguments: Mapping[str, Any], *, are_packed: bool) -> None:
+    """Refuses arguments of `forward` that nothing reads, which `**kwargs` takes without a word.
+
+    An argument is read if transformers does so for all models (`TransformersKwargs`), or if the
+    model's attention function has a parameter of that name: programs that serve models, such as
+    vLLM, register functions of their own and pass them arguments in this way.
+
+    Args:
+        model: whose `forward` was called.
+        arguments: by name, those for which `forward` has no parameter. None says nothing.
+        are_packed: whether `position_ids` say where documents begin.
+
+    Raises:
+        TypeError: at the first that is not read, with the nearest name that is.
+        ValueError: if documents are packed by lengths alone: positions, which are learned here,
+            would go on from one document to the next.
+    """
+    given = [name for name, value in arguments.items() if value is not None]
+    unread = [name for name in given if name not in READ_BY_TRANSFORMERS]
+    if unread and type(arguments.get("cache")).__name__ == "PagedAttentionCache":
+        unread = [name for name in unread if name not in READ_WITH_PAGED_CACHE]
+    for name in unread:
+        if not _is_read_by_attention(model.config._attn_implementation, name):
+            raise TypeError(_unread_message(type(model), name))
+    packing = [name for name in PACKING_ARGUMENTS if name in given]
+    if packing and not are_packed:
+        raise ValueError(
+            f"expected position_ids beside {packing[0]}, found none; give positions that begin at "
+            f"0 in each document"
+        )
+
+
+def _from_gpt2_layout() -> list[WeightConverter | WeightRenaming]:
+    """From OpenAI's names and transposed projections to ours; made anew, as it keeps tensors."""
+    return [
         transform
         for ours, theirs in GPT2_NAMES.items()
         for transform in (
@@ -77,8 +189,28 @@ def _gpt2_layout_accepted(model_type: str) -> Iterator[None]:
             WeightRenaming(f"{theirs}.bias", f"{ours}.bias"),
         )
     ]
-    register_checkpoint_conversion_mapping(model_type, mapping, overwrite=True)
-    try:
-        yield
-    finally:
-        register_checkpoint_conversion_mapping(model_type, [], overwrite=True)
+
+
+@torch.compiler.assume_constant_result
+def _is_read_by_attention(implementation: str, name: str) -> bool:
+    """Whether the attention function has a parameter of this name, beside those all have."""
+    if name == "kernel_options":
+        return implementation == "flex_attention"
+    function = ALL_ATTENTION_FUNCTIONS.get(implementation)
+    # Of transformers' own, the cache is a paged one only.
+    known = GIVEN_TO_ATTENTION | ({"cache"} if _is_of_transformers(function) else set())
+    return function is not None and name in inspect.signature(function).parameters.keys() - known
+
+
+def _is_of_transformers(function) -> bool:
+    return getattr(function, "__module__", "").partition(".")[0] == "transformers"
+
+
+def _unread_message(cls: type, name: str) -> str:
+    """What was found, and the nearest name, or all names if there is none like it."""
+    known = [key for key in inspect.signature(cls.forward).parameters if key != "kwargs"][1:]
+    if "labels" in known:
+        known.append("shift_labels")
+    near = difflib.get_close_matches(name, [*known, *READ_BY_TRANSFORMERS], 1, cutoff=LIKENESS)
+    remedy = f"did you mean {near[0]}?" if near else f"leave it out, or give {', '.join(known)}"
+    return f"{cls.__name__}: expected arguments that it reads, found {name}; {remedy}"

@@ -26,7 +26,11 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_gpt2scratch import GELU_APPROXIMATION, GPT2ScratchConfig
-from .loading_gpt2scratch import CompleteLoadingMixin
+from .loading_gpt2scratch import (
+    CompleteLoadingMixin,
+    LimitedGenerationMixin,
+    require_read_arguments,
+)
 from .loss_gpt2scratch import linear_cross_entropy
 
 
@@ -108,8 +112,9 @@ class GPT2ScratchAttention(nn.Module):
             dropout=self.config.attn_pdrop if self.training else 0.0,
             scaling=self.scaling,
             **kwargs,
-        )  # (B, T, H, D)
-        return self.resid_dropout(self.o_proj(attended.flatten(-2))), probabilities
+        )  # (B, T, H, D), and (B * T, C) or whatever else from functions of other programs
+        attended = attended.reshape(*hidden_states.shape[:-1], -1)  # (B, T, C)
+        return self.resid_dropout(self.o_proj(attended)), probabilities
 
 
 class GPT2ScratchMLP(nn.Module):
@@ -212,11 +217,14 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
             past_key_values: keys and values of the tokens before these.
             inputs_embeds: (B, T, C) in place of the token embeddings.
             use_cache: return a cache. No cache is made in training mode.
+            **kwargs: what transformers' decorators and the attention function read.
 
         Raises:
+            TypeError: at an argument that nothing reads.
             ValueError: if the tokens reach beyond `n_positions`, or, on a CPU, if an id is outside
                 the vocabulary.
         """
+        require_read_arguments(self, kwargs, are_packed=position_ids is not None)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("expected exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
@@ -287,7 +295,7 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
         return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, columns]
 
 
-class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, GenerationMixin):
+class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, LimitedGenerationMixin, GenerationMixin):
     """GPT-2 with its language-modelling head, tied to the token embedding."""
 
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
@@ -316,7 +324,7 @@ class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, GenerationMixin):
         """Logits (B, T, V), and the mean cross-entropy in nats per token if there are labels.
 
         Args:
-            input_ids: (B, T); see `GPT2ScratchModel.forward` for this and the next four.
+            input_ids: (B, T); see `GPT2ScratchModel.forward` for it, the next four, and errors.
             labels: (B, T) the same tokens as `input_ids`; shifted by one in here. -100 is ignored.
             logits_to_keep: compute logits for the last N positions only, or at these indices;
                 0 means all.
@@ -327,6 +335,7 @@ class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, GenerationMixin):
         """
         # No argument of its own: a Trainer would take it for a second column of labels.
         shift_labels = kwargs.pop("shift_labels", None)
+        require_read_arguments(self, kwargs, are_packed=position_ids is not None)
         outputs = self.transformer(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -360,16 +369,6 @@ class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-    def _validate_generated_length(self, generation_config, input_ids_length: int, *args) -> None:
-        """Refuses to generate beyond the last position; the last new token needs none itself."""
-        limit, max_length = self.config.n_positions, generation_config.max_length
-        if max_length > limit + 1:
-            raise ValueError(
-                f"expected prompt and new tokens to fit n_positions={limit} + 1, found a prompt of "
-                f"{input_ids_length} tokens and max_length={max_length}; lower max_new_tokens"
-            )
-        super()._validate_generated_length(generation_config, input_ids_length, *args)
 
 
 def _is_whole(head: nn.Module, device: torch.device) -> bool:

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from modeling_gpt2scratch import GPT2ScratchForCausalLM
+from modeling_gpt2scratch.loading_gpt2scratch import PIPELINE_NEW_TOKENS
 
 GREEDY = {"max_new_tokens": 20, "do_sample": False}
 WAYS = {
@@ -225,6 +226,36 @@ def test_a_batched_pipeline_writes_what_generate_does(model):
     for prompt, (result,) in zip(prompts, written, strict=True):
         alone = model.generate(**tokenizer(prompt, return_tensors="pt"), **GREEDY)
         assert result["generated_text"] == tokenizer.decode(alone[0], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_pipeline_without_arguments_fills_the_positions_of_a_small_model(batch_size):
+    model, tokenizer = tiny_model(n_positions=256), tiny_tokenizer()
+    model.generation_config.pad_token_id = END_OF_TEXT
+    write = pipeline("text-generation", model=model, tokenizer=tokenizer, device="cpu")
+    assert write._default_generation_config.max_new_tokens == PIPELINE_NEW_TOKENS
+    prompts = ["the cat", "on the mat and the dog"]
+    rows = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    options = {"min_length": 257, "return_tensors": True, "batch_size": batch_size}
+    for row, (written,) in zip(rows, write(prompts, **options), strict=True):
+        tokens = written["generated_token_ids"]
+        n_padding = max(map(len, rows)) - len(row) if batch_size == 2 else 0
+        assert len(tokens) == 257
+        assert tokens[n_padding:][: len(row)] == row
+    assert write("the cat")[0]["generated_text"].startswith("the cat")
+
+
+def test_a_pipeline_is_told_what_does_not_fit_only_if_it_was_asked_for(model):
+    tokenizer = tiny_tokenizer()
+    write = pipeline("text-generation", model=model, tokenizer=tokenizer, device="cpu")
+    prompt = "the cat sat on the mat"
+    n_prompt = len(tokenizer(prompt)["input_ids"])
+    ids = write(prompt, return_tensors=True, min_length=49)[0]["generated_token_ids"]
+    assert len(ids) == 49  # 48 positions, and a token that needs none
+    with pytest.raises(ValueError, match=r"n_positions=48 \+ 1, found a prompt of"):
+        write(prompt, max_new_tokens=50 - n_prompt)
+    with pytest.raises(ValueError, match="max_length"):
+        write("the cat sat " * 40)
 
 
 @pytest.mark.parametrize("way", ["greedy", "beam search", "assisted", "static cache"])

@@ -1,14 +1,26 @@
 """Checkpoints in OpenAI's layout, incomplete ones, and ones that would run code."""
 
+import io
 import json
 import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    conversion_mapping,
+)
+from transformers.core_model_loading import WeightRenaming
 
-from modeling_gpt2scratch import GPT2ScratchForCausalLM, GPT2ScratchModel
+from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM, GPT2ScratchModel
 
 SIZES = {"vocab_size": 101, "n_positions": 48, "n_embd": 48, "n_layer": 3, "n_head": 4}
 TOKENS = {"bos_token_id": 100, "eos_token_id": 100}
@@ -109,6 +121,72 @@ def test_loading_leaves_nothing_behind_in_transformers(stock, tmp_path):
     )
 
 
+def untied_stock_model(directory) -> GPT2LMHeadModel:
+    """A saved one, whose head would be random if its checkpoint were misread."""
+    torch.manual_seed(0)
+    config = GPT2Config(**SIZES, **TOKENS, tie_word_embeddings=False)
+    stock = GPT2LMHeadModel(config).eval()
+    stock.save_pretrained(directory)
+    return stock
+
+
+def test_threads_load_and_save_at_the_same_time_what_one_thread_would(tmp_path):
+    n_threads, n_rounds = 8, 6
+    stock = untied_stock_model(tmp_path / "stock")
+    fresh = GPT2ScratchForCausalLM(GPT2ScratchForCausalLM.config_class(**SIZES, **TOKENS))
+    names = fresh.state_dict().keys() - {"lm_head.weight"}
+    start = Barrier(n_threads)
+
+    def work(thread: int) -> None:
+        start.wait()
+        for number in range(n_rounds):
+            if thread < 2:  # these save models that were never loaded, in our own layout
+                own = tmp_path / f"{thread}-{number}"
+                fresh.save_pretrained(own)
+                assert load_file(own / "model.safetensors").keys() == names
+                continue
+            model, info = GPT2ScratchForCausalLM.from_pretrained(
+                tmp_path / "stock", output_loading_info=True
+            )
+            assert not any(info.values()), info
+            assert torch.equal(model.lm_head.weight, stock.lm_head.weight)
+            found = model.transformer.h[2].mlp.up_proj.weight
+            assert torch.equal(found, stock.transformer.h[2].mlp.c_fc.weight.t())
+
+    with ThreadPoolExecutor(n_threads) as threads:
+        list(threads.map(work, range(n_threads)))
+
+
+@pytest.fixture
+def own_mapping():
+    """A conversion that a user has registered for our model, taken back afterwards."""
+    mapping = [WeightRenaming("final_norm", "ln_f")]
+    conversion_mapping.register_checkpoint_conversion_mapping("gpt2scratch", mapping)
+    yield mapping
+    del conversion_mapping._checkpoint_conversion_mapping_cache["gpt2scratch"]
+    conversion_mapping.USER_REGISTERED_MAPPINGS.discard("gpt2scratch")
+
+
+def test_a_conversion_that_the_user_has_registered_is_used_and_stays(own_mapping, stock, tmp_path):
+    stock.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = {name.replace("ln_f", "final_norm"): t for name, t in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    for _ in range(2):
+        model = GPT2ScratchForCausalLM.from_pretrained(tmp_path)
+        with torch.no_grad():
+            torch.testing.assert_close(model(IDS).logits, stock(IDS).logits, atol=1e-5, rtol=0)
+        (kept,) = conversion_mapping.get_checkpoint_conversion_mapping("gpt2scratch")
+        assert kept.source_patterns == own_mapping[0].source_patterns
+
+
+def test_loading_registers_nothing(stock, tmp_path):
+    stock.save_pretrained(tmp_path)
+    GPT2ScratchForCausalLM.from_pretrained(tmp_path)
+    assert conversion_mapping.get_checkpoint_conversion_mapping("gpt2scratch") is None
+    assert "gpt2scratch" not in conversion_mapping.USER_REGISTERED_MAPPINGS
+
+
 def test_a_missing_tensor_is_an_error_that_names_it(tmp_path):
     model = GPT2ScratchForCausalLM(GPT2ScratchForCausalLM.config_class(**SIZES, **TOKENS))
     model.save_pretrained(tmp_path)
@@ -133,6 +211,15 @@ def test_a_tensor_of_the_wrong_shape_is_an_error_that_names_it(stock, tmp_path):
     assert torch.equal(model.transformer.h[2].ln_1.weight, torch.ones(48))
 
 
+def test_a_config_of_other_sizes_is_refused_before_memory_is_taken(stock, tmp_path):
+    stock.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    # Two terabytes of embeddings.
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 10**10}))
+    with pytest.raises(RuntimeError, match=r"weight of shape \(10000000000, 48\), found"):
+        GPT2ScratchForCausalLM.from_pretrained(tmp_path)
+
+
 class Touch:
     """What an attacker would put into a pickle: code that runs when it is read."""
 
@@ -150,4 +237,25 @@ def test_a_pickled_object_in_a_checkpoint_is_refused_and_not_run(stock, tmp_path
     torch.save(stock.state_dict() | {"extra": Touch(touched)}, tmp_path / "pytorch_model.bin")
     with pytest.raises(pickle.UnpicklingError, match="(?i)weights.only"):
         GPT2ScratchForCausalLM.from_pretrained(tmp_path)
+    assert not touched.exists()
+
+
+def test_code_beside_the_weights_is_never_run_and_nobody_is_asked(tmp_path, monkeypatch):
+    model = GPT2ScratchForCausalLM(GPT2ScratchForCausalLM.config_class(**SIZES, **TOKENS))
+    model.save_pretrained(tmp_path)
+    touched = tmp_path / "touched"
+    code = f"open({str(touched)!r}, 'w')\ndef generate(model, **kwargs):\n    return None\n"
+    (tmp_path / "custom_generate").mkdir()
+    (tmp_path / "custom_generate" / "generate.py").write_text(code)
+    (tmp_path / "hostile.py").write_text(code)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "hostile.Config", "AutoModelForCausalLM": "hostile.Model"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 20))
+    for options in ({}, {"trust_remote_code": None}, {"trust_remote_code": False}):
+        for cls in (GPT2ScratchConfig, GPT2ScratchForCausalLM, GPT2ScratchModel):
+            cls.from_pretrained(tmp_path, **options)
+    for cls in (AutoConfig, AutoModel, AutoModelForCausalLM):
+        cls.from_pretrained(tmp_path, trust_remote_code=False)
+    assert sys.stdin.read() == "y\n" * 20
     assert not touched.exists()
