@@ -54,7 +54,7 @@ def type_text(annotation: Any) -> str:
         return " or ".join(
             type_text(kind) for kind in get_args(annotation) if kind is not types.NoneType
         )
-    return {str: "text", int: "integer", float: "number", bool: "`true` `false`"}[annotation]
+    return {str: "text", int: "integer", float: "number", bool: "`true`&nbsp;`false`"}[annotation]
 
 
 def default_text(field: dataclasses.Field) -> str:

@@ -1,4 +1,4 @@
 """Checkpoints: what they hold, how they are written in the background, found, verified and kept.
 
-In: a model, its optimizer and a step. Out: a directory that is complete under its name or absent.
+In: a model, its optimizer and a step. Out: a directory that is complete or absent.
 """

@@ -1,5 +1,5 @@
-"""What every wing needs: complete files, checksums, arguments, requests that are made again.
+"""What every wing needs: complete files, checksums, arguments, retries.
 
 In: paths, dataclasses, callables. Out: files that are complete or absent, and one-line errors.
-Knows nothing of tokens, models or runs.
+Nothing here depends on tokens, models or runs.
 """

@@ -49,7 +49,7 @@ def test_every_argument_is_in_a_table_with_its_default_and_help(hooks):
     assert "| text | **required** |" in data
     assert "| integer | `19_073` | optimizer updates |" in max_steps
     assert "| text, several |  | trackers beside metrics.jsonl" in report_to
-    assert "| `true` `false` | `true` |" in tf32
+    assert "| `true`&nbsp;`false` | `true` |" in tf32
     assert text.startswith("before\n") and "<!--" not in text
 
 

@@ -1,4 +1,4 @@
-"""From a configuration to a data directory, so that a killed preparation can go on.
+"""From a configuration to a data directory; a killed preparation goes on where it was.
 
-In: a `PrepareConfig`. Out: shards, tokenizer and manifest. Also the same as datatrove steps.
+In: a `PrepareConfig`. Out: shards, tokenizer and manifest. As datatrove steps too.
 """

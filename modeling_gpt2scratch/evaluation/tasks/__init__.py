@@ -1,4 +1,4 @@
-"""The benchmarks, one file each; one file for each kind of benchmark; the registry.
+"""The benchmarks, one file each; the kinds of benchmark that they share; the registry.
 
 In: official files or Hub data sets. Out: estimates for each metric of a model.
 """
