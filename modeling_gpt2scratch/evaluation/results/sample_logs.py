@@ -3,7 +3,7 @@
 A row has the sample (`doc`), the right answer (`target`), what the model was asked (`arguments`),
 and what it said (`resps`): for each request the log-likelihood in nats and whether it was the
 argmax. Tasks in which the model writes have no `resps`, and those of windows not even a `doc`.
-docs/results.md describes every key.
+docs/reference/results.md describes every key.
 
 Source of the layout: `simple_evaluate` and `save_results_samples` of lm_eval 0.4.13.
 """
