@@ -19,6 +19,9 @@ from .names import GPT2, TokenizerError
 from .text import END_OF_TEXT
 
 GPT2_N_POSITIONS = 1024
+# Tables of a vocabulary have a row for each id up to its highest. The largest public ones have a
+# quarter of this.
+MAX_VOCAB_SIZE = 2**22
 # Address and sha256 of OpenAI's two files; tiktoken fetches the same.
 GPT2_FILES = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 GPT2_MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
@@ -29,7 +32,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The fast tokenizer of this name: "gpt2", a directory, or a repository of the Hub.
 
     Raises:
-        TokenizerError: if it cannot be had, or has no end-of-text token.
+        TokenizerError: if it cannot be had, has no end-of-text token, or ids that no table holds.
     """
     if name == GPT2:
         return _load_gpt2()
@@ -42,7 +45,17 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         ) from error
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         raise TokenizerError(f"{name}: expected a fast tokenizer with an end-of-sequence token")
+    if vocabulary_size(tokenizer) > MAX_VOCAB_SIZE:
+        raise TokenizerError(
+            f"{name}: expected ids below {MAX_VOCAB_SIZE:,}, found {vocabulary_size(tokenizer) - 1}"
+            f" in tokenizer.json; name another tokenizer or copy this one again"
+        )
     return tokenizer
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The highest id plus one, which is more than the number of entries where ids have gaps."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def _load_gpt2() -> GPT2Tokenizer:
@@ -111,7 +124,7 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 def manifest_entries(name: str, tokenizer: PreTrainedTokenizerBase) -> dict:
     """What a manifest says of the tokenizer called `name`, as arguments of `Manifest`."""
     return {
-        "vocab_size": len(tokenizer),
+        "vocab_size": vocabulary_size(tokenizer),
         "end_of_text_id": tokenizer.eos_token_id,
         "tokenizer": {"name": name, "fingerprint": fingerprint(tokenizer)},
     }

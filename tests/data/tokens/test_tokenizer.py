@@ -311,6 +311,18 @@ def test_a_tokenizer_without_an_end_of_text_is_refused(trained, tmp_path):
         load_tokenizer(str(tmp_path))
 
 
+def test_ids_that_would_fill_the_memory_are_refused_in_one_line(trained, tmp_path):
+    # Its 21 KB took 8.6 GB and two minutes: the library writes a table up to the highest id.
+    trained.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["vocab"][next(iter(content["model"]["vocab"]))] = 2**31
+    path.write_text(json.dumps(content))
+    message = rf"{tmp_path}: expected ids below 4,194,304, found {2**31} in tokenizer\.json; "
+    with pytest.raises(TokenizerError, match=message):
+        load_tokenizer(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [("empty", None), ("broken", "{"), ("hollow", "{}"), ("other", '{"added_tokens": []}')],
