@@ -5,12 +5,10 @@ It says what the manifest records, and nothing of the machine that the data was 
 
 import dataclasses
 import re
-from collections.abc import Iterable
 from pathlib import PureWindowsPath
 from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
-from tabulate import tabulate
 
 from modeling_gpt2scratch.data.shards.format import HEADER_BYTES
 from modeling_gpt2scratch.data.shards.manifest import Manifest
@@ -18,6 +16,7 @@ from modeling_gpt2scratch.data.sources.docstrings import DOCSTRINGS
 from modeling_gpt2scratch.data.sources.hub_files import PRESETS
 from modeling_gpt2scratch.data.tokens.ids import token_dtype
 
+from .model_card import pipe_table, tokenizer_in_words
 from .records import is_hub_name
 
 # Never a path, though a condition on a column may look like one.
@@ -141,7 +140,7 @@ def _splits(manifest: Manifest) -> str:
         ]
         for name, split in manifest.splits.items()
     ]
-    return _table(["Split", "Documents", "Tokens", "Bytes of text", "Shards"], rows)
+    return pipe_table(["Split", "Documents", "Tokens", "Bytes of text", "Shards"], rows)
 
 
 def _format(manifest: Manifest) -> str:
@@ -160,23 +159,22 @@ def _format(manifest: Manifest) -> str:
 def _origin(manifest: Manifest) -> str:
     """Tokenizer, sources and arguments, as they were recorded."""
     tokenizer = manifest.tokenizer["name"]
-    words = f"`{tokenizer}`"
-    if tokenizer.startswith("bpe:"):
-        words = "a byte-level BPE trained on the training split"
-    parts = [f"Tokenizer: {words} (sha256 of its content: `{manifest.tokenizer['fingerprint']}`)."]
+    parts = [
+        f"Tokenizer: {tokenizer_in_words(tokenizer)} (sha256 of its content: `{manifest.tokenizer['fingerprint']}`)."
+    ]
     if manifest.sources:
         headers = [key.capitalize() for key in manifest.sources[0]]
         rows = [[_cell(value) for value in source.values()] for source in manifest.sources]
-        parts.append(f"Sources:\n\n{_table(headers, rows)}")
+        parts.append(f"Sources:\n\n{pipe_table(headers, rows)}")
     if manifest.left_out:
         rows = [[reason, f"{count:,}"] for reason, count in manifest.left_out.items()]
-        parts.append(f"Documents left out:\n\n{_table(['Reason', 'Documents'], rows)}")
+        parts.append(f"Documents left out:\n\n{pipe_table(['Reason', 'Documents'], rows)}")
     rows = [
         [f"`{name}`", _cell(value)]
         for name, value in manifest.arguments.items()
         if name not in HIDDEN_ARGUMENTS
     ]
-    parts.append(f"Arguments of `prepare_data.py`:\n\n{_table(['Argument', 'Value'], rows)}")
+    parts.append(f"Arguments of `prepare_data.py`:\n\n{pipe_table(['Argument', 'Value'], rows)}")
     return "## How it was made\n\n" + "\n\n".join(parts)
 
 
@@ -216,8 +214,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"{value:,}" if isinstance(value, int) else f"{value:g}"
     return "none" if value is None else str(value).replace("|", "\\|")
-
-
-def _table(headers: list[str], rows: Iterable[list[str]]) -> str:
-    """A Markdown table with every cell as it is given."""
-    return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)

@@ -6,13 +6,14 @@ It says what the run recorded, and that the rest was not recorded.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from tabulate import tabulate
 
 from modeling_gpt2scratch.data.sources.docstrings import DOCSTRINGS
+from modeling_gpt2scratch.data.tokens.names import GPT2, TRAINED_PREFIX
 
 from .scores import estimates_of, is_partial, protocol_of, samples_of
 
@@ -128,7 +129,7 @@ def _introduction(records: RunRecords) -> str:
     return (
         f"A GPT-2 language model of {records.sizes['parameters']:,} parameters, {origin}. It is a "
         f"base model: it continues a text, and was not taught to answer or to follow "
-        f"instructions.\n\n{_table(['', ''], sizes)}"
+        f"instructions.\n\n{pipe_table(['', ''], sizes)}"
     )
 
 
@@ -166,7 +167,7 @@ def _results(results: dict | None, repository: str) -> str:
                 row = [task, protocol, samples, f"{metric} {arrow}", model, text]
                 rows.setdefault((task, metric), []).append(row)
     headers = ["Task", "Protocol", "Samples", "Metric", "Model", "Value"]
-    table = _table(headers, [row for group in rows.values() for row in group])
+    table = pipe_table(headers, [row for group in rows.values() for row in group])
     partial = ""
     own = results["models"][repository]
     if any(is_partial(own, task) for task in own["results"]):
@@ -238,8 +239,8 @@ def _training(records: RunRecords, has_picture: bool) -> str:
         where = f"Where it ran: {text}."
     picture = f"![Loss over the steps]({PICTURE_NAME})\n\n" if has_picture else ""
     return (
-        f"## Training\n\n{_table(['', ''], rows)}\n\n{picture}{where} "
-        f"Arguments of `train_accelerate.py`:\n\n{_table(['Argument', 'Value'], arguments)}"
+        f"## Training\n\n{pipe_table(['', ''], rows)}\n\n{picture}{where} "
+        f"Arguments of `train_accelerate.py`:\n\n{pipe_table(['Argument', 'Value'], arguments)}"
     )
 
 
@@ -247,16 +248,12 @@ def _data(data: DataRecord | None) -> str:
     """The data set and its splits."""
     if data is None:
         return "## Data\n\nNot recorded."
-    tokenizer = f"`{data.tokenizer}`"
-    if data.tokenizer == "gpt2":
-        tokenizer = "GPT-2's own"
-    elif data.tokenizer.startswith("bpe:"):
-        tokenizer = "a byte-level BPE trained on the training split"
+    tokenizer = tokenizer_in_words(data.tokenizer)
     rows = [
         [name, f"{split.n_documents:,}", f"{split.n_tokens:,}", f"{split.n_bytes:,}"]
         for name, split in data.splits.items()
     ]
-    table = _table(["Split", "Documents", "Tokens", "Bytes of text"], rows)
+    table = pipe_table(["Split", "Documents", "Tokens", "Bytes of text"], rows)
     return f"## Data\n\nText: {data_links(data)}. Tokenizer: {tokenizer}.\n\n{table}"
 
 
@@ -298,6 +295,14 @@ def _number(value: float) -> str:
     return f"{value:.4f}" if value < 1e6 else f"{value:.4e}"
 
 
-def _table(headers: list[str], rows: Iterable[list[str]]) -> str:
+def tokenizer_in_words(name: str) -> str:
+    """What a card calls the tokenizer of this name."""
+    if name == GPT2:
+        return "GPT-2's own"
+    is_trained = name.startswith(TRAINED_PREFIX)
+    return "a byte-level BPE trained on the training split" if is_trained else f"`{name}`"
+
+
+def pipe_table(headers: list[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table with every cell as it is given."""
     return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)

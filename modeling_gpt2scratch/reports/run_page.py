@@ -12,7 +12,6 @@ from datetime import timedelta
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from tabulate import tabulate
 
 from modeling_gpt2scratch.checkpoints.checkpoint import WEIGHTS_NAME, find_checkpoint
 from modeling_gpt2scratch.common.atomic_files import write_file
@@ -20,7 +19,7 @@ from modeling_gpt2scratch.tracking.metrics import EVENTS_NAME, METRICS_NAME, rea
 from modeling_gpt2scratch.training.configuration import CONFIG_NAME
 
 from .loss_plot import PlotError, draw_curves
-from .model_card import data_links, is_shown, origin_of_weights
+from .model_card import data_links, is_shown, origin_of_weights, pipe_table
 from .records import RESULTS_NAME, RecordsError, RunRecords, read_training
 
 REPORT_NAME = "report.md"
@@ -87,7 +86,7 @@ def write_report(run: Path) -> Path:
         "# Report of a training run",
         _introduction(records),
         "## Results",
-        tabulate(_results(records, _events(run)), ["", ""], "pipe", disable_numparse=True),
+        pipe_table(["", ""], _results(records, _events(run))),
         curves,
         *_sample(run),
         "## Where things are",

@@ -5,14 +5,12 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-import torch
 from accelerate.state import AcceleratorState
 from support.paths import REPOSITORY
 from support.processes import run_process
 from support.training_runs import flags, run_here
 
 import train_accelerate
-from modeling_gpt2scratch.distributed import accelerator
 from modeling_gpt2scratch.distributed.agreement import Agreement
 from modeling_gpt2scratch.distributed.processes import LaunchError, require_expected
 from modeling_gpt2scratch.training.directory import recorded_status
@@ -30,6 +28,7 @@ with agreement.naming_the_stalled():
 print("agreed")
 state.destroy_process_group()
 """
+
 
 # The first of three processes does not come to the second step.
 STALLED = """
@@ -107,36 +106,6 @@ def test_a_launch_that_is_not_the_expected_one_is_refused_by_name():
     require_expected(found, {"processes": None, "parameters": 124_439_808})
     with pytest.raises(LaunchError, match="expected 16 processes as --expect_processes says"):
         require_expected(found, {"processes": 16, "parameters": None})
-
-
-@pytest.mark.parametrize(
-    ("precision", "version", "expected"),
-    [("bf16", "2", "torch.bfloat16 torch.float32"), ("no", "2", None), ("no", "1", "version")],
-)
-def test_shards_compute_in_bfloat16_and_add_gradients_in_float32(
-    monkeypatch, precision, version, expected
-):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    monkeypatch.setenv("FSDP_VERSION", version)
-    if version == "1":
-        with pytest.raises(LaunchError, match="expected fsdp_version: 2, found 1"):
-            accelerator._fsdp_plugin(precision)
-        return
-    policy = accelerator._fsdp_plugin(precision).mixed_precision_policy
-    assert (policy and f"{policy.param_dtype} {policy.reduce_dtype}") == expected
-
-
-def test_an_argument_or_a_cpu_run_decides_the_precision_and_then_the_device(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    assert accelerator.choose_precision("no") == "no"
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # as the launcher always says
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "False")
-    assert accelerator.choose_precision("auto") == "bf16"
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")  # on a machine with a GPU
-    assert accelerator.choose_precision("auto") == "no"
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert accelerator.choose_precision("auto") is None  # Accelerate's own
 
 
 @pytest.mark.parametrize("local_rank", [0, 1])

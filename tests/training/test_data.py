@@ -260,12 +260,6 @@ def test_sources_with_different_tokenizers_are_refused_by_name(small_data, other
     assert f"{small_data} (bpe:300) and {other_data} (bpe:301)" in message
 
 
-def test_weights_that_do_not_sum_up_are_refused(small_data, tmp_path, monkeypatch, capsys):
-    arguments = flags(f"{small_data}:0.7,elsewhere:0.2", tmp_path / "run")
-    code, error = refusal(monkeypatch, capsys, *arguments)
-    assert code == 2 and "expected weights of --data that sum to 1, found a sum of 0.9" in error
-
-
 def test_a_corpus_smaller_than_a_step_is_refused(small_data, tmp_path):
     n_windows = len(TrainingData(config_of(small_data, tmp_path)).train[0])
     config = config_of(
@@ -294,37 +288,3 @@ def test_a_cache_too_small_for_two_groups_is_refused_with_the_size_it_needs(smal
         )
         data.open(rank=0, world_size=1, micro_batch_size=4)
         data.close()
-
-
-def test_a_manifest_without_its_shards_is_refused(small_data, tmp_path):
-    shutil.copy(small_data / "manifest.json", tmp_path)
-    with pytest.raises(ShardError, match="found no such file; copy the rest of the data set"):
-        TrainingData(config_of(tmp_path, tmp_path))
-
-
-def test_shards_without_their_manifest_are_refused_with_a_way_out(small_data, tmp_path):
-    shutil.copy(small_data / "train_000000.bin", tmp_path)
-    with pytest.raises(ShardError, match=r"found \*\.bin without it; gpt2scratch shards convert"):
-        Manifest.load(tmp_path)
-
-
-def test_two_manifests_are_refused(small_data, tmp_path):
-    part = "manifest.00001.json"
-    shutil.copy(small_data / "manifest.json", tmp_path / part)
-    (tmp_path / "dataset_manifest.json").write_text('{"format": "of something else"}')
-    (tmp_path / "my_manifest.json").write_text("[]")
-    with pytest.raises(ShardError, match=f"found {part}; merge the parts"):
-        Manifest.load(tmp_path)
-    shutil.copy(small_data / "manifest.json", tmp_path)
-    with pytest.raises(ShardError, match=f"expected one manifest, found manifest.json and {part};"):
-        Manifest.load(tmp_path)
-    assert Manifest.load(tmp_path, part) == Manifest.load(small_data)
-
-
-def test_a_directory_that_may_not_be_read_is_refused(small_data, monkeypatch):
-    def refuse(path, **options):
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr(Path, "read_text", refuse)  # root could read it whatever its modes
-    with pytest.raises(ShardError, match=r"manifest\.json: expected a file that you may read"):
-        Manifest.load(small_data)

@@ -28,7 +28,7 @@ def with_processes(n, config, directory):
 def one_process(small_data, tmp_path_factory):
     """The directory of a run of one process in micro-batches of four rows."""
     output_dir = tmp_path_factory.mktemp("runs") / "one"
-    process = launch(*flags(small_data, output_dir, **PLAIN))
+    process = launch(*flags(small_data, output_dir, **PLAIN), config="cpu.yaml")
     assert process.returncode == 0, process.stderr
     return output_dir
 
@@ -41,10 +41,12 @@ def test_replicas_and_shards_have_the_curve_of_one_process(
     small_data, tmp_path, one_process, config, n_processes, micro_batch_size
 ):
     output_dir = tmp_path / "run"
-    arguments = flags(small_data, output_dir, **PLAIN, micro_batch_size=micro_batch_size)
+    options = {"micro_batch_size": micro_batch_size, "preflight": True}
+    arguments = flags(small_data, output_dir, **PLAIN | options)
     process = launch(*arguments, config=with_processes(n_processes, config, tmp_path))
     assert process.returncode == 0, process.stderr
     assert f"processes        {n_processes} " in process.stdout
+    assert process.stdout.count("finished:") == 1
     require_same_curve(output_dir, one_process)
     whole, shared = (load_file(d / "model.safetensors") for d in (one_process, output_dir))
     assert whole.keys() == shared.keys()
@@ -52,18 +54,28 @@ def test_replicas_and_shards_have_the_curve_of_one_process(
         torch.testing.assert_close(shared[name], weight, atol=1e-3, rtol=1e-3, msg=name)
 
 
+def continued_by_two(small_data, one_process, output_dir, config):
+    """A run that two processes continued from the sixth step of one process."""
+    shutil.copytree(one_process / "checkpoint-6", output_dir / "checkpoint-6")
+    shutil.copy(one_process / "train_config.json", output_dir)
+    arguments = flags(small_data, output_dir, **PLAIN, micro_batch_size=4)
+    process = launch(*arguments, "--resume", "auto", config=config)
+    assert process.returncode == 0, process.stderr
+    require_same_curve(output_dir, one_process, steps=range(7, 13))
+    return output_dir
+
+
+def test_two_processes_continue_what_one_began(small_data, tmp_path, one_process):
+    run = continued_by_two(small_data, one_process, tmp_path / "run", "cpu_2proc.yaml")
+    assert {row["step"] for row in read_metrics(run / "metrics.jsonl")} == set(range(7, 13))
+
+
 def test_one_process_continues_shards_and_shards_continue_one_process(
     small_data, tmp_path, one_process, monkeypatch
 ):
-    shards = tmp_path / "shards"
-    arguments = flags(small_data, shards, **PLAIN, micro_batch_size=4)
-    shutil.copytree(one_process / "checkpoint-6", shards / "checkpoint-6")
-    shutil.copy(one_process / "train_config.json", shards)
-    process = launch(*arguments, "--resume", "auto", config="fsdp2_cpu_2proc.yaml")
-    assert process.returncode == 0, process.stderr
-    require_same_curve(shards, one_process, steps=range(7, 13))
-    names = {path.name for path in (shards / "checkpoint-12").glob("optimizer*")}
-    assert names == {"optimizer-00000-of-00002.safetensors", "optimizer-00001-of-00002.safetensors"}
+    shards = continued_by_two(small_data, one_process, tmp_path / "shards", "fsdp2_cpu_2proc.yaml")
+    names = {path.name for path in (shards / "checkpoint-12").glob("optimizer/*")}
+    assert names == {"state-00000-of-00002.safetensors", "state-00001-of-00002.safetensors"}
 
     further = tmp_path / "further"
     arguments = flags(small_data, further, **PLAIN | {"max_steps": 14, "save_every": 0})

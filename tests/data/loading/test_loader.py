@@ -304,7 +304,8 @@ def test_a_split_of_just_one_window_is_read(tmp_path):
 def test_a_shard_that_is_missing_is_refused_before_the_first_batch(tmp_path):
     write_stream(tmp_path, 20, shard_tokens=8)
     (tmp_path / "train_000001.bin").unlink()
-    with pytest.raises(ShardError, match=r"train_000001\.bin: expected .* found no such file"):
+    message = r"train_000001\.bin: expected .* found no such file; copy the rest of the data set"
+    with pytest.raises(ShardError, match=message):
         TokenWindows(tmp_path, "train", sequence_length=4)
 
 

@@ -1,7 +1,6 @@
-"""Token shards and their manifest: what goes in comes out, and damage is named."""
+"""Token shards: what goes in comes out, and damage is named."""
 
 import hashlib
-import json
 import struct
 
 import numpy as np
@@ -15,10 +14,11 @@ from modeling_gpt2scratch.data.shards.format import (
     read_shard,
     write_shard,
 )
-from modeling_gpt2scratch.data.shards.manifest import Manifest, ShardEntry, Split
+from modeling_gpt2scratch.data.shards.manifest import Split
 from modeling_gpt2scratch.data.shards.writer import SplitWriter
 
 MAX_ID = 2**16 - 1
+
 
 # Few examples, because every shard is flushed to the disk.
 few_examples = settings(max_examples=40, deadline=None)
@@ -30,19 +30,6 @@ def write_split(directory, documents, *, shard_tokens, vocab_size, split="train"
     for document in documents:
         writer.add(np.array(document, dtype=np.uint32), n_bytes=len(document))
     return writer.close()
-
-
-def a_manifest(**changes):
-    """A manifest of one shard with three tokens."""
-    shard = ShardEntry(file="train_000000.bin", n_tokens=3, sha256="0" * 64)
-    fields = {
-        "vocab_size": 10,
-        "end_of_text_id": 9,
-        "tokenizer": {"name": "gpt2", "fingerprint": "f" * 64},
-        "splits": {"train": Split(n_tokens=3, n_documents=1, n_bytes=8, shards=(shard,))},
-        "arguments": {"seed": 0, "subset": None},
-    }
-    return Manifest(**fields | changes)
 
 
 def refusal(function, *arguments, **keywords):
@@ -244,106 +231,3 @@ def test_a_vocabulary_of_65536_fits(tmp_path):
     split = write_split(tmp_path, [[0, MAX_ID]], shard_tokens=4, vocab_size=MAX_ID + 1)
     tokens = read_shard(tmp_path / split.shards[0].file, n_tokens=2, vocab_size=MAX_ID + 1)
     assert tokens.tolist() == [0, 65535]
-
-
-def test_a_manifest_is_read_as_it_was_written(tmp_path):
-    val = Split(n_tokens=0, n_documents=0, n_bytes=0, shards=())
-    manifest = a_manifest(splits=a_manifest().splits | {"val": val})
-    manifest.save(tmp_path)
-    assert Manifest.load(tmp_path) == manifest
-    assert [file.name for file in tmp_path.iterdir()] == ["manifest.json"]
-
-
-def test_a_manifest_says_how_its_shards_are_laid_out(tmp_path):
-    a_manifest().save(tmp_path)
-    content = json.loads((tmp_path / "manifest.json").read_text())
-    layout = [content[key] for key in ("format", "version", "dtype", "header_bytes")]
-    assert layout == ["gpt2scratch-shards", 1, "<u2", 1024]
-    assert content["splits"]["train"]["shards"] == [
-        {"file": "train_000000.bin", "n_tokens": 3, "sha256": "0" * 64}
-    ]
-
-
-def test_a_directory_without_a_manifest_is_refused_and_says_how_to_make_one(tmp_path):
-    message = refusal(Manifest.load, tmp_path)
-    assert message.startswith(f"{tmp_path}: expected a directory with manifest.json, found none")
-    assert "prepare_data.py" in message
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b'{"format": "gpt2scr'])
-def test_a_manifest_that_is_not_json_is_refused_by_name(tmp_path, content):
-    path = tmp_path / "manifest.json"
-    path.write_bytes(content)
-    assert refusal(Manifest.load, tmp_path).startswith(f"{path}: expected a JSON manifest, found ")
-
-
-@pytest.mark.parametrize(
-    ("change", "found"),
-    [
-        ({"version": 2}, "('gpt2scratch-shards', 2)"),
-        ({"format": "other"}, "('other', 1)"),
-        ({"version": None}, "('gpt2scratch-shards', None)"),
-    ],
-)
-def test_a_manifest_of_another_format_is_refused_by_name(tmp_path, change, found):
-    a_manifest().save(tmp_path)
-    path = tmp_path / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    message = refusal(Manifest.load, tmp_path)
-    assert message.startswith(f"{path}: expected gpt2scratch-shards version 1, found {found}")
-
-
-def test_a_manifest_that_is_a_list_is_refused_by_name(tmp_path):
-    path = tmp_path / "manifest.json"
-    path.write_text("[]")
-    assert refusal(Manifest.load, tmp_path).startswith(f"{path}: expected gpt2scratch-shards")
-
-
-def without(*keys):
-    """A change of a manifest that removes the entry at this path of keys."""
-
-    def change(content):
-        *folders, last = keys
-        for key in folders:
-            content = content[key]
-        del content[last]
-
-    return change
-
-
-def replaced(*keys, by):
-    """A change of a manifest that puts another value at this path of keys."""
-
-    def change(content):
-        *folders, last = keys
-        for key in folders:
-            content = content[key]
-        content[last] = by
-
-    return change
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        without("vocab_size"),
-        without("end_of_text_id"),
-        without("tokenizer"),
-        without("splits"),
-        without("arguments"),
-        without("splits", "train", "shards"),
-        without("splits", "train", "n_tokens"),
-        without("splits", "train", "shards", 0, "file"),
-        without("splits", "train", "shards", 0, "sha256"),
-        replaced("splits", by=[]),
-        replaced("splits", "train", by=None),
-        replaced("splits", "train", "shards", by=[3]),
-    ],
-)
-def test_an_incomplete_manifest_is_refused_by_name(tmp_path, change):
-    a_manifest().save(tmp_path)
-    path = tmp_path / "manifest.json"
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-    assert refusal(Manifest.load, tmp_path).startswith(f"{path}: incomplete manifest: ")

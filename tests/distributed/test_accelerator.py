@@ -1,0 +1,49 @@
+"""How processes find each other, and in which precision they compute."""
+
+import pytest
+import torch
+
+from modeling_gpt2scratch.distributed import accelerator
+from modeling_gpt2scratch.distributed.processes import LaunchError
+
+
+@pytest.mark.parametrize(
+    ("precision", "version", "expected"),
+    [("bf16", "2", "torch.bfloat16 torch.float32"), ("no", "2", None), ("no", "1", "version")],
+)
+def test_shards_compute_in_bfloat16_and_add_gradients_in_float32(
+    monkeypatch, precision, version, expected
+):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", version)
+    if version == "1":
+        with pytest.raises(LaunchError, match="expected fsdp_version: 2, found 1"):
+            accelerator._fsdp_plugin(precision)
+        return
+    policy = accelerator._fsdp_plugin(precision).mixed_precision_policy
+    assert (policy and f"{policy.param_dtype} {policy.reduce_dtype}") == expected
+
+
+def test_an_argument_or_a_cpu_run_decides_the_precision_and_then_the_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert accelerator.choose_precision("no") == "no"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # as the launcher always says
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "False")
+    assert accelerator.choose_precision("auto") == "bf16"
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")  # on a machine with a GPU
+    assert accelerator.choose_precision("auto") == "no"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert accelerator.choose_precision("auto") is None  # Accelerate's own
+
+
+def test_processes_that_do_not_find_each_other_are_refused(monkeypatch, tmp_path):
+    class Alone:
+        num_processes = 1
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(accelerator, "Accelerator", lambda **options: Alone())
+    with pytest.raises(LaunchError, match="expected the 2 processes .* found 1"):
+        accelerator.make_accelerator(
+            mixed_precision="no", project_dir=str(tmp_path), timeout_minutes=1.0
+        )

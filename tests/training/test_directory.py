@@ -1,0 +1,162 @@
+"""The directory of a run: continued, branched off, replaced, or left alone."""
+
+import json
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.paths import REPOSITORY
+from support.processes import PATIENCE, started, wait_until
+from support.training_runs import curve, flags, launch, launcher_of, refusal, run_here
+
+from modeling_gpt2scratch.training.directory import OutputLock
+
+
+@pytest.mark.gate
+def test_a_killed_and_resumed_run_is_the_uninterrupted_one(finished, small_data, tmp_path):
+    output_dir = tmp_path / "killed"
+    arguments = flags(small_data, output_dir)
+    with started([sys.executable, "train_accelerate.py", *arguments], cwd=REPOSITORY) as process:
+        # Beyond checkpoint-4, before checkpoint-8.
+        wait_until(lambda: max(curve(output_dir), default=0) >= 6, process)
+        process.kill()
+    assert not (output_dir / "model.safetensors").exists()
+
+    resumed = launch(*arguments, "--resume", "auto")
+    assert resumed.returncode == 0, resumed.stderr
+    assert curve(output_dir) == curve(finished)
+    for name in ("model.safetensors", "checkpoint-12/optimizer/state.safetensors"):
+        left, right = load_file(output_dir / name), load_file(finished / name)
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[key], right[key]) for key in left)
+
+
+@pytest.mark.gate
+@pytest.mark.parametrize(
+    ("launcher", "code"),
+    # torchrun calls every signal a failure, even if its processes ended well.
+    [([], 0), (launcher_of("cpu_2proc.yaml"), 1)],
+    ids=["one process", "two processes"],
+)
+def test_sigterm_finishes_the_step_saves_and_exits(small_data, tmp_path, launcher, code):
+    output_dir = tmp_path / "stopped"
+    arguments = flags(small_data, output_dir, max_steps=100_000, eval_every=0, save_every=0)
+    command = [sys.executable, *launcher, "train_accelerate.py", *arguments]
+    with started(command, cwd=REPOSITORY, stdout=subprocess.PIPE) as process:
+        wait_until(lambda: len(curve(output_dir)) >= 3, process)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == code
+    last = max(curve(output_dir))
+    assert f"stopped after step {last}; continue with --resume auto" in output
+    assert (output_dir / f"checkpoint-{last}" / "training_state.json").exists()
+    assert not (output_dir / "model.safetensors").exists()
+
+
+@pytest.mark.gate
+def test_a_full_disk_ends_in_one_line_with_the_last_checkpoint_intact(run_copy, small_data):
+    # A file-size limit between the weights and the optimizer's state stands in for the disk.
+    n_bytes = (run_copy / "model.safetensors").stat().st_size + 20_000
+    optimizer_file = run_copy / "checkpoint-8" / "optimizer" / "state.safetensors"
+    assert n_bytes < optimizer_file.stat().st_size
+
+    def limit_file_size():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
+
+    # The rehearsal would find out before the first step.
+    arguments = flags(small_data, run_copy, resume="auto", preflight=False)
+    process = launch(*arguments, preexec_fn=limit_file_size)
+    assert process.returncode == 1
+    errors = [line for line in process.stderr.splitlines() if "error:" in line]
+    assert len(errors) == 1 and "checkpoint-12" in errors[0] and "large" in errors[0]
+    assert not list(run_copy.glob(".*")) and not (run_copy / "checkpoint-12").exists()
+    assert launch(*arguments).returncode == 0
+    assert (run_copy / "checkpoint-12").exists()
+
+
+def test_a_finished_run_is_not_trained_on(finished, small_data, tmp_path, monkeypatch):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    assert run_here(monkeypatch, *flags(small_data, copy, resume="auto")) == 0
+    assert curve(copy) == curve(finished)
+
+
+def test_resume_auto_starts_a_run_that_has_no_checkpoint_yet(small_data, tmp_path, monkeypatch):
+    arguments = flags(small_data, tmp_path / "new", resume="auto", max_steps=1)
+    assert run_here(monkeypatch, *arguments) == 0
+    assert len(curve(tmp_path / "new")) == 1
+
+
+def test_another_directory_can_continue_from_a_checkpoint(
+    finished, small_data, tmp_path, monkeypatch
+):
+    branch = tmp_path / "branch"
+    arguments = flags(small_data, branch, resume=finished / "checkpoint-8")
+    assert run_here(monkeypatch, *arguments) == 0
+    assert curve(branch) == {step: curve(finished)[step] for step in range(9, 13)}
+
+
+def test_overwrite_with_a_foreign_checkpoint_leaves_nothing_of_the_old_run(
+    finished, run_copy, small_data, monkeypatch
+):
+    # `run_copy` is to become a branch of `finished`.
+    arguments = flags(small_data, run_copy, resume=finished / "checkpoint-8", save_every=0)
+    assert run_here(monkeypatch, *arguments, "--overwrite") == 0
+    assert [path.name for path in run_copy.glob("checkpoint-*")] == ["checkpoint-12"]
+    assert curve(run_copy).keys() == set(range(9, 13))
+
+
+def test_overwrite_replaces_a_run_and_nothing_else(
+    run_copy, small_data, tmp_path, monkeypatch, capsys
+):
+    arguments = flags(small_data, run_copy, max_steps=1)
+    code, error = refusal(monkeypatch, capsys, *arguments)
+    assert code == 2 and "found train_config.json in" in error and "--overwrite" in error
+    assert run_here(monkeypatch, *arguments, "--overwrite") == 0
+    assert sorted(path.name for path in run_copy.glob("checkpoint-*")) == ["checkpoint-1"]
+    other = tmp_path / "thesis"
+    other.mkdir()
+    (other / "thesis.txt").write_text("years of work")
+    arguments = flags(small_data, other, max_steps=1)
+    code, error = refusal(monkeypatch, capsys, *arguments, "--overwrite")
+    assert code == 2 and "found other content" in error
+
+
+def test_a_checkpoint_is_not_continued_on_data_of_another_tokenizer(
+    run_copy, small_data, tmp_path, monkeypatch, capsys
+):
+    data = shutil.copytree(small_data, tmp_path / "data")
+    manifest = json.loads((data / "manifest.json").read_text())
+    manifest["tokenizer"]["fingerprint"] = "0" * 64
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    code, error = refusal(monkeypatch, capsys, *flags(data, run_copy, resume="auto"))
+    assert code == 1 and "expected tokenizer.fingerprint = " in error
+    # Without a checkpoint, the tokenizer's own files give the swap away.
+    code, error = refusal(monkeypatch, capsys, *flags(data, tmp_path / "new"))
+    assert code == 1 and "expected the tokenizer that made the shards" in error
+
+
+def test_a_resumed_run_may_not_end_before_its_checkpoint(run_copy, small_data, monkeypatch, capsys):
+    arguments = flags(small_data, run_copy, resume="auto", max_steps=5)
+    code, error = refusal(monkeypatch, capsys, *arguments)
+    assert code == 2 and "expected --max_steps of at least 8" in error
+
+
+def test_a_directory_in_which_a_run_is_going_on_is_refused(
+    run_copy, small_data, monkeypatch, capsys
+):
+    lock = OutputLock(run_copy)
+    lock.acquire()
+    for more in ({"resume": "auto"}, {"overwrite": True}):
+        arguments = flags(small_data, run_copy, **more)
+        code, error = refusal(monkeypatch, capsys, *arguments)
+        assert code == 2 and "found one that is still going on; wait for it" in error
+    assert (run_copy / "checkpoint-8" / "model.safetensors").exists()
+    lock.close()
+    assert run_here(monkeypatch, *flags(small_data, run_copy, resume="auto")) == 0
