@@ -158,10 +158,9 @@ def _format(manifest: Manifest) -> str:
 
 def _origin(manifest: Manifest) -> str:
     """Tokenizer, sources and arguments, as they were recorded."""
-    tokenizer = manifest.tokenizer["name"]
-    parts = [
-        f"Tokenizer: {tokenizer_in_words(tokenizer)} (sha256 of its content: `{manifest.tokenizer['fingerprint']}`)."
-    ]
+    words = tokenizer_in_words(manifest.tokenizer["name"])
+    fingerprint = manifest.tokenizer["fingerprint"]
+    parts = [f"Tokenizer: {words} (sha256 of its content: `{fingerprint}`)."]
     if manifest.sources:
         headers = [key.capitalize() for key in manifest.sources[0]]
         rows = [[_cell(value) for value in source.values()] for source in manifest.sources]
