@@ -1,18 +1,21 @@
 """Checkpoints: a model directory for everybody, plus the optimizer's state for going on.
 
-`OUTPUT_DIR/checkpoint-N/` is what `save_pretrained` writes, with the optimizer's tensors, the
-state of the run as JSON, and the checksums of all of it. It appears under its name only when it is
-complete (see `checkpoint_writer`), and `OUTPUT_DIR/latest` names the one written last. Nothing is
-pickled. The state of the data order, of the learning rate and of dropout is not saved, because all
-three are functions of the step.
+`OUTPUT_DIR/checkpoint-N/` is what `save_pretrained` writes, with the optimizer's tensors in the
+folder `optimizer`, the state of the run as JSON, and the checksums of all of it. It appears under
+its name only when it is complete (see `writer`), and `OUTPUT_DIR/latest` names the one written
+last. Nothing is pickled. The state of the data order, of the learning rate and of dropout is not
+saved, because all three are functions of the step.
 
 Weights are whole, in one file, however many processes shared them. The optimizer's tensors are in
 one file if every process had all of them, or if DeepSpeed kept them, and otherwise in one file per
-process, of slices. Any number of processes reads either.
+process, of slices. Any number of processes reads either. They have a folder of their own because
+programs that serve models take every `*.safetensors` beside a `config.json` for weights; earlier
+versions put them there, and their checkpoints still load.
 """
 
 import itertools
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -25,15 +28,16 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from modeling_gpt2scratch.common.atomic_files import new_files
-from modeling_gpt2scratch.common.checksums import damage
+from modeling_gpt2scratch.common.checksums import CHECKSUMS_NAME, damage
 from modeling_gpt2scratch.data.tokens.tokenizer import save_tokenizer
 
 from .retention import STATE_NAME, checkpoints_by_step, latest_step
 from .sliced_tensors import SlicedTensors, own_slice
+from .weight_files import WeightsError
 from .zero_state import is_zero, load_whole_state, optimized_parameters, set_weight
 
-OPTIMIZER_NAME = "optimizer.safetensors"
-OPTIMIZER_PATTERN = "optimizer*.safetensors"
+OPTIMIZER_FOLDER = "optimizer"
+OLD_OPTIMIZER_PATTERN = "optimizer*.safetensors"  # at the top, in checkpoints of earlier versions
 WEIGHTS_NAME = "model.safetensors"
 SHOWN_CHARACTERS = 200  # of a value that differs
 
@@ -65,15 +69,25 @@ def find_checkpoint(directory: Path) -> Path | None:
 def verify_checkpoint(checkpoint: Path) -> None:
     """Reads every file again, and compares size and sha256 with what was written.
 
-    Processes of a group share the files out and must all call it. Checkpoints of versions that
-    wrote no checksums pass.
+    Processes of a group share the files out and must all call it. Checkpoints without checksums,
+    such as those of early versions, pass, which is said in one line.
 
     Raises:
         CheckpointError: on all of them alike, naming the files that are damaged.
     """
     group_exists = dist.is_available() and dist.is_initialized()
     rank, n_ranks = (dist.get_rank(), dist.get_world_size()) if group_exists else (0, 1)
-    own = list(damage(checkpoint, part=rank, n_parts=n_ranks))
+    optimizer_files = (
+        path.relative_to(checkpoint).as_posix() for path in _found_optimizer_files(checkpoint)
+    )
+    written = [WEIGHTS_NAME, STATE_NAME, *optimizer_files]
+    own = list(damage(checkpoint, listed=written, part=rank, n_parts=n_ranks))
+    if rank == 0 and checkpoint.is_dir() and not (checkpoint / CHECKSUMS_NAME).exists():
+        print(
+            f"warning: {checkpoint}: expected {CHECKSUMS_NAME}, found none; "
+            f"damage to its files would not be seen",
+            file=sys.stderr,
+        )
     problems = [own] * n_ranks
     if group_exists:
         dist.all_gather_object(problems, own)
@@ -95,7 +109,9 @@ def load_state(checkpoint: Path, *, expected: dict) -> dict:
     path = checkpoint / STATE_NAME
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        if not isinstance(state, dict) or type(state.get("step")) is not int or state["step"] < 0:
+            raise ValueError(f"expected the state of a run with its step, found {_shown(state)}")
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be loaded: {error}") from error
     # What is compared went through JSON, which knows no tuples.
     expected = json.loads(json.dumps(expected))
@@ -129,6 +145,8 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
             set_weight(tensor, weight)
         if unknown := sorted(stored.shapes.keys() - known):
             raise ValueError(f"expected tensors of {type(model).__name__}, found {unknown[0]}")
+    except WeightsError as error:
+        raise CheckpointError(str(error)) from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be loaded: {error}") from error
 
@@ -148,7 +166,7 @@ def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Op
     number_of = {parameter: number for number, parameter in enumerate(parameters)}
     named = {name: tensor for names, tensor in named_tensors(model) for name in names}
     state: dict[int, dict] = defaultdict(dict)
-    path = checkpoint / OPTIMIZER_NAME
+    path = checkpoint / OPTIMIZER_FOLDER
     try:
         stored = SlicedTensors(_optimizer_files(checkpoint))
         owners = {key: named.get(key.rpartition(".")[0]) for key in stored.shapes}
@@ -166,6 +184,8 @@ def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Op
             state[number_of[parameter]][moment] = tensor
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": dict(state), "param_groups": groups})
+    except WeightsError as error:
+        raise CheckpointError(str(error)) from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be loaded: {error}") from error
 
@@ -222,9 +242,15 @@ def open_to_readers(files: Iterable[Path]) -> None:
         file.chmod(mode)
 
 
+def _found_optimizer_files(checkpoint: Path) -> list[Path]:
+    """The files of the optimizer's tensors that are there."""
+    files = sorted((checkpoint / OPTIMIZER_FOLDER).glob("*.safetensors"))
+    return files or sorted(checkpoint.glob(OLD_OPTIMIZER_PATTERN))
+
+
 def _optimizer_files(checkpoint: Path) -> list[Path]:
     """The files of the optimizer's tensors, all of them."""
-    files = sorted(checkpoint.glob(OPTIMIZER_PATTERN))
+    files = _found_optimizer_files(checkpoint)
     n_expected = int(files[0].stem.rpartition("-")[2]) if files and "-of-" in files[0].stem else 1
     if len(files) != n_expected:
         raise ValueError(f"expected {n_expected} files of the optimizer, found {len(files)}")

@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+
+from modeling_gpt2scratch.common.errors import named
+
+from .weight_files import WeightsError, open_tensors
 
 SLICES_KEY = "slices"  # in a file's metadata: JSON of name -> {"shape": ..., "offset": ...}
 
@@ -71,21 +74,29 @@ class SlicedTensors:
         paths: all files of one set; their headers are read at once.
 
     Raises:
-        OSError, SafetensorError: if a file cannot be read.
+        OSError, WeightsError: if a file cannot be read.
     """
 
     def __init__(self, paths: Iterable[Path]):
-        self._files = {path: safe_open(path, framework="pt") for path in paths}
+        self._files = {path: open_tensors(path) for path in paths}
         self._slices: dict[str, list[StoredSlice]] = defaultdict(list)
         self.shapes: dict[str, tuple[int, ...]] = {}  # of the whole tensors, by name
         for path, file in self._files.items():
-            known = json.loads((file.metadata() or {}).get(SLICES_KEY, "{}"))
-            for name in file.keys():  # noqa: SIM118 - it is no dictionary
-                shape = tuple(file.get_slice(name).get_shape())
-                whole = {"shape": shape, "offset": (0,) * len(shape)}
-                entry = known.get(name, whole)
-                self._slices[name].append(StoredSlice(path, shape, tuple(entry["offset"])))
-                self.shapes[name] = tuple(entry["shape"])
+            try:
+                known = json.loads((file.metadata() or {}).get(SLICES_KEY, "{}")) or {}
+                for name in file.keys():  # noqa: SIM118 - it is no dictionary
+                    shape = tuple(file.get_slice(name).get_shape())
+                    entry = known.get(name, {"shape": shape, "offset": [0] * len(shape)})
+                    whole, offset = (tuple(map(int, entry[key])) for key in ("shape", "offset"))
+                    if not len(whole) == len(offset) == len(shape):
+                        raise ValueError(f"{name} of shape {shape} at {offset} of {whole}")
+                    self._slices[name].append(StoredSlice(path, shape, offset))
+                    self.shapes[name] = whole
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+                raise WeightsError(
+                    f"{path}: expected where its slices belong, found {named(error)}; "
+                    f"copy the checkpoint again"
+                ) from error
 
     def read(self, name: str, *, offset: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
         """The slice of this shape that begins at `offset` in the whole tensor, on the CPU.

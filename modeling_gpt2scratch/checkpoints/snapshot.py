@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -18,7 +18,7 @@ from modeling_gpt2scratch.common.atomic_files import fsync
 from modeling_gpt2scratch.common.checksums import checksum, drop_from_cache
 
 from .checkpoint import (
-    OPTIMIZER_NAME,
+    OPTIMIZER_FOLDER,
     WEIGHTS_NAME,
     named_tensors,
     open_to_readers,
@@ -26,6 +26,7 @@ from .checkpoint import (
 )
 from .retention import STATE_NAME
 from .sliced_tensors import is_first_copy, own_slice, write_slices
+from .weight_files import WeightsError, open_tensors
 from .zero_state import is_zero, whole_state, whole_weight
 
 
@@ -69,7 +70,7 @@ class Snapshot:
         state: JSON text.
         weights: whole, under all of their names; None on ranks that do not write them.
         optimizer: this rank's slices by name, None if it writes none.
-        optimizer_name: of their file.
+        optimizer_name: of their file, in the checkpoint's folder for them.
         slices: shape and offset of each, None if they are whole.
     """
 
@@ -90,14 +91,15 @@ class Snapshot:
         names = set()
         try:
             if self.optimizer is not None:
-                path = directory / self.optimizer_name
+                path = directory / OPTIMIZER_FOLDER / self.optimizer_name
+                path.parent.mkdir(exist_ok=True)  # the first rank to come makes it
                 write_slices(path, self.optimizer, self.slices)
                 open_to_readers([path])
                 _read_back(path, self.optimizer)
-                names.add(path.name)
+                names.add(f"{OPTIMIZER_FOLDER}/{path.name}")
             if self.weights is not None:
                 names |= self._write_model(directory)
-        except SafetensorError as error:
+        except (SafetensorError, WeightsError) as error:
             raise OSError(f"{directory}: {error}") from error
         return {name: checksum(directory / name) for name in sorted(names)}
 
@@ -146,7 +148,7 @@ def take_snapshot(
             slices[name] = {"shape": list(tensor.shape), "offset": list(offset)}
     copies.finish()
     rank, n_ranks = (dist.get_rank(), dist.get_world_size()) if sharded else (0, 1)
-    name = f"optimizer-{rank:05d}-of-{n_ranks:05d}.safetensors" if sharded else OPTIMIZER_NAME
+    name = f"state-{rank:05d}-of-{n_ranks:05d}.safetensors" if sharded else "state.safetensors"
     return Snapshot(
         skeleton=skeleton,
         tokenizer=tokenizer,
@@ -217,7 +219,7 @@ def _read_back(path: Path, tensors: dict[str, Tensor]) -> None:
     """
     fsync(path)
     drop_from_cache(path)
-    with safe_open(path, framework="pt") as file:
+    with open_tensors(path) as file:
         found = set(file.keys())
         n_expected = len({tensor.data_ptr() for tensor in tensors.values()} - {0})
         for name in found:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 CHECKSUMS_NAME = "checksums.json"
@@ -21,13 +21,16 @@ def write_checksums(directory: Path, checksums: dict[str, dict]) -> None:
     (directory / CHECKSUMS_NAME).write_text(_as_text(checksums), encoding="utf-8")
 
 
-def damage(directory: Path, *, part: int = 0, n_parts: int = 1) -> Iterator[str]:
+def damage(
+    directory: Path, *, listed: Sequence[str] = (), part: int = 0, n_parts: int = 1
+) -> Iterator[str]:
     """What is wrong with the files of a directory, one line each; nothing without checksums.
 
     Files that are not listed are somebody's additions, and may be there.
 
     Args:
         directory: with `checksums.json`, or of a version that wrote none.
+        listed: names that nobody adds, which must have an entry.
         part: the share of this process, from 0.
         n_parts: processes that share the work. Each takes files from the largest down.
     """
@@ -42,9 +45,13 @@ def damage(directory: Path, *, part: int = 0, n_parts: int = 1) -> Iterator[str]
         if text != _as_text(checksums):
             raise ValueError("not as it was written")
         names = sorted(checksums, key=lambda name: -checksums[name]["size"])
+        if unlisted := [name for name in listed if name not in checksums]:
+            raise ValueError(f"no entry for {unlisted[0]}")
+        if not all(isinstance(checksums[name]["sha256"], str) for name in names):
+            raise ValueError("not as it was written")
     except FileNotFoundError:
         return
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         yield f"{path}: expected checksums, found damage: {error}"
         return
     for name in names[part::n_parts]:

@@ -1,6 +1,9 @@
 """Input that cannot be read, and any error in one line."""
 
+from pathlib import Path
+
 MAX_MESSAGE_CHARACTERS = 300  # some libraries write pages
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 class SourceError(ValueError):
@@ -19,3 +22,23 @@ def named(error: BaseException) -> str:
     """The class of an error and its message, in one line."""
     name = type(error).__name__
     return f"{name}: {one_line(error)}" if str(error) else name
+
+
+def content_instead(path: Path) -> str | None:
+    """What stands in a binary file that no reader takes, and what to do; None if it is not known.
+
+    Args:
+        path: a regular file. One that cannot be opened is not known, either.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(len(LFS_POINTER))
+    except OSError:
+        return None
+    if not start:
+        return "an empty file; copy or download it again"
+    if start == LFS_POINTER:
+        return "a Git-LFS pointer; run `git lfs pull` there"
+    if start.lstrip()[:9].lower() in (b"<!doctype", b"<html>", b"<html lan"):
+        return "a web page; download the file itself"
+    return None

@@ -7,7 +7,8 @@ import random
 import pytest
 import torch
 from accelerate import PartialState
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from support.damaged_files import DAMAGES, damaged
 from transformers import AutoTokenizer
 
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
@@ -15,6 +16,7 @@ from modeling_gpt2scratch.checkpoints import checkpoint as checkpointing
 from modeling_gpt2scratch.checkpoints.checkpoint import CheckpointError
 from modeling_gpt2scratch.checkpoints.writer import CheckpointWriter
 from modeling_gpt2scratch.common.atomic_files import new_directory, require_free, write_file
+from modeling_gpt2scratch.common.checksums import write_checksums
 from modeling_gpt2scratch.optim.optimizer import make_optimizer
 from modeling_gpt2scratch.tracking.metrics import JsonlTracker, read_metrics
 from modeling_gpt2scratch.training.configuration import TrainConfig
@@ -51,8 +53,26 @@ def save(output_dir, trained, **state):
     return output_dir / f"checkpoint-{state['step']}"
 
 
-def test_a_loaded_checkpoint_trains_on_bit_for_bit(tmp_path, trained):
+def files_of(checkpoint) -> list:
+    return [path for path in checkpoint.rglob("*") if path.is_file()]
+
+
+def as_earlier_versions_wrote_it(checkpoint) -> None:
+    """Moves the optimizer's file to the top, under its old name and with its checksum."""
+    (checkpoint / "optimizer" / "state.safetensors").rename(checkpoint / "optimizer.safetensors")
+    (checkpoint / "optimizer").rmdir()
+    checksums = json.loads((checkpoint / "checksums.json").read_text())
+    checksums["optimizer.safetensors"] = checksums.pop("optimizer/state.safetensors")
+    write_checksums(checkpoint, checksums)
+
+
+@pytest.mark.parametrize("layout", ["of today", "of earlier versions"])
+def test_a_loaded_checkpoint_trains_on_bit_for_bit(tmp_path, trained, layout, capsys):
     checkpoint = save(tmp_path, trained, step=2)
+    if layout != "of today":
+        as_earlier_versions_wrote_it(checkpoint)
+    checkpointing.verify_checkpoint(checkpoint)
+    assert "checksums.json" not in capsys.readouterr().err
     model = GPT2ScratchForCausalLM(trained[0].config)
     optimizer = make_optimizer(model, learning_rate=0.01, weight_decay=0.1)
     checkpointing.load_weights(checkpoint, model)
@@ -66,10 +86,25 @@ def test_a_loaded_checkpoint_trains_on_bit_for_bit(tmp_path, trained):
 def test_a_checkpoint_holds_no_pickle_and_is_readable_by_others(tmp_path, trained):
     os.umask(umask := os.umask(0))
     checkpoint = save(tmp_path, trained, step=2)
-    suffixes = {file.suffix for file in checkpoint.iterdir()}
-    assert suffixes == {".json", ".safetensors", ".py"}
-    for file in checkpoint.iterdir():
+    files = files_of(checkpoint)
+    assert {file.suffix for file in files} == {".json", ".safetensors", ".py"}
+    for file in files:
         assert file.stat().st_mode & 0o777 == 0o666 & ~umask, file
+
+
+def test_only_weights_end_in_safetensors_at_the_top_of_a_checkpoint(tmp_path, trained):
+    # vLLM, for one, loads every such file of a directory.
+    checkpoint = save(tmp_path, trained, step=2)
+    assert [path.name for path in checkpoint.glob("*.safetensors")] == ["model.safetensors"]
+    assert load_file(checkpoint / "model.safetensors").keys() == (
+        trained[0].state_dict().keys() - {"lm_head.weight"}
+    )
+    moments = load_file(checkpoint / "optimizer" / "state.safetensors")
+    names = [name for name, _ in trained[0].named_parameters()]
+    assert moments.keys() == {f"{n}.{m}" for n in names for m in ("exp_avg", "exp_avg_sq", "step")}
+    assert json.loads((checkpoint / "checksums.json").read_text()).keys() == {
+        path.relative_to(checkpoint).as_posix() for path in files_of(checkpoint)
+    } - {"checksums.json"}
 
 
 def test_only_complete_checkpoints_are_found_and_the_newest_wins(tmp_path, trained):
@@ -103,7 +138,7 @@ def test_a_flipped_byte_in_any_file_is_found(tmp_path, trained):
     checkpoint = save(tmp_path, trained, step=2)
     checkpointing.verify_checkpoint(checkpoint)
     generator = random.Random(0)
-    for file in checkpoint.iterdir():
+    for file in files_of(checkpoint):
         content = file.read_bytes()
         for place in [0, len(content) - 1, *generator.choices(range(len(content)), k=6)]:
             damaged = bytearray(content)
@@ -120,6 +155,32 @@ def test_a_flipped_byte_in_any_file_is_found(tmp_path, trained):
     (checkpoint / "config.json").unlink()
     with pytest.raises(CheckpointError, match="config.json: expected .* bytes, found No such file"):
         checkpointing.verify_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "training_state.json", "optimizer/state.safetensors"]
+)
+def test_a_file_without_an_entry_among_the_checksums_is_damage(tmp_path, trained, name):
+    checkpoint = save(tmp_path, trained, step=2)
+    checksums = json.loads((checkpoint / "checksums.json").read_text())
+    del checksums[name]
+    write_checksums(checkpoint, checksums)
+    with pytest.raises(CheckpointError, match=f"found damage: no entry for {name}"):
+        checkpointing.verify_checkpoint(checkpoint)
+
+
+def test_resuming_without_checksums_is_said_in_one_line(tmp_path, trained, capsys):
+    checkpoint = save(tmp_path, trained, step=2)
+    (checkpoint / "checksums.json").unlink()
+    (tmp_path / "train_config.json").write_text("{}")
+    options = {"data": "data", "output_dir": str(tmp_path)}
+    for resume in ("auto", str(checkpoint), str(tmp_path)):
+        capsys.readouterr()
+        assert find_resume_point(TrainConfig(**options, resume=resume)) == checkpoint
+        assert capsys.readouterr().err == (
+            f"warning: {checkpoint}: expected checksums.json, found none; "
+            f"damage to its files would not be seen\n"
+        )
 
 
 def test_a_checkpoint_without_checksums_is_loaded_as_before(tmp_path, trained):
@@ -180,17 +241,27 @@ def test_resuming_passes_a_damaged_checkpoint_over_unless_it_was_named(tmp_path,
         find_resume_point(TrainConfig(**options, resume="auto"))
 
 
-@pytest.mark.parametrize(
-    "name", ["training_state.json", "model.safetensors", "optimizer.safetensors"]
-)
-def test_a_truncated_file_is_named(tmp_path, trained, name):
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer/state.safetensors"])
+def test_a_damaged_file_of_tensors_is_named_with_what_to_do(tmp_path, trained, name, damage):
     checkpoint = save(tmp_path, trained, step=2)
     content = (checkpoint / name).read_bytes()
-    (checkpoint / name).write_bytes(content[: len(content) // 2])
-    with pytest.raises(CheckpointError, match=f"{name}: cannot be loaded"):
-        checkpointing.load_state(checkpoint, expected={})
+    (checkpoint / name).write_bytes(damaged(content, damage))
+    expected = f"{checkpoint / name}: expected a safetensors file, found {DAMAGES[damage]}"
+    with pytest.raises(CheckpointError, match=expected) as refusal:
         checkpointing.load_weights(checkpoint, trained[0])
         checkpointing.load_optimizer(checkpoint, trained[0], trained[2])
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "state", ["[]", "null", "{}", '{"step": -1}', '{"step": "2"}', "[" * 9999, '{"step": 2']
+)
+def test_a_state_that_is_none_is_refused(tmp_path, trained, state):
+    checkpoint = save(tmp_path, trained, step=2)
+    (checkpoint / "training_state.json").write_text(state)
+    with pytest.raises(CheckpointError, match="training_state.json: cannot be loaded: "):
+        checkpointing.load_state(checkpoint, expected={})
 
 
 def test_a_directory_appears_only_when_it_is_complete(tmp_path):

@@ -1,6 +1,8 @@
 """Checkpoints of sharded models: whole weights, sliced moments, and any number of readers."""
 
+import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,8 +20,10 @@ from transformers import AutoModelForCausalLM
 from modeling_gpt2scratch.checkpoints import checkpoint as checkpointing
 from modeling_gpt2scratch.checkpoints.sliced_tensors import SlicedTensors
 from modeling_gpt2scratch.checkpoints.writer import CheckpointWriter
+from modeling_gpt2scratch.common.checksums import write_checksums
 from modeling_gpt2scratch.optim.optimizer import make_optimizer
 
+IMPORT_PATH = os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "tests")))
 SCRIPT = REPOSITORY / "tests" / "support" / "sharded_checkpoints.py"
 
 
@@ -30,7 +34,7 @@ def written(tmp_path_factory) -> Path:
     command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     process = run_process(
         [sys.executable, *command, str(SCRIPT), "round_trip", str(directory)],
-        env=os.environ | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}"},
+        env=os.environ | {"PYTHONPATH": IMPORT_PATH},
     )
     assert process.returncode == 0, process.stderr
     return directory
@@ -38,7 +42,7 @@ def written(tmp_path_factory) -> Path:
 
 def moments(checkpoint: Path) -> dict:
     """The optimizer's tensors, whole."""
-    stored = SlicedTensors(checkpoint.glob("optimizer*.safetensors"))
+    stored = SlicedTensors(checkpoint.glob("optimizer/*.safetensors"))
     return {
         name: stored.read(name, offset=(0,) * len(shape), shape=shape)
         for name, shape in stored.shapes.items()
@@ -48,25 +52,43 @@ def moments(checkpoint: Path) -> dict:
 @pytest.mark.gate
 def test_sharded_and_replicated_checkpoints_hold_the_same_bits(written):
     first, second = written / "sharded" / "checkpoint-2", written / "replicated" / "checkpoint-2"
-    assert len(list(first.glob("optimizer-*-of-00002.safetensors"))) == 2
-    assert [path.name for path in second.glob("optimizer*")] == ["optimizer.safetensors"]
-    assert not (first / "optimizer.safetensors").exists()
+    assert len(list(first.glob("optimizer/state-*-of-00002.safetensors"))) == 2
+    assert [path.name for path in second.glob("optimizer/*")] == ["state.safetensors"]
+    assert not (first / "optimizer" / "state.safetensors").exists()
+    assert [path.name for path in first.glob("*.safetensors")] == ["model.safetensors"]
     weights = "model.safetensors"
     assert (first / weights).read_bytes() == (second / weights).read_bytes()
-    left, right = moments(first), load_file(second / "optimizer.safetensors")
+    left, right = moments(first), load_file(second / "optimizer" / "state.safetensors")
     assert left.keys() == right.keys()
     assert all(torch.equal(left[name], right[name]) for name in left)
     hybrid = moments(written / "hybrid" / "checkpoint-2")
     assert hybrid.keys() == right.keys()
     assert all(torch.equal(hybrid[name], right[name]) for name in hybrid)
-    for file in first.glob("*.safetensors"):
-        again = written / "again" / "checkpoint-2" / file.name
+    for file in first.rglob("*.safetensors"):
+        again = written / "again" / "checkpoint-2" / file.relative_to(first)
         assert again.read_bytes() == file.read_bytes()
 
 
+def files_of(checkpoint: Path) -> list[Path]:
+    return [path for path in checkpoint.rglob("*") if path.is_file()]
+
+
 @pytest.mark.gate
-def test_one_process_goes_on_from_what_two_wrote_in_slices(written, tmp_path):
+@pytest.mark.parametrize("layout", ["of today", "of earlier versions"])
+def test_one_process_goes_on_from_what_two_wrote_in_slices(written, tmp_path, layout):
     checkpoint = written / "sharded" / "checkpoint-2"
+    if layout != "of today":
+        earlier = tmp_path / "earlier"
+        shutil.copytree(checkpoint, earlier)
+        checksums = json.loads((earlier / "checksums.json").read_text())
+        for rank in range(2):
+            name = f"state-0000{rank}-of-00002.safetensors"
+            old_name = name.replace("state", "optimizer")
+            (earlier / "optimizer" / name).rename(earlier / old_name)
+            checksums[old_name] = checksums.pop(f"optimizer/{name}")
+        (earlier / "optimizer").rmdir()
+        write_checksums(earlier, checksums)
+        checkpoint = earlier
     model = tiny_model(vocab_size=271).train()
     optimizer = make_optimizer(model, learning_rate=0.01, weight_decay=0.1)
     checkpointing.verify_checkpoint(checkpoint)
@@ -76,8 +98,9 @@ def test_one_process_goes_on_from_what_two_wrote_in_slices(written, tmp_path):
     parts = {"model": model, "tokenizer": tiny_tokenizer(), "optimizer": optimizer}
     writer.save(**parts, state={"step": 2})
     replicated = written / "replicated" / "checkpoint-2"
-    for file in replicated.iterdir():
-        assert (tmp_path / "checkpoint-2" / file.name).read_bytes() == file.read_bytes(), file
+    for file in files_of(replicated):
+        again = tmp_path / "checkpoint-2" / file.relative_to(replicated)
+        assert again.read_bytes() == file.read_bytes(), file
 
 
 @pytest.mark.gate
@@ -90,10 +113,9 @@ def test_a_sharded_model_is_saved_as_the_class_it_was_before(written):
 @pytest.mark.gate
 def test_a_missing_file_of_slices_is_noticed(written, tmp_path):
     checkpoint = tmp_path / "checkpoint-2"
-    checkpoint.mkdir()
-    for file in (written / "sharded" / "checkpoint-2").iterdir():
-        if file.name not in ("checksums.json", "optimizer-00001-of-00002.safetensors"):
-            (checkpoint / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(written / "sharded" / "checkpoint-2", checkpoint)
+    (checkpoint / "checksums.json").unlink()
+    (checkpoint / "optimizer" / "state-00001-of-00002.safetensors").unlink()
     model = tiny_model(vocab_size=271)
     optimizer = make_optimizer(model, learning_rate=0.01, weight_decay=0.1)
     with pytest.raises(checkpointing.CheckpointError, match="expected 2 files .* found 1"):
@@ -108,6 +130,6 @@ def test_a_rank_that_dies_within_a_save_is_noticed_and_nothing_is_published(tmp_
         port = free.getsockname()[1]
     group = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     command = [sys.executable, str(SCRIPT), "dying_rank", str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}"} | group
+    environment = os.environ | {"PYTHONPATH": IMPORT_PATH} | group
     ranks = [subprocess.Popen(command, env=environment | {"RANK": str(rank)}) for rank in range(2)]
     assert [rank.wait(timeout=PATIENCE) for rank in ranks] == [0, -signal.SIGKILL]

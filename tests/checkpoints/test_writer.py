@@ -51,6 +51,12 @@ def names(directory):
     return {path.name for path in directory.iterdir()}
 
 
+def files_of(directory):
+    """The files in a directory and in its folders, by their paths there."""
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return {path.relative_to(directory).as_posix(): path for path in files}
+
+
 def test_it_holds_what_save_pretrained_writes_and_no_more_than_needed(tmp_path, parts):
     make_writer(tmp_path / "run").save(**parts, state={"step": 1})
     parts["model"].save_pretrained(tmp_path / "reference")
@@ -58,8 +64,8 @@ def test_it_holds_what_save_pretrained_writes_and_no_more_than_needed(tmp_path, 
     written, reference = tmp_path / "run" / "checkpoint-1", tmp_path / "reference"
     for file in reference.iterdir():
         assert (written / file.name).read_bytes() == file.read_bytes(), file.name
-    more = {"optimizer.safetensors", "training_state.json", "checksums.json"}
-    assert names(written) == names(reference) | more
+    more = {"optimizer/state.safetensors", "training_state.json", "checksums.json"}
+    assert files_of(written).keys() == names(reference) | more
     assert (tmp_path / "run" / "latest").read_text() == "checkpoint-1\n"
 
 
@@ -82,9 +88,11 @@ def test_a_background_save_has_the_tensors_as_they_were(tmp_path, parts, monkeyp
     train(parts, seed=2)
     writer.wait()
     writer.close()
-    reference = tmp_path / "reference" / "checkpoint-1"
-    for file in reference.iterdir():
-        assert (tmp_path / "run" / "checkpoint-1" / file.name).read_bytes() == file.read_bytes()
+    written = files_of(tmp_path / "run" / "checkpoint-1")
+    reference = files_of(tmp_path / "reference" / "checkpoint-1")
+    assert written.keys() == reference.keys() > {"optimizer/state.safetensors"}
+    for name, file in reference.items():
+        assert written[name].read_bytes() == file.read_bytes()
     verify_checkpoint(tmp_path / "run" / "checkpoint-2")
 
 
@@ -99,7 +107,7 @@ def test_making_and_rehearsing_leave_random_numbers_and_the_disk_alone(tmp_path,
 
 def test_a_failure_in_the_background_is_seen_at_once_and_raised_once(tmp_path, parts, monkeypatch):
     def disk_full(*arguments):
-        raise OSError(errno.ENOSPC, "No space left on device", "optimizer.safetensors")
+        raise OSError(errno.ENOSPC, "No space left on device", "state.safetensors")
 
     writer = make_writer(tmp_path, in_background=True)
     with monkeypatch.context() as patch:
@@ -132,7 +140,8 @@ def test_bits_that_the_disk_changed_are_noticed_before_anything_is_published(
 
 def test_a_disk_that_is_full_at_any_byte_leaves_the_last_checkpoint(tmp_path, parts):
     make_writer(tmp_path).save(**parts, state={"step": 1})
-    sizes = sorted(file.stat().st_size for file in (tmp_path / "checkpoint-1").iterdir())
+    written = files_of(tmp_path / "checkpoint-1")
+    sizes = sorted(file.stat().st_size for file in written.values())
     for n_bytes in {sizes[0] // 2, sizes[-3] + 1, sizes[-2] - 1, sizes[-1] - 1}:
         pid = os.fork()
         if pid == 0:
@@ -212,7 +221,7 @@ def test_a_kill_before_any_call_of_a_save_leaves_a_good_checkpoint(
         assert latest in ("checkpoint-2", f"checkpoint-{step}")
         found = find_checkpoint(run)
         verify_checkpoint(found)
-        assert load_file(found / "optimizer.safetensors").keys()
+        assert load_file(found / "optimizer" / "state.safetensors").keys()
         if step == 3:
             assert found.name == latest
         # The next start clears up, and the same save succeeds.

@@ -37,7 +37,7 @@ FAULTS = [["nan", 6, 1]]
 def train_under_zero(faults, *arguments, precision="no"):
     """Runs the training script under ZeRO-2 on two CPU processes; see `zero_training.py`."""
     launcher = [*launcher_of("deepspeed_zero2.yaml"), "--num_processes", "2"]
-    launcher += ["--mixed_precision", precision, "tests/support/zero_training.py"]
+    launcher += ["--mixed_precision", precision, "tests/support/programs/zero_training.py"]
     process = run_process(
         [sys.executable, *launcher, json.dumps(faults), *arguments], cwd=REPOSITORY
     )
@@ -87,7 +87,7 @@ def test_a_checkpoint_of_zero_has_the_files_names_and_values_of_replicas(replica
     for name in ("checkpoint-6", "checkpoint-12"):
         left, right = zero[0] / name, replicas / name
         assert {path.name for path in left.iterdir()} == {path.name for path in right.iterdir()}
-        for file in ("model.safetensors", "optimizer.safetensors"):
+        for file in ("model.safetensors", "optimizer/state.safetensors"):
             found, expected = load_file(left / file), load_file(right / file)
             assert found.keys() == expected.keys()
             for key, tensor in expected.items():
@@ -114,7 +114,7 @@ def test_zero_continues_replicas_in_bfloat16_with_float32_behind(small_data, tmp
     arguments = flags(small_data, output_dir, **PLAIN | changes)
     assert "precision bf16" in train_under_zero(FAULTS, *arguments, precision="bf16")
     # The first step is lost, so that what was read is what is written.
-    for file in ("model.safetensors", "optimizer.safetensors"):
+    for file in ("model.safetensors", "optimizer/state.safetensors"):
         found, expected = (
             load_file(path / file)
             for path in (output_dir / "checkpoint-7", replicas / "checkpoint-6")

@@ -141,7 +141,8 @@ def resuming(output_dir: Path) -> None:
         (output_dir / "train_config.json").write_text("{}")
         shutil.copytree(output_dir / "checkpoint-2", output_dir / "checkpoint-3")
         # The second largest file is the second rank's to verify.
-        weights = sorted((output_dir / "checkpoint-3").iterdir(), key=lambda f: -f.stat().st_size)
+        files = (path for path in (output_dir / "checkpoint-3").rglob("*") if path.is_file())
+        weights = sorted(files, key=lambda file: -file.stat().st_size)
         weights[1].write_bytes(weights[1].read_bytes()[:-1] + b"!")
         (output_dir / "latest").unlink()
     dist.barrier()

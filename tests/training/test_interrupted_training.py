@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
-from support import training_process
 from support.processes import PATIENCE
+from support.programs import training_process
 
 from modeling_gpt2scratch.checkpoints.checkpoint import find_checkpoints, verify_checkpoint
 from modeling_gpt2scratch.tracking.metrics import read_metrics

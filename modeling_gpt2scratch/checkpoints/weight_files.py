@@ -1,0 +1,94 @@
+"""Files of tensors: the one place that knows how reading them goes wrong.
+
+safetensors, torch and transformers each raise errors of their own at a file that is cut, empty, a
+Git-LFS pointer or something else, and few of them name it. Here they become one line that does, and
+says what to do.
+"""
+
+import contextlib
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from transformers.utils import cached_file
+
+from modeling_gpt2scratch.common.errors import content_instead, named, one_line
+
+TENSOR_FILES = ("*.safetensors", "*.bin")  # of a model's directory
+
+
+class WeightsError(ValueError):
+    """Tensors that cannot be read; the message names the file."""
+
+
+def open_tensors(path: Path, *, framework: str = "pt"):
+    """An open safetensors file, as `safe_open` returns it; its header is read and checked.
+
+    Raises:
+        OSError: if there is no such file.
+        WeightsError: if it is anything but a whole safetensors file.
+    """
+    try:
+        return safe_open(path, framework=framework)
+    except SafetensorError as error:
+        reason = str(error).removeprefix("Error while deserializing header: ")
+        found = content_instead(path) or f"{reason}; copy or download it again"
+        raise WeightsError(f"{path}: expected a safetensors file, found {found}") from error
+
+
+@contextlib.contextmanager
+def naming_damaged_files(name: str | Path) -> Iterator[None]:
+    """Says which file of a model is damaged, if that is why the block raises.
+
+    Args:
+        name: from which the block loads the model, a directory or a repository of the Hub.
+
+    Raises:
+        WeightsError: in the place of the error of a library.
+    """
+    try:
+        yield
+    except Exception as error:  # transformers passes on whatever its readers raise
+        if problem := _damage(name, error):
+            raise WeightsError(problem) from error
+        raise
+
+
+def unpickling_problem(error: Exception) -> str:
+    """In words, why `torch.load` did not take a file without executing code of it."""
+    pickled = re.search(r"GLOBAL (\S+)", str(error))
+    return f"a pickled {pickled[1]}, which could execute code" if pickled else named(error)
+
+
+def _damage(name: str | Path, error: Exception) -> str | None:
+    """What is wrong with the first damaged file of a model; None if all of them can be opened."""
+    directory = Path(name)
+    if not directory.is_dir():
+        try:
+            directory = Path(cached_file(str(name), "config.json", local_files_only=True)).parent
+        except Exception:  # of many kinds; then there are no files that could be damaged
+            return None
+    files = sorted(path for kind in TENSOR_FILES for path in directory.glob(kind))
+    for path in files:
+        try:
+            if path.suffix == ".safetensors":
+                open_tensors(path)
+            elif found := content_instead(path) or _cut_archive(path):
+                return f"{path}: expected tensors, found {found}"
+        except WeightsError as damage:
+            return str(damage)
+        except OSError as damage:
+            return f"{path}: cannot be read: {one_line(damage)}"
+    if files and isinstance(error, pickle.UnpicklingError):
+        return f"{files[0]}: expected tensors and plain values, found {unpickling_problem(error)}"
+    return None
+
+
+def _cut_archive(path: Path) -> str | None:
+    """What is wrong with a file that begins as a zip archive, as those of torch do."""
+    with open(path, "rb") as file:
+        is_cut = file.read(2) == b"PK" and not zipfile.is_zipfile(file)
+    return "a zip archive without its end; copy or download it again" if is_cut else None
