@@ -2,9 +2,9 @@
 
     DocumentStream -> batches -> workers -> blocks of some 50 million tokens -> SplitWriter
 
-A block is complete when it holds `shuffle_buffer_tokens`; then its documents are permuted, written,
-and the progress saved. Memory holds one block and the batches on their way, whatever the size of
-the input.
+A block is complete when it holds `shuffle_buffer_tokens`, or `MAX_BLOCK_DOCUMENTS` short documents;
+then its documents are permuted, written, and the progress saved. Memory holds one block and the
+batches on their way, whatever the size of the input.
 """
 
 from collections import Counter
@@ -20,6 +20,8 @@ from modeling_gpt2scratch.data.tokens.encoder import EncodedDocuments, is_held_o
 from modeling_gpt2scratch.data.tokens.workers import Encoding, encoded
 
 from .progress import Progress, SeenDocuments, WorkingDirectory
+
+MAX_BLOCK_DOCUMENTS = 1 << 19  # each takes some 400 bytes of memory beside its tokens
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ class _Blocks:
     @property
     def is_block_full(self) -> bool:
         """Whether it is time to commit."""
-        return self._n_in_block >= self._plan.block_tokens
+        has_tokens = self._n_in_block >= self._plan.block_tokens
+        return has_tokens or len(self._block) >= MAX_BLOCK_DOCUMENTS
 
     @property
     def is_enough(self) -> bool:
@@ -108,6 +111,8 @@ class _Blocks:
         n_before = self.n_tokens
         starts = np.cumsum(documents.lengths) - documents.lengths
         self._counts["too_short"] += documents.n_too_short
+        if documents.n_failed:
+            self._counts["not_tokenized"] += documents.n_failed
         for start, length, n_bytes, digest in zip(
             starts.tolist(),
             documents.lengths.tolist(),
@@ -134,6 +139,8 @@ class _Blocks:
         if self._seen:
             self._seen.commit()
         self._progress.splits = {name: writer.state() for name, writer in self._writers.items()}
+        if position and position["n_bad_rows"]:
+            self._counts["bad_rows"] = position["n_bad_rows"]
         self._progress.counts = dict(self._counts)
         self._progress.n_blocks += 1
         self._progress.position = position

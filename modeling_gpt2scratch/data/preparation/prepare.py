@@ -155,6 +155,7 @@ def finish(
                 end_of_text_id=tokenizer.eos_token_id,
                 seed=config.seed,
                 min_characters=config.min_characters,
+                skips_failures=config.on_bad_row == "skip",
             ),
             vocab_size=len(tokenizer),
             shard_tokens=config.shard_tokens,
@@ -194,6 +195,7 @@ def open_stream(
         limit_documents=config.limit_documents,
         # Several batches to a block, whose characters are some four times its tokens.
         batch_characters=min(BATCH_CHARACTERS, max(1, config.shuffle_buffer_tokens // 2)),
+        on_bad_row=config.on_bad_row,
         position=position,
     )
 

@@ -22,6 +22,7 @@ from .file_queue import File, FileQueue
 from .hub_files import HubFile
 from .hub_stream import HubStream
 from .local_files import read_documents
+from .rows import BadRows
 
 BATCH_CHARACTERS = 2**20
 BATCH_DOCUMENTS = 1024
@@ -36,6 +37,7 @@ class DocumentStream:
         downloads: directory for files of the Hub.
         limit_documents: after so many documents the stream ends.
         batch_characters: a batch ends with the document that reaches it.
+        on_bad_row: "stop" at a row that cannot be read, or "skip" and count it.
         position: of the batch after which to go on; None is the start.
 
     Raises:
@@ -50,6 +52,7 @@ class DocumentStream:
         downloads: Path,
         limit_documents: int | None = None,
         batch_characters: int = BATCH_CHARACTERS,
+        on_bad_row: str = "stop",
         position: dict | None = None,
     ):
         if sources[0].weight is None:
@@ -59,12 +62,14 @@ class DocumentStream:
             parts = [[(source, file) for file in source.files] for source in sources]
             self._weights = [source.weight for source in sources]
         positions = position["parts"] if position else [None] * len(parts)
+        self._bad_rows = BadRows(on_bad_row, position["n_bad_rows"] if position else 0)
         self._parts = [
             _Part(
                 files,
                 seed=None if seed is None else (seed, index),
                 downloads=downloads,
                 batch_characters=batch_characters,
+                bad_rows=self._bad_rows,
                 **start,
             )
             for index, (files, start) in enumerate(
@@ -75,15 +80,27 @@ class DocumentStream:
         self._limit = limit_documents
 
     def __iter__(self) -> Iterator[Batch]:
+        n_bad_rows = self._bad_rows.count
         while self._limit is None or self._n_documents < self._limit:
-            documents = self._most_behind().next_batch()
-            if documents is None:
+            batch = self._most_behind().next_batch()
+            if batch is None:
+                if self._bad_rows.count > n_bad_rows:  # there were some behind the last document
+                    yield Batch([], self._position())
                 return
+            name, documents, rows = batch
             if self._limit is not None:
                 documents = documents[: self._limit - self._n_documents]
             self._n_documents += len(documents)
-            parts = [part.position() for part in self._parts]
-            yield Batch(documents, {"n_documents": self._n_documents, "parts": parts})
+            n_bad_rows = self._bad_rows.count
+            yield Batch(documents, self._position(), name, rows)
+
+    def _position(self) -> dict:
+        """From where to read on, with all that came before counted."""
+        return {
+            "n_documents": self._n_documents,
+            "n_bad_rows": self._bad_rows.count,
+            "parts": [part.position() for part in self._parts],
+        }
 
     def release(self, position: dict) -> None:
         """Deletes downloads that nobody who goes on from `position` needs."""
@@ -110,6 +127,7 @@ class _Lane:
     """One of the files that are being read in turn."""
 
     index: int  # in the order of reading
+    name: str  # of the file, in messages
     rows: int  # of the file that have been read
     documents: Iterator[tuple[int, str]] = field(repr=False)
 
@@ -124,6 +142,7 @@ class _Part:
         seed: tuple[int, int] | None,
         downloads: Path,
         batch_characters: int,
+        bad_rows: BadRows,
         next_file: int = 0,
         lanes: Sequence[tuple[int, int]] = (),
         turn: int = 0,
@@ -136,6 +155,7 @@ class _Part:
             self._files = [files[i] for i in np.argsort(keys, kind="stable")]
             self._n_lanes = FILES_AT_ONCE
         self._batch_characters = batch_characters
+        self._bad_rows = bad_rows
         self._next_file = next_file
         self._turn = turn
         self.characters = characters  # that this part has given so far
@@ -146,8 +166,8 @@ class _Part:
         self._read: dict[int, Path] = {}  # by their index, the files that were opened
         self._lanes = [self._open(index, rows) for index, rows in lanes]
 
-    def next_batch(self) -> list[str] | None:
-        """Documents of one file, or None if there are no more."""
+    def next_batch(self) -> tuple[str, list[str], list[int]] | None:
+        """A file's name, documents of it and the rows that end with each; None at the end."""
         while True:
             while len(self._lanes) < self._n_lanes and self._next_file < len(self._files):
                 self._lanes.append(self._open(self._next_file, 0))
@@ -155,13 +175,14 @@ class _Part:
             if not self._lanes:
                 return None
             self._turn %= len(self._lanes)
-            documents, is_at_end = self._take(self._lanes[self._turn])
+            lane = self._lanes[self._turn]
+            documents, rows, is_at_end = self._take(lane)
             if is_at_end:
                 del self._lanes[self._turn]
             else:
                 self._turn += 1
             if documents:
-                return documents
+                return lane.name, documents, rows
 
     def position(self) -> dict:
         """From where to read on, as the keyword arguments of a new part."""
@@ -185,28 +206,32 @@ class _Part:
     def _open(self, index: int, rows: int) -> _Lane:
         source, file = self._files[index]
         path = self._read[index] = next(self._queue)
+        name = str(file) if isinstance(file, HubFile) else file.name
         if isinstance(file, HubStream):
-            return _Lane(index, rows, file.documents(source.where, skip_rows=rows))
-        documents = read_documents(
-            path,
-            text_column=source.text_column,
-            where=source.where,
-            document_start=source.document_start,
-            skip_rows=rows,
-            name=str(file) if isinstance(file, HubFile) else file.name,
-        )
-        return _Lane(index, rows, documents)
+            documents = file.documents(source.where, skip_rows=rows, bad_rows=self._bad_rows)
+        else:
+            documents = read_documents(
+                path,
+                text_column=source.text_column,
+                where=source.where,
+                document_start=source.document_start,
+                skip_rows=rows,
+                name=name,
+                bad_rows=self._bad_rows,
+            )
+        return _Lane(index, name, rows, documents)
 
-    def _take(self, lane: _Lane) -> tuple[list[str], bool]:
-        """The next documents of a file, and whether it has no more."""
-        documents, n_characters = [], 0
+    def _take(self, lane: _Lane) -> tuple[list[str], list[int], bool]:
+        """The next documents of a file, the rows up to each, and whether it has no more."""
+        documents, rows, n_characters = [], [], 0
         is_at_end = True
         for n_rows, document in lane.documents:
             lane.rows = n_rows
             documents.append(document)
+            rows.append(n_rows)
             n_characters += len(document)
             if n_characters >= self._batch_characters or len(documents) == BATCH_DOCUMENTS:
                 is_at_end = False
                 break
         self.characters += n_characters
-        return documents, is_at_end
+        return documents, rows, is_at_end

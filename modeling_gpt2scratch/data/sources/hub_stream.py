@@ -7,9 +7,10 @@ from pathlib import Path
 
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.common.hub_requests import unreadable
+from modeling_gpt2scratch.data.tokens.text import well_formed
 
 from .filters import Condition
-from .readers import RowRules
+from .rows import BadRows, RowRules, behind
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,18 @@ class HubStream:
         return directory
 
     def documents(
-        self, where: Sequence[Condition] = (), *, skip_rows: int = 0
+        self,
+        where: Sequence[Condition] = (),
+        *,
+        skip_rows: int = 0,
+        bad_rows: BadRows | None = None,
     ) -> Iterator[tuple[int, str]]:
         """Streams the documents of the split `train`.
 
         Args:
             where: conditions on the rows, checked before their text is looked at.
             skip_rows: rows at the beginning to leave out, such as an earlier call has counted.
+            bad_rows: what becomes of rows without text; without it, the first is an error.
 
         Yields:
             How many rows are behind, the skipped ones included, and the document. Empty documents
@@ -51,6 +57,8 @@ class HubStream:
         import datasets
 
         rules = RowRules(text_column=self.text_column, where=tuple(where))
+        bad_rows = bad_rows or BadRows()
+        n_rows = skip_rows
         try:
             rows = datasets.load_dataset(
                 self.repository, self.subset, split="train", streaming=True, revision=self.revision
@@ -58,10 +66,12 @@ class HubStream:
             # An iterator that is only dropped may leave threads that keep the process from ending.
             with contextlib.closing(iter(rows.skip(skip_rows))) as iterator:
                 for n_rows, row in enumerate(iterator, start=skip_rows + 1):
-                    place = f"{self.repository}: row {n_rows}"
-                    if rules.counts(row, place) and (text := rules.text_of(row, place)):
-                        yield n_rows, text
+                    text = rules.document(row, f"{self.repository}: row {n_rows}")
+                    if isinstance(text, SourceError):
+                        bad_rows.take(text)
+                    elif text:
+                        yield n_rows, well_formed(text)
         except SourceError:
             raise
         except Exception as error:  # of the network, the file system, or any file format
-            raise unreadable(self.repository, error) from error
+            raise unreadable(f"{self.repository}{behind(n_rows)}", error) from error

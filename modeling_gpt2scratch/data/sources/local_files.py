@@ -12,8 +12,10 @@ from pathlib import Path
 
 from modeling_gpt2scratch.common.errors import SourceError
 
+from .decompression import COMPRESSIONS
 from .filters import Condition
-from .readers import COMPRESSIONS, READERS, Reading, reader_of
+from .readers import READERS, kind_of_file, read_rows, reader_of
+from .rows import BadRows, Reading
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def read_documents(
     document_start: str | None = None,
     skip_rows: int = 0,
     name: str | None = None,
+    bad_rows: BadRows | None = None,
 ) -> Iterator[tuple[int, str]]:
     """The documents of one file that are not empty and satisfy all conditions, in the file's order.
 
@@ -82,6 +85,7 @@ def read_documents(
             are, to documents, of which a new one begins at each row whose beginning matches.
         skip_rows: rows to pass over, a number that came with a document: those behind it follow.
         name: stands for the path in messages, and tells the format: where the file came from.
+        bad_rows: what becomes of rows that cannot be read; without it, the first is an error.
 
     Returns:
         Pairs of the number of rows up to the end of the document, from the file's beginning, and
@@ -92,20 +96,17 @@ def read_documents(
             not what the format, the conditions or the text column demand.
     """
     name = str(path) if name is None else name
-    reader = reader_of(name)
-    if reader is None:
+    if not is_readable(name):
         raise _unknown_kind(name)
-    by_lines = document_start is not None
-    rows = reader(
-        Reading(
-            path=path,
-            name=name,
-            text_column=text_column,
-            where=tuple(where),
-            skip_rows=skip_rows,
-            by_lines=by_lines,
-        )
+    reading = Reading(
+        path=path,
+        name=name,
+        text_column=text_column,
+        where=tuple(where),
+        skip_rows=skip_rows,
+        by_lines=document_start is not None,
     )
+    rows = read_rows(reading, bad_rows or BadRows())
     if document_start is not None:
         try:
             starts = re.compile(document_start).match
@@ -154,7 +155,10 @@ def _joined(
 
 
 def _files_below(directory: Path) -> list[LocalFile]:
-    """All readable files below a directory, hidden ones and those in hidden directories aside."""
+    """All readable files below a directory, hidden ones and those in hidden directories aside.
+
+    What is no file, such as a pipe, is not read, whatever its name.
+    """
 
     def refuse(error: OSError) -> None:
         raise error
@@ -162,15 +166,17 @@ def _files_below(directory: Path) -> list[LocalFile]:
     files = []
     for folder, folders, names in os.walk(directory, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [
-            Path(folder, name) for name in names if is_readable(name) and not name.startswith(".")
-        ]
+        paths = [Path(folder, n) for n in names if is_readable(n) and not n.startswith(".")]
+        files += [path for path in paths if kind_of_file(path) is None]
     return [LocalFile(file) for file in sorted(files, key=str)]
 
 
 def _local_file(path: Path) -> LocalFile:
     """The file, if there is a reader for it."""
-    if not path.is_file() or not is_readable(path.name):
+    kind = kind_of_file(path)
+    if kind is not None:
+        raise SourceError(f"{path}: expected a regular file, found {kind}")
+    if not is_readable(path.name):
         raise _unknown_kind(str(path))
     return LocalFile(path)
 

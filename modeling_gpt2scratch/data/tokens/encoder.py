@@ -2,16 +2,41 @@
 
 import hashlib
 import os
+import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import tiktoken
 from tokenizers import Tokenizer
 
+from modeling_gpt2scratch.common.errors import named
+
 from .ids import token_dtype
 from .names import GPT2
 
 DIGEST_BYTES = 16
+# White space as Unicode and tiktoken have it; Python's `\s` has four characters more.
+WHITE_SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+# A run of a million before a word is more than tiktoken's regular expression can bear: it takes all
+# but the last, which goes with the word, and remembers every step on the way.
+LONG_CHARACTERS = 1 << 18
+
+
+class DocumentError(ValueError):
+    """A document that cannot be encoded.
+
+    Args:
+        index: of the document among those that were to be encoded.
+        reason: in one line.
+    """
+
+    def __init__(self, index: int, reason: str):
+        super().__init__(index, reason)
+        self.index = index
+
+    def __str__(self) -> str:
+        return f"expected a document that the tokenizer can encode, found {self.args[1]}"
 
 
 class DocumentEncoder:
@@ -48,10 +73,7 @@ class DocumentEncoder:
             lengths: int64, of shape (documents,); `<|endoftext|>` counts.
         """
         if self._gpt2:
-            per_document = [
-                self._gpt2.encode_to_numpy(document, disallowed_special=())
-                for document in documents
-            ]
+            per_document = [self._gpt2_ids(document) for document in documents]
         else:
             encodings = self._backend.encode_batch_fast(documents, add_special_tokens=False)
             per_document = [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
@@ -64,6 +86,19 @@ class DocumentEncoder:
             start += 1 + len(own)
         return ids, lengths
 
+    def _gpt2_ids(self, document: str) -> np.ndarray:
+        """tiktoken's ids, of a long document piece by piece."""
+        pieces = [document] if len(document) < LONG_CHARACTERS else _pieces(document)
+        ids = [self._gpt2.encode_to_numpy(piece, disallowed_special=()) for piece in pieces]
+        return ids[0] if len(ids) == 1 else np.concatenate(ids)
+
+
+def _pieces(document: str) -> list[str]:
+    """The document, cut where GPT-2's pre-tokenization parts a long run of white space."""
+    run = rf"[{WHITE_SPACE}]{{{LONG_CHARACTERS},}}(?=[{WHITE_SPACE}][^{WHITE_SPACE}])"
+    cuts = [match.end() for match in re.finditer(run, document)]
+    return [document[start:end] for start, end in pairwise([0, *cuts, len(document)])]
+
 
 @dataclass(frozen=True)
 class EncodedDocuments:
@@ -74,21 +109,48 @@ class EncodedDocuments:
     n_bytes: np.ndarray  # int64 (documents,), UTF-8 bytes of each
     digests: list[bytes]  # of each document's text
     n_too_short: int = 0  # documents that were left out
+    n_failed: int = 0  # documents that were left out because they cannot be encoded
 
 
 def encode_documents(
-    encoder: DocumentEncoder, documents: list[str], *, seed: int, min_characters: int
+    encoder: DocumentEncoder,
+    documents: list[str],
+    *,
+    seed: int,
+    min_characters: int,
+    skips_failures: bool = False,
 ) -> EncodedDocuments:
-    """The documents of at least `min_characters` characters, encoded and hashed."""
+    """The documents of at least `min_characters` characters, encoded and hashed.
+
+    Raises:
+        DocumentError: at one that cannot be encoded, unless such documents are to be left out.
+    """
     kept = [document for document in documents if len(document) >= min_characters]
+    n_too_short = len(documents) - len(kept)
+    failures = {}
+    try:
+        ids, lengths = encoder.encode(kept)
+    except BaseException as error:  # a panic in Rust is no Exception
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+        failures = _failures(encoder, documents, min_characters)
+        if not (failures and skips_failures):
+            index, reason = next(iter(failures.items()), (0, named(error)))
+            raise DocumentError(index, reason) from None
+        kept = [
+            document
+            for index, document in enumerate(documents)
+            if index not in failures and len(document) >= min_characters
+        ]
+        ids, lengths = encoder.encode(kept)
     texts = [document.encode() for document in kept]
-    ids, lengths = encoder.encode(kept)
     return EncodedDocuments(
         ids=ids,
         lengths=lengths,
         n_bytes=np.array([len(text) for text in texts], dtype=np.int64),
         digests=[_digest(text, seed) for text in texts],
-        n_too_short=len(documents) - len(kept),
+        n_too_short=n_too_short,
+        n_failed=len(failures),
     )
 
 
@@ -106,6 +168,21 @@ def use_one_thread() -> None:
     """Keeps the `tokenizers` library from starting a thread for each core in each worker."""
     os.environ["RAYON_NUM_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _failures(
+    encoder: DocumentEncoder, documents: list[str], min_characters: int
+) -> dict[int, str]:
+    """Why documents cannot be encoded, by their index."""
+    reasons = {}
+    for index, document in enumerate(documents):
+        try:
+            encoder.encode([document] if len(document) >= min_characters else [])
+        except BaseException as error:
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
+            reasons[index] = named(error)
+    return reasons
 
 
 def _digest(text: bytes, seed: int) -> bytes:

@@ -10,16 +10,17 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import connection
 from typing import NamedTuple
 
 from .encoder import (
     DocumentEncoder,
+    DocumentError,
     EncodedDocuments,
     encode_documents,
     use_one_thread,
@@ -29,7 +30,7 @@ BATCHES_PER_WORKER = 3  # on their way at a time: one in work, the others so tha
 
 
 class WorkerError(RuntimeError):
-    """A worker process that died."""
+    """A worker process that died, or that met a document which it cannot encode."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Batch:
 
     documents: list[str]
     position: dict  # behind them, as JSON values
+    name: str = ""  # of the file that they come from
+    rows: Sequence[int] = ()  # of that file, the one that ends with each document
 
 
 class Encoding(NamedTuple):
@@ -47,16 +50,21 @@ class Encoding(NamedTuple):
     end_of_text_id: int
     seed: int
     min_characters: int
+    skips_failures: bool = False  # leaves out and counts documents that cannot be encoded
 
 
 @contextmanager
 def encoded(
     stream: Iterable[Batch], encoding: Encoding, num_workers: int
 ) -> Iterator[Iterator[tuple[EncodedDocuments, dict]]]:
-    """The batches of the stream, encoded, in their order, each with the position behind it."""
+    """The batches of the stream, encoded, in their order, each with the position behind it.
+
+    Raises:
+        WorkerError: if a worker process dies, or a document cannot be encoded.
+    """
     if num_workers == 1:
         _start(encoding)
-        yield ((_encode(batch.documents), batch.position) for batch in stream)
+        yield (_of(batch, lambda b=batch: _encode(b.documents)) for batch in stream)
         return
     pool = start_workers(num_workers, initializer=_start, initargs=(encoding,))
     try:
@@ -106,12 +114,20 @@ def _in_order(
     """Keeps `n_ahead` batches with the workers, so that they encode while this process reads."""
     waiting = deque()
     for batch in stream:
-        waiting.append((pool.submit(_encode, batch.documents), batch.position))
+        future = pool.submit(_encode, batch.documents)
+        waiting.append((replace(batch, documents=[]), future.result))
         if len(waiting) == n_ahead:
-            future, position = waiting.popleft()
-            yield future.result(), position
-    for future, position in waiting:
-        yield future.result(), position
+            yield _of(*waiting.popleft())
+    for batch, result in waiting:
+        yield _of(batch, result)
+
+
+def _of(batch: Batch, result: Callable[[], EncodedDocuments]) -> tuple[EncodedDocuments, dict]:
+    """The encoded documents of a batch and its position; an error names file and row."""
+    try:
+        return result(), batch.position
+    except DocumentError as error:
+        raise WorkerError(f"{batch.name}: row {batch.rows[error.index]}: {error}") from error
 
 
 _encoder: DocumentEncoder | None = None  # of this process
@@ -142,5 +158,9 @@ def _end_with_parent() -> None:
 
 def _encode(documents: list[str]) -> EncodedDocuments:
     return encode_documents(
-        _encoder, documents, seed=_encoding.seed, min_characters=_encoding.min_characters
+        _encoder,
+        documents,
+        seed=_encoding.seed,
+        min_characters=_encoding.min_characters,
+        skips_failures=_encoding.skips_failures,
     )

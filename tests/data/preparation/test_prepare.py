@@ -145,7 +145,7 @@ GOOD = b"".join(json.dumps({"text": text}).encode() + b"\n" for text in fables(3
         ("a.pdf", GOOD, (), "{path}: expected a file ending in .txt, .jsonl, .csv, .parquet"),
         ("a.jsonl", b"", (), "{path}: expected documents, found none"),
         ("a.txt", b" \n", (), "{path}: expected documents, found none"),
-        ("a.jsonl", GOOD + b'{"text": "\xe9"}\n', (), "{path}: expected UTF-8, found byte 0xe9"),
+        ("a.jsonl", GOOD + b'{"text": "\xe9"}\n', (), "{path}:31: expected UTF-8, found byte 0xe9"),
         ("a.jsonl", GOOD + b"{oops\n", (), "{path}:31: expected one JSON object per line"),
         ("a.jsonl.gz", GOOD, (), "{path}: cannot be read: Not a gzipped file"),
         ("a.parquet", GOOD, (), "{path}: expected a parquet file, found "),

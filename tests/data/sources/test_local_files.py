@@ -18,7 +18,7 @@ from support.table_files import (
 )
 
 from modeling_gpt2scratch.common.errors import SourceError
-from modeling_gpt2scratch.data.sources import readers as row_readers
+from modeling_gpt2scratch.data.sources import text_rows
 from modeling_gpt2scratch.data.sources.filters import parse_condition
 from modeling_gpt2scratch.data.sources.local_files import (
     LocalFile,
@@ -147,13 +147,13 @@ def test_windows_line_ends_and_nul_characters_are_read(tmp_path):
     chunk_bytes=st.integers(1, 40),
 )
 def test_marks_are_found_wherever_a_chunk_of_the_file_ends(tmp_path_factory, texts, chunk_bytes):
-    content = row_readers.END_OF_TEXT.join(texts)
+    content = text_rows.END_OF_TEXT.join(texts)
     path = tmp_path_factory.mktemp("marks") / "a.txt"
     path.write_bytes(content.encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(row_readers, "CHUNK_BYTES", chunk_bytes)
+        patch.setattr(text_rows, "CHUNK_BYTES", chunk_bytes)
         found = documents_of(path)
-    assert found == [p.strip() for p in content.split(row_readers.END_OF_TEXT) if p.strip()]
+    assert found == [p.strip() for p in content.split(text_rows.END_OF_TEXT) if p.strip()]
 
 
 @pytest.mark.parametrize("arrow_type", [pa.dictionary(pa.int32(), pa.string())])
@@ -196,7 +196,7 @@ def test_one_document_may_have_many_megabytes(tmp_path, name):
     long = "ein sehr langes Märchen\n" * 800_000
     rows = [long, "short"]
     content = {
-        "a.txt": lambda: row_readers.END_OF_TEXT.join(rows).encode(),
+        "a.txt": lambda: text_rows.END_OF_TEXT.join(rows).encode(),
         "a.jsonl": lambda: jsonl(rows),
         "a.csv": lambda: csv_table(rows),
         "a.parquet": lambda: parquet_table(rows),

@@ -29,9 +29,10 @@ def refusal(path, **options):
 def test_a_file_that_is_not_utf8_is_refused_by_name(tmp_path, name):
     path = written(tmp_path / name, "text\ncafé au lait\n".encode("latin-1"))
     if name == "a.jsonl":
-        written(path, b'{"text": "caf\xe9 au lait"}\n')
+        written(path, b'{"text": "fine"}\n{"text": "caf\xe9 au lait"}\n')
+    place = {"a.txt": ": document 1"}.get(name, ":2")
     message = refusal(path)
-    assert message == f"{path}: expected UTF-8, found byte 0xe9; convert the file first"
+    assert message == f"{path}{place}: expected UTF-8, found byte 0xe9; convert the file first"
 
 
 @pytest.mark.parametrize(
@@ -42,11 +43,8 @@ def test_a_line_that_is_not_json_is_refused_with_its_number(tmp_path, line):
     assert refusal(path).startswith(f"{path}:3: expected one JSON object per line, found ")
 
 
-@pytest.mark.parametrize(
-    "value", [b"9" * 5000, b"[" * 100_000 + b"]" * 100_000], ids=["long number", "deep nesting"]
-)
-def test_a_line_that_python_cannot_decode_is_refused_with_its_number(tmp_path, value):
-    line = b'{"text": "a", "meta": ' + value + b"}\n"
+def test_a_line_that_python_cannot_decode_is_refused_with_its_number(tmp_path):
+    line = b'{"text": "a", "meta": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n"
     path = written(tmp_path / "a.jsonl", jsonl(["one"]) + line)
     assert refusal(path).startswith(f"{path}:2: expected one JSON object per line, found ")
 
@@ -200,7 +198,8 @@ def test_a_parquet_text_that_is_not_utf8_is_refused_by_name(tmp_path, arrow_type
         raw = raw.cast(pa.large_binary())
     array = pa.Array.from_buffers(arrow_type, 2, raw.buffers())
     path = written(tmp_path / "a.parquet", parquet_table(array))
-    assert refusal(path) == f"{path}: expected UTF-8, found byte 0xe9; convert the file first"
+    message = refusal(path)
+    assert message == f"{path}: row 2: expected UTF-8, found byte 0xe9; convert the file first"
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.csv.gz", "a.parquet", "a.jsonl.zst"])

@@ -1,0 +1,237 @@
+"""Rows of text files: plain text, JSON lines and CSV, each read from front to back.
+
+Memory holds one piece of the file at a time, and a piece has a limit: a compressed file of a few KB
+may hold gigabytes without a line end.
+"""
+
+import codecs
+import contextlib
+import csv
+import io
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import PurePath
+from typing import AnyStr
+
+from modeling_gpt2scratch.common.errors import SourceError, one_line
+from modeling_gpt2scratch.data.tokens.text import END_OF_TEXT, well_formed
+
+from .decompression import decompressed
+from .filters import shown_columns
+from .rows import CHUNK_BYTES, MAX_ROW_BYTES, Reading, Rows, not_utf8, too_long
+
+MAX_TEXT_BYTES = 1 << 30  # of a plain text between two marks
+# A byte that is not UTF-8 becomes half a surrogate pair, and so is found with its row.
+UTF8 = {"encoding": "utf-8", "errors": "surrogateescape"}
+
+
+def read_txt(reading: Reading) -> Rows:
+    """The file as one document, or the pieces between `END_OF_TEXT` marks if it has them."""
+    unit, limit = ("line", MAX_ROW_BYTES) if reading.by_lines else ("document", MAX_TEXT_BYTES)
+    with _open(reading) as file:
+        pieces = _lines_of(file) if reading.by_lines else _pieces_of(file)
+        for number, text in enumerate(pieces, start=1):
+            place = f"{reading.name}: {unit} {number}"
+            if number <= reading.skip_rows:
+                continue
+            if text is None:
+                yield number, too_long(place, limit)
+                continue
+            document = reading.document({reading.text_column: text}, reading.name)
+            if document is not None:
+                yield number, _decoded(document, place)
+
+
+def read_jsonl(reading: Reading) -> Rows:
+    """The text column of JSON objects, one per line."""
+    with _open(reading) as file:
+        lines = itertools.islice(_limited(file.readline, b"\n"), reading.skip_rows, None)
+        for number, line in enumerate(lines, start=reading.skip_rows + 1):
+            place = f"{reading.name}:{number}"
+            if line is None:
+                yield number, too_long(place)
+            elif not line.isspace():
+                document = _document_of_json(line, reading, place)
+                if document is not None:
+                    yield number, document
+
+
+def read_csv(reading: Reading) -> Rows:
+    """The text column of a CSV file whose first row names the columns."""
+    csv.field_size_limit(MAX_ROW_BYTES)  # documents are longer than the default of 128 KiB
+    with _open(reading) as file, io.TextIOWrapper(file, **UTF8, newline="") as text:
+        lines = _CsvLines(text)
+        parser = csv.reader(lines, strict=True)
+        columns: list[str] | None = None
+        number = 0
+        for cells in _records(parser, lines):
+            place = f"{reading.name}:{parser.line_num}"
+            if columns is None:
+                columns = _header(cells, reading, place)
+                continue
+            number += 1
+            if number <= reading.skip_rows:
+                continue
+            if isinstance(cells, Exception):
+                yield number, _bad_record(cells, place)
+                continue
+            row = dict(itertools.zip_longest(columns, cells[: len(columns)]))
+            # An empty cell is the null of CSV; in the text column it is an empty document.
+            nulls = {column: cell or None for column, cell in row.items()}
+            document = reading.document(row, place, seen_as=nulls)
+            if document is not None:
+                yield number, _decoded(document, place)
+
+
+@contextlib.contextmanager
+def _open(reading: Reading) -> Iterator[io.BufferedReader]:
+    """The bytes of a text file, decompressed by its ending."""
+    with (
+        decompressed(reading.path, PurePath(reading.name).suffix) as raw,
+        io.BufferedReader(raw, CHUNK_BYTES) as file,
+    ):
+        if file.peek(3).startswith(codecs.BOM_UTF8):  # Windows marks UTF-8 with it
+            file.read(3)
+        yield file
+
+
+def _limited(readline: Callable[[int], AnyStr], end: AnyStr | tuple[str, ...]) -> Iterator[AnyStr]:
+    """The lines of a file; None in the place of one beyond `MAX_ROW_BYTES`."""
+    while line := readline(MAX_ROW_BYTES + 1):
+        is_whole = len(line) <= MAX_ROW_BYTES or line.endswith(end)
+        yield line if is_whole else None
+        while not (is_whole or line.endswith(end)):
+            line = readline(CHUNK_BYTES)
+            is_whole = not line
+
+
+def _lines_of(file: io.BufferedReader) -> Iterator[str | None]:
+    """The lines of a text file, each with one line feed at its end."""
+    return _limited(io.TextIOWrapper(file, **UTF8).readline, "\n")
+
+
+def _pieces_of(file: io.BufferedReader) -> Iterator[str | None]:
+    """What stands between the marks, with line feeds for line ends, one piece at a time.
+
+    In the place of one beyond `MAX_TEXT_BYTES` comes None.
+    """
+    utf8 = codecs.getincrementaldecoder(UTF8["encoding"])(UTF8["errors"])
+    decoder = io.IncrementalNewlineDecoder(utf8, translate=True)
+    n_kept = len(END_OF_TEXT) - 1  # may be the beginning of a mark that the next chunk completes
+    parts, n_bytes, is_too_long, end = [], 0, False, ""
+    while chunk := file.read(CHUNK_BYTES):
+        first, *others = (end + decoder.decode(chunk)).split(END_OF_TEXT)
+        for piece in others:
+            if not is_too_long:
+                yield "".join((*parts, first)).strip()
+            parts, n_bytes, is_too_long, first = [], 0, False, piece
+        parts.append(first[:-n_kept])
+        end = first[-n_kept:]
+        n_bytes += len(chunk)
+        if n_bytes > MAX_TEXT_BYTES:
+            parts.clear()
+            if not is_too_long:
+                is_too_long = True
+                yield None
+    if not is_too_long:
+        yield "".join((*parts, end, decoder.decode(b"", final=True))).strip()
+
+
+def _document_of_json(line: bytes, reading: Reading, place: str) -> str | SourceError | None:
+    """The document of a line, what is wrong with it, or None if a condition leaves it out."""
+    try:
+        content = line.decode()
+    except UnicodeDecodeError as error:
+        return not_utf8(place, error.object[error.start])
+    try:
+        row = _parsed(content)
+    except (ValueError, RecursionError) as error:
+        return SourceError(f"{place}: expected one JSON object per line, found {one_line(error)}")
+    document = reading.document(row, place)
+    return well_formed(document) if isinstance(document, str) else document
+
+
+def _parsed(content: str) -> object:
+    """The value of a JSON text, also of one with integers that Python refuses to read."""
+    try:
+        return json.loads(content)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:
+        return json.loads(content, parse_int=_any_integer)
+
+
+def _any_integer(digits: str) -> int | float:
+    """The integer; above some 4,300 digits, which Python refuses to read, infinity."""
+    try:
+        return int(digits)
+    except ValueError:
+        return float(digits)
+
+
+class _CsvLines(Iterator[str]):
+    """Lines for `csv.reader`, which an exception may leave and come back to.
+
+    Attributes:
+        n_characters: of the record that is being read; whoever asks for the next one sets it to 0.
+    """
+
+    def __init__(self, file: io.TextIOWrapper):
+        self._lines = _limited(file.readline, ("\n", "\r"))
+        self.n_characters = 0
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self.n_characters += len(line or "")
+        if line is None or self.n_characters > MAX_ROW_BYTES:
+            raise _TooLongError
+        return line
+
+
+class _TooLongError(Exception):
+    """A record of CSV beyond `MAX_ROW_BYTES`."""
+
+
+def _records(parser: Iterator[list[str]], lines: _CsvLines) -> Iterator[list[str] | Exception]:
+    """The rows of a CSV file, blank ones aside, or what is wrong in their places."""
+    while True:
+        lines.n_characters = 0
+        try:
+            cells = next(parser)
+        except StopIteration:
+            return
+        except (csv.Error, _TooLongError) as error:  # the parser goes on with the next line
+            yield error
+            continue
+        if cells:
+            yield cells
+
+
+def _header(cells: list[str] | Exception, reading: Reading, place: str) -> list[str]:
+    """The names of the columns, if the text column is among them."""
+    if isinstance(cells, Exception):
+        raise _bad_record(cells, place)
+    header = _decoded("".join(cells), place)
+    if isinstance(header, SourceError):
+        raise header
+    if reading.text_column not in cells:
+        raise reading.no_text(place, shown_columns(dict.fromkeys(cells)))
+    return cells
+
+
+def _bad_record(error: Exception, place: str) -> SourceError:
+    if isinstance(error, _TooLongError):
+        return too_long(place)
+    return SourceError(f"{place}: expected CSV, found {error}")
+
+
+def _decoded(document: str | SourceError, place: str) -> str | SourceError:
+    """The document, unless it has a byte that is not UTF-8."""
+    if isinstance(document, SourceError):
+        return document
+    try:
+        document.encode()
+    except UnicodeEncodeError as error:
+        return not_utf8(place, ord(document[error.start]) - 0xDC00)
+    return document
