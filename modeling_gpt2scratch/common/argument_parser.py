@@ -12,6 +12,8 @@ import types
 from collections.abc import Sequence
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
+from .addresses import public
+
 TRUTHS = ("true", "yes", "t", "y", "1")
 UNTRUTHS = ("false", "no", "f", "n", "0")
 # What stands for a value in `--help`.
@@ -52,7 +54,8 @@ class OneLineErrorParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exits with code 2 and one line."""
-        self.exit(2, f"{self.prog}: error: {message}\n" if _is_first_of_machine() else None)
+        line = f"{self.prog}: error: {public(message)}\n"
+        self.exit(2, line if _is_first_of_machine() else None)
 
 
 def with_underscores(part: str) -> str:

@@ -7,13 +7,13 @@ import argparse
 import dataclasses
 import difflib
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
 import yaml
 
+from .addresses import command_line
 from .argument_parser import OneLineErrorParser, say_when_interrupted, with_underscores
 
 Config = TypeVar("Config")
@@ -101,7 +101,7 @@ def parse_config(
     parser.usage = f"{parser.prog} [RECIPE.yaml ...] [--flag value ...]"
     parser.add_fields(config_class)
     say_when_interrupted(parser.prog)
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = command_line(argv)
     n_recipes = next((n for n, part in enumerate(argv) if part.startswith("-")), len(argv))
     paths, flags = argv[:n_recipes], [_without_no(part, config_class) for part in argv[n_recipes:]]
     known = [field.name for field in dataclasses.fields(config_class)]

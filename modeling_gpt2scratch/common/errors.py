@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-MAX_MESSAGE_CHARACTERS = 300  # some libraries write pages
+from .addresses import public
+
+MAX_READ_CHARACTERS, MAX_MESSAGE_CHARACTERS = 10_000, 300  # some libraries write pages
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -12,7 +14,7 @@ class SourceError(ValueError):
 
 def one_line(error: BaseException) -> str:
     """The message of an error, without line breaks and cut if long; without one, its class."""
-    message = " ".join(str(error).split()) or type(error).__name__
+    message = " ".join(public(str(error)[:MAX_READ_CHARACTERS]).split()) or type(error).__name__
     if len(message) <= MAX_MESSAGE_CHARACTERS:
         return message
     return f"{message[:MAX_MESSAGE_CHARACTERS]} ..."

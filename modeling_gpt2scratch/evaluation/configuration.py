@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from modeling_gpt2scratch.common.addresses import command_line, keep_secrets_apart, public
 from modeling_gpt2scratch.common.command_line import ArgumentError, argument, parse_config
 
 from .tasks.registry import ALL, TASKS, TaskError, known_tasks, resolve_tasks
@@ -89,6 +90,7 @@ class CompareArguments:
     )
 
     def __post_init__(self) -> None:
+        keep_secrets_apart(self)
         if len(set(self.models)) != len(self.models):
             found = " ".join(self.models)
             raise ArgumentError("models", problem=f"expected each once, found {found}")
@@ -178,7 +180,7 @@ def parse_arguments(
 
     Exits with 2 and one line on bad ones.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
+    argv = command_line(argv)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--include_path", nargs="?")
     try:
@@ -203,5 +205,5 @@ def default_output_dir(model: str) -> str:
 
 def _refuse(problem: str) -> None:
     """Ends the program as its parser does."""
-    print(f"{PROGRAM}: error: {problem}", file=sys.stderr)
+    print(f"{PROGRAM}: error: {public(problem)}", file=sys.stderr)
     sys.exit(2)

@@ -5,7 +5,6 @@ tracker that cannot start, or fails later, is said in one line and left out; und
 that cannot start ends the run before its first step.
 """
 
-import json
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -228,10 +227,8 @@ class TensorBoardRun(TensorBoardTracker):
         self._last_step = -1
 
     def store_init_configuration(self, values: dict) -> None:
-        """Records the arguments; TensorBoard takes no lists and no None, which become text."""
-        kinds = bool | int | float | str
-        flat = {k: v if isinstance(v, kinds) else json.dumps(v) for k, v in values.items()}
-        super().store_init_configuration(flat)
+        """Records the arguments that are numbers."""
+        super().store_init_configuration(_numbers(values))
 
     def log(self, values: dict, step: int | None = None, **kwargs) -> None:
         """Logs the numbers; a run that returned to an earlier step takes back what it logged."""

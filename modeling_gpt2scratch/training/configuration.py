@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from modeling_gpt2scratch.common.addresses import keep_secrets_apart
 from modeling_gpt2scratch.common.command_line import ArgumentError, argument
 
 from .checks import EVAL_TASKS, check_arguments
@@ -247,6 +248,7 @@ class TrainConfig:
     }
 
     def __post_init__(self):
+        keep_secrets_apart(self)
         self._set(micro_batch_size=_micro_batch_size(self.micro_batch_size))
         for name in ("eval_tasks", "report_to"):
             if getattr(self, name) == ["none"]:

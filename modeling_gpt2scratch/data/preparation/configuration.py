@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from modeling_gpt2scratch.common.addresses import keep_secrets_apart
 from modeling_gpt2scratch.common.atomic_files import require_free
 from modeling_gpt2scratch.common.command_line import argument, check_numbers
 from modeling_gpt2scratch.common.hub_requests import check_repository
@@ -98,6 +99,7 @@ class PrepareConfig:
     private: bool = argument("make that repository private", group=HUB, default=False)
 
     def __post_init__(self):
+        keep_secrets_apart(self, but=("where", "text_column"))
         check_numbers(
             self,
             positive=(

@@ -11,6 +11,8 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers.utils import logging
 
+from modeling_gpt2scratch.common.addresses import public
+
 Value = TypeVar("Value")
 
 
@@ -73,7 +75,8 @@ def alike(work: Callable[[], Value], kinds: tuple[type[Exception], ...]) -> Valu
 def error_line(error: BaseException) -> str:
     """Text of an error on one line, after its kind where the text alone may be no sentence."""
     is_sentence = isinstance(error, (ValueError, OSError)) and str(error)
-    return " ".join((str(error) if is_sentence else f"{type(error).__name__}: {error}").split())
+    text = str(error) if is_sentence else f"{type(error).__name__}: {error}"
+    return " ".join(public(text).split())
 
 
 class ProcessGroup:

@@ -1,0 +1,94 @@
+"""Addresses without their secrets: what is recorded and printed, and what only a client gets.
+
+`https://user:password@host/data?signature=...` is called `https://host/data` from the moment that
+an argument is read. User, password and query stay in the memory of this process, where only the
+client that opens the address asks for them.
+"""
+
+import dataclasses
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote
+
+# Several addresses may stand in one text, with weights behind them: "A:0.7,B:0.3".
+NUMBER = r"[\d.eE+-]"
+ADDRESS = re.compile(
+    r"([A-Za-z][\w+.-]{1,30}):(//?)"  # one slash in what was a Path
+    # User and password end at the last @ before the path; or, where the colon is followed by
+    # neither port nor weight, at the last @ of all: perhaps a character was not escaped.
+    rf"(?:([^/?#\s]*|[^/?#:\s]*:(?!{NUMBER}*(?:[/?#,\s]|$))[^,\n]*)@)?"
+    r"([^?#,\s]*)"
+    # A comma belongs to the query if another parameter follows it.
+    r"([?#](?:[^,\s]|,(?=[^,/:\s]*[=&]))*?"
+    rf"(?=(?::{NUMBER}+)?(?:,(?![^,/:\s]*[=&])|\s|$)))?"
+)
+HOST_AND_PORT = re.compile(r"[^/]+:\d+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Secrets:
+    """What an address holds beside its place."""
+
+    user: str = ""  # "user:password"
+    query: str = ""  # "?signature=..."
+
+
+_secrets: dict[str, Secrets] = {}  # by the address without them
+
+
+def keep_apart(text: str) -> str:
+    """A text as it may be recorded; the secrets of its addresses are kept for `private`."""
+    return ADDRESS.sub(lambda match: _public(match, is_kept=True), text)
+
+
+def public(text: str) -> str:
+    """A text as it may be printed, such as a library's message."""
+    return ADDRESS.sub(_public, text)
+
+
+def private(address: str) -> tuple[str, str]:
+    """An address as its client needs it, and the query that stands behind each of its files."""
+    secrets = _secrets.get(address.rstrip("/"), Secrets())
+    scheme, _, place = address.partition("://")
+    user = quote(secrets.user, safe=":%!$&'()*+,;=-._~")
+    return (f"{scheme}://{user}@{place}" if user else address), secrets.query
+
+
+def keep_secrets_apart(config: Any, *, but: Sequence[str] = ()) -> None:
+    """Leaves no secrets in the texts of a dataclass, which will be recorded.
+
+    Args:
+        config: frozen or not.
+        but: fields that hold no addresses, but perhaps something alike.
+    """
+    for name in {field.name for field in dataclasses.fields(config)} - {*but}:
+        value = getattr(config, name)
+        if isinstance(value, str):
+            object.__setattr__(config, name, keep_apart(value))
+        elif isinstance(value, list):
+            kept = [keep_apart(part) if isinstance(part, str) else part for part in value]
+            object.__setattr__(config, name, kept)
+
+
+def command_line(argv: Sequence[str] | None) -> list[str]:
+    """These arguments; if None, the program's, of which trackers will find no secrets."""
+    if argv is not None:
+        return list(argv)
+    found = sys.argv[1:]
+    sys.argv[1:] = map(public, found)
+    return found
+
+
+def _public(match: re.Match, *, is_kept: bool = False) -> str:
+    """What is left of an address."""
+    scheme, slashes, user, place, query = match.groups(default="")
+    # `abfs://container@account` and `sftp://user@host` need what stands there.
+    is_secret = ":" in user or scheme.lower().endswith(("http", "https"))
+    if user and not is_secret:
+        place, user = f"{user}@{place}", ""
+    if is_kept and (user or query):
+        bare = place if HOST_AND_PORT.fullmatch(place) else re.sub(rf":{NUMBER}+$", "", place)
+        _secrets[f"{scheme}://{bare}".rstrip("/")] = Secrets(user, query)
+    return f"{scheme}:{slashes}{place}"
