@@ -36,6 +36,7 @@ def expired(
     *,
     written: int,
     latest: int | None,
+    best: int | None = None,
     keep_checkpoints: int,
     keep_every: int,
 ) -> list[int]:
@@ -48,27 +49,33 @@ def expired(
         steps: of all checkpoints.
         written: the step of the one just written, which stays.
         latest: the step of the one that `latest` names, which stays.
+        best: the step of the one with the lowest validation loss, which stays if it is known.
         keep_checkpoints: that many of the newest stay, 0 for all.
         keep_every: multiples of it stay, 0 for none.
     """
     if keep_checkpoints == 0:
         return []
     past = sorted(step for step in set(steps) | {written} if step <= written)
-    kept = {written, latest, *past[-keep_checkpoints:]}
+    kept = {written, latest, best, *past[-keep_checkpoints:]}
     if keep_every:
         kept |= {step for step in past if step % keep_every == 0}
     return [step for step in past if step not in kept]
 
 
-def prune(output_dir: Path, *, written: int, keep_checkpoints: int, keep_every: int) -> None:
-    """Deletes the expired checkpoints, each under a hidden name, so that none is seen half gone."""
+def prune(output_dir: Path, *, written: int, **rule: int | None) -> None:
+    """Deletes the expired checkpoints, each under a hidden name, so that none is seen half gone.
+
+    Args:
+        output_dir: of the run.
+        written: the step of the checkpoint just written.
+        rule: the other arguments of `expired`.
+    """
     checkpoints = checkpoints_by_step(output_dir)
     steps = expired(
         checkpoints,
         written=written,
         latest=latest_step(output_dir),
-        keep_checkpoints=keep_checkpoints,
-        keep_every=keep_every,
+        **rule,
     )
     for step in steps:
         hidden = output_dir / f".{checkpoints[step].name}{PRUNED_SUFFIX}"

@@ -55,6 +55,7 @@ class CheckpointWriter:
         output_dir: of the run. Where the model is sharded, all ranks must see the same.
         keep_checkpoints: that many of the newest stay, 0 for all.
         keep_every: multiples of this step stay, 0 for none.
+        keep_best: whether the one with the lowest validation loss stays.
         in_background: whether `save` returns when the tensors are copied, not when they are
             written. The copies take as much memory of the host as the checkpoint of the disk.
         timeout_minutes: how long a writer waits for those of the other ranks.
@@ -69,12 +70,14 @@ class CheckpointWriter:
         *,
         keep_checkpoints: int,
         keep_every: int,
+        keep_best: bool = False,
         in_background: bool,
         timeout_minutes: float = 30.0,
     ):
         self._output_dir = output_dir
         self._keep_checkpoints = keep_checkpoints
         self._keep_every = keep_every
+        self._keep_best = keep_best
         self._in_background = in_background
         self._copies = HostCopies(is_aliasing=not in_background)
         self._skeleton: PreTrainedModel | None = None
@@ -94,6 +97,7 @@ class CheckpointWriter:
         tokenizer: PreTrainedTokenizerBase,
         optimizer: torch.optim.Optimizer,
         state: dict,
+        best_step: int | None = None,
     ) -> float:
         """Writes `checkpoint-N` for N = state["step"], after the one in flight if there is one.
 
@@ -102,6 +106,7 @@ class CheckpointWriter:
             tokenizer: of the data.
             optimizer: the torch optimizer itself.
             state: JSON values that a resumed run needs or checks.
+            best_step: of the checkpoint with the lowest validation loss, None if it is not known.
 
         Returns:
             Seconds that the training stood still.
@@ -115,7 +120,10 @@ class CheckpointWriter:
         snapshot = self._snapshot(model, tokenizer, optimizer, state)
         path = self._output_dir / f"{CHECKPOINT_PREFIX}{state['step']}"
         self._thread = threading.Thread(
-            target=self._write, args=(snapshot, path), name="checkpoint writer", daemon=True
+            target=self._write,
+            args=(snapshot, path, best_step),
+            name="checkpoint writer",
+            daemon=True,
         )
         self._thread.start()
         if not self._in_background:
@@ -157,7 +165,8 @@ class CheckpointWriter:
         """
         self.wait()
         n_bytes = checkpoint_bytes(model, optimizer)
-        self._on_main(_require_space, self._output_dir, n_bytes, self._keep_checkpoints)
+        n_kept = self._keep_checkpoints + self._keep_best
+        self._on_main(_require_space, self._output_dir, n_bytes, n_kept)
         snapshot = self._snapshot(model, tokenizer, optimizer, state)
         with self._partial_directory(self._output_dir / REHEARSAL_NAME) as partial:
             if is_sharded(model):
@@ -198,13 +207,13 @@ class CheckpointWriter:
             state=state,
         )
 
-    def _write(self, snapshot: Snapshot, path: Path) -> None:
+    def _write(self, snapshot: Snapshot, path: Path, best_step: int | None) -> None:
         """Writes a checkpoint and publishes it; what goes wrong is the new `problem`."""
         try:
             with self._partial_directory(path) as partial:
                 self._fill(snapshot, partial)
                 self._on_main(publish_directory, partial, path)
-            self._on_main(self._point_and_prune, path)
+            self._on_main(self._point_and_prune, path, best_step)
         except Exception as error:  # a thread has nobody to raise to
             self._problem = f"{path}: {_in_words(error)}"
 
@@ -214,12 +223,13 @@ class CheckpointWriter:
         checksums = {name: entry for of_rank in of_ranks for name, entry in of_rank.items()}
         self._on_main(write_checksums, partial, checksums)
 
-    def _point_and_prune(self, path: Path) -> None:
+    def _point_and_prune(self, path: Path, best_step: int | None) -> None:
         """Makes `latest` name the checkpoint, and deletes those that have expired."""
         write_file(self._output_dir / LATEST_NAME, f"{path.name}\n".encode())
         prune(
             self._output_dir,
             written=int(path.name.removeprefix(CHECKPOINT_PREFIX)),
+            best=best_step if self._keep_best else None,
             keep_checkpoints=self._keep_checkpoints,
             keep_every=self._keep_every,
         )
@@ -285,10 +295,10 @@ def checkpoint_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     return n_weights + (n_moments or 2 * n_weights)
 
 
-def _require_space(output_dir: Path, n_bytes: int, keep_checkpoints: int) -> None:
+def _require_space(output_dir: Path, n_bytes: int, n_kept: int) -> None:
     """Refuses a disk without room for the checkpoints that are to be kept, and the next one."""
     output_dir.mkdir(parents=True, exist_ok=True)
-    n_wanted = keep_checkpoints + 1
+    n_wanted = n_kept + 1
     n_missing = max(1, n_wanted - len(checkpoints_by_step(output_dir)))
     n_free = shutil.disk_usage(output_dir).free
     if n_free < n_missing * n_bytes:
