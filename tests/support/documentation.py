@@ -18,7 +18,7 @@ BLOCK = re.compile(
     r"^(?P<indent> *)```(?P<language>[^\n]*)\n(?P<text>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )
-SNIPPET = re.compile(r'^--8<-- "(.*)"$', re.MULTILINE)  # a file that the site shows here
+SNIPPET = re.compile(r"^--8<--\n(.*)\n--8<--$", re.MULTILINE)  # a file that the site shows here
 NOT_RUN, IN_GATE = "not run: ", "run in the gate"
 
 
