@@ -17,11 +17,11 @@ MODEL_FILES = ("configuration", "modeling", "loading", "loss")  # each with _gpt
 # imports its own floor and those below.
 FLOORS = {
     "": "huggingface_hub torch transformers",  # the model files, side by side
-    "common": "huggingface_hub tenacity tqdm yaml",
+    "common": "huggingface_hub psutil tenacity tqdm yaml",
     "distributed": "accelerate torch transformers",
     "data.tokens": "numpy tiktoken tokenizers transformers",
     "data.shards": "numpy tqdm transformers",
-    "data.sources": "datasets huggingface_hub numpy pyarrow tqdm yaml",
+    "data.sources": "backports compression datasets huggingface_hub numpy pyarrow tqdm yaml",
     "data.preparation": "datatrove filelock numpy tqdm transformers",
     "data.loading": "aiohttp filelock fsspec numpy tenacity torch tqdm",
     "checkpoints": "accelerate deepspeed safetensors torch transformers",

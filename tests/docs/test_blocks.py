@@ -2,7 +2,7 @@
 
 All blocks of a page run in one directory, one after the other. It looks like the repository with a
 finished quickstart: `data/docstrings`, `runs/quickstart`, and some text in `own`.
-Commands start in a Python that has loaded torch already; see `support/warm_python.py`.
+Commands start in a Python that has loaded torch already; see `support/programs/warm_python.py`.
 """
 
 import os
@@ -25,7 +25,7 @@ from support.documentation import (
 )
 from support.paths import REPOSITORY
 from support.processes import run_process
-from support.warm_python import warm_python
+from support.programs.warm_python import warm_python
 
 from modeling_gpt2scratch.data.preparation.configuration import PrepareConfig
 from modeling_gpt2scratch.evaluation.configuration import CompareConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from huggingface_hub import DatasetCard, snapshot_download
-from support import fake_hub
+from support.servers import fake_hub
 
 from modeling_gpt2scratch.commands import shards
 from modeling_gpt2scratch.common.errors import SourceError

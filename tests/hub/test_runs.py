@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from support import fake_hub, paths
+from support import paths
 from support.processes import run_process
 from support.run_records import REPOSITORY, SECRET, write_records
+from support.servers import fake_hub
 from support.tiny_models import WITHOUT_PACKAGE
 
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM

@@ -44,7 +44,7 @@ def test_no_process_has_more_than_its_share_and_one_matrix(shapes, world_size):
 def test_two_processes_end_with_the_parameters_of_one_be_they_whole_or_sharded():
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     process = run_process(
-        [sys.executable, *launcher, "tests/support/muon_processes.py"],
+        [sys.executable, *launcher, "tests/support/programs/muon_processes.py"],
         cwd=REPOSITORY,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)},
     )

@@ -5,8 +5,8 @@ import io
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from support import fake_hub
-from support.fake_hub_handler import LFS_ENDINGS
+from support.servers import fake_hub
+from support.servers.fake_hub_handler import LFS_ENDINGS
 
 from modeling_gpt2scratch.data.sources.hub_files import (
     HubFile,

@@ -93,7 +93,7 @@ def train_with(faults, *arguments, launcher_flags=(), **environment):
         [
             sys.executable,
             *launcher,
-            "tests/support/faulty_training.py",
+            "tests/support/programs/faulty_training.py",
             json.dumps(faults),
             *arguments,
         ],

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.faulty_server import corrupt, drop, serve, status
+from support.servers.faulty_server import corrupt, drop, serve, status
 from support.training_runs import curve, flags, launch, refusal, run_here
 
 from modeling_gpt2scratch.data.loading import remote_files

@@ -8,8 +8,8 @@ import threading
 import pytest
 import torch
 from support.counting_shards import N_SHARDS, SHARD_BYTES, batches_of, cache_of, opened
-from support.faulty_server import delay, serve
 from support.processes import PATIENCE
+from support.servers.faulty_server import delay, serve
 
 from modeling_gpt2scratch.data.loading.cache import PARTIAL, Closed, ShardCache
 from modeling_gpt2scratch.data.loading.store import LocalStore

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from support.counting_shards import N_SHARDS, cache_of, loader_of, opened
-from support.faulty_server import delay, serve, status
+from support.servers.faulty_server import delay, serve, status
 
 from modeling_gpt2scratch.data.loading.prefetcher import Prefetcher, StreamError
 from modeling_gpt2scratch.data.loading.store import LocalStore

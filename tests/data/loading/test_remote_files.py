@@ -12,7 +12,7 @@ from support.counting_shards import (
     cache_of,
     opened,
 )
-from support.faulty_server import corrupt, delay, drop, hang_up, serve, status, truncate
+from support.servers.faulty_server import corrupt, delay, drop, hang_up, serve, status, truncate
 
 from modeling_gpt2scratch.data.loading import remote_files
 from modeling_gpt2scratch.data.loading.cache import PARTIAL

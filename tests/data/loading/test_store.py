@@ -10,11 +10,11 @@ import fsspec
 import numpy as np
 import pytest
 import torch
-from support import fake_hub
 from support.counting_shards import N_SHARDS, SHARD_TOKENS, batches_of, cache_of, loader_of, opened
-from support.faulty_server import serve
 from support.paths import REPOSITORY
 from support.processes import run_process
+from support.servers import fake_hub
+from support.servers.faulty_server import serve
 
 from modeling_gpt2scratch.data.loading.store import LocalStore, RemoteStore
 from modeling_gpt2scratch.data.shards.format import ShardError

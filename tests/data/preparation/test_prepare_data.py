@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import fake_hub
 from support.prepared_data import documents_of, manifest_of, names_in
 from support.processes import PATIENCE, run_process, started, wait_until
+from support.servers import fake_hub
 from support.tiny_corpus import fables, write_jsonl
 
 import prepare_data

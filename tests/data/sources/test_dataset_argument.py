@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import fake_hub
 from support.paths import REPOSITORY
 from support.processes import run_process
+from support.servers import fake_hub
 from support.table_files import DOCUMENTS, jsonl, parquet_table, written
 
 from modeling_gpt2scratch.common.errors import SourceError

@@ -6,9 +6,9 @@ import threading
 from pathlib import Path
 
 import pytest
-from support import fake_hub
 from support.hub_data import REPOSITORY, hub_file
 from support.processes import run_process
+from support.servers import fake_hub
 
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.data.sources.file_queue import FileQueue

@@ -8,9 +8,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support import fake_hub
-from support.fake_hub_handler import commit_of
 from support.hub_data import CARD, FILES, REPOSITORY, hub_file, parquet
+from support.servers import fake_hub
+from support.servers.fake_hub_handler import commit_of
 
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.common.hub_requests import MAX_DAMAGED_DOWNLOADS

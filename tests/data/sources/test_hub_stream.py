@@ -5,9 +5,9 @@ import os
 import sys
 
 import pytest
-from support import fake_hub
 from support.hub_data import parquet
 from support.processes import run_process
+from support.servers import fake_hub
 
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.data.sources.hub_stream import HubStream

@@ -9,9 +9,9 @@ import sys
 import pytest
 from support import evaluation as tiny
 from support.evaluation import compare
-from support.fake_hub import serve
 from support.paths import REPOSITORY
 from support.processes import run_process
+from support.servers.fake_hub import serve
 
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
 from modeling_gpt2scratch.evaluation.results import fingerprints

@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support import evaluation as tiny
-from support.fake_hub import serve
 from support.paths import REPOSITORY, SHARED_DATA
+from support.servers.fake_hub import serve
 
 from modeling_gpt2scratch.evaluation.results.cache import ResultCache
 from modeling_gpt2scratch.evaluation.results.measurements import Measurement

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support import evaluation as tiny
-from support.fake_hub import serve
+from support.servers.fake_hub import serve
 
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
 from modeling_gpt2scratch.evaluation.tasks import paper_corpora

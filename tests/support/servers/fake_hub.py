@@ -31,7 +31,7 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
-from support.fake_hub_handler import Handler, commit_of
+from support.servers.fake_hub_handler import Handler, commit_of
 
 COMMIT = "5" * 40  # before anything is pushed
 

@@ -10,7 +10,7 @@ from pathlib import Path
 def start(arguments: list[str], log: Path) -> BaseProcess:
     """Starts `train_accelerate.py` with these arguments; what it prints is appended to `log`."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["support.training_process", "train_accelerate"])
+    context.set_forkserver_preload(["support.programs.training_process", "train_accelerate"])
     process = context.Process(target=run, args=(arguments, log))
     process.start()
     return process

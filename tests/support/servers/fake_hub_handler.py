@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, unquote, urlsplit
 
 if TYPE_CHECKING:
-    from support.fake_hub import Fault, Hub
+    from support.servers.fake_hub import Fault, Hub
 
 LFS_ENDINGS = (".bin", ".gz", ".parquet", ".safetensors", ".xz", ".zst")
 

@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 os.environ["DS_ACCELERATOR"] = "cpu"
-sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[3]))
 
 import deepspeed  # noqa: F401 - its modules are changed below
 from accelerate import Accelerator, PartialState
-from support import faulty_training
+from support.programs import faulty_training
 
 from modeling_gpt2scratch.distributed import accelerator
 
