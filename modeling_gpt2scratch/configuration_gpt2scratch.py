@@ -1,6 +1,7 @@
 """Configuration of GPT2Scratch. Travels inside every checkpoint beside the modeling file."""
 
 import dataclasses
+import math
 
 from huggingface_hub.dataclasses import strict
 from transformers import GPT2Config, PreTrainedConfig
@@ -16,6 +17,7 @@ AUTO_MAP = {
 # Each `activation_function`, and the `approximate` of `nn.GELU` that it stands for. OpenAI's
 # checkpoints say the first; the last is what nanoGPT trains.
 GELU_APPROXIMATION = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "none"}
+MAX_LAYERS = 1000  # ten times those of GPT-3; making the blocks of a mistyped number takes for ever
 # Switches that transformers' `gpt2` has and GPT-2 never used: the value that means "not used".
 GPT2_SWITCHES = {
     "scale_attn_weights": True,
@@ -49,8 +51,9 @@ class GPT2ScratchConfig(PreTrainedConfig):
             field transformers 5 would untie them and turn 124M parameters into 163M.
 
     Raises:
-        ValueError: if a size is not positive, `n_head` does not divide `n_embd`, a dropout is
-            outside [0, 1), or the activation is none of GPT-2's.
+        ValueError: if a size is not positive, `n_head` does not divide `n_embd`, there are more
+            than 1,000 blocks, a dropout is outside [0, 1), a number is negative or infinite, or the
+            activation is none of GPT-2's.
 
     Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3.
     """
@@ -110,6 +113,8 @@ class GPT2ScratchConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: expected at least 1, found {value}")
+        if self.n_layer > MAX_LAYERS:
+            raise ValueError(f"n_layer: expected at most {MAX_LAYERS:,}, found {self.n_layer:,}")
         if self.n_embd % self.n_head:
             raise ValueError(
                 f"n_embd: expected a multiple of n_head={self.n_head}, found {self.n_embd}"
@@ -117,6 +122,9 @@ class GPT2ScratchConfig(PreTrainedConfig):
         for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected 0 <= p < 1, found {getattr(self, name)}")
+        for name in ("layer_norm_epsilon", "initializer_range"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: expected 0 or more, found {getattr(self, name)}")
         if self.activation_function not in GELU_APPROXIMATION:
             raise ValueError(
                 f"activation_function: expected one of {', '.join(GELU_APPROXIMATION)}, "

@@ -82,8 +82,10 @@ def _damage(name: str | Path, error: Exception) -> str | None:
             return str(damage)
         except OSError as damage:
             return f"{path}: cannot be read: {one_line(damage)}"
-    if files and isinstance(error, pickle.UnpicklingError):
-        return f"{files[0]}: expected tensors and plain values, found {unpickling_problem(error)}"
+    for cause in (error, error.__cause__):
+        if files and isinstance(cause, pickle.UnpicklingError):
+            found = unpickling_problem(cause)
+            return f"{files[0]}: expected tensors and plain values, found {found}"
     return None
 
 

@@ -7,8 +7,10 @@ from safetensors import SafetensorError
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.checkpoints.checkpoint import open_to_readers
+from modeling_gpt2scratch.checkpoints.weight_files import WeightsError, naming_damaged_files
 from modeling_gpt2scratch.common.atomic_files import new_directory
-from modeling_gpt2scratch.configuration_gpt2scratch import GPT2ScratchConfig
+from modeling_gpt2scratch.common.errors import named
+from modeling_gpt2scratch.configuration_gpt2scratch import AUTO_MAP, GPT2ScratchConfig
 from modeling_gpt2scratch.data.tokens.names import GPT2, TokenizerError
 from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer, save_tokenizer
 from modeling_gpt2scratch.modeling_gpt2scratch import GPT2ScratchForCausalLM
@@ -40,32 +42,17 @@ def read_run(path: Path) -> tuple[GPT2ScratchForCausalLM, PreTrainedTokenizerBas
         TokenizerError: if the tokenizer cannot be loaded.
     """
     try:
-        model_type = json.loads((path / MARKER).read_bytes()).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ConversionError(
-            f"{path}: expected a finished run or one of its checkpoint-N, found {error}"
-        ) from error
-    if model_type != GPT2ScratchConfig.model_type:
-        raise ConversionError(
-            f"{path}: expected a {GPT2ScratchConfig.model_type} model, found {model_type}"
-        )
-    try:
-        model, report = GPT2ScratchForCausalLM.from_pretrained(
-            path.absolute(),
-            dtype="auto",
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            trust_remote_code=False,
-        )
-    except Exception as error:  # transformers passes on whatever its readers raise
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise ConversionError(f"{path}: cannot be loaded: {reason}") from error
-    for problem in ("mismatched_keys", "missing_keys", "unexpected_keys"):
+        with naming_damaged_files(path):
+            model, report = _load_ours(path)
+    except WeightsError as error:
+        raise ConversionError(str(error)) from error
+    for problem in ("missing_keys", "unexpected_keys"):
         if report[problem]:
             raise ConversionError(
                 f"{path}: expected the tensors of its config.json, found "
                 f"{problem.replace('_', ' ')}: {', '.join(sorted(map(str, report[problem]))[:3])}"
             )
+    model.config.auto_map = dict(AUTO_MAP)  # our code is saved with it, not what the run names
     has_tokenizer = (path / "tokenizer_config.json").is_file()
     return model, load_tokenizer(str(path.absolute())) if has_tokenizer else None
 
@@ -128,6 +115,26 @@ def save_converted(
             if isinstance(model, GPT2LMHeadModel):
                 _save_classic_vocabulary(tokenizer, directory)
         open_to_readers(directory.iterdir())
+
+
+def _load_ours(path: Path) -> tuple[GPT2ScratchForCausalLM, dict]:
+    """The model in a directory, and transformers' report about its tensors."""
+    try:
+        model_type = json.loads((path / MARKER).read_bytes()).get("model_type")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise ConversionError(
+            f"{path}: expected a finished run or one of its checkpoint-N, found {error}"
+        ) from error
+    if model_type != GPT2ScratchConfig.model_type:
+        raise ConversionError(
+            f"{path}: expected a {GPT2ScratchConfig.model_type} model, found {model_type}"
+        )
+    try:
+        return GPT2ScratchForCausalLM.from_pretrained(
+            path.absolute(), dtype="auto", output_loading_info=True, trust_remote_code=False
+        )
+    except Exception as error:  # transformers passes on whatever its readers raise
+        raise ConversionError(f"{path}: cannot be loaded: {named(error)}") from error
 
 
 def _tokenizer_for(vocab_size: int, name: str | None) -> PreTrainedTokenizerBase | None:

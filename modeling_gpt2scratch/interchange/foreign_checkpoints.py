@@ -17,7 +17,8 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from modeling_gpt2scratch.common.errors import named, one_line
+from modeling_gpt2scratch.checkpoints.weight_files import unpickling_problem
+from modeling_gpt2scratch.common.errors import content_instead, one_line
 from modeling_gpt2scratch.configuration_gpt2scratch import GPT2ScratchConfig
 from modeling_gpt2scratch.loading_gpt2scratch import GPT2_NAMES
 from modeling_gpt2scratch.modeling_gpt2scratch import GPT2ScratchForCausalLM
@@ -110,9 +111,10 @@ def from_llmc(path: Path) -> GPT2ScratchForCausalLM:
     """
     header = np.fromfile(path, dtype="<i4", count=LLMC_HEADER_WORDS).tolist()
     if len(header) < LLMC_HEADER_WORDS or header[0] != LLMC_MAGIC:
+        found = content_instead(path) or f"{len(header)} words {header[:1]}"
         raise ConversionError(
             f"{path}: expected a model of llm.c, a header of {LLMC_HEADER_WORDS} words that begins "
-            f"with {LLMC_MAGIC}, found {len(header)} words {header[:1]}"
+            f"with {LLMC_MAGIC}, found {found}"
         )
     version, n_positions, vocab_size, n_layer, n_head, n_embd, n_rows = header[1:8]
     if version not in LLMC_DTYPES or min(header[2:8]) < 1:
@@ -175,10 +177,9 @@ def _load_without_code(path: Path) -> dict:
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
     except Exception as error:  # a file that is no checkpoint can fail in any way
-        pickled = re.search(r"GLOBAL (\S+)", str(error))
         raise ConversionError(
             f"{path}: expected a checkpoint of tensors and plain values, found "
-            f"{f'a pickled {pickled[1]}, which could execute code' if pickled else named(error)}"
+            f"{content_instead(path) or unpickling_problem(error)}"
         ) from error
     weights = checkpoint.get("model", checkpoint) if isinstance(checkpoint, dict) else None
     if not isinstance(weights, dict):

@@ -11,9 +11,8 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from modeling_gpt2scratch.checkpoints.checkpoint import WEIGHTS_NAME, find_checkpoint
+from modeling_gpt2scratch.checkpoints.weight_files import WeightsError, open_tensors
 from modeling_gpt2scratch.common.atomic_files import write_file
 from modeling_gpt2scratch.tracking.metrics import EVENTS_NAME, METRICS_NAME, read_metrics
 from modeling_gpt2scratch.training.configuration import CONFIG_NAME
@@ -219,8 +218,8 @@ def _sizes(run: Path) -> dict[str, int]:
 def _n_parameters(path: Path) -> int | None:
     """Numbers in a file of weights, which holds tied ones once; None if it is not there."""
     try:
-        with safe_open(path, framework="np") as weights:
+        with open_tensors(path, framework="np") as weights:
             shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118
-    except (OSError, SafetensorError):
+    except (OSError, WeightsError):
         return None
     return sum(math.prod(shape) for shape in shapes)

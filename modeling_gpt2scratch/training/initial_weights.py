@@ -4,8 +4,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from modeling_gpt2scratch.common.errors import one_line
-from modeling_gpt2scratch.configuration_gpt2scratch import GPT2ScratchConfig
+from modeling_gpt2scratch.checkpoints.weight_files import WeightsError, naming_damaged_files
+from modeling_gpt2scratch.common.errors import named, one_line
+from modeling_gpt2scratch.configuration_gpt2scratch import AUTO_MAP, GPT2ScratchConfig
 from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.data.tokens.names import TokenizerError
 from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer
@@ -48,19 +49,26 @@ def load_initial_model(
         tokenizer: of the data.
 
     Raises:
-        InitialWeightsError: if its vocabulary is another one than the data's, or it is incomplete.
+        InitialWeightsError: if its vocabulary is another one than the data's, or its weights are
+            damaged or incomplete.
     """
     config = _stored_config(name)
-    _refuse_another_vocabulary(name, config, manifest, tokenizer)
     try:
-        model = GPT2ScratchForCausalLM.from_pretrained(
-            name,
-            trust_remote_code=False,
-            dtype=torch.float32,  # whatever it was stored in, optimizers need the digits
-            **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout),
-        )
-    except (OSError, ValueError, RuntimeError) as error:
+        with naming_damaged_files(name):
+            _refuse_another_vocabulary(name, config, manifest, tokenizer)
+            model = GPT2ScratchForCausalLM.from_pretrained(
+                name,
+                trust_remote_code=False,
+                dtype=torch.float32,  # whatever it was stored in, optimizers need the digits
+                **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout),
+            )
+    except InitialWeightsError:
+        raise
+    except WeightsError as error:
+        raise InitialWeightsError(str(error)) from error
+    except Exception as error:  # transformers passes on whatever its readers raise
         raise InitialWeightsError(_refusal(name, "its weights", error)) from error
+    model.config.auto_map = dict(AUTO_MAP)  # the run saves our code, not what the checkpoint named
     embedding = model.transformer.wpe
     if n_positions < embedding.num_embeddings:
         embedding.weight = nn.Parameter(embedding.weight.detach()[:n_positions].clone())
@@ -76,15 +84,16 @@ def _stored_config(name: str) -> GPT2ScratchConfig:
         if stored.get("model_type") not in MODEL_TYPES:
             raise ValueError(f"model_type {stored.get('model_type')!r}")
         return GPT2ScratchConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # also of kinds that are no ValueError, at a value of another type
         raise InitialWeightsError(_refusal(name, "a config.json", error)) from error
 
 
 def _refusal(name: str, expected: str, error: Exception) -> str:
     """One line, where transformers writes several."""
+    is_unexplained = isinstance(error, (AttributeError, LookupError, TypeError))
     return (
         f"{name}: expected a gpt2 or gpt2scratch checkpoint with {expected}, in a directory or on "
-        f"the Hub, found {one_line(error)}"
+        f"the Hub, found {named(error) if is_unexplained else one_line(error)}"
     )
 
 

@@ -328,7 +328,7 @@ def test_a_truncated_checkpoint_is_refused_in_one_line(tmp_path, kept_bytes):
     ("header", "kept_bytes", "expected"),
     [
         ({"magic": 20240520}, None, "begins with 20240326, found 256 words .20240520."),
-        ({}, 0, "found 0 words"),
+        ({}, 0, "found an empty file; copy or download it again"),
         ({}, 1000, "found 250 words"),
         ({"version": 2}, None, "expected version 3 .* found version 2"),
         ({"n_rows": 0}, None, "sizes above 0"),  # a version 3 of some weeks had no padding

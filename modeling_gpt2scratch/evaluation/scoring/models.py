@@ -18,6 +18,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from modeling_gpt2scratch.checkpoints.weight_files import naming_damaged_files
+
 from .processes import ProcessGroup
 from .scorer import CausalScorer
 from .shared_scorer import SharedScorer
@@ -47,15 +49,16 @@ def load_scorer(
         processes: that share out the batches.
 
     Raises:
-        ValueError: if there is no such model, or no tokenizer that fits it.
+        ValueError: if there is no such model, its weights are damaged, or no tokenizer fits it.
         Exception: of many kinds, from what transformers finds in its files.
     """
-    require_model(name, trust_remote_code=trust_remote_code)
-    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
-    model = AutoModelForCausalLM.from_pretrained(
-        name, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
-    )
-    require_fitting(tokenizer, model)
+    with naming_damaged_files(name):
+        require_model(name, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
+        )
+        require_fitting(tokenizer, model)
     accelerator = processes.accelerator
     if accelerator is None or device not in ("auto", "cpu"):
         place = resolve_device(device)

@@ -1,0 +1,150 @@
+"""Weights to start from that are damaged, foreign or hostile: one line, and nothing is executed."""
+
+import io
+import json
+import shutil
+import sys
+
+import pytest
+from support.damaged_files import (
+    BAD_CONFIGS,
+    DAMAGES,
+    add_hostile_code,
+    damaged,
+    replace_by_hostile_pickle,
+    spoil_config,
+)
+from support.paths import SHARED_DATA
+from support.training_runs import flags, refusal, run_here, stock_model
+
+from modeling_gpt2scratch.data.shards.manifest import Manifest
+from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer
+from modeling_gpt2scratch.training.initial_weights import (
+    InitialWeightsError,
+    load_initial_model,
+    stored_sizes,
+)
+
+WITHOUT_SIZES = ("model", "n_layer", "n_embd", "n_head", "n_positions")
+
+
+@pytest.fixture
+def stock(tmp_path):
+    """The directory of a stock gpt2 that fits the data."""
+    stock_model(tmp_path / "stock")
+    return tmp_path / "stock"
+
+
+def load(directory, data):
+    """What a run would start from."""
+    return load_initial_model(
+        str(directory),
+        n_positions=stored_sizes(str(directory))["n_positions"],
+        dropout=0.0,
+        manifest=Manifest.load(data),
+        tokenizer=load_tokenizer(str(data)),
+    )
+
+
+def finetuning_flags(data, output_dir, checkpoint) -> list[str]:
+    """A command line that takes its sizes from the checkpoint."""
+    arguments = flags(data, output_dir, init_from=checkpoint, total_batch_tokens=640, max_steps=1)
+    for name in WITHOUT_SIZES:
+        position = arguments.index(f"--{name}")
+        del arguments[position : position + 2]
+    return arguments
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_weights_are_named_with_what_to_do(small_data, stock, damage):
+    weights = stock / "model.safetensors"
+    weights.write_bytes(damaged(weights.read_bytes(), damage))
+    expected = f"^{weights}: expected a safetensors file, found {DAMAGES[damage]}"
+    with pytest.raises(InitialWeightsError, match=expected) as refused:
+        load(stock, small_data)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "an empty file; copy or download it again"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a Git-LFS pointer; run"),
+        (b"PK\x03\x04" + bytes(90), "a zip archive without its end; copy or download it again"),
+        (b"nonsense", "UnpicklingError: "),
+    ],
+)
+def test_damaged_weights_of_torch_are_named(small_data, stock, content, expected):
+    (stock / "model.safetensors").unlink()
+    (stock / "pytorch_model.bin").write_bytes(content)
+    message = f"^{stock}/pytorch_model.bin: expected tensors.*, found {expected}"
+    with pytest.raises(InitialWeightsError, match=message) as refused:
+        load(stock, small_data)
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 600
+
+
+def test_the_pointer_of_the_report_is_named_before_anything_else(small_data):
+    case = SHARED_DATA / "cases" / "lfs_pointer"
+    with pytest.raises(InitialWeightsError) as refused:
+        load(case, small_data)
+    assert str(refused.value) == (
+        f"{case}/model.safetensors: expected a safetensors file, found a Git-LFS pointer; "
+        f"run `git lfs pull` there"
+    )
+
+
+@pytest.mark.parametrize("kind", BAD_CONFIGS)
+@pytest.mark.parametrize("layout", ["gpt2", "gpt2scratch"])
+def test_a_configuration_that_makes_no_model_is_one_line(small_data, stock, kind, layout):
+    spoil_config(stock, {"model_type": layout})
+    spoil_config(stock, BAD_CONFIGS[kind])
+    with pytest.raises(InitialWeightsError) as refused:
+        load(stock, small_data)
+    message = str(refused.value)
+    assert message.startswith(f"{stock}: expected a ") and "\n" not in message
+    assert len(message) < 600
+
+
+def test_a_run_ends_in_one_line_that_names_the_file(
+    small_data, stock, tmp_path, monkeypatch, capsys
+):
+    weights = stock / "model.safetensors"
+    shutil.copy(SHARED_DATA / "cases" / "lfs_pointer" / "model.safetensors", weights)
+    arguments = finetuning_flags(small_data, tmp_path / "run", stock)
+    code, line = refusal(monkeypatch, capsys, *arguments)
+    assert code == 1
+    assert line.endswith(
+        f"{weights}: expected a safetensors file, found a Git-LFS pointer; run `git lfs pull` there"
+    )
+    spoil_config(stock, {"n_layer": "two"})
+    code, line = refusal(monkeypatch, capsys, *arguments)
+    assert code == 2 and f"--init_from: {stock}: expected a gpt2 or gpt2scratch" in line
+
+
+@pytest.mark.parametrize("layout", ["gpt2", "gpt2scratch"])
+def test_code_beside_the_weights_is_never_run_and_nobody_is_asked(
+    small_data, stock, tmp_path, monkeypatch, layout
+):
+    if layout == "gpt2scratch":
+        assert run_here(monkeypatch, *flags(small_data, tmp_path / "first", max_steps=1)) == 0
+        stock = tmp_path / "first"
+    else:
+        load_tokenizer(str(small_data)).save_pretrained(stock)
+    touched = add_hostile_code(stock)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 50))
+    arguments = finetuning_flags(small_data, tmp_path / "run", stock)
+    arguments[arguments.index("--total_batch_tokens") + 1] = str(
+        16 * stored_sizes(str(stock))["n_positions"]
+    )
+    assert run_here(monkeypatch, *arguments) == 0
+    assert not touched.exists() and sys.stdin.read() == "y\n" * 50
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert "hostile" not in json.dumps(saved)
+
+
+def test_a_hostile_pickle_is_refused_and_not_run(small_data, stock):
+    touched = replace_by_hostile_pickle(stock)
+    expected = "pytorch_model.bin: expected tensors and plain values, found a pickled .*open, which"
+    with pytest.raises(InitialWeightsError, match=expected):
+        load(stock, small_data)
+    assert not touched.exists()
