@@ -15,7 +15,7 @@ from modeling_gpt2scratch.common.retries import Retries
 from modeling_gpt2scratch.data.shards.format import ShardError, read_shard
 from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.data.shards.writer import SplitWriter
-from modeling_gpt2scratch.hub import datasets as shard_publishing
+from modeling_gpt2scratch.hub import datasets
 from modeling_gpt2scratch.hub.datasets import push_data
 from modeling_gpt2scratch.reports.data_card import public_manifest, size_category
 
@@ -61,7 +61,7 @@ def hub(monkeypatch, tmp_path):
     with fake_hub.serve(REPOSITORY, {}) as served:
         served.use_here(monkeypatch, tmp_path / "home")
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr(shard_publishing, "SHARDS_PER_COMMIT", 2)
+        monkeypatch.setattr(datasets, "SHARDS_PER_COMMIT", 2)
         yield served
 
 
@@ -110,7 +110,7 @@ def test_shards_go_first_and_the_manifest_last(hub, data):
 def test_a_push_that_is_cut_off_has_no_manifest_and_goes_on_where_it_was(
     hub, data, monkeypatch, n_commits
 ):
-    commit = shard_publishing._commit
+    commit = datasets._commit
 
     def commit_or_die(*arguments):
         if len(hub.commits) == n_commits:
@@ -118,7 +118,7 @@ def test_a_push_that_is_cut_off_has_no_manifest_and_goes_on_where_it_was(
         commit(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(shard_publishing, "_commit", commit_or_die)
+        patch.setattr(datasets, "_commit", commit_or_die)
         push_data(data, REPOSITORY)
     assert len(hub.files) == 2 * n_commits
     assert shards_in(hub.files) == set(hub.files)

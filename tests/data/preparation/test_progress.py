@@ -20,7 +20,7 @@ from modeling_gpt2scratch.data.preparation.progress import (
     SeenDocuments,
     WorkingDirectory,
 )
-from modeling_gpt2scratch.data.tokens import workers as worker_pool
+from modeling_gpt2scratch.data.tokens import workers
 
 # Processes that begin with everything imported, so that killing twenty takes seconds.
 forkserver = multiprocessing.get_context("forkserver")
@@ -220,8 +220,8 @@ def is_running(pid):
 
 
 def test_a_worker_that_dies_ends_in_one_line(configure, monkeypatch, tmp_path):
-    monkeypatch.setattr(worker_pool, "_encode", _die)
-    with pytest.raises(worker_pool.WorkerError, match="a worker process died"):
+    monkeypatch.setattr(workers, "_encode", _die)
+    with pytest.raises(workers.WorkerError, match="a worker process died"):
         prepare(configure(num_workers=2))
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_gpt2scratch.data.shards import token_files as shard_formats
+from modeling_gpt2scratch.data.shards import token_files as module
 from modeling_gpt2scratch.data.shards.format import ShardError, write_shard
 from modeling_gpt2scratch.data.shards.token_files import read_token_file, token_files
 
@@ -91,7 +91,7 @@ def test_every_format_gives_the_same_ids_in_pieces_of_any_size(tmp_path_factory,
     write(directory, "train.bin", struct.pack(f"<{len(ids)}H", *ids))
     write_shard(directory / "ours.bin", np.array(ids), vocab_size=2**16)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shard_formats, "TOKENS_PER_READ", per_read)
+        patch.setattr(module, "TOKENS_PER_READ", per_read)
         for path in token_files(directory):
             pieces = list(read_token_file(path).chunks())
             assert max(map(len, pieces)) <= per_read
