@@ -74,8 +74,9 @@ def score_benchmarks(
 ) -> dict[str, float]:
     """Every metric of every benchmark, as "lambada/acc" and so on, on every process alike.
 
-    A benchmark that cannot be scored, for want of memory or because a score is not finite, is left
-    out, and the main process says so; a run does not end for it.
+    A benchmark that cannot be scored, for want of memory or because a score is not a number, is
+    left out, and the main process says so; a run does not end for it. An infinite perplexity is
+    left out without a word.
 
     Args:
         benchmarks: from `load_benchmarks`.
@@ -97,7 +98,11 @@ def score_benchmarks(
                     if accelerator.is_main_process:
                         print(f"no score of {name}: {error}")
                     continue
-                values |= {f"{name}/{metric}": e.value for metric, e in result.estimates.items()}
+                values |= {
+                    f"{name}/{metric}": estimate.value
+                    for metric, estimate in result.estimates.items()
+                    if estimate.nats is None
+                }
         finally:
             model.train(was_training)
     return values

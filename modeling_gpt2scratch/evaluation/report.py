@@ -60,7 +60,12 @@ def report(
     )
     errors = errors_of(config.kinds, models)
     notes = table_notes(
-        differences, published, errors=errors, baseline=baseline.name, sources=origins
+        differences,
+        published,
+        errors=errors,
+        baseline=baseline.name,
+        sources=origins,
+        has_infinite=any(model.has_infinite for model in models),
     )
     print("", *notes, *data_notes(comparison.tasks, config.limit), sep="\n")
     results = {"differences": differences, "published": published, "baseline": baseline.name}

@@ -1,6 +1,24 @@
-"""The type of token ids in shards and in memory."""
+"""The numbers of tokens: how many there can be, and the type that holds them."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+
+class HasVocabulary(Protocol):
+    """A tokenizer of transformers, or of the `tokenizers` library."""
+
+    def get_vocab(self) -> Mapping[str, int]:
+        """The id of each entry."""
 
 
 def token_dtype(vocab_size: int) -> str:
-    """uint16 for up to 65,536 entries, uint32 beyond, both little-endian."""
+    """uint16 for ids below 65,536, uint32 beyond, both little-endian."""
     return "<u2" if vocab_size <= 2**16 else "<u4"
+
+
+def vocab_size_of(tokenizer: HasVocabulary) -> int:
+    """The highest id plus one: as many rows has an embedding of these ids.
+
+    That is more than the number of entries where ids are left out.
+    """
+    return max(tokenizer.get_vocab().values(), default=-1) + 1

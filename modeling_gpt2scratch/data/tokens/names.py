@@ -1,7 +1,9 @@
 """Names that tokenizers have on the command line; reading them loads nothing."""
 
 GPT2 = "gpt2"
+BYTES = "bytes"
 TRAINED_PREFIX = "bpe:"
+KNOWN_NAMES = "gpt2, bytes, bpe:N, or a directory or Hub repository with a tokenizer"
 MAX_TRAINED_VOCAB_SIZE = 2**16  # what uint16 shards can hold
 
 

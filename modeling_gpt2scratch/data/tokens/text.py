@@ -1,4 +1,6 @@
-"""What a text may hold, before it is encoded."""
+"""The one entrance for text, to the preparation of data and to the evaluation of models."""
+
+import json
 
 END_OF_TEXT = "<|endoftext|>"  # begins every document; in a .txt file, it parts them
 
@@ -10,3 +12,26 @@ def well_formed(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
+
+
+def parse_json(content: str) -> object:
+    """The value of a JSON text, also of one with integers that Python refuses to read.
+
+    Raises:
+        ValueError: if it is none.
+        RecursionError: if it is nested too deeply.
+    """
+    try:
+        return json.loads(content)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:
+        return json.loads(content, parse_int=_any_integer)
+
+
+def _any_integer(digits: str) -> int | float:
+    """The integer; above some 4,300 digits, which Python refuses to read, infinity."""
+    try:
+        return int(digits)
+    except ValueError:
+        return float(digits)

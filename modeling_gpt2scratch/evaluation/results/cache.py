@@ -54,7 +54,10 @@ class ResultCache:
                 name: np.array(values, dtype=np.float64)  # null is nan
                 for name, values in result["samples"].items()
             }
-            estimates = {name: Estimate(**value) for name, value in result["estimates"].items()}
+            estimates = {
+                name: Estimate(**entry | {"value": _number(entry["value"])})
+                for name, entry in result["estimates"].items()
+            }
             parts = result["n_samples"], estimates, result["details"], samples
             if "responses" in result:
                 measured = AnsweredResult(*parts, result["responses"])
@@ -68,9 +71,10 @@ class ResultCache:
     def write(self, key: dict[str, Any], measurement: Measurement, model: dict[str, Any]) -> None:
         """Keeps a measurement.
 
-        The nan of a sample that was left out is null in the file; one with an infinite sample or
-        log-likelihood is not kept, because JSON has no word for that. Once the directory cannot be
-        written to, which one line on stderr says, nothing more is kept.
+        The nan of a sample that was left out is null in the file, and so is an infinite estimate,
+        which says its nats. A measurement with an infinite sample or log-likelihood is not kept,
+        because JSON has no word for that. Once the directory cannot be written to, which one line
+        on stderr says, nothing more is kept.
         """
         result = measurement.result
         if self._directory is None or result is None or not self._can_write:
@@ -83,7 +87,10 @@ class ResultCache:
         }
         content = {
             "n_samples": result.n_samples,
-            "estimates": {name: asdict(value) for name, value in result.estimates.items()},
+            "estimates": {
+                name: asdict(estimate) | ({} if estimate.nats is None else {"value": None})
+                for name, estimate in result.estimates.items()
+            },
             "details": result.details,
             "samples": samples,
         }
@@ -111,6 +118,11 @@ class ResultCache:
         """The file of a key."""
         text = json.dumps(key, sort_keys=True)
         return self._directory / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+
+
+def _number(value: float | None) -> float:
+    """The value of an estimate in a file."""
+    return math.inf if value is None else value
 
 
 def _is_fit_for_json(result: TaskResult) -> bool:

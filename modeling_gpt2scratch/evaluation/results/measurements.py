@@ -28,9 +28,15 @@ class ModelMeasurements:
     tasks: dict[str, Measurement] = field(default_factory=dict)
 
     def value(self, task: str, metric: str) -> float | None:
-        """The estimate of one metric, None where there is none."""
+        """The estimate of one metric, None where there is none or it is infinite."""
         measurement = self.tasks.get(task)
         if measurement is None or measurement.result is None:
             return None
         estimate = measurement.result.estimates.get(metric)
-        return None if estimate is None else estimate.value
+        return None if estimate is None or estimate.nats is not None else estimate.value
+
+    @property
+    def has_infinite(self) -> bool:
+        """Whether there is an infinite estimate."""
+        results = [cell.result for cell in self.tasks.values() if cell.result is not None]
+        return any(e.nats is not None for result in results for e in result.estimates.values())

@@ -134,9 +134,16 @@ def sanitized(name: str) -> str:
 
 
 def _estimates(name: str, result: Any) -> dict[str, Any]:
-    """A task's entry of `results`; "N/A" stands for a standard error that there is none of."""
+    """A task's entry of `results`; "N/A" stands for a standard error that there is none of.
+
+    JSON has no word for infinity: a perplexity that is too large for a number is left out, and in
+    its place `METRIC_nats` has the nats of which it is the exponential.
+    """
     entry: dict[str, Any] = {"alias": name, "sample_len": result.n_samples}
     for metric, estimate in result.estimates.items():
+        if estimate.nats is not None:
+            entry[f"{metric}_nats,{FILTER}"] = estimate.nats
+            continue
         entry[f"{metric},{FILTER}"] = estimate.value
         stderr = "N/A" if estimate.stderr is None else estimate.stderr
         entry[f"{metric}_stderr,{FILTER}"] = stderr

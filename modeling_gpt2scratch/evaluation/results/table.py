@@ -73,10 +73,16 @@ def table_notes(
     errors: Sequence[str],
     baseline: str,
     sources: Mapping[str, str],
+    has_infinite: bool = False,
 ) -> list[str]:
     """What the table's signs mean, a line each."""
     notes = [f"error [{number}]: {text}" for number, text in enumerate(errors, start=1)]
     notes.append("± is one standard error.")
+    if has_infinite:
+        notes.append(
+            "inf (e^N): a perplexity too large for a number, of N nats per token or word; words "
+            "are what stands between spaces, so that Japanese or Chinese text has few."
+        )
     rows = [row for model in differences.values() for row in model.values()]
     if rows:
         tested = any(row.test for row in rows)
@@ -114,7 +120,9 @@ def format_cell(
 
 
 def format_estimate(estimate: Estimate) -> str:
-    """Value and standard error."""
+    """Value and standard error; of what is too large for a number, the exponent."""
+    if estimate.nats is not None:
+        return f"inf (e^{estimate.nats:,.1f})"
     stderr = "" if estimate.stderr is None else f" ± {format_number(estimate.stderr)}"
     return format_number(estimate.value) + stderr
 

@@ -1,7 +1,10 @@
 """Token ids of texts, contexts and continuations, and how many of them a model takes.
 
 All as lm-evaluation-harness has them, for whatever a tokenizer adds of itself: that of Llama begins
-each text with a beginning-of-text token, that of GPT-2 adds nothing.
+each text with a beginning-of-text token, that of GPT-2 adds nothing. In one thing the harness
+differs from the preparation of data: where a text spells the name of a special token, such as
+`<|endoftext|>`, the harness makes that one special token of it, the preparation letters. The
+protocols of the harness keep the harness's rule; `encode_document` takes either.
 """
 
 from __future__ import annotations
@@ -74,15 +77,26 @@ def encode_pairs(
             yield before, next(whole_ids)[len(before) :]
 
 
-def encode_document(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def encode_document(
+    tokenizer: PreTrainedTokenizerBase, text: str, *, spells_out_names: bool = False
+) -> list[int]:
     """Token ids of a text after the tokenizer's `bos` or `eos` token, from which all are predicted.
 
     Where the tokenizer begins each text with that token itself, there are two of them, and the
     second counts as a token of the text.
 
+    Args:
+        tokenizer: of the model.
+        text: of the document.
+        spells_out_names: whether the name of a special token in the text is letters, as in the
+            preparation of data, or that token, as in lm-evaluation-harness.
+
     Source: `HFLM.loglikelihood_rolling` in lm_eval 0.4.13, `models/huggingface.py`.
     """
-    (ids,) = encode_texts(tokenizer, [text])
+    if spells_out_names:
+        (ids,) = _encode([text], tokenizer, split_special_tokens=True)
+    else:
+        (ids,) = encode_texts(tokenizer, [text])
     return [prefix_token(tokenizer), *ids]
 
 

@@ -47,6 +47,9 @@ class DocumentsTask:
     samples: ClassVar[str] = "documents"
     metrics: ClassVar[dict[str, bool]]  # names that `_estimate` knows
     data: ClassVar[SampleData]
+    # The names of special tokens in a text are those tokens in lm-evaluation-harness, whose
+    # protocols this is for; letters in the preparation of data.
+    spells_out_names: ClassVar[bool] = False
 
     documents: Sequence[Document]
     sha256: str  # of the originals
@@ -60,7 +63,9 @@ class DocumentsTask:
         """Every metric, per original word or byte."""
         windows, n_scored, owners = [], [], []
         for index, document in enumerate(self.documents):
-            ids = encode_document(scorer.tokenizer, document.text)
+            ids = encode_document(
+                scorer.tokenizer, document.text, spells_out_names=self.spells_out_names
+            )
             for window, n in rolling_windows(ids, scorer.context_tokens):
                 windows.append(window)
                 n_scored.append(n)

@@ -1,24 +1,29 @@
 """Task `text`: perplexity of documents of one's own, per word, per byte and in bits per byte.
 
-Protocol `documents`: as `wikitext`, but with nothing de-tokenised. Bits per byte compares models
-with different tokenizers.
+Protocol `documents`: as `wikitext`, but with nothing de-tokenised, and with the text as
+`prepare_data.py` reads and encodes it: the same documents of a .txt file, and no special tokens in
+the text. (In lm-evaluation-harness, a text that spells `<|endoftext|>` has that token.) Bits per
+byte compares models with different tokenizers.
 """
 
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import ClassVar, Self
+
+from modeling_gpt2scratch.data.tokens.text import END_OF_TEXT
 
 from .documents import Document, DocumentsTask
 from .samples import SampleData, Selection
-
-SEPARATOR = "<|endoftext|>"
 
 
 class LocalTextTask(DocumentsTask):
     """Documents of a local file."""
 
     protocol: ClassVar[str] = "documents"
+    version: ClassVar[int] = 3
+    spells_out_names: ClassVar[bool] = True
     metrics: ClassVar[dict[str, bool]] = {
         "word_perplexity": False,
         "byte_perplexity": False,
@@ -38,20 +43,25 @@ class LocalTextTask(DocumentsTask):
         """The first `limit` documents.
 
         Args:
-            source: a .jsonl file with a document in the field `text` of each line, or a .txt file
-                with <|endoftext|> between documents.
+            source: a .jsonl file with a document in the field `text` of each line; or a file that
+                `prepare_data.py` reads, as a .txt file with <|endoftext|> between documents.
             limit: documents to read, None for all.
 
         Raises:
             ValueError: for a line that is not as above, or no document with text.
         """
-        texts = [row["text"] for _, row in cls.data.rows(source, columns={"text": str}, limit=None)]
-        if source.endswith(".txt"):
-            texts = "\n".join(texts).split(SEPARATOR)
+        from modeling_gpt2scratch.data.sources.local_files import is_readable, read_documents
+
+        path = Path(source)
+        if path.suffix != ".jsonl" and path.is_file() and is_readable(path.name):
+            texts = [text for _, text in read_documents(path)]
+        else:
+            rows = cls.data.rows(source, columns={"text": str}, limit=None)
+            texts = [row["text"] for _, row in rows]
         texts = [text for text in texts if text.strip()][:limit]
         if not texts:
             raise ValueError(f"{source}: expected at least one document with text, found none")
-        digest = hashlib.sha256(SEPARATOR.join(texts).encode())
+        digest = hashlib.sha256(END_OF_TEXT.join(texts).encode())
         documents = [Document(text, len(text.split()), len(text.encode())) for text in texts]
         return cls(documents, digest.hexdigest())
 

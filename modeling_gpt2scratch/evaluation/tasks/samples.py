@@ -1,13 +1,19 @@
-"""Rows of a benchmark: from a local .jsonl or text file, or from a data set of the Hub."""
+"""Rows of a benchmark: from a local .jsonl or text file, or from a data set of the Hub.
+
+Their texts are well formed, as those of `prepare_data.py`: half a surrogate pair, which JSON can
+smuggle in and no tokenizer takes, is U+FFFD.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
+
+from modeling_gpt2scratch.data.tokens.text import parse_json, well_formed
 
 TEXT_SUFFIXES = (".txt", ".raw", ".tokens")
 # What is known of samples.
@@ -193,7 +199,18 @@ def read_rows(
                     f"{place}: expected an object with a {kind.__name__} `{name}`, "
                     f"found {sorted(row)}"
                 )
-        yield place, row
+        yield place, _well_formed(row)
+
+
+def _well_formed(value: Any) -> Any:
+    """The same value with every text in it well formed."""
+    if isinstance(value, str):
+        return well_formed(value)
+    if isinstance(value, dict):
+        return {name: _well_formed(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_well_formed(part) for part in value]
+    return value
 
 
 def _read_lines(path: Path, limit: int | None) -> Iterator[tuple[str, dict]]:
@@ -213,8 +230,9 @@ def _read_jsonl(path: Path, limit: int | None) -> Iterator[tuple[str, object]]:
         for number, line in enumerate(islice(lines, limit), start=1):
             place = f"{path}, line {number}"
             try:
-                yield place, json.loads(line)
-            except ValueError as error:
+                # Windows marks UTF-8 at the beginning of a file.
+                yield place, parse_json(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{place}: expected JSON: {error}") from error
 
 

@@ -20,13 +20,19 @@ if TYPE_CHECKING:  # torch comes with it, and a command line needs none
 
 @dataclass(frozen=True)
 class Estimate:
-    """A finite number and its standard error, None where one sample alone gives none."""
+    """A number and its standard error, None where one sample alone gives none.
+
+    The number is finite, or infinite for a perplexity beyond what a float can hold. Then `nats`, of
+    which it is the exponential, says how large it is, and there is no standard error.
+    """
 
     value: float
     stderr: float | None
+    nats: float | None = None
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.value) or not math.isfinite(self.stderr or 0.0):
+        is_told = self.value == math.inf and self.stderr is None and self.nats is not None
+        if not (math.isfinite(self.value) or is_told) or not math.isfinite(self.stderr or 0.0):
             raise ValueError(f"expected a finite estimate, found {self.value} ± {self.stderr}")
 
 
@@ -48,8 +54,12 @@ def ratio_estimate(numerators: Sequence[float], denominators: Sequence[float]) -
 
 def perplexity_estimate(mean_nats: Estimate) -> Estimate:
     """exp of a mean in nats; by the delta method its standard error grows by the same factor."""
-    value = math.exp(mean_nats.value)
-    return Estimate(value, None if mean_nats.stderr is None else value * mean_nats.stderr)
+    try:
+        value = math.exp(mean_nats.value)
+    except OverflowError:
+        return Estimate(math.inf, None, nats=mean_nats.value)
+    stderr = None if mean_nats.stderr is None else value * mean_nats.stderr
+    return Estimate(value, stderr if math.isfinite(stderr or 0.0) else None)
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,20 @@
 import json
 import math
 
+import numpy as np
 import pytest
 from support import evaluation as tiny
+from support.paths import SHARED_DATA
 
+from modeling_gpt2scratch.data.sources.local_files import read_documents
+from modeling_gpt2scratch.data.tokens.encoder import DocumentEncoder
+from modeling_gpt2scratch.data.tokens.tokenizer import tokenizer_spec
+from modeling_gpt2scratch.evaluation.scoring.encoding import encode_document
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
 from modeling_gpt2scratch.evaluation.tasks.local_text import LocalTextTask
 from modeling_gpt2scratch.evaluation.tasks.samples import Selection
 
+CASES = SHARED_DATA / "cases"
 DOCUMENTS = ["the cat sat\n\non the mat", "a naïve café"]
 
 
@@ -42,6 +49,91 @@ def test_each_document_begins_anew(files):
     value = {name: estimate.value for name, estimate in result.estimates.items()}
     assert value["word_perplexity"] == pytest.approx(math.exp(sum(nats) / 9), rel=1e-4)
     assert value["bits_per_byte"] == pytest.approx(sum(nats) / math.log(2) / 37, rel=1e-5)
+
+
+def case(name):
+    """A small input that went wrong."""
+    path = CASES / name
+    if not path.is_file():
+        pytest.skip(f"needs {path}")
+    return path
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "one<|endoftext|>two",
+        "\ufeffof Windows\r\nwith its line ends\r\n<|endoftext|>\n\n next \t\n",
+        "<|endoftext|><|endoftext|> alone<|endoftext|>",
+    ],
+)
+def test_a_text_file_has_the_documents_of_the_preparation(tmp_path, content):
+    path = tmp_path / "mine.txt"
+    path.write_text(content, encoding="utf-8", newline="")
+    task = LocalTextTask.from_source(str(path), limit=None)
+    assert [d.text for d in task.documents] == [text for _, text in read_documents(path)]
+
+
+@pytest.mark.parametrize(
+    "text", ["a cat<|endoftext|>the mat", "<|endoftext|>the cat", "<|endoftext|>" * 3, "naïve"]
+)
+def test_a_document_has_the_ids_of_the_preparation(tmp_path, text):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps({"text": text}))
+    tokenizer = tiny.tiny_tokenizer()
+    encoder = DocumentEncoder(tokenizer_spec("tiny", tokenizer), tokenizer.eos_token_id)
+    expected, _ = encoder.encode([text])
+    scored = []
+
+    class Scorer(CausalScorer):
+        """Keeps what it is asked for."""
+
+        def score_windows(self, windows, **options):
+            scored.extend(np.concatenate([windows[0], *(w[1:] for w in windows[1:])]).tolist())
+            return super().score_windows(windows, **options)
+
+    scorer = Scorer(tiny.tiny_gpt2(tokenizer, n_positions=64), tokenizer, batch_tokens=64)
+    LocalTextTask.from_source(str(path), limit=None).evaluate(scorer)
+    assert scored == expected.tolist()
+
+
+def test_lm_evaluation_harness_alone_makes_a_token_of_a_name_in_the_text():
+    tokenizer = tiny.tiny_tokenizer()
+    end = tokenizer.eos_token_id
+    assert encode_document(tokenizer, "a<|endoftext|>b").count(end) == 2
+    assert encode_document(tokenizer, "a<|endoftext|>b", spells_out_names=True).count(end) == 1
+
+
+def test_half_a_surrogate_pair_is_mended_as_in_the_preparation():
+    path = case("lone_surrogate/surr.jsonl")
+    tokenizer = tiny.tiny_tokenizer()
+    scorer = CausalScorer(tiny.tiny_gpt2(tokenizer), tokenizer, batch_tokens=64)
+    task = LocalTextTask.from_source(str(path), limit=None)
+    assert [d.text for d in task.documents] == [text for _, text in read_documents(path)]
+    assert "\ufffd" in task.documents[0].text
+    assert task.evaluate(scorer).n_samples == 2
+
+
+def test_a_column_that_nobody_reads_may_hold_any_integer():
+    path = case("big_integer/bigint.jsonl")
+    documents = LocalTextTask.from_source(str(path), limit=None).documents
+    assert [d.text for d in documents] == [text for _, text in read_documents(path)]
+
+
+def test_text_without_spaces_has_an_infinite_perplexity_per_word_and_all_the_rest():
+    tokenizer = tiny.tiny_tokenizer()
+    scorer = CausalScorer(tiny.tiny_gpt2(tokenizer), tokenizer, batch_tokens=64)
+    task = LocalTextTask.from_source(str(case("japanese_text/cjk.jsonl")), limit=None)
+    result = task.evaluate(scorer)
+    nats = result.samples["bits_per_byte"].sum()
+    n_words = sum(document.n_words for document in task.documents)
+    word = result.estimates["word_perplexity"]
+    assert (word.value, word.stderr) == (math.inf, None)
+    assert word.nats == pytest.approx(nats / n_words) and word.nats > 709
+    n_bytes = sum(document.n_bytes for document in task.documents)
+    value = result.estimates["byte_perplexity"].value
+    assert value == pytest.approx(math.exp(nats / n_bytes))
+    assert result.estimates["bits_per_byte"].value == pytest.approx(math.log2(value))
 
 
 def test_a_file_without_text_is_refused(tmp_path):
