@@ -15,18 +15,10 @@ from huggingface_hub.errors import (  # the first is of httpx or its successor, 
     HTTPError,
     OfflineModeIsEnabled,
 )
-from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id
+from huggingface_hub.utils import validate_repo_id
 
 from .errors import SourceError, named
-from .retries import (
-    Passing,
-    Retries,
-    asked_wait,
-    headers_of,
-    is_temporary,
-    retrying,
-    status_of,
-)
+from .retries import Passing, Retries, asked_wait, is_temporary, retrying, status_of
 
 Result = TypeVar("Result")
 
@@ -127,12 +119,10 @@ def _judge(error: BaseException) -> Passing | None:
     cause = temporary_cause(error)
     if cause is None:
         return None
-    limit = parse_ratelimit_headers(headers_of(cause))
-    is_limited = limit is not None and limit.remaining == 0
     return Passing(
         reason=str(cause) if isinstance(cause, DamagedFileError) else reason_of(cause),
         hint=LIMIT_HINT if status_of(cause) == 429 and get_token() is None else "",
-        wait_seconds=limit.reset_in_seconds + 1.0 if is_limited else asked_wait(cause),
+        wait_seconds=asked_wait(cause),
     )
 
 

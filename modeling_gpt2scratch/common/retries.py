@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import tenacity
+from huggingface_hub.utils import parse_ratelimit_headers
 from tqdm import tqdm
 
 TEMPORARY_STATUSES = (408, 425, 429)  # too slow, too early, too many requests; and all from 500 on
@@ -79,9 +80,8 @@ def retrying(
 
 def status_of(error: BaseException) -> int | None:
     """The HTTP status in an error of aiohttp, or of requests, httpx and huggingface_hub."""
-    status = getattr(error, "status", None)
-    if status is None:
-        status = getattr(getattr(error, "response", None), "status_code", None)
+    response = getattr(error, "response", None)
+    status = getattr(error, "status", getattr(response, "status_code", None))
     return status if isinstance(status, int) else None
 
 
@@ -90,13 +90,11 @@ def is_temporary(status: int) -> bool:
     return status >= 500 or status in TEMPORARY_STATUSES
 
 
-def headers_of(error: BaseException) -> dict[str, str]:
-    """The headers of the answer that became an error."""
-    source = getattr(error, "response", None)
-    return getattr(error if source is None else source, "headers", None) or {}
-
-
 def asked_wait(error: BaseException) -> float | None:
     """Seconds after which the server wants to be asked again, if it says so."""
-    seconds = headers_of(error).get("Retry-After", "")
+    headers = getattr(getattr(error, "response", error), "headers", None) or {}
+    limit = parse_ratelimit_headers(headers)
+    if limit is not None and limit.remaining == 0:
+        return limit.reset_in_seconds + 1.0
+    seconds = headers.get("Retry-After", "")
     return float(seconds) if seconds.isdigit() else None

@@ -12,11 +12,7 @@ from modeling_gpt2scratch.common.atomic_files import write_file, write_json
 from modeling_gpt2scratch.interchange.conversion import read_run
 from modeling_gpt2scratch.reports.loss_plot import PlotError, draw_losses
 from modeling_gpt2scratch.reports.model_card import PICTURE_NAME, model_card
-from modeling_gpt2scratch.reports.records import (
-    RESULTS_NAME,
-    RunRecords,
-    read_records,
-)
+from modeling_gpt2scratch.reports.records import RESULTS_NAME, RunRecords, read_records
 from modeling_gpt2scratch.reports.scores import FOLDER, PREFIX, eval_result_files
 from modeling_gpt2scratch.tracking.metrics import METRICS_NAME
 from modeling_gpt2scratch.training.configuration import CONFIG_NAME

@@ -15,12 +15,7 @@ from modeling_gpt2scratch.data.tokens.names import GPT2, TokenizerError
 from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer, save_tokenizer
 from modeling_gpt2scratch.modeling_gpt2scratch import GPT2ScratchForCausalLM
 
-from .foreign_checkpoints import (
-    GPT2_VOCAB_SIZE,
-    ConversionError,
-    assemble,
-    gpt2_name,
-)
+from .foreign_checkpoints import GPT2_VOCAB_SIZE, ConversionError, assemble, gpt2_name
 
 MARKER = "config.json"
 NO_TOKENIZER = "none"

@@ -1,10 +1,7 @@
 """`gpt2scratch shards inspect` describes data directories and token files of every format."""
 
 from support.tiny_corpus import stream
-from support.token_directories import (
-    DOCUMENTS,
-    write_foreign,
-)
+from support.token_directories import DOCUMENTS, write_foreign
 from transformers import AutoTokenizer
 
 

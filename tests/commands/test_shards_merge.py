@@ -6,11 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from support.tiny_corpus import stream
-from support.token_directories import (
-    CORPUS,
-    DOCUMENTS,
-    before,
-)
+from support.token_directories import CORPUS, DOCUMENTS, before
 
 from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.data.shards.merging import Part

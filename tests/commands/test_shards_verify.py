@@ -6,9 +6,7 @@ import struct
 
 import pytest
 from support.tiny_corpus import stream
-from support.token_directories import (
-    edit_manifest,
-)
+from support.token_directories import edit_manifest
 
 from modeling_gpt2scratch.data.tokens.tokenizer import train_tokenizer
 

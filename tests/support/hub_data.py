@@ -8,9 +8,7 @@ import pyarrow.parquet as pq
 from support.servers import fake_hub
 from support.servers.fake_hub_handler import LFS_ENDINGS
 
-from modeling_gpt2scratch.data.sources.hub_files import (
-    HubFile,
-)
+from modeling_gpt2scratch.data.sources.hub_files import HubFile
 
 REPOSITORY = "aesop/fables"
 

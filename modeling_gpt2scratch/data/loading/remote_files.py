@@ -10,13 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
-from tenacity import (
-    sleep_using_event,
-    stop_after_attempt,
-    stop_after_delay,
-    stop_when_event_set,
-)
+from fsspec.callbacks import Callback
+from tenacity import sleep_using_event, stop_after_attempt, stop_after_delay, stop_when_event_set
 
+from modeling_gpt2scratch.common.addresses import keep_apart, private
 from modeling_gpt2scratch.common.errors import named, one_line
 from modeling_gpt2scratch.common.retries import (
     Passing,
@@ -30,16 +27,26 @@ from modeling_gpt2scratch.data.shards.format import ShardError
 
 MIN_ATTEMPTS = 3  # however long one takes
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1, 60
+HTTP = ("http://", "https://")
 SILENCE_SECONDS = 60  # after which a connection is given up
 # Exceptions of botocore and huggingface_hub, which need not be installed.
 LASTING_ERRORS = ("NoCredentialsError", "OfflineModeIsEnabled")
+
+
+class MissingFile(ShardError):
+    """A file that is not behind its address."""
+
+
+class TooLarge(ShardError):
+    """More bytes than a file can have."""
 
 
 class RemoteFiles:
     """The files of one remote directory.
 
     Args:
-        address: such as `hf://datasets/user/name@revision/folder`.
+        address: such as `hf://datasets/user/name@revision/folder`. Its user, password and query
+            are used, and never part of a message.
         retry_seconds: after which no new attempt is made; pauses grow from 1 to 60 seconds.
         closed: ends pauses and attempts when set.
 
@@ -50,25 +57,30 @@ class RemoteFiles:
     def __init__(
         self, address: str, *, retry_seconds: float = 600, closed: threading.Event | None = None
     ):
-        self.address = address.rstrip("/")
+        self.address = keep_apart(address).rstrip("/")
+        address, self._query = private(self.address)
         self._retry_seconds = retry_seconds
         self._closed = closed or threading.Event()
         try:
-            self._fs, self._root = fsspec.url_to_fs(self.address, **_options_for(self.address))
+            self._fs, self._root = fsspec.url_to_fs(address, **_options_for(address))
         except (ImportError, ValueError) as error:
             raise ShardError(
-                f"{address}: expected an address that fsspec can open, found: {one_line(error)}"
+                f"{self.address}: expected an address that fsspec can open, found: {one_line(error)}"
             ) from None
 
-    def download(self, name: str, path: Path, *, check: Callable[[Path], None]) -> None:
+    def download(
+        self, name: str, path: Path, *, check: Callable[[Path], None], max_bytes: int
+    ) -> None:
         """Writes a file of the directory to `path`, once `check` has nothing against it.
 
         Args:
             name: below the address.
             path: overwritten by each attempt, so not the name under which others look for it.
             check: raises ValueError if the content is not what it should be.
+            max_bytes: a source that sends more is left.
 
         Raises:
+            MissingFile: if it is not there.
             ShardError: if it cannot be had; the message says what was tried.
         """
         pauses = {"first_wait_seconds": FIRST_PAUSE_SECONDS, "jitter_seconds": FIRST_PAUSE_SECONDS}
@@ -81,17 +93,29 @@ class RemoteFiles:
             sleep=sleep_using_event(self._closed),
         )
         try:
-            attempts(self._attempt, name, path, check)
+            attempts(self._attempt, name, path, check, max_bytes)
         except Exception as error:
             tries = attempts.statistics.get("attempt_number", 1)
-            raise ShardError(
+            kind = MissingFile if isinstance(error, FileNotFoundError) else ShardError
+            raise kind(
                 f"{self.address}/{name}: {describe(error)}; {self._advice(error, tries)}"
             ) from error
 
-    def _attempt(self, name: str, path: Path, check: Callable[[Path], None]) -> None:
+    def _attempt(
+        self, name: str, path: Path, check: Callable[[Path], None], max_bytes: int
+    ) -> None:
         """One download."""
+        place = f"{self._root}/{name}{self._query}"
         try:
-            self._fs.get_file(f"{self._root}/{name}", str(path))
+            if self.address.startswith(HTTP):
+                # In small pieces, each of which is counted.
+                pieces = {"chunk_size": 2**18, "callback": _Limit(max_bytes)}
+                self._fs.get_file(place, str(path), **pieces)
+            else:
+                # These ask for the size themselves, and read no more.
+                if (n_bytes := self._fs.size(place) or 0) > max_bytes:
+                    raise TooLarge(f"expected at most {max_bytes:,} bytes, found {n_bytes:,}")
+                self._fs.get_file(place, str(path))
             if not path.exists():  # some file systems take a missing file for an empty folder
                 raise FileNotFoundError(errno.ENOENT, "no such file")
             check(path)
@@ -107,7 +131,24 @@ class RemoteFiles:
             return f"gave up after {tries} tries, start again with --resume auto"
         if self.address.startswith("hf://"):
             return "check the address, and set HF_TOKEN if the data set is private or gated"
-        return "check the address and your credentials"
+        return (
+            "check the address and your credentials, which are never recorded: give them in the "
+            "address again, or keep them in ~/.netrc or the environment"
+        )
+
+
+class _Limit(Callback):
+    """Ends a download that brings more bytes than the file can have."""
+
+    def __init__(self, max_bytes: int):
+        super().__init__()
+        self._max_bytes = max_bytes
+
+    def relative_update(self, inc: int = 1) -> None:
+        """Counts what has come."""
+        super().relative_update(inc)
+        if self.value > self._max_bytes:
+            raise TooLarge(f"expected at most {self._max_bytes:,} bytes, found more")
 
 
 def judge(error: BaseException) -> Passing | None:
@@ -140,7 +181,7 @@ def describe(error: BaseException) -> str:
 
 def _options_for(address: str) -> dict:
     """Options for the file system: HTTP may take any time, but not be silent for long."""
-    if not address.startswith(("http://", "https://")):
+    if not address.startswith(HTTP):
         return {}
     from aiohttp import ClientTimeout
 

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from modeling_gpt2scratch.data.shards.format import (
-    ShardError,
-)
+from modeling_gpt2scratch.data.shards.format import ShardError
 from modeling_gpt2scratch.data.shards.manifest import Manifest, ShardEntry, Split
 
 

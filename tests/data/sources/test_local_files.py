@@ -8,14 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.table_files import (
-    COMPRESS,
-    DOCUMENTS,
-    csv_table,
-    jsonl,
-    parquet_table,
-    written,
-)
+from support.table_files import COMPRESS, DOCUMENTS, csv_table, jsonl, parquet_table, written
 
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.data.sources import text_rows
