@@ -18,7 +18,7 @@ MODEL_FILES = ("configuration", "modeling", "loading", "loss")  # each with _gpt
 FLOORS = {
     "": "huggingface_hub torch transformers",  # the model files, side by side
     "common": "huggingface_hub psutil tenacity tqdm yaml",
-    "distributed": "accelerate torch transformers",
+    "distributed": "accelerate torch tqdm transformers",
     "data.tokens": "numpy tiktoken tokenizers transformers",
     "data.shards": "numpy tqdm transformers",
     "data.sources": "backports compression datasets huggingface_hub numpy pyarrow tqdm yaml",
@@ -32,7 +32,7 @@ FLOORS = {
     "evaluation.results": "accelerate matplotlib numpy tabulate torch transformers",
     "evaluation": "accelerate torch tqdm transformers",
     "tracking": "accelerate wandb",
-    "training": "accelerate filelock huggingface_hub numpy tabulate torch transformers",
+    "training": "accelerate filelock huggingface_hub numpy tabulate torch tqdm transformers",
     "interchange": "huggingface_hub numpy safetensors torch transformers",
     "reports": "huggingface_hub matplotlib safetensors tabulate yaml",
     "hub": "huggingface_hub transformers",

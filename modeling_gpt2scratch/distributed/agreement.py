@@ -1,7 +1,6 @@
 """How the processes of a run act at the same step, and notice that one of them no longer does."""
 
 import contextlib
-import signal
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
@@ -81,16 +80,3 @@ class Agreement:
                 f"message, and go on with --resume auto"
             )
         return StalledError(problem)
-
-
-class StopSignal:
-    """Turns SIGTERM and Ctrl-C into a request to stop; a second Ctrl-C interrupts at once."""
-
-    def __init__(self):
-        self.received = False
-        signal.signal(signal.SIGTERM, self._handle)
-        signal.signal(signal.SIGINT, self._handle)
-
-    def _handle(self, number: int, frame) -> None:
-        self.received = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)

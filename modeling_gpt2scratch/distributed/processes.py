@@ -1,10 +1,12 @@
 """How the processes of a run speak, fail and agree as one."""
 
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
+from tqdm import tqdm
 
 Result = TypeVar("Result")
 
@@ -16,7 +18,8 @@ class LaunchError(ValueError):
 def say(text: str) -> None:
     """Prints on the main process; Accelerate's own `print` does so once for each machine."""
     if PartialState().is_main_process:
-        print(text, flush=True)
+        tqdm.write(text)  # above a bar, if there is one
+        sys.stdout.flush()
 
 
 def on_main_process(function: Callable[..., Result], *args, **kwargs) -> Result:

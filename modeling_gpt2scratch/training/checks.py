@@ -19,7 +19,7 @@ POSITIVE = (
 NON_NEGATIVE = (
     *("min_learning_rate", "warmup_steps", "weight_decay", "dropout", "seed", "eval_every"),
     *("eval_tasks_every", "save_every", "keep_checkpoints", "keep_every", "shuffle_shards"),
-    "spike_threshold",
+    *("spike_threshold", "patience"),
 )
 # What none can want, and why.
 AT_MOST = {
@@ -120,6 +120,10 @@ def _check_checkpoints(config: Any) -> None:
             *(every > 0 and config.keep_every % every == 0, config, "keep_every"),
             *(f"a multiple of save_every = {every}, as others are not written", "save_every"),
         )
+    for name in ("keep_best", "patience"):
+        if getattr(config, name):
+            reason = f"above 0 for {name}, which looks at validations"
+            _require(config.eval_every > 0, config, "eval_every", reason, name)
     if config.rollback_on_spike:
         reason = "above 0 for rollback_on_spike"
         _require(every > 0, config, "save_every", reason, "rollback_on_spike")

@@ -121,6 +121,11 @@ class TrainConfig:
     eval_tokens: int = argument(
         "validation tokens at most, always the same", group=EVALUATION, default=10_485_760
     )
+    patience: int = argument(
+        "validations in a row without a lower loss that end the run, 0 for never",
+        group=EVALUATION,
+        default=0,
+    )
     eval_tasks: list[str] = argument(
         "benchmarks scored during training: lambada, hellaswag",
         group=EVALUATION,
@@ -149,6 +154,14 @@ class TrainConfig:
         "checkpoints of every so many steps are kept for good, 0 for none",
         group=CHECKPOINTS,
         default=0,
+    )
+    keep_best: bool = argument(
+        "keep the checkpoint with the lowest validation loss, too", group=CHECKPOINTS, default=False
+    )
+    final: Literal["last", "best"] = argument(
+        "whose weights output_dir has at the end; best is the lowest validation loss, and is kept",
+        group=CHECKPOINTS,
+        default="last",
     )
     save_in_background: bool = argument(
         "train on while a checkpoint is written", group=CHECKPOINTS, default=True
@@ -253,6 +266,8 @@ class TrainConfig:
         for name in ("eval_tasks", "report_to"):
             if getattr(self, name) == ["none"]:
                 self._set(**{name: []})
+        if self.final == "best":
+            self._set(keep_best=True)
         sizes = _initial_sizes(self) if self.init_from else MODEL_SIZES[self.model]
         self._fill_in(**sizes)
         self._fill_in(

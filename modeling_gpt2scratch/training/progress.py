@@ -1,11 +1,56 @@
 """How far a run has come: what a checkpoint must know besides weights and moments."""
 
-from dataclasses import dataclass
+import dataclasses
+import math
+from dataclasses import dataclass, field
 
 from .configuration import TrainConfig
 from .guard_rails import DivergenceError, LossGuard
 
 MAX_ROLLBACKS = 3  # to the same checkpoint
+
+
+@dataclass
+class StepMeans:
+    """Mean loss and gradient norm of the steps since the last multiple of `log_every`.
+
+    Validations and checkpoints make lines between these multiples; the sums go on across them, so
+    that a curve does not depend on where they are.
+    """
+
+    n_steps: int = 0  # those that count, with a finite loss and gradient
+    loss: float = 0.0  # sums
+    grad_norm: float = 0.0
+
+    def add(self, loss: float, grad_norm: float) -> None:
+        """Adds a step; one that was skipped leaves the means as they are."""
+        if math.isfinite(loss) and math.isfinite(grad_norm):
+            self.n_steps += 1
+            self.loss += loss
+            self.grad_norm += grad_norm
+
+    def values(self) -> dict[str, float]:
+        """The means; without a step they are no numbers."""
+        n_steps = self.n_steps or math.nan
+        return {"loss": self.loss / n_steps, "grad_norm": self.grad_norm / n_steps}
+
+
+@dataclass
+class BestValidation:
+    """The lowest validation loss so far."""
+
+    step: int | None = None
+    loss: float | None = None
+    n_since: int = 0  # validations without a lower one
+
+    def add(self, step: int, loss: float) -> bool:
+        """Adds a validation, and says whether it is the best; one that is no number never is."""
+        is_best = loss < (math.inf if self.loss is None else self.loss)
+        if is_best:
+            self.step, self.loss, self.n_since = step, loss, 0
+        else:
+            self.n_since += 1
+        return is_best
 
 
 @dataclass
@@ -16,6 +61,8 @@ class TrainingProgress:
     step: int = 0  # optimizer updates made
     left_out_steps: int = 0  # steps' worth of data that rollbacks have skipped
     elapsed_seconds: float = 0.0  # spent in training, over all resumptions
+    means: StepMeans = field(default_factory=StepMeans)
+    best: BestValidation = field(default_factory=BestValidation)
     rolled_back_to: int | None = None  # the step of the last rollback,
     rollbacks: int = 0  # and how often in succession
 
@@ -28,7 +75,9 @@ class TrainingProgress:
             state=state.get("guard"),
         )
         names = ("step", "left_out_steps", "elapsed_seconds")
-        return cls(guard, **{name: state[name] for name in names if name in state})
+        progress = cls(guard, **{name: state[name] for name in names if name in state})
+        progress._load_sums(state)
+        return progress
 
     def go_back(self, state: dict) -> None:
         """Returns to the step of a checkpoint; the data read since then will not be read again.
@@ -46,11 +95,16 @@ class TrainingProgress:
         self.left_out_steps = self.data_step - state["step"]
         self.step = state["step"]
         self.guard.load_state_dict(state["guard"])
+        self._load_sums(state)
 
     @property
     def data_step(self) -> int:
         """The step whose data come next."""
         return self.step + self.left_out_steps
+
+    def has_lost(self, patience: int) -> bool:
+        """Whether so many validations in a row found no lower loss; 0 for never."""
+        return 0 < patience <= self.best.n_since
 
     def to_state(self) -> dict:
         """JSON values for a checkpoint."""
@@ -59,4 +113,11 @@ class TrainingProgress:
             "left_out_steps": self.left_out_steps,
             "elapsed_seconds": round(self.elapsed_seconds, 3),
             "guard": self.guard.state_dict(),
+            "means": dataclasses.asdict(self.means),
+            "best": dataclasses.asdict(self.best),
         }
+
+    def _load_sums(self, state: dict) -> None:
+        """What checkpoints of earlier versions do not have begins anew."""
+        self.means = StepMeans(**state.get("means", {}))
+        self.best = BestValidation(**state.get("best", {}))

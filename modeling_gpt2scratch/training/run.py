@@ -18,7 +18,9 @@ from modeling_gpt2scratch.checkpoints.checkpoint import (
     load_optimizer,
     load_state,
     load_weights,
+    verify_checkpoint,
 )
+from modeling_gpt2scratch.checkpoints.retention import checkpoints_by_step
 from modeling_gpt2scratch.checkpoints.writer import CheckpointWriter
 from modeling_gpt2scratch.checkpoints.zero_state import prepare
 from modeling_gpt2scratch.data.loading.loader import ShardLoader, TokenWindows
@@ -44,7 +46,7 @@ from .configuration import AUTO, TrainConfig
 from .data import TrainingData
 from .directory import OutputLock, is_within, make_output_dir
 from .model import make_model
-from .progress import TrainingProgress
+from .progress import BestValidation, TrainingProgress
 
 # Held-out windows and their weight, by source.
 Validation = dict[str, tuple[TokenWindows, float]]
@@ -118,6 +120,11 @@ def open_run(
     require_agreement((data.identity(), state), "data and checkpoint")
     progress = _progress(config, checkpoint, state)
     model, tokenizer, loader, validation = _model_and_data(config, data, accelerator)
+    if (config.keep_best or config.patience) and not validation:
+        raise LaunchError(
+            "expected data with a validation split for --keep_best, --final best or --patience, "
+            "found none; prepare them with --val_fraction above 0"
+        )
     if checkpoint:
         load_weights(checkpoint, model)
     wrapped_model, optimizer, compiled = _prepare(config, accelerator, model, loader)
@@ -174,6 +181,27 @@ def go_back(run: TrainingRun) -> None:
     say(f"went back from step {left_from} to {checkpoint.name}, leaving out the data between")
 
 
+def save_result(run: TrainingRun) -> None:
+    """Saves the model and its tokenizer in the run's directory, and says where they are from.
+
+    Raises:
+        CheckpointError, OSError: on every process alike.
+    """
+    output_dir, best, source = Path(run.config.output_dir), run.progress.best, ""
+    if best.step is not None and (run.config.keep_best or run.config.patience):
+        found = f"the lowest eval_loss was {best.loss:.4f}, after step {best.step}"
+        if run.progress.has_lost(run.config.patience):
+            found += f"; {best.n_since} validations since then found no lower one"
+        say(found)
+    if run.config.final == "best" and best.step is not None:
+        checkpoint = on_main_process(lambda: checkpoints_by_step(output_dir)[best.step])
+        verify_checkpoint(checkpoint)
+        load_weights(checkpoint, run.model)
+        source = f", from {checkpoint.name}"
+    run.writer.save_model(run.model, run.tokenizer)
+    say(f"finished: model and tokenizer are in {output_dir}{source}")
+
+
 def _progress(config: TrainConfig, checkpoint: Path | None, state: dict) -> TrainingProgress:
     """Where the run is; refuses one that is further than it shall go."""
     progress = TrainingProgress.load(state, config)
@@ -182,6 +210,10 @@ def _progress(config: TrainConfig, checkpoint: Path | None, state: dict) -> Trai
             f"expected --max_steps of at least {progress.step}, where {checkpoint} is, "
             f"found {config.max_steps}"
         )
+    if config.keep_best:  # which the run may not have done until now, or elsewhere
+        kept = on_main_process(checkpoints_by_step, Path(config.output_dir))
+        if progress.best.step not in kept:
+            progress.best = BestValidation()
     return progress
 
 
@@ -273,6 +305,7 @@ def _open_directory(
         output_dir,
         keep_checkpoints=config.keep_checkpoints,
         keep_every=config.keep_every,
+        keep_best=config.keep_best,
         in_background=config.save_in_background,
         timeout_minutes=config.timeout_minutes,
     )

@@ -20,6 +20,7 @@ from modeling_gpt2scratch.hardware.devices import flops_per_token, mfu, peak_mem
 from modeling_gpt2scratch.tracking.metrics import Throughput
 
 from .guard_rails import Finding
+from .progress import StepMeans
 from .run import TrainingRun
 
 
@@ -78,22 +79,26 @@ def skip_unless_finite(optimizer: torch.optim.Optimizer, loss: Tensor, grad_norm
 def look_back(
     run: TrainingRun, outcomes: Sequence[StepOutcome]
 ) -> tuple[dict[str, float], list[Finding]]:
-    """Loss and gradient norm of the last step, and what was not as usual in any.
+    """Mean loss and gradient norm since the last multiple of `log_every`, and unusual steps.
 
     Raises:
         DivergenceError: on every process alike, if too many steps in a row were skipped.
     """
-    guard, findings = run.progress.guard, []
+    progress, findings = run.progress, []
+    guard = progress.guard
     for outcome, (loss, grad_norm) in zip(outcomes, read_outcomes(outcomes), strict=True):
         finding = guard.judge(outcome.step, loss, grad_norm)
         if finding:
             findings.append(finding)
             _record(run, outcome, finding)
         guard.require_progress()
-    values = {"loss": loss, "grad_norm": grad_norm}
-    return values | (
-        {"skipped_steps": guard.skipped_steps} if guard.skipped_steps else {}
-    ), findings
+        progress.means.add(loss, grad_norm)
+    values = progress.means.values()
+    if guard.skipped_steps:
+        values["skipped_steps"] = guard.skipped_steps
+    if progress.step % run.config.log_every == 0:
+        progress.means = StepMeans()
+    return values, findings
 
 
 def measure(run: TrainingRun, throughput: Throughput) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """What a run looks at between its steps: the loss on held-out text, a sample, and benchmarks."""
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from modeling_gpt2scratch.common.interruptions import Stopped, StopRequest
 from modeling_gpt2scratch.data.loading.loader import TokenWindows, model_inputs
 from modeling_gpt2scratch.evaluation.in_training import (
     BenchmarkError,
@@ -48,13 +50,24 @@ def open_benchmarks(config: TrainConfig, accelerator: Accelerator, *, limit: int
     )
 
 
-def validate(run: TrainingRun, *, n_windows: int | None = None) -> dict:
+def validate(
+    run: TrainingRun, *, n_windows: int | None = None, request: StopRequest | None = None
+) -> dict:
     """Loss on the validation windows, of each source if there are several, and a sample.
 
     Args:
         run: whose model is looked at.
         n_windows: of each source; None for all that `eval_tokens` allows.
+        request: to stop, for which the processes look before each batch.
+
+    Raises:
+        Stopped: on every process alike, if any of them was asked to stop.
     """
+
+    def leave_if_asked() -> None:
+        if request is not None and run.agreement.exchange([request.is_made, False])[0]:
+            raise Stopped
+
     losses = {
         name: validation_loss(
             run.model,
@@ -63,6 +76,7 @@ def validate(run: TrainingRun, *, n_windows: int | None = None) -> dict:
             n_windows=min(n_windows or len(windows), run.data.n_validation_windows(windows)),
             batch_size=run.loader.micro_batch_size,
             document_start=run.data.document_start,
+            before_batch=leave_if_asked,
         )
         for name, (windows, _) in run.validation.items()
     }
@@ -86,6 +100,7 @@ def validation_loss(
     n_windows: int,
     batch_size: int,
     document_start: int | None = None,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> float:
     """Mean loss in nats per token over the first windows of the validation split.
 
@@ -99,6 +114,7 @@ def validation_loss(
         n_windows: how many to read.
         batch_size: windows per forward pass.
         document_start: id with which documents begin, if they are to be kept apart.
+        before_batch: called on all processes before each forward pass; it may raise.
     """
     rank, world_size = accelerator.process_index, accelerator.num_processes
     own = np.arange(rank, n_windows, world_size)
@@ -106,6 +122,7 @@ def validation_loss(
     total = 0.0  # of the mean losses of this process's windows
     model.eval()
     for call in range(n_calls):
+        before_batch()
         indices = own[call * batch_size : (call + 1) * batch_size]
         # Processes that share the model's parameters must call it equally often.
         tokens = windows.read(indices if len(indices) else np.zeros(1, dtype=np.int64))

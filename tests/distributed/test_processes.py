@@ -10,7 +10,6 @@ from support.paths import REPOSITORY
 from support.processes import run_process
 from support.training_runs import flags, run_here
 
-import train_accelerate
 from modeling_gpt2scratch.distributed.agreement import Agreement
 from modeling_gpt2scratch.distributed.processes import LaunchError, require_expected
 from modeling_gpt2scratch.training.directory import recorded_status
@@ -122,7 +121,7 @@ def test_before_they_have_met_one_process_of_each_machine_speaks(
 def test_an_interrupted_run_is_no_longer_said_to_be_running(tmp_path):
     try:
         with (
-            pytest.raises(KeyboardInterrupt) as caught,
+            pytest.raises(KeyboardInterrupt),
             recorded_status(tmp_path, SimpleNamespace(step=3)),
         ):
             assert json.loads((tmp_path / "status.json").read_text())["status"] == "running"
@@ -131,4 +130,3 @@ def test_an_interrupted_run_is_no_longer_said_to_be_running(tmp_path):
         AcceleratorState._reset_state(reset_partial_state=True)
     expected = {"status": "failed", "message": "KeyboardInterrupt", "step": 3}
     assert json.loads((tmp_path / "status.json").read_text()) == expected
-    assert train_accelerate.exit_code(caught.value) == 130

@@ -16,9 +16,7 @@ from support.processes import run_process
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import train_accelerate
-from modeling_gpt2scratch.common.command_line import parse_config
 from modeling_gpt2scratch.tracking.metrics import read_metrics
-from modeling_gpt2scratch.training.configuration import TrainConfig
 
 # Dropout is on, so that a resumed run must also repeat its random numbers.
 SIZES = {
@@ -72,7 +70,7 @@ def run_here(monkeypatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["train_accelerate.py", *arguments])
     with fresh_state():
         try:
-            train_accelerate.main(parse_config(TrainConfig, description=None))
+            train_accelerate.main()
         except SystemExit as error:
             return error.code
     return 0

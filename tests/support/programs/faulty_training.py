@@ -16,8 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[3]))
 
 import train_accelerate
 from modeling_gpt2scratch import GPT2ScratchForCausalLM
-from modeling_gpt2scratch.common.command_line import parse_config
-from modeling_gpt2scratch.training.configuration import TrainConfig
+from modeling_gpt2scratch.training import loop
 
 FACTORS = {"nan": float("nan"), "spike": 1000.0}
 
@@ -26,7 +25,7 @@ def main() -> None:
     """Trains with the faults."""
     faults = {(step, rank): kind for kind, step, rank in json.loads(sys.argv.pop(1))}
     rank = int(os.environ.get("RANK", 0))
-    train_step, forward = train_accelerate.train_step, GPT2ScratchForCausalLM.forward
+    train_step, forward = loop.train_step, GPT2ScratchForCausalLM.forward
     current = {"kind": None}
 
     def faulty_train_step(run, *args):
@@ -47,9 +46,9 @@ def main() -> None:
             outputs.loss = outputs.loss * FACTORS[current["kind"]]
         return outputs
 
-    train_accelerate.train_step = faulty_train_step
+    loop.train_step = faulty_train_step
     GPT2ScratchForCausalLM.forward = faulty_forward
-    train_accelerate.main(parse_config(TrainConfig, description=None))
+    train_accelerate.main()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from pathlib import Path
 def start(arguments: list[str], log: Path) -> BaseProcess:
     """Starts `train_accelerate.py` with these arguments; what it prints is appended to `log`."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["support.programs.training_process", "train_accelerate"])
+    modules = ["support.programs.training_process", "modeling_gpt2scratch.training.loop"]
+    context.set_forkserver_preload(modules)
     process = context.Process(target=run, args=(arguments, log))
     process.start()
     return process
@@ -19,11 +20,9 @@ def start(arguments: list[str], log: Path) -> BaseProcess:
 def run(arguments: list[str], log: Path) -> None:
     """The script itself, in a process of its own."""
     import train_accelerate
-    from modeling_gpt2scratch.common.command_line import parse_config
-    from modeling_gpt2scratch.training.configuration import TrainConfig
 
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.argv = ["train_accelerate.py", *arguments]
-    train_accelerate.main(parse_config(TrainConfig, description=None))
+    train_accelerate.main()

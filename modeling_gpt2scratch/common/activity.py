@@ -1,0 +1,49 @@
+"""Signs of life on a terminal: what goes on, and for how long, refreshed each second."""
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+
+from tqdm import tqdm
+
+REFRESH_SECONDS = 1.0
+
+
+@contextlib.contextmanager
+def activity(text: str) -> Iterator[None]:
+    """Shows the text and the time since its start until the block ends.
+
+    Nothing is shown without a terminal, and by one process only.
+    """
+    is_first = os.environ.get("RANK", "0") == "0"
+    bar = tqdm(
+        desc=text,
+        bar_format="{desc} ... {elapsed}",
+        leave=False,
+        disable=None if is_first else True,  # None: only on a terminal
+    )
+    with bar, kept_moving(bar):
+        yield
+
+
+@contextlib.contextmanager
+def kept_moving(bar: tqdm) -> Iterator[None]:
+    """Refreshes a bar each second until the block ends, so that its clock goes on."""
+    if bar.disable:
+        yield
+        return
+    is_over = threading.Event()
+
+    def refresh() -> None:
+        while not is_over.wait(REFRESH_SECONDS):
+            bar.refresh()
+
+    thread = threading.Thread(target=refresh, name="bar", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        # An interruption may have left the bar's lock taken.
+        thread.join(REFRESH_SECONDS)

@@ -1,0 +1,62 @@
+"""How the threads of a computation wait for each other; to be settled before torch is loaded.
+
+OpenMP's threads spin while they wait for the slowest of them. Beside other programs they take the
+very cores that the slowest is waiting for, and a computation on two cores becomes ten times slower.
+"""
+
+import functools
+import os
+import statistics
+import time
+from pathlib import Path
+
+# What decides how threads wait, of GNU's OpenMP and of LLVM's and Intel's.
+CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+SPIN_COUNT = "10000"  # some 10 microseconds, longer than most waits on an idle machine
+BLOCK_MILLISECONDS = "1"  # of LLVM's OpenMP, whose own is 200
+N_LOOKS, LOOK_SECONDS = 7, 0.01
+
+
+def let_waiting_threads_rest() -> None:
+    """Threads that wait spin for a moment only, or on a busy machine not at all.
+
+    Where the user has chosen by one of these variables, nothing changes. Processes that this one
+    starts inherit the choice.
+    """
+    if any(name in os.environ for name in CHOICES):
+        return
+    if is_busy():
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+    else:
+        os.environ |= {"GOMP_SPINCOUNT": SPIN_COUNT, "KMP_BLOCKTIME": BLOCK_MILLISECONDS}
+
+
+def is_busy() -> bool:
+    """Whether others take half of the cores or more."""
+    return load_of_others() >= n_cores() / 2
+
+
+def n_cores() -> int:
+    """Cores on which this process may run."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@functools.cache
+def load_of_others() -> float:
+    """Threads that want a core, apart from this launch, at the time of the first call.
+
+    0 where the system does not say.
+    """
+    own = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    try:
+        running = []
+        for _ in range(N_LOOKS):  # the load average would be a minute late
+            fields = Path("/proc/loadavg").read_text(encoding="ascii").split()
+            running.append(int(fields[3].partition("/")[0]))
+            time.sleep(LOOK_SECONDS)
+        return float(max(0, statistics.median(running) - own))
+    except (OSError, ValueError, IndexError):
+        pass
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0

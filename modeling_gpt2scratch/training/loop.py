@@ -1,0 +1,369 @@
+"""Training from its first step to the saved model: the algorithm, from top to bottom.
+
+Without dropout, losses do not depend on the number of processes. A run can be stopped at any moment
+and continued from its last checkpoint.
+
+Shapes: A micro-steps of an optimizer step.
+"""
+
+import contextlib
+import os
+import textwrap
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from tqdm import tqdm
+from transformers.utils import logging as transformers_logging
+
+from modeling_gpt2scratch.checkpoints import checkpoint as checkpointing
+from modeling_gpt2scratch.checkpoints.checkpoint import CheckpointError
+from modeling_gpt2scratch.common.activity import activity, kept_moving
+from modeling_gpt2scratch.common.interruptions import Stopped, StopRequest
+from modeling_gpt2scratch.data.loading.prefetcher import Prefetcher
+from modeling_gpt2scratch.data.shards.format import ShardError
+from modeling_gpt2scratch.data.tokens.names import TokenizerError
+from modeling_gpt2scratch.distributed.accelerator import asks_for_fp8, closing, make_accelerator
+from modeling_gpt2scratch.distributed.agreement import StalledError
+from modeling_gpt2scratch.distributed.processes import LaunchError, say
+from modeling_gpt2scratch.hardware.devices import keep_freed_memory, require_fp8
+from modeling_gpt2scratch.hardware.profiling import profiler
+from modeling_gpt2scratch.optim.optimizer import set_learning_rate
+from modeling_gpt2scratch.optim.schedules import learning_rate_at
+from modeling_gpt2scratch.tracking.metrics import Throughput
+from modeling_gpt2scratch.tracking.trackers import TrackerError
+
+from . import preflight
+from .banner import banner, surprises
+from .configuration import TrainConfig
+from .data import TrainingData
+from .directory import find_resume_point, recorded_status
+from .guard_rails import DivergenceError
+from .initial_weights import InitialWeightsError
+from .run import TrainingRun, can_go_back, go_back, open_run, save_result
+from .steps import StepOutcome, clip_gradients, look_back, measure, skip_unless_finite
+from .validation import open_benchmarks, validate
+
+# What the user can mend, and therefore sees as one line.
+EXPECTED_ERRORS = (
+    *(LaunchError, ShardError, TokenizerError, InitialWeightsError, CheckpointError),
+    *(TrackerError, DivergenceError, StalledError, OSError),
+)
+# In metrics.jsonl and the trackers, and too much for a line of the log.
+UNSHOWN = {
+    *("sample", "tokens", "elapsed_seconds", "save_stall_seconds", "compiled_graphs"),
+    *("peak_cuda_memory_gib", "peak_resident_memory_gib"),
+}
+FORMATS = {"eval_loss": ".4f", "data_wait": ".1%", "mfu": ".1%"}  # of the others four digits
+
+
+def train(config: TrainConfig) -> str:
+    """Makes the run that the arguments describe, or what is left of it.
+
+    It can be called again, and from a notebook.
+
+    Returns:
+        "finished", or "stopped" if SIGTERM asked for it.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C. Steps that had been made are then in a checkpoint.
+        Exception: one of EXPECTED_ERRORS, on every process alike.
+    """
+    transformers_logging.disable_progress_bar()  # one for each checkpoint file is too many
+    # torch then takes its memory in huge pages; small ones cost CPU runs a third of their time.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if not torch.accelerator.is_available():
+        keep_freed_memory()
+    if asks_for_fp8(config.mixed_precision):
+        require_fp8()
+    with activity("opening the data"):
+        data = TrainingData(config)
+    accelerator = make_accelerator(
+        mixed_precision=config.mixed_precision,
+        project_dir=config.output_dir,
+        timeout_minutes=config.timeout_minutes,
+    )
+    with contextlib.closing(data), closing(accelerator):
+        with activity("looking for a checkpoint"):
+            checkpoint, state = find_resume_point(config), {}
+        if checkpoint:
+            identity = data.identity() | config.identity()
+            state = checkpointing.load_state(checkpoint, expected=identity)
+        return train_from(checkpoint, state, config, data, accelerator)
+
+
+def train_from(
+    checkpoint: Path | None,
+    state: dict,
+    config: TrainConfig,
+    data: TrainingData,
+    accelerator: Accelerator,
+) -> str:
+    """Makes the steps that are left after a checkpoint, and saves the model."""
+    with activity("making the model"):
+        score = open_benchmarks(config, accelerator, limit=config.eval_tasks_limit)
+        run = open_run(config, data, accelerator, score, checkpoint=checkpoint, state=state)
+    with (
+        contextlib.closing(run.lock),
+        contextlib.closing(run.writer),
+        recorded_status(Path(config.output_dir), run.progress) as outcome,
+        run.agreement.naming_the_stalled(),
+    ):
+        look_ahead(run)
+        with StopRequest() as request:
+            end = make_steps(run, request)
+            with activity("saving"):
+                run.writer.wait()
+                if end == "finished":
+                    save_result(run)
+        outcome["status"] = end
+    if end == "stopped" and request.is_from_keyboard:
+        raise KeyboardInterrupt(f"stopped after step {run.progress.step}")
+    if end == "stopped":
+        say(f"stopped after step {run.progress.step}; continue with --resume auto")
+        if dist.is_torchelastic_launched():
+            say("(the launcher calls every signal a failure; the checkpoint is complete)")
+    return end
+
+
+def look_ahead(run: TrainingRun) -> None:
+    """Says what is about to run, and tries once everything that it will do."""
+    config, accelerator, progress = run.config, run.accelerator, run.progress
+    notes = surprises(config, accelerator, run.model, has_validation=bool(run.validation))
+    if config.preflight:
+        with activity("trying everything once"):
+            loss = preflight.try_one_batch(
+                run.wrapped_model, run.loader, accelerator, step=progress.data_step
+            )
+            if progress.step == 0 and config.init_from is None:
+                notes += preflight.surprises_of_loss(loss, run.model.config.vocab_size)
+            if run.validation and config.eval_every:
+                validate(run, n_windows=accelerator.num_processes)
+            score_few = open_benchmarks(config, accelerator, limit=accelerator.num_processes)
+            score_few(run.model, run.tokenizer)  # says which benchmark cannot be scored
+            started = time.perf_counter()
+            run.writer.rehearse(**run.snapshot())
+            notes += preflight.surprises_of_saving(time.perf_counter() - started)
+    say(banner(run, notes))
+
+
+def make_steps(run: TrainingRun, request: StopRequest) -> str:
+    """Makes the optimizer steps that are left, going back after spikes if so asked.
+
+    Returns:
+        "finished", or "stopped" if that was requested.
+    """
+    config, accelerator, progress = run.config, run.accelerator, run.progress
+    while True:
+        first = progress.data_step
+        bar = tqdm(
+            desc="training",
+            initial=progress.step,
+            total=config.max_steps,
+            disable=None if accelerator.is_main_process else True,  # None: only on a terminal
+        )
+        with (
+            bar,
+            kept_moving(bar),
+            Prefetcher(run.loader, start_step=first, device=accelerator.device) as batches,
+            profiler(accelerator, Path(config.output_dir) if config.profile else None) as profile,
+        ):
+            end = run_steps(run, batches, request, profile, bar)
+        if end != "spiked":
+            return end
+        go_back(run)
+
+
+def run_steps(
+    run: TrainingRun,
+    batches: Prefetcher,
+    request: StopRequest,
+    profile: torch.profiler.profile | None,
+    bar: tqdm,
+) -> str:
+    """Makes optimizer steps until there is a reason not to.
+
+    Returns:
+        "finished", "stopped", or "spiked" if the run has to go back.
+    """
+    config, progress = run.config, run.progress
+    throughput = Throughput(elapsed_seconds=progress.elapsed_seconds)
+    outcomes: list[StepOutcome] = []  # since the last line
+    saved_step = progress.step
+    while progress.step < config.max_steps and not progress.has_lost(config.patience):
+        waited_before = batches.waited_seconds
+        outcome = train_step(run, batches, request)
+        is_stopped, due = outcome is None, Due()
+        if outcome is not None:
+            outcomes.append(outcome)
+            throughput.count(config.total_batch_tokens, batches.waited_seconds - waited_before)
+            progress.step += 1
+            bar.update()
+            if profile:
+                profile.step()
+            is_stopped = is_asked_to_stop(run, request)
+            due = due_after(run, progress.step)
+        if not (due.line or is_stopped):
+            continue
+
+        values = {}
+        if outcomes:
+            progress.elapsed_seconds = throughput.elapsed_seconds
+            values, findings = look_back(run, outcomes)
+            has_spike = any(found.kind == "spike" for found in findings)
+            if config.rollback_on_spike and has_spike and can_go_back(run):
+                return "spiked"
+            values |= {"learning_rate": learning_rate_of(config, progress.step - 1)}
+            values |= measure(run, throughput)
+        found = None if is_stopped else examine(run, due, request, bar)
+        is_stopped = found is None
+        values |= found or {}
+        is_best = "eval_loss" in values and progress.best.add(progress.step, values["eval_loss"])
+        is_save = due.save or (is_best and config.keep_best) or progress.has_lost(config.patience)
+        if is_save or (is_stopped and saved_step < progress.step):
+            bar.set_description("saving")
+            values["save_stall_seconds"] = run.writer.save(
+                **run.snapshot(), best_step=progress.best.step
+            )
+            saved_step = progress.step
+        if outcomes:
+            report(run, bar, values)
+        outcomes.clear()
+        throughput.restart()
+        bar.set_description("training")
+        if is_stopped and progress.step < config.max_steps:
+            return "stopped"
+    return "finished"
+
+
+def is_asked_to_stop(run: TrainingRun, request: StopRequest) -> bool:
+    """Whether any process was asked to.
+
+    Raises:
+        OSError: on all processes alike, if a checkpoint could not be written.
+    """
+    is_stopped, has_lost_checkpoint = run.agreement.exchange(
+        [request.is_made, run.writer.problem is not None]
+    )
+    if has_lost_checkpoint:
+        run.writer.wait()  # raises
+    return is_stopped
+
+
+def train_step(run: TrainingRun, batches: Prefetcher, request: StopRequest) -> StepOutcome | None:
+    """One optimizer update over `total_batch_tokens`; nothing here waits for the device.
+
+    Returns:
+        None if a process that is alone was asked to stop; the weights are then those before.
+    """
+    config, accelerator, progress = run.config, run.accelerator, run.progress
+    # Dropout, too, is a function of the step, so that a resumed run needs no saved random state.
+    entropy = np.random.SeedSequence((config.seed, progress.data_step, accelerator.process_index))
+    torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
+    learning_rate = learning_rate_of(config, progress.step)
+    set_learning_rate(run.optimizer.optimizer, learning_rate / config.learning_rate)
+
+    micro_losses = []
+    for _ in range(run.loader.micro_steps):
+        if request.is_made and accelerator.num_processes == 1:
+            return None
+        batch = {
+            name: ids.to(accelerator.device, non_blocking=True)
+            for name, ids in next(batches).items()
+        }
+        # `accumulate` synchronises gradients on the last micro-step only, and `backward` divides
+        # by the number of micro-steps; all have equally many tokens, so the mean is exact.
+        with accelerator.accumulate(run.wrapped_model):
+            micro_loss = run.wrapped_model(**batch).loss
+            micro_losses.append(micro_loss.detach())
+            accelerator.backward(micro_loss)
+            if accelerator.sync_gradients:
+                grad_norm = clip_gradients(run.wrapped_model, accelerator, config.max_grad_norm)
+                loss = accelerator.reduce(torch.stack(micro_losses).mean(), "mean")
+                if skip_unless_finite(run.optimizer.optimizer, loss, grad_norm):
+                    run.optimizer.step()
+            run.optimizer.zero_grad()
+    return StepOutcome(
+        step=progress.step + 1,
+        data_step=progress.data_step,
+        loss=loss,
+        grad_norm=grad_norm,
+        micro_losses=torch.stack(micro_losses),
+    )
+
+
+def learning_rate_of(config: TrainConfig, step: int) -> float:
+    """The rate for a step, of the group with the peak `learning_rate`."""
+    return learning_rate_at(
+        step,
+        schedule=config.schedule,
+        peak=config.learning_rate,
+        floor=config.min_learning_rate,
+        warmup_steps=config.warmup_steps,
+        decay_steps=config.decay_steps,
+        max_steps=config.max_steps,
+    )
+
+
+@dataclass(frozen=True)
+class Due:
+    """What happens after a step; by itself nothing."""
+
+    line: bool = False  # in the log
+    validation: bool = False
+    scores: bool = False  # on benchmarks
+    save: bool = False
+
+
+def due_after(run: TrainingRun, step: int) -> Due:
+    """What happens after a step if nothing special does."""
+    config = run.config
+    is_last = step == config.max_steps
+
+    def is_due(every: int) -> bool:
+        return every > 0 and (is_last or step % every == 0)
+
+    validation = bool(run.validation) and is_due(config.eval_every)
+    scores = bool(config.eval_tasks) and (is_last or is_due(config.eval_tasks_every))
+    save = is_last or is_due(config.save_every)
+    line = validation or scores or save or step == 1 or step % config.log_every == 0
+    return Due(line=line, validation=validation, scores=scores, save=save)
+
+
+def examine(run: TrainingRun, due: Due, request: StopRequest, bar: tqdm) -> dict | None:
+    """Validation loss, sample and scores as far as they are due; None if asked to stop meanwhile.
+
+    Who asks a run to stop waits for its checkpoint.
+    """
+    is_alone = run.accelerator.num_processes == 1
+    values = {}
+    try:
+        with request.raising() if is_alone else contextlib.nullcontext():
+            if due.validation:
+                bar.set_description("validating")
+                values |= validate(run, request=request)
+            if due.scores:
+                bar.set_description("scoring benchmarks")
+                values |= run.score(run.model, run.tokenizer)
+    except Stopped:
+        return None
+    return values
+
+
+def report(run: TrainingRun, bar: tqdm, values: dict) -> None:
+    """Sends the values to the trackers and shows them as a line."""
+    step = run.progress.step
+    run.accelerator.log(values, step=step)
+    shown = [
+        f"{name} {format(value, FORMATS.get(name, '.4g'))}"
+        for name, value in values.items()
+        if name not in UNSHOWN
+    ]
+    say(f"step {step}: {', '.join(shown)}")
+    bar.set_postfix(loss=f"{values['loss']:.4g}")
+    if "sample" in values:
+        say(f"step {step}, sample:\n{textwrap.indent(values['sample'], '    ')}")
