@@ -15,7 +15,7 @@ from modeling_gpt2scratch.common.errors import SourceError
 from .decompression import COMPRESSIONS
 from .filters import Condition
 from .readers import READERS, kind_of_file, read_rows, reader_of
-from .rows import BadRows, Reading
+from .rows import MAX_TEXT_BYTES, BadRows, Reading, too_long
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def read_documents(
                 f"expected a regular expression that begins a document, found {document_start!r}: "
                 f"{error}"
             ) from None
-        rows = _joined(rows, starts)
+        rows = _joined(rows, starts, name)
     return ((n_rows, text) for n_rows, text in rows if text)
 
 
@@ -141,16 +141,22 @@ def _found(pattern: str) -> list[LocalFile] | None:
 
 
 def _joined(
-    rows: Iterable[tuple[int, str]], starts: Callable[[str], object]
+    rows: Iterable[tuple[int, str | None]], starts: Callable[[str], object], name: str
 ) -> Iterator[tuple[int, str]]:
     """The rows, joined to documents; each comes with the number of rows before the next one."""
     parts: list[str] = []
+    n_characters = 0
     n_rows = 0
     for n_rows, text in rows:
+        if text is None:
+            continue
         if parts and starts(text):
             yield n_rows - 1, "".join(parts)
-            parts = []
+            parts, n_characters = [], 0
         parts.append(text)
+        n_characters += len(text)
+        if n_characters > MAX_TEXT_BYTES:
+            raise too_long(f"{name}: the document with row {n_rows}", MAX_TEXT_BYTES)
     yield n_rows, "".join(parts)
 
 

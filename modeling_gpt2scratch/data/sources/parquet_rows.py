@@ -34,6 +34,8 @@ def read_parquet(reading: Reading) -> Rows:
                 if n_skipped < batch.num_rows:
                     yield from _texts_of(batch.slice(n_skipped), n_rows + n_skipped, reading)
                 n_rows += batch.num_rows
+            if n_rows != table.metadata.num_rows:  # the head of a page has no checksum
+                raise OSError(f"{n_rows:,} rows in place of {table.metadata.num_rows:,}")
     except (pa.ArrowException, OSError) as error:
         raise SourceError(
             f"{reading.name}: expected a parquet file, found {one_line(error)}{behind(n_rows)}; "

@@ -7,7 +7,13 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 
-from modeling_gpt2scratch.common.errors import SourceError, named, one_line
+from modeling_gpt2scratch.common.errors import (
+    LFS_POINTER,
+    SourceError,
+    content_instead,
+    named,
+    one_line,
+)
 
 from .decompression import COMPRESSIONS, DAMAGES
 from .parquet_rows import read_parquet
@@ -20,7 +26,6 @@ READERS = {
     ".csv": read_csv,
     ".parquet": read_parquet,
 }
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def reader_of(name: str) -> Callable[[Reading], Rows] | None:
@@ -32,8 +37,8 @@ def reader_of(name: str) -> Callable[[Reading], Rows] | None:
     return None if reader is read_parquet else reader  # parquet compresses its own pages
 
 
-def read_rows(reading: Reading, bad_rows: BadRows) -> Iterator[tuple[int, str]]:
-    """The rows of a file that count, each with the number of rows up to it.
+def read_rows(reading: Reading, bad_rows: BadRows) -> Iterator[tuple[int, str | None]]:
+    """The rows of a file that count, each with the number of rows up to it; None for a bad row.
 
     Raises:
         SourceError: if the file cannot be read, or one of its rows and `bad_rows` wants to stop.
@@ -44,8 +49,8 @@ def read_rows(reading: Reading, bad_rows: BadRows) -> Iterator[tuple[int, str]]:
         for n_rows, text in reader_of(reading.name)(reading):
             if isinstance(text, SourceError):
                 bad_rows.take(text)
-            else:
-                yield n_rows, text
+                text = None
+            yield n_rows, text
     except SourceError:
         raise
     except Exception as error:  # of the file system, or any library
@@ -78,7 +83,9 @@ def _require_data(path: Path, name: str) -> None:
     if kind is not None:
         raise SourceError(f"{name}: expected a regular file, found {kind}")
     with open(path, "rb") as file:
-        if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise SourceError(
-                f"{name}: expected data, found a Git-LFS pointer; run `git lfs pull` there"
-            )
+        is_binary = PurePath(name).suffix in (".parquet", *COMPRESSIONS)
+        # Any text may be empty or a web page, but none begins like this.
+        if is_binary or file.read(len(LFS_POINTER)) == LFS_POINTER:
+            found = content_instead(path)
+            if found is not None:
+                raise SourceError(f"{name}: cannot be read: expected data, found {found}")

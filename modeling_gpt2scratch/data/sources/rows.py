@@ -19,6 +19,7 @@ from .filters import Condition, shown_columns
 Rows = Iterator[tuple[int, str | SourceError]]
 CHUNK_BYTES = 1 << 20  # read from a file, or turned into Python's strings, at a time
 MAX_ROW_BYTES = 1 << 26  # of a line or a cell; where only characters can be counted, characters
+MAX_TEXT_BYTES = 1 << 30  # of a plain text between two marks, or of joined rows
 N_SHOWN = 5  # rows that are named before they are only counted
 
 
@@ -117,8 +118,9 @@ def not_utf8(place: str, byte: int) -> SourceError:
     return SourceError(f"{place}: expected UTF-8, found byte {byte:#04x}; convert the file first")
 
 
-def too_long(place: str, limit: int = MAX_ROW_BYTES) -> SourceError:
+def too_long(place: str, limit: int = MAX_ROW_BYTES, hint: str = "") -> SourceError:
     """The error for a row or a text that would fill the memory."""
     return SourceError(
-        f"{place}: expected at most {limit >> 20} MiB, found more; make several documents of it"
+        f"{place}: expected at most {limit >> 20} MiB, found more; {hint}make several documents "
+        f"of it"
     )

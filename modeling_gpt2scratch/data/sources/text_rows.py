@@ -19,10 +19,10 @@ from modeling_gpt2scratch.data.tokens.text import END_OF_TEXT, well_formed
 
 from .decompression import decompressed
 from .filters import shown_columns
-from .rows import CHUNK_BYTES, MAX_ROW_BYTES, Reading, Rows, not_utf8, too_long
+from .rows import CHUNK_BYTES, MAX_ROW_BYTES, MAX_TEXT_BYTES, Reading, Rows, not_utf8, too_long
 
-MAX_TEXT_BYTES = 1 << 30  # of a plain text between two marks
 # A byte that is not UTF-8 becomes half a surrogate pair, and so is found with its row.
+NOT_CSV = "{}: expected CSV, found {}"
 UTF8 = {"encoding": "utf-8", "errors": "surrogateescape"}
 
 
@@ -61,7 +61,7 @@ def read_csv(reading: Reading) -> Rows:
     """The text column of a CSV file whose first row names the columns."""
     csv.field_size_limit(MAX_ROW_BYTES)  # documents are longer than the default of 128 KiB
     with _open(reading) as file, io.TextIOWrapper(file, **UTF8, newline="") as text:
-        lines = _CsvLines(text)
+        lines = _CsvLines(text, reading.name)
         parser = csv.reader(lines, strict=True)
         columns: list[str] | None = None
         number = 0
@@ -73,8 +73,8 @@ def read_csv(reading: Reading) -> Rows:
             number += 1
             if number <= reading.skip_rows:
                 continue
-            if isinstance(cells, Exception):
-                yield number, _bad_record(cells, place)
+            if isinstance(cells, csv.Error):
+                yield number, SourceError(NOT_CSV.format(place, cells))
                 continue
             row = dict(itertools.zip_longest(columns, cells[: len(columns)]))
             # An empty cell is the null of CSV; in the text column it is an empty document.
@@ -171,59 +171,53 @@ def _any_integer(digits: str) -> int | float:
 
 
 class _CsvLines(Iterator[str]):
-    """Lines for `csv.reader`, which an exception may leave and come back to.
+    """Lines for `csv.reader`, of which one record may hold only so many characters.
 
-    Attributes:
-        n_characters: of the record that is being read; whoever asks for the next one sets it to 0.
+    Beyond it nobody knows any more where the next row begins: most often a quote is not closed.
     """
 
-    def __init__(self, file: io.TextIOWrapper):
-        self._lines = _limited(file.readline, ("\n", "\r"))
-        self.n_characters = 0
+    def __init__(self, file: io.TextIOWrapper, name: str):
+        self._lines = enumerate(_limited(file.readline, ("\n", "\r")), start=1)
+        self._name = name
+        self._n_characters = 0
+
+    def begin_record(self) -> None:
+        """Says that what follows belongs to another record."""
+        self._n_characters = 0
 
     def __next__(self) -> str:
-        line = next(self._lines)
-        self.n_characters += len(line or "")
-        if line is None or self.n_characters > MAX_ROW_BYTES:
-            raise _TooLongError
+        number, line = next(self._lines)
+        self._n_characters += len(line or "")
+        if line is None or self._n_characters > MAX_ROW_BYTES:
+            raise too_long(f"{self._name}:{number}", hint="close its quotes, or ")
         return line
 
 
-class _TooLongError(Exception):
-    """A record of CSV beyond `MAX_ROW_BYTES`."""
-
-
-def _records(parser: Iterator[list[str]], lines: _CsvLines) -> Iterator[list[str] | Exception]:
+def _records(parser: Iterator[list[str]], lines: _CsvLines) -> Iterator[list[str] | csv.Error]:
     """The rows of a CSV file, blank ones aside, or what is wrong in their places."""
     while True:
-        lines.n_characters = 0
+        lines.begin_record()
         try:
             cells = next(parser)
         except StopIteration:
             return
-        except (csv.Error, _TooLongError) as error:  # the parser goes on with the next line
+        except csv.Error as error:  # the parser goes on with the next line
             yield error
             continue
         if cells:
             yield cells
 
 
-def _header(cells: list[str] | Exception, reading: Reading, place: str) -> list[str]:
+def _header(cells: list[str] | csv.Error, reading: Reading, place: str) -> list[str]:
     """The names of the columns, if the text column is among them."""
-    if isinstance(cells, Exception):
-        raise _bad_record(cells, place)
+    if isinstance(cells, csv.Error):
+        raise SourceError(NOT_CSV.format(place, cells))
     header = _decoded("".join(cells), place)
     if isinstance(header, SourceError):
         raise header
     if reading.text_column not in cells:
         raise reading.no_text(place, shown_columns(dict.fromkeys(cells)))
     return cells
-
-
-def _bad_record(error: Exception, place: str) -> SourceError:
-    if isinstance(error, _TooLongError):
-        return too_long(place)
-    return SourceError(f"{place}: expected CSV, found {error}")
 
 
 def _decoded(document: str | SourceError, place: str) -> str | SourceError:

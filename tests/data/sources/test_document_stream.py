@@ -1,5 +1,6 @@
 """The order of documents: a function of the arguments, from any position on."""
 
+import dataclasses
 import json
 
 from hypothesis import given, settings
@@ -19,6 +20,52 @@ def stream_of(sources, directory, **keywords):
 def documents_in(batches):
     """The documents of the batches, one after another."""
     return [document for batch in batches for document in batch.documents]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    files=st.lists(st.lists(st.booleans(), max_size=8), min_size=1, max_size=5),
+    document_start=st.sampled_from([None, "[02468]"]),
+    seed=st.none() | st.integers(0, 5),
+    batch_characters=st.integers(1, 30),
+    stop=st.integers(0, 100),
+)
+def test_bad_rows_are_counted_once_wherever_a_reading_goes_on(
+    tmp_path_factory, files, document_start, seed, batch_characters, stop
+):
+    directory = tmp_path_factory.mktemp("bad")
+    for i, rows in enumerate(files):
+        lines = [jsonl([f"{j}{i}"]) if is_good else b"{}\n" for j, is_good in enumerate(rows)]
+        written(directory / f"{i}.jsonl", b"".join(lines))
+    sources = [
+        dataclasses.replace(source, document_start=document_start)
+        for source in open_sources(str(directory))
+    ]
+    options = {"seed": seed, "batch_characters": batch_characters, "on_bad_row": "skip"}
+    whole = list(stream_of(sources, directory, **options))
+    kept = [f"{j}{i}" for i, rows in enumerate(files) for j, good in enumerate(rows) if good]
+    assert len("".join(documents_in(whole))) == len("".join(kept))
+    counts = [0, *(batch.position["n_bad_rows"] for batch in whole)]
+    assert counts == sorted(counts)
+    assert counts[-1] == sum(len(rows) for rows in files) - len(kept)
+    # An empty batch stands only at the end, for rows behind the last document.
+    assert all(batch.documents for batch in whole[:-1])
+
+    stop = min(stop, len(whole) - 1)
+    if stop >= 0:
+        position = json.loads(json.dumps(whole[stop].position))
+        rest = list(stream_of(sources, directory, position=position, **options))
+        assert rest == whole[stop + 1 :]
+
+
+def test_every_document_of_a_batch_knows_its_file_and_row(tmp_path):
+    path = written(tmp_path / "a.jsonl", jsonl(["one", "", "three"]) + b"\n" + jsonl(["five"]))
+    [batch] = stream_of(open_sources(str(path)), tmp_path)
+    assert (batch.name, batch.documents, batch.rows) == (
+        str(path),
+        ["one", "three", "five"],
+        [1, 3, 5],
+    )
 
 
 @settings(max_examples=40, deadline=None)

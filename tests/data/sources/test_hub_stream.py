@@ -11,6 +11,7 @@ from support.servers import fake_hub
 
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.data.sources.hub_stream import HubStream
+from modeling_gpt2scratch.data.sources.rows import BadRows
 
 REPOSITORY = "aesop/fables"
 TEXTS = [f"fable {i}" for i in range(6)]
@@ -64,6 +65,13 @@ def test_what_cannot_be_read_is_one_line(read, content, message):
         read({"train.json": content})
     assert str(caught.value).startswith(f"{REPOSITORY}: {message}")
     assert "\n" not in str(caught.value)
+
+
+def test_rows_without_text_are_left_out_and_counted(read):
+    files = {"train/0.json": jsonl("a", None, "b"), "train/1.json": jsonl(None, "c")}
+    bad_rows = BadRows("skip")
+    assert read(files, bad_rows=bad_rows) == [(1, "a"), (3, "b"), (5, "c")]
+    assert bad_rows.count == 2
 
 
 @pytest.mark.slow

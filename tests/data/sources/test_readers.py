@@ -3,6 +3,7 @@
 import gzip
 import io
 import os
+import socket
 import sys
 
 import pyarrow as pa
@@ -13,7 +14,8 @@ from support.table_files import COMPRESS, DOCUMENTS, csv_table, jsonl, parquet_t
 
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.data.sources.filters import parse_condition
-from modeling_gpt2scratch.data.sources.local_files import read_documents
+from modeling_gpt2scratch.data.sources.local_files import find_files, read_documents
+from modeling_gpt2scratch.data.sources.rows import RowRules
 
 
 def refusal(path, **options):
@@ -116,7 +118,11 @@ def test_a_gzip_file_with_a_damaged_middle_is_refused_by_name(tmp_path):
 def test_a_broken_parquet_file_is_refused_by_name(tmp_path, change):
     content = parquet_table([f"document {i}" for i in range(100)])
     path = written(tmp_path / "a.parquet", change(content))
-    assert refusal(path).startswith(f"{path}: expected a parquet file, found ")
+    message = refusal(path)
+    assert message.startswith(f"{path}: ")
+    assert "expected a parquet file, found " in message or message.endswith(
+        "expected data, found an empty file; copy or download it again"
+    )
 
 
 def test_a_parquet_file_with_a_damaged_page_is_refused_by_name(tmp_path):
@@ -235,6 +241,60 @@ def test_another_name_stands_for_the_path_and_tells_the_format(tmp_path):
 def test_a_file_of_an_unknown_kind_is_refused_before_it_is_opened(tmp_path):
     with pytest.raises(SourceError, match="a.pdf: expected a file ending in .txt, "):
         read_documents(tmp_path / "a.pdf")
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.parquet", "a.jsonl.zst"])
+def test_a_pointer_of_git_lfs_is_no_text(tmp_path, name):
+    path = written(tmp_path / name, POINTER)
+    assert refusal(path) == (
+        f"{path}: cannot be read: expected data, found a Git-LFS pointer; run `git lfs pull` there"
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
+def test_only_regular_files_are_read(tmp_path):
+    written(tmp_path / "a.jsonl", jsonl(["one"]))
+    (tmp_path / "b.jsonl").symlink_to("a.jsonl")
+    os.mkfifo(tmp_path / "c.jsonl")
+    os.mkfifo(tmp_path / "d.txt")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "e.csv"))
+    (tmp_path / "f.txt").symlink_to("/dev/zero")
+    found = [file.path.name for file in find_files(str(tmp_path))]
+    assert found == ["a.jsonl", "b.jsonl"]
+    kinds = {"c.jsonl": "a pipe", "d.txt": "a pipe", "e.csv": "a socket", "f.txt": "a device"}
+    for name, kind in kinds.items():
+        expected = f"{tmp_path / name}: expected a regular file, found {kind}"
+        assert refusal(tmp_path / name) == expected
+        with pytest.raises(SourceError) as caught:
+            find_files(str(tmp_path / name))
+        assert str(caught.value) == expected
+
+
+def test_a_link_to_nothing_is_refused_and_not_passed_over(tmp_path):
+    written(tmp_path / "a.jsonl", jsonl(["one"]))
+    (tmp_path / "b.jsonl").symlink_to("nowhere")
+    with pytest.raises(SourceError, match=r"cannot be read: .*b\.jsonl"):
+        find_files(str(tmp_path))
+
+
+@pytest.mark.parametrize("error", [OverflowError("too large"), MemoryError(), KeyError("a")])
+def test_an_error_that_nobody_expects_names_the_file_and_the_row_before_it(
+    tmp_path, monkeypatch, error
+):
+    def document(self, row, place, **options):
+        if row["text"] == "two":
+            raise error
+        return row["text"]
+
+    monkeypatch.setattr(RowRules, "document", document)
+    path = written(tmp_path / "a.jsonl", jsonl(["one", "two"]))
+    message = refusal(path)
+    assert message.startswith(f"{path}: cannot be read: {type(error).__name__}")
+    assert message.endswith(" (behind row 1)")
 
 
 READ_AND_MEASURE = """
