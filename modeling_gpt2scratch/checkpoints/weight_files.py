@@ -59,8 +59,11 @@ def naming_damaged_files(name: str | Path) -> Iterator[None]:
 
 def unpickling_problem(error: Exception) -> str:
     """In words, why `torch.load` did not take a file without executing code of it."""
-    pickled = re.search(r"GLOBAL (\S+)", str(error))
-    return f"a pickled {pickled[1]}, which could execute code" if pickled else named(error)
+    if pickled := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"a pickled {pickled[1]}, which could execute code"
+    # Before its reason stands a page that advises to execute the code.
+    reason = re.search(r"WeightsUnpickler error:\s*(.*)", str(error))
+    return f"what torch cannot read: {reason[1].strip()}" if reason else named(error)
 
 
 def _damage(name: str | Path, error: Exception) -> str | None:

@@ -41,6 +41,6 @@ def content_instead(path: Path) -> str | None:
         return "an empty file; copy or download it again"
     if start == LFS_POINTER:
         return "a Git-LFS pointer; run `git lfs pull` there"
-    if start.lstrip()[:9].lower() in (b"<!doctype", b"<html>", b"<html lan"):
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
         return "a web page; download the file itself"
     return None

@@ -1,0 +1,61 @@
+"""Models that cannot be loaded: one line that names the file, and no code of theirs is executed."""
+
+import io
+import re
+import sys
+
+import pytest
+from support.damaged_files import DAMAGES, add_hostile_code, damaged, spoil_config
+from support.paths import SHARED_DATA
+from support.tiny_models import tiny_stock_model, tiny_tokenizer
+
+from modeling_gpt2scratch.evaluation.scoring.models import load_scorer
+from modeling_gpt2scratch.evaluation.scoring.processes import ProcessGroup, error_line
+
+OPTIONS = {"device": "cpu", "dtype": "float32", "batch_tokens": 64, "trust_remote_code": False}
+
+
+@pytest.fixture
+def stock(tmp_path):
+    """The directory of a model of transformers."""
+    tiny_stock_model().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def processes():
+    """This process alone."""
+    return ProcessGroup("cpu")
+
+
+def problem(directory, processes) -> str:
+    """The line that stands in the place of the model's results."""
+    with pytest.raises(Exception) as error:
+        load_scorer(str(directory), processes=processes, **OPTIONS)
+    return error_line(error.value)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_weights_are_named_with_what_to_do(stock, processes, damage):
+    weights = stock / "model.safetensors"
+    weights.write_bytes(damaged(weights.read_bytes(), damage))
+    expected = f"{weights}: expected a safetensors file, found {DAMAGES[damage]}"
+    assert re.match(expected, problem(stock, processes))
+
+
+def test_the_pointer_of_the_report_is_named_though_there_is_no_tokenizer_either(processes):
+    case = SHARED_DATA / "cases" / "lfs_pointer"
+    assert problem(case, processes) == (
+        f"{case}/model.safetensors: expected a safetensors file, found a Git-LFS pointer; "
+        f"run `git lfs pull` there"
+    )
+
+
+def test_code_beside_a_model_is_never_executed_and_nobody_is_asked(stock, processes, monkeypatch):
+    touched = add_hostile_code(stock)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 50))
+    assert load_scorer(str(stock), processes=processes, **OPTIONS).model.config.n_layer == 2
+    spoil_config(stock, {"model_type": "hostile"})
+    assert "trust_remote_code" in problem(stock, processes)
+    assert not touched.exists() and sys.stdin.read() == "y\n" * 50
