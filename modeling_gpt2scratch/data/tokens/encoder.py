@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -12,8 +13,8 @@ from tokenizers import Tokenizer
 
 from modeling_gpt2scratch.common.errors import named
 
-from .ids import token_dtype
-from .names import GPT2
+from .ids import token_dtype, vocab_size_of
+from .names import BYTES, GPT2
 
 DIGEST_BYTES = 16
 # White space as Unicode and tiktoken have it; Python's `\s` has four characters more.
@@ -47,23 +48,31 @@ class DocumentEncoder:
 
     Args:
         tokenizer_spec: "gpt2", which tiktoken encodes, twice as fast as the `tokenizers` library;
-            or the JSON of a `tokenizers.Tokenizer`.
+            "bytes", for which numpy does; or the JSON of a `tokenizers.Tokenizer`.
         end_of_text_id: of that tokenizer.
+
+    Raises:
+        ValueError: if the vocabulary has no such id.
     """
 
     def __init__(self, tokenizer_spec: str, end_of_text_id: int):
         self._end_of_text_id = end_of_text_id
-        self._gpt2 = self._backend = None
         if tokenizer_spec == GPT2:
             self._gpt2 = tiktoken.get_encoding(GPT2)
-            vocab_size = self._gpt2.n_vocab
+            self._encode_each = partial(map, self._gpt2_ids)
+            self._vocab_size = self._gpt2.n_vocab
+        elif tokenizer_spec == BYTES:
+            self._encode_each = partial(map, _byte_ids)
+            self._vocab_size = 257
         else:
             self._backend = Tokenizer.from_str(tokenizer_spec)
             self._backend.encode_special_tokens = True
             self._backend.no_truncation()  # some tokenizers are saved with a length limit
             self._backend.no_padding()
-            vocab_size = self._backend.get_vocab_size()
-        self._dtype = token_dtype(vocab_size)
+            self._encode_each = self._backend_ids
+            self._vocab_size = vocab_size_of(self._backend)
+        if not 0 <= end_of_text_id < self._vocab_size:
+            raise ValueError(f"expected an id below {self._vocab_size}, found {end_of_text_id}")
 
     def encode(self, documents: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """The ids of all documents one after another, and how many of them are each document's.
@@ -72,25 +81,33 @@ class DocumentEncoder:
             ids: uint16, or uint32 for a vocabulary that needs it, of shape (sum of lengths,).
             lengths: int64, of shape (documents,); `<|endoftext|>` counts.
         """
-        if self._gpt2:
-            per_document = [self._gpt2_ids(document) for document in documents]
-        else:
-            encodings = self._backend.encode_batch_fast(documents, add_special_tokens=False)
-            per_document = [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+        per_document = list(self._encode_each(documents))
         lengths = np.array([1 + len(ids) for ids in per_document], dtype=np.int64)
-        ids = np.empty(int(lengths.sum()), dtype=self._dtype)
+        ids = np.empty(int(lengths.sum()), dtype=token_dtype(self._vocab_size))
         start = 0
         for own in per_document:
+            if own.max(initial=0) >= self._vocab_size:  # may not fit the type
+                raise ValueError(f"expected ids below {self._vocab_size}, found {own.max()}")
             ids[start] = self._end_of_text_id
             ids[start + 1 : start + 1 + len(own)] = own
             start += 1 + len(own)
         return ids, lengths
+
+    def _backend_ids(self, documents: list[str]) -> list[np.ndarray]:
+        """The ids of the `tokenizers` library."""
+        encodings = self._backend.encode_batch_fast(documents, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
     def _gpt2_ids(self, document: str) -> np.ndarray:
         """tiktoken's ids, of a long document piece by piece."""
         pieces = [document] if len(document) < LONG_CHARACTERS else _pieces(document)
         ids = [self._gpt2.encode_to_numpy(piece, disallowed_special=()) for piece in pieces]
         return ids[0] if len(ids) == 1 else np.concatenate(ids)
+
+
+def _byte_ids(document: str) -> np.ndarray:
+    """The values of the bytes."""
+    return np.frombuffer(document.encode(), dtype=np.uint8)
 
 
 def _pieces(document: str) -> list[str]:

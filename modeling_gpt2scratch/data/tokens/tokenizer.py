@@ -1,4 +1,4 @@
-"""The tokenizer of a data set: GPT-2's own, one trained on the text, or any of the Hub.
+"""The tokenizer of a data set: GPT-2's own, bytes, one trained on the text, or any of the Hub.
 
 Whichever it is, it is a transformers fast tokenizer that is saved beside the shards and again
 beside the weights, and whose `<|endoftext|>` stands before every document.
@@ -15,7 +15,8 @@ from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.common.errors import named
 
-from .names import GPT2, TokenizerError
+from .ids import vocab_size_of
+from .names import BYTES, GPT2, KNOWN_NAMES, TokenizerError
 from .text import END_OF_TEXT
 
 GPT2_N_POSITIONS = 1024
@@ -29,33 +30,36 @@ GPT2_VOCABULARY_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed225
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The fast tokenizer of this name: "gpt2", a directory, or a repository of the Hub.
+    """The fast tokenizer of this name: "gpt2", "bytes", a directory, or a repository of the Hub.
 
     Raises:
         TokenizerError: if it cannot be had, has no end-of-text token, or ids that no table holds.
     """
     if name == GPT2:
         return _load_gpt2()
+    if name == BYTES:
+        return byte_tokenizer()
+    _refuse_huge_ids(name, _highest_id_in(Path(name, "tokenizer.json")))
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # tokenizers raises nothing more special for a broken file
-        raise TokenizerError(
-            f"{name}: expected gpt2, bpe:N, or a directory or Hub repository with a tokenizer, "
-            f"found {named(error)}"
-        ) from error
+        raise TokenizerError(f"{name}: expected {KNOWN_NAMES}, found {named(error)}") from error
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         raise TokenizerError(f"{name}: expected a fast tokenizer with an end-of-sequence token")
-    if vocabulary_size(tokenizer) > MAX_VOCAB_SIZE:
-        raise TokenizerError(
-            f"{name}: expected ids below {MAX_VOCAB_SIZE:,}, found {vocabulary_size(tokenizer) - 1}"
-            f" in tokenizer.json; name another tokenizer or copy this one again"
-        )
+    _refuse_huge_ids(name, vocab_size_of(tokenizer) - 1)
     return tokenizer
 
 
-def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The highest id plus one, which is more than the number of entries where ids have gaps."""
-    return max(tokenizer.get_vocab().values(), default=-1) + 1
+def byte_tokenizer() -> GPT2Tokenizer:
+    """The 256 bytes, whose ids are their values, and `<|endoftext|>`, 256: for characters.
+
+    It is GPT-2's tokenizer without a merge, and so is known wherever that is.
+    """
+    plain = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    # In GPT-2's tables a byte that cannot be seen has the name of a character beyond Latin-1.
+    hidden = iter(range(0x100, 0x200))
+    vocabulary = {chr(byte if byte in plain else next(hidden)): byte for byte in range(256)}
+    return GPT2Tokenizer(vocab=vocabulary | {END_OF_TEXT: 256}, merges=[])
 
 
 def _load_gpt2() -> GPT2Tokenizer:
@@ -97,11 +101,12 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> GPT2Tokenizer:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """The tokenizer's files.
+    """The tokenizer's files, without what they said about code to execute.
 
     Raises:
         OSError: if they cannot be written; the tokenizers library raises a bare Exception.
     """
+    tokenizer.init_kwargs.pop("auto_map", None)
     try:
         tokenizer.save_pretrained(directory)
     except Exception as error:
@@ -124,12 +129,36 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 def manifest_entries(name: str, tokenizer: PreTrainedTokenizerBase) -> dict:
     """What a manifest says of the tokenizer called `name`, as arguments of `Manifest`."""
     return {
-        "vocab_size": vocabulary_size(tokenizer),
+        "vocab_size": vocab_size_of(tokenizer),
         "end_of_text_id": tokenizer.eos_token_id,
         "tokenizer": {"name": name, "fingerprint": fingerprint(tokenizer)},
     }
 
 
 def tokenizer_spec(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What a `DocumentEncoder` needs to know of a tokenizer: "gpt2", or its JSON."""
-    return GPT2 if name == GPT2 else tokenizer.backend_tokenizer.to_str()
+    """What a `DocumentEncoder` needs to know of a tokenizer: "gpt2", "bytes", or its JSON."""
+    return name if name in (GPT2, BYTES) else tokenizer.backend_tokenizer.to_str()
+
+
+def _highest_id_in(path: Path) -> int:
+    """The highest id that a tokenizer.json names; -1 for another file or none.
+
+    Loading one makes tables of that size, so it has to be known before.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+        vocabulary = content["model"]["vocab"]
+        ids = [len(vocabulary) - 1, *(token["id"] for token in content["added_tokens"])]
+        ids += vocabulary.values() if isinstance(vocabulary, dict) else ()
+        return max(id_ for id_ in ids if isinstance(id_, int))
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return -1  # loading it will say what is wrong
+
+
+def _refuse_huge_ids(name: str, highest: int) -> None:
+    """Refuses ids for which no table has room."""
+    if highest >= MAX_VOCAB_SIZE:
+        raise TokenizerError(
+            f"{name}: expected ids below {MAX_VOCAB_SIZE:,}, found {highest} in tokenizer.json; "
+            f"name another tokenizer or copy this one again"
+        )

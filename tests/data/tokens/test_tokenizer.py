@@ -1,98 +1,24 @@
-"""Tokenizers give the ids that they should, and text cannot forge a document border."""
+"""Tokenizers give the ids that they should, here and in a fresh process."""
 
-import copy
 import json
 import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-import tiktoken
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.odd_texts import CORPUS, END_OF_TEXT, TRICKY, VOCAB_SIZE, encoded, real_text
 from support.paths import SHARED_DATA
 from tokenizers import Tokenizer, models, trainers
 from transformers import PreTrainedTokenizerFast
 
-from modeling_gpt2scratch.data.tokens.encoder import DocumentEncoder
 from modeling_gpt2scratch.data.tokens.names import TokenizerError, trained_vocab_size
 from modeling_gpt2scratch.data.tokens.tokenizer import (
     fingerprint,
     load_tokenizer,
-    tokenizer_spec,
     train_tokenizer,
 )
-
-END_OF_TEXT = "<|endoftext|>"
-TRICKY = [
-    "",
-    " ",
-    "   three spaces, and two behind  ",
-    "\ttab\n\n\nlines\r\n\r",
-    "don't we'll THEY'VE it's 'sessions' ''",
-    "1234567890 3.14159 1,000,000 x2y ½ Ⅷ ٣",
-    "naïve café / naïve café",
-    "狐と葡萄 여우와 포도 الثعلب والعنب",
-    "🍇 👩‍👩‍👧 🇫🇷",
-    "nul \x00 bell \x07 no-break\xa0space zero\u200bwidth \ufeffmark \ufffd",
-    "İstanbul ſ ß ﬁ Å",
-    "def f(x):\n        return x ** 2  # indented\n",
-    "a" * 500 + " " * 500 + "?!" * 250,
-    "<|endoftext|",
-    "<|im_start|>",
-]
-CORPUS = [
-    "the cat sat on the mat, and the dog sat on the cat.",
-    "on the mat the cat and the dog sat and sat; the end of the dog was the cat",
-    "a naïve café: “the mat” was on the dog!\n\nthe end",
-] * 3
-VOCAB_SIZE = 290  # few enough for so little text to fill
-
-
-@pytest.fixture(scope="module")
-def gpt2_files():
-    """Sets TIKTOKEN_CACHE_DIR to a copy of OpenAI's two files."""
-    directory = SHARED_DATA / "tiktoken_cache"
-    if not directory.is_dir():
-        pytest.skip(f"needs GPT-2's vocab.bpe and encoder.json in {directory}")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TIKTOKEN_CACHE_DIR", str(directory))
-        yield
-
-
-@pytest.fixture(scope="module")
-def gpt2(gpt2_files):
-    """GPT-2's tokenizer as we build it."""
-    return load_tokenizer("gpt2")
-
-
-@pytest.fixture(scope="module")
-def openai(gpt2_files):
-    """GPT-2's tokenizer as OpenAI's library has it."""
-    return tiktoken.get_encoding("gpt2")
-
-
-@pytest.fixture(scope="module")
-def trained():
-    """A tokenizer trained on a few sentences."""
-    return train_tokenizer(CORPUS, VOCAB_SIZE)
-
-
-def real_text():
-    """A book's worth of English, or the reason to skip."""
-    path = SHARED_DATA / "wikitext2_raw" / "wiki.test.raw"
-    if not path.is_file():
-        pytest.skip(f"needs {path}")
-    return path.read_text(encoding="utf-8")[:300_000]
-
-
-def encoded(name, tokenizer, documents):
-    """The ids of each document, as lists."""
-    encoder = DocumentEncoder(tokenizer_spec(name, tokenizer), tokenizer.eos_token_id)
-    ids, lengths = encoder.encode(documents)
-    return [own.tolist() for own in np.split(ids, np.cumsum(lengths)[:-1])]
-
 
 # GPT-2's own
 
@@ -143,78 +69,6 @@ def test_gpt2_with_damaged_files_is_refused(tmp_path, monkeypatch, gpt2_files):
         monkeypatch.setenv(f"{scheme}_proxy", "http://127.0.0.1:9")
     with pytest.raises(TokenizerError, match="gpt2: expected tiktoken's vocab.bpe"):
         load_tokenizer("gpt2")
-
-
-# The encoder of documents
-
-
-def test_every_document_begins_with_end_of_text(gpt2):
-    expected = [[50256, 15496], [50256], [50256, 995]]  # "Hello", "", " world"
-    for name in ("gpt2", "a directory"):
-        assert encoded(name, gpt2, ["Hello", "", " world"]) == expected
-
-
-def test_both_ways_to_encode_give_the_same_ids(gpt2):
-    documents = [*TRICKY, real_text()[:50_000], END_OF_TEXT, f"a {END_OF_TEXT}{END_OF_TEXT}\n"]
-    with_tiktoken = encoded("gpt2", gpt2, documents)
-    assert with_tiktoken == encoded("a directory", gpt2, documents)
-    assert [gpt2.decode(ids[1:]) for ids in with_tiktoken] == documents
-
-
-@pytest.mark.parametrize("name", ["gpt2", "a directory"])
-def test_text_that_spells_end_of_text_is_encoded_letter_by_letter(gpt2, name):
-    (ids,) = encoded(name, gpt2, [f"one{END_OF_TEXT}two"])
-    assert ids[0] == 50256
-    assert 50256 not in ids[1:]
-    assert [gpt2.decode([token]) for token in ids[1:]] == [
-        *("one", "<", "|", "end", "of", "text", "|", ">", "two")
-    ]
-
-
-def test_text_that_spells_end_of_text_is_no_border_for_a_trained_tokenizer_either(trained):
-    document = f"the {END_OF_TEXT} mat {END_OF_TEXT}"
-    (ids,) = encoded("bpe:290", trained, [document])
-    assert ids.count(trained.eos_token_id) == 1
-    assert ids[0] == trained.eos_token_id
-    assert trained.decode(ids[1:]) == document
-
-
-def test_encoding_leaves_the_tokenizer_as_it_was(trained):
-    encoded("bpe:290", trained, [END_OF_TEXT])
-    assert trained.backend_tokenizer.encode(END_OF_TEXT).ids == [trained.eos_token_id]
-
-
-def test_documents_come_back_in_their_order_as_one_array(trained):
-    documents = ["mat " * n for n in (300, 0, 2, 1000, 1)]
-    encoder = DocumentEncoder(tokenizer_spec("bpe:290", trained), trained.eos_token_id)
-    ids, lengths = encoder.encode(documents)
-    assert (ids.dtype, lengths.dtype, len(ids)) == (np.uint16, np.int64, lengths.sum())
-    arrays = np.split(ids, np.cumsum(lengths)[:-1])
-    assert [trained.decode(own[1:]) for own in arrays] == documents
-    ids, lengths = encoder.encode([])
-    assert (len(ids), len(lengths)) == (0, 0)
-
-
-def test_a_large_vocabulary_gets_32_bits(trained):
-    trained = copy.deepcopy(trained)
-    trained.add_tokens([f"entry {i}" for i in range(2**16)])
-    encoder = DocumentEncoder(tokenizer_spec("many", trained), trained.eos_token_id)
-    ids, _ = encoder.encode(["entry 65535"])
-    assert ids.dtype == np.uint32
-    assert ids[-1] == len(trained) - 1 > 2**16
-
-
-def test_a_tokenizer_that_was_saved_while_it_truncates_still_encodes_whole_documents(
-    trained, tmp_path
-):
-    trained.save_pretrained(tmp_path)
-    saved = load_tokenizer(str(tmp_path))
-    saved("the cat", truncation=True, max_length=2)
-    saved.save_pretrained(tmp_path)
-    document = "the cat sat on the mat, and the dog sat on the cat."
-    assert encoded("a directory", load_tokenizer(str(tmp_path)), [document]) == encoded(
-        "bpe:290", trained, [document]
-    )
 
 
 # A tokenizer that is trained
