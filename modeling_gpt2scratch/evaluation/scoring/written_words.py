@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from modeling_gpt2scratch.data.tokens.ids import vocab_size_of
+
 from .encoding import encode_plain
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ def written_texts(
 def stop_word_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids whose text is a space and a stop word, in capitals or not."""
     stop_words = set(STOP_WORDS.split())
-    texts = written_texts(tokenizer, np.arange(len(tokenizer))[:, None].tolist())
+    texts = written_texts(tokenizer, np.arange(vocab_size_of(tokenizer))[:, None].tolist())
     return [
         index
         for index, text in enumerate(texts)
