@@ -24,7 +24,7 @@ from modeling_gpt2scratch.common.checksums import write_checksums
 from modeling_gpt2scratch.optim.optimizer import make_optimizer
 
 IMPORT_PATH = os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "tests")))
-SCRIPT = REPOSITORY / "tests" / "support" / "sharded_checkpoints.py"
+SCRIPT = REPOSITORY / "tests" / "support" / "programs" / "sharded_checkpoints.py"
 
 
 @pytest.fixture(scope="module")
