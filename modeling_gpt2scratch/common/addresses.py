@@ -50,10 +50,12 @@ def public(text: str) -> str:
 
 def private(address: str) -> tuple[str, str]:
     """An address as its client needs it, and the query that stands behind each of its files."""
-    secrets = _secrets.get(address.rstrip("/"), Secrets())
-    scheme, _, place = address.partition("://")
+    before, _, last = address.rpartition("::")  # as in `simplecache::https://...`
+    before, last = (f"{before}::", last) if before and "://" in last else ("", address)
+    secrets = _secrets.get(last.rstrip("/"), Secrets())
+    scheme, _, place = last.partition("://")
     user = quote(secrets.user, safe=":%!$&'()*+,;=-._~")
-    return (f"{scheme}://{user}@{place}" if user else address), secrets.query
+    return (f"{before}{scheme}://{user}@{place}" if user else address), secrets.query
 
 
 def keep_secrets_apart(config: Any, *, but: Sequence[str] = ()) -> None:

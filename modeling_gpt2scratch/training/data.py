@@ -10,10 +10,10 @@ from transformers import PreTrainedTokenizerBase
 from modeling_gpt2scratch.data.loading.cache import ShardCache
 from modeling_gpt2scratch.data.loading.loader import ShardLoader, TokenWindows
 from modeling_gpt2scratch.data.loading.store import is_remote, open_store
+from modeling_gpt2scratch.data.shards.directory import load_own_tokenizer
 from modeling_gpt2scratch.data.shards.format import ShardError
 from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME, Manifest
 from modeling_gpt2scratch.data.sources.mixture import SMALLEST, parse_mixture
-from modeling_gpt2scratch.data.tokens.tokenizer import fingerprint, load_tokenizer
 from modeling_gpt2scratch.distributed.processes import LaunchError
 
 from .configuration import AUTO, TrainConfig
@@ -97,13 +97,7 @@ class TrainingData:
             ShardError: if the files beside the manifest are another one's.
         """
         store = self._stores[0]
-        tokenizer = load_tokenizer(str(store.directory.resolve()))
-        if fingerprint(tokenizer) != self.manifest.tokenizer["fingerprint"]:
-            raise ShardError(
-                f"{store.name}: expected the tokenizer that made the shards, found another one's "
-                f"files; prepare the data again"
-            )
-        return tokenizer
+        return load_own_tokenizer(store.directory, self.manifest, name=store.name)
 
     def validation(self) -> dict[str, tuple[TokenWindows, float]]:
         """Held-out windows and weight of each source that held any out, by its short name."""

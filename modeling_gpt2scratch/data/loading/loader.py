@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modeling_gpt2scratch.data.shards.format import ShardError, check_token_ids
+from modeling_gpt2scratch.data.shards.directory import shard_layout
+from modeling_gpt2scratch.data.shards.format import ShardError, are_ids, check_token_ids
 
 from .store import LocalStore, RemoteStore
 from .window_order import MixtureOrder, WindowOrder
@@ -25,7 +26,7 @@ class TokenWindows:
     """The windows of one split of one data set.
 
     Args:
-        store: where the shards come from, or a local directory that `prepare_data.py` made.
+        store: where the shards come from, or a local data directory.
         split: "train" or "val".
         sequence_length: T.
         shuffle_shards: shards of a group in which windows are shuffled, 0 for all together. A
@@ -53,6 +54,9 @@ class TokenWindows:
         self._split = split
         self.entries = manifest.splits[split].shards
         self.vocab_size = manifest.vocab_size
+        # Other programs' files may be of several types; ids are checked before they are narrowed.
+        types = {shard_layout(entry, self.vocab_size).dtype for entry in self.entries}
+        self._dtype = np.dtype(types.pop() if len(types) == 1 else np.int64)
         self.sequence_length = sequence_length
         # First token of each shard in the stream, and the end of the last.
         self._starts = np.cumsum([0, *(entry.n_tokens for entry in self.entries)])
@@ -69,6 +73,10 @@ class TokenWindows:
         if not self._store.is_remote:
             self._shards = [self._store.open(entry) for entry in self.entries]
 
+    def __getstate__(self) -> dict:
+        """For another process, which opens the shards again: the tokens stay in their files."""
+        return self.__dict__ | {"_shards": [None] * len(self.entries), "_groups_at_hand": ()}
+
     def __len__(self) -> int:
         """Number of whole windows."""
         return max(0, self.n_tokens - 1) // self.sequence_length
@@ -83,7 +91,7 @@ class TokenWindows:
         positions = np.asarray(indices, dtype=np.int64) * self.sequence_length
         shards = np.searchsorted(self._starts, positions, side="right") - 1
         offsets = (positions - self._starts[shards]).tolist()
-        tokens = np.empty((len(positions), n_wanted), dtype=self._shard(int(shards[0])).dtype)
+        tokens = np.empty((len(positions), n_wanted), dtype=self._dtype)
         for row, shard, offset in zip(tokens, shards.tolist(), offsets, strict=True):
             piece = self._shard(shard)[offset : offset + n_wanted]
             n_read = len(piece)
@@ -93,7 +101,7 @@ class TokenWindows:
                 piece = self._shard(shard)[: n_wanted - n_read]
                 row[n_read : n_read + len(piece)] = piece
                 n_read += len(piece)
-        if tokens.max() >= self.vocab_size:
+        if not are_ids(tokens, self.vocab_size):
             self._refuse_id(tokens, positions)
         return tokens
 
@@ -171,7 +179,7 @@ class TokenWindows:
 
     def _refuse_id(self, tokens: np.ndarray, positions: np.ndarray) -> None:
         """Says which shard holds the first id that is outside the vocabulary."""
-        row, column = np.argwhere(tokens >= self.vocab_size)[0]
+        row, column = np.argwhere((tokens >= self.vocab_size) | (tokens < 0))[0]
         shard = int(np.searchsorted(self._starts, positions[row] + column, side="right")) - 1
         label = self._store.label(self.entries[shard])
         check_token_ids(label, self._shard(shard), vocab_size=self.vocab_size)
@@ -311,4 +319,4 @@ def model_inputs(tokens: np.ndarray, *, document_start: int | None = None) -> di
         lengths = np.diff(firsts, append=begins.size)
         positions = np.arange(begins.size) - np.repeat(firsts, lengths)
         batch["position_ids"] = positions.reshape(begins.shape)
-    return {name: torch.from_numpy(ids.astype(np.int64, copy=False)) for name, ids in batch.items()}
+    return {name: torch.from_numpy(ids.astype(np.int64)) for name, ids in batch.items()}

@@ -8,6 +8,7 @@ import errno
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import fsspec
 from fsspec.callbacks import Callback
@@ -65,7 +66,8 @@ class RemoteFiles:
             self._fs, self._root = fsspec.url_to_fs(address, **_options_for(address))
         except (ImportError, ValueError) as error:
             raise ShardError(
-                f"{self.address}: expected an address that fsspec can open, found: {one_line(error)}"
+                f"{self.address}: expected an address that fsspec can open, found: "
+                f"{one_line(error)}"
             ) from None
 
     def download(
@@ -110,6 +112,7 @@ class RemoteFiles:
             if self.address.startswith(HTTP):
                 # In small pieces, each of which is counted.
                 pieces = {"chunk_size": 2**18, "callback": _Limit(max_bytes)}
+                place = f"{self._root}/{quote(name)}{self._query}"
                 self._fs.get_file(place, str(path), **pieces)
             else:
                 # These ask for the size themselves, and read no more.

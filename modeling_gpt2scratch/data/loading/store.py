@@ -8,7 +8,6 @@ longer and longer pauses, and given up in the end.
 
 import hashlib
 import json
-import re
 import tempfile
 import threading
 from collections import deque
@@ -19,18 +18,19 @@ from pathlib import Path
 
 import numpy as np
 
+from modeling_gpt2scratch.common.addresses import keep_apart
 from modeling_gpt2scratch.common.atomic_files import write_file
-from modeling_gpt2scratch.data.shards.format import (
-    HEADER_BYTES,
-    ShardError,
-    check_token_ids,
-    read_shard,
+from modeling_gpt2scratch.data.shards.directory import load_manifest, open_shard, shard_bytes
+from modeling_gpt2scratch.data.shards.format import ShardError, check_token_ids
+from modeling_gpt2scratch.data.shards.manifest import (
+    MANIFEST_NAME,
+    MAX_METADATA_BYTES,
+    Manifest,
+    ShardEntry,
 )
-from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry
-from modeling_gpt2scratch.data.tokens.ids import token_dtype
 
 from .cache import Closed, ShardCache
-from .remote_files import RemoteFiles
+from .remote_files import MissingFile, RemoteFiles
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 DOWNLOADS = 4  # at a time
@@ -45,7 +45,7 @@ class LocalStore:
     """A data directory on this machine.
 
     Raises:
-        ShardError: if it holds no data set.
+        ShardError: if it holds no data set, or other files of tokens beside it.
     """
 
     is_remote = False
@@ -53,7 +53,7 @@ class LocalStore:
     def __init__(self, directory: Path):
         self.name = str(directory)
         self.directory = directory
-        self.manifest = Manifest.load(directory)
+        self.manifest = load_manifest(directory)
 
     def label(self, entry: ShardEntry) -> str:
         """What to call a shard in messages."""
@@ -71,9 +71,9 @@ class LocalStore:
                 f"{path}: expected the shards that {MANIFEST_NAME} lists, found no such file; "
                 f"copy the rest of the data set or prepare the data again"
             )
-        if entry.n_tokens == 0 or path.stat().st_size == 0:
+        if path.stat().st_size == 0:
             raise ShardError(f"{path}: expected tokens, found none; prepare the data again")
-        return read_shard(path, n_tokens=entry.n_tokens, vocab_size=self.manifest.vocab_size)
+        return open_shard(path, entry, vocab_size=self.manifest.vocab_size)
 
     def verify(self, entry: ShardEntry) -> None:
         """Reads a shard and compares its checksum and its ids.
@@ -84,7 +84,8 @@ class LocalStore:
         path, tokens = self.directory / entry.file, self.open(entry)
         check_token_ids(path, tokens, vocab_size=self.manifest.vocab_size)
         try:
-            check_shard(path, entry=entry, n_bytes=_file_bytes(entry, self.manifest))
+            n_bytes = shard_bytes(entry, self.manifest.vocab_size)
+            check_shard(path, entry=entry, n_bytes=n_bytes)
         except ShardError as error:
             raise ShardError(
                 f"{path}: {error}; the file was changed after its manifest was written, copy it "
@@ -110,7 +111,7 @@ class RemoteStore:
     def __init__(
         self, address: str, cache: ShardCache, *, retry_seconds: float = 600, verify: bool = False
     ):
-        self.name = address
+        self.name = address = keep_apart(address)
         self._cache = cache
         self._verify = verify
         self._files = RemoteFiles(address, retry_seconds=retry_seconds, closed=cache.closed)
@@ -123,13 +124,6 @@ class RemoteStore:
                 self.manifest = Manifest.load(self.directory)
             except ShardError as error:
                 raise ShardError(str(error).replace(str(self.directory), address)) from None
-        for split in self.manifest.splits.values():
-            for entry in split.shards:
-                if not re.fullmatch("[0-9a-f]{64}", entry.sha256):  # it will be a file's name
-                    raise ShardError(
-                        f"{address}/{MANIFEST_NAME}: expected a sha256 for {entry.file}, "
-                        f"found {entry.sha256!r}; prepare the data again"
-                    )
         self._wanted: dict[str, list[ShardEntry]] = {}
         self._ordered: deque[ShardEntry] = deque()
         self._found: dict[str, Future] = {}
@@ -176,7 +170,7 @@ class RemoteStore:
                 future = self._order(entry)
             path = future.result()
             try:
-                tokens = read_shard(path, n_tokens=entry.n_tokens, vocab_size=vocab_size)
+                tokens = open_shard(path, entry, vocab_size=vocab_size)
                 break
             except ShardError as error:
                 if path.exists():
@@ -193,7 +187,7 @@ class RemoteStore:
 
     def bytes_of(self, entry: ShardEntry) -> int:
         """Size of a shard's file."""
-        return _file_bytes(entry, self.manifest)
+        return shard_bytes(entry, self.manifest.vocab_size)
 
     def _order(self, entry: ShardEntry) -> Future:
         """The outcome of a shard's download, which begins as soon as a thread is free."""
@@ -221,27 +215,42 @@ class RemoteStore:
 
     def _fetch(self, entry: ShardEntry) -> Path:
         """The shard's file in the cache, downloaded if need be."""
-        check = partial(check_shard, entry=entry, n_bytes=self.bytes_of(entry))
+        n_bytes = self.bytes_of(entry)
+        check = partial(check_shard, entry=entry, n_bytes=n_bytes)
         return self._cache.get(
             entry.sha256,
-            self.bytes_of(entry),
-            download=partial(self._files.download, entry.file, check=check),
+            n_bytes,
+            download=partial(self._files.download, entry.file, check=check, max_bytes=n_bytes),
             check=check if self._verify else None,
         )
 
     def _fetch_descriptions(self) -> None:
         """Manifest and tokenizer, the latter only with another manifest than the last time."""
         manifest = self.directory / MANIFEST_NAME
-        names = [MANIFEST_NAME, *TOKENIZER_FILES]
         known = manifest.read_bytes() if manifest.exists() else None
         with tempfile.TemporaryDirectory(dir=self.directory) as temporary:
-            for name in names:
-                path = Path(temporary, name)
-                self._files.download(name, path, check=_check_json)
-                if path.read_bytes() == known:
-                    return
-            for name in reversed(names):  # the manifest last
-                write_file(self.directory / name, Path(temporary, name).read_bytes())
+            folder = Path(temporary)
+            self._fetch_description(MANIFEST_NAME, folder)
+            if (folder / MANIFEST_NAME).read_bytes() == known:
+                return
+            try:
+                has_tokenizer = not Manifest.load(folder).is_adopted
+            except ShardError as error:
+                raise ShardError(str(error).replace(str(folder), self.name)) from None
+            for name in TOKENIZER_FILES:
+                (self.directory / name).unlink(missing_ok=True)
+                try:
+                    self._fetch_description(name, folder)
+                except MissingFile:
+                    # Where other programs' files were adopted, it is known by its name.
+                    if has_tokenizer:
+                        raise
+            for path in sorted(folder.iterdir(), key=lambda path: path.name == MANIFEST_NAME):
+                write_file(self.directory / path.name, path.read_bytes())  # the manifest last
+
+    def _fetch_description(self, name: str, folder: Path) -> None:
+        """One small file."""
+        self._files.download(name, folder / name, check=_check_json, max_bytes=MAX_METADATA_BYTES)
 
 
 def open_store(
@@ -272,10 +281,5 @@ def _check_json(path: Path) -> None:
     """Refuses a file that was cut short, or an error page in its place."""
     try:
         json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ShardError(f"expected JSON, found {error}") from None
-
-
-def _file_bytes(entry: ShardEntry, manifest: Manifest) -> int:
-    """Size of a shard's file."""
-    return HEADER_BYTES + entry.n_tokens * np.dtype(token_dtype(manifest.vocab_size)).itemsize

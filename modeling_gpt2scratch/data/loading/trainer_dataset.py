@@ -35,10 +35,11 @@ class WindowDataset(Dataset):
     """A split of a local data directory, cut into rows.
 
     Neighbouring rows share one token: the model shifts the labels itself, so the first token of a
-    row is not predicted there, but as the last one of the row before.
+    row is not predicted there, but as the last one of the row before. Worker processes of a
+    DataLoader are sent the names of the shards, and map them themselves.
 
     Args:
-        directory: made by `prepare_data.py`.
+        directory: a data directory, `prepare_data.py`'s or one of other programs' files.
         split: "train" or "val".
         n_tokens: of a row, T; at most the model's `n_positions`.
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from modeling_gpt2scratch.common.atomic_files import write_json
 from modeling_gpt2scratch.data.tokens.tokenizer import fingerprint, load_tokenizer, save_tokenizer
 
-from .format import ShardError, read_shard
+from .directory import open_shard
+from .format import ShardError
 from .manifest import MANIFEST_NAME, Manifest, Split
 from .token_files import token_files
 
@@ -73,7 +74,7 @@ def merge_parts(directory: Path) -> Manifest:
     first = parts[0].manifest
     listed = {entry.file for split in splits.values() for entry in split.shards}
     for entry in (entry for split in splits.values() for entry in split.shards):
-        read_shard(directory / entry.file, n_tokens=entry.n_tokens, vocab_size=first.vocab_size)
+        open_shard(directory / entry.file, entry, vocab_size=first.vocab_size)
     for file in token_files(directory):
         if file.name not in listed:
             raise ShardError(

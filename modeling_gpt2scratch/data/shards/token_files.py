@@ -23,7 +23,8 @@ import numpy as np
 from modeling_gpt2scratch.common.errors import one_line
 from modeling_gpt2scratch.data.tokens.ids import token_dtype
 
-from .format import HEADER_BYTES, HEADER_INTS, LAYOUTS, ShardError
+from .format import HEADER_BYTES, HEADER_INTS, LAYOUTS, ShardError, are_ids
+from .manifest import FileLayout
 
 NANOGPT = "nanogpt"
 NANOGPT_NAMES = ("train.bin", "val.bin")
@@ -42,6 +43,12 @@ class TokenFile:
     format: str  # as in the table above
     tokens: np.ndarray  # (n,) read-only, memory-mapped, of the file's own integer type
     vocab_size: int | None  # what the header says, if it says
+    header_bytes: int  # before the first token
+
+    @property
+    def layout(self) -> FileLayout:
+        """What a manifest says of the file."""
+        return FileLayout(self.format, self.tokens.dtype.str, self.header_bytes)
 
     def chunks(self) -> Iterator[np.ndarray]:
         """The tokens in pieces, so that memory does not depend on the size of the file."""
@@ -59,8 +66,7 @@ class TokenFile:
         Raises:
             ShardError: at the first id below 0 or not below `vocab_size`.
         """
-        wrong = (int(tokens.max(initial=0)) >= vocab_size) or (int(tokens.min(initial=0)) < 0)
-        if wrong:
+        if not are_ids(tokens, vocab_size):
             found = tokens[np.argmax((tokens < 0) | (tokens >= vocab_size))]
             raise ShardError(
                 f"{self.path}: expected ids from 0 to {vocab_size - 1} as in the tokenizer "
@@ -117,7 +123,7 @@ def token_files(directory: Path) -> list[Path]:
     return sorted(
         path
         for path in directory.iterdir()
-        if path.suffix in SUFFIXES and not path.name.startswith(".")
+        if path.suffix in SUFFIXES and not path.name.startswith(".") and path.is_file()
     )
 
 
@@ -146,7 +152,8 @@ def _read_with_header(path: Path, head: bytes, n_bytes: int) -> TokenFile:
             f"found {vocab_size}; {COPY_AGAIN}"
         )
     tokens = np.memmap(path, dtype=dtype, mode="r", offset=HEADER_BYTES).view(np.ndarray)
-    return TokenFile(path, "gpt2scratch" if vocab_size else "llm.c", tokens, vocab_size or None)
+    format = "gpt2scratch" if vocab_size else "llm.c"
+    return TokenFile(path, format, tokens, vocab_size or None, HEADER_BYTES)
 
 
 def _read_npy(path: Path, n_bytes: int) -> TokenFile:
@@ -168,7 +175,7 @@ def _read_npy(path: Path, n_bytes: int) -> TokenFile:
         found = f"{n_bytes} bytes" if len(array) else "none"
         expected = f"{end} bytes" if len(array) else "tokens"
         raise ShardError(f"{path}: expected {expected}, found {found}; {COPY_AGAIN}")
-    return TokenFile(path, "npy", array.view(np.ndarray), None)
+    return TokenFile(path, "npy", array.view(np.ndarray), None, array.offset)
 
 
 def _read_nanogpt(path: Path, n_bytes: int) -> TokenFile:
@@ -179,4 +186,4 @@ def _read_nanogpt(path: Path, n_bytes: int) -> TokenFile:
             f"{COPY_AGAIN}"
         )
     tokens = np.memmap(path, dtype="<u2", mode="r").view(np.ndarray)
-    return TokenFile(path, NANOGPT, tokens, None)
+    return TokenFile(path, NANOGPT, tokens, None, 0)

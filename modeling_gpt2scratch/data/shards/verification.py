@@ -1,7 +1,6 @@
 """Holds a data directory against its manifest, and names everything that does not fit."""
 
 import hashlib
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,13 +9,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from modeling_gpt2scratch.data.tokens.ids import token_dtype
 from modeling_gpt2scratch.data.tokens.names import TokenizerError
-from modeling_gpt2scratch.data.tokens.tokenizer import fingerprint, load_tokenizer
 
-from .format import HEADER_BYTES, ShardError, read_shard
+from .directory import load_own_tokenizer, open_shard, shard_layout, unlisted, unlisted_files
+from .format import ShardError, are_ids
 from .manifest import MANIFEST_NAME, Manifest, ShardEntry
-from .token_files import token_files
+from .manifest_checks import ManifestError
 
 BYTES_PER_READ = 2**23
 MAX_THREADS = 8  # a disk does not become faster beyond
@@ -36,13 +34,16 @@ def problems_of(directory: Path, *, fast: bool = False) -> list[str]:
     Memory does not depend on the size of the shards, which are read once, several at a time.
 
     Args:
-        directory: what `prepare_data.py` or `convert` made.
+        directory: what `prepare_data.py`, `convert` or `adopt` made.
         fast: leave the tokens unread: no checksums, no range of ids, no count of documents.
 
     Raises:
         ShardError: if there is no manifest, or one that cannot be read.
     """
-    manifest = Manifest.load(directory)
+    try:
+        manifest = Manifest.load(directory)
+    except ManifestError as error:  # by which nothing can be held
+        return [str(error)]
     problems = [*_layout_problems(directory, manifest), *_tokenizer_problems(directory, manifest)]
     entries = [entry for split in manifest.splits.values() for entry in split.shards]
     with (
@@ -71,35 +72,8 @@ def problems_of(directory: Path, *, fast: bool = False) -> list[str]:
 
 
 def _layout_problems(directory: Path, manifest: Manifest) -> list[str]:
-    """What the manifest says against itself and against the names in the directory."""
-    path = directory / MANIFEST_NAME
-    problems = []
-    content = json.loads(path.read_bytes())
-    layout = {"dtype": token_dtype(manifest.vocab_size), "header_bytes": HEADER_BYTES}
-    found_layout = {key: content.get(key) for key in layout}
-    if found_layout != layout:
-        problems.append(f"{path}: expected {layout}, found {found_layout}")
-    if not 0 <= manifest.end_of_text_id < manifest.vocab_size:
-        problems.append(
-            f"{path}: expected an end-of-text id below {manifest.vocab_size}, "
-            f"found {manifest.end_of_text_id}"
-        )
-    for name, split in manifest.splits.items():
-        n_tokens = sum(entry.n_tokens for entry in split.shards)
-        if n_tokens != split.n_tokens:
-            problems.append(
-                f"{path}: expected {split.n_tokens} tokens in split {name!r}, found {n_tokens} in "
-                f"the list of its shards"
-            )
-    listed = [entry.file for split in manifest.splits.values() for entry in split.shards]
-    twice = sorted({file for file in listed if listed.count(file) > 1})
-    problems += [f"{path}: expected each shard once, found {file} again" for file in twice]
-    problems += [
-        f"{file}: expected only shards that {MANIFEST_NAME} lists, found one that it does not; "
-        f"remove it or prepare the data again"
-        for file in token_files(directory)
-        if file.name not in listed
-    ]
+    """What else is in the directory."""
+    problems = [unlisted(file) for file in unlisted_files(directory, manifest)]
     problems += [
         f"{file}: expected a finished directory, found what a killed program left; remove it"
         for file in sorted(directory.glob(".*.partial"))
@@ -112,30 +86,19 @@ def _layout_problems(directory: Path, manifest: Manifest) -> list[str]:
 
 
 def _tokenizer_problems(directory: Path, manifest: Manifest) -> list[str]:
-    """Whether the tokenizer beside the shards is the one they were made with."""
-    if not (directory / "tokenizer.json").is_file():
-        return [f"{directory}: expected the tokenizer beside the shards, found no tokenizer.json"]
+    """Whether the tokenizer is the one that the shards were made with."""
     try:
-        tokenizer = load_tokenizer(str(directory))
-    except TokenizerError as error:
+        load_own_tokenizer(directory, manifest)
+    except (ShardError, TokenizerError) as error:
         return [str(error)]
-    expected = (manifest.vocab_size, manifest.end_of_text_id, manifest.tokenizer.get("fingerprint"))
-    found = (len(tokenizer), tokenizer.eos_token_id, fingerprint(tokenizer))
-    if expected != found:
-        return [
-            f"{directory}: expected a tokenizer of (entries, end-of-text id, fingerprint) "
-            f"{expected}, found {found}; the tokenizer beside the shards is not theirs"
-        ]
     return []
 
 
 def _verify_shard(directory: Path, entry: ShardEntry, manifest: Manifest, fast: bool) -> _Found:
     """Name, size and header of one shard; and unless `fast`, its checksum and its ids."""
     path = directory / entry.file
-    if Path(entry.file).name != entry.file:
-        return _Found([f"{path}: expected the name of a file in {directory}, found a path"])
     try:
-        read_shard(path, n_tokens=entry.n_tokens, vocab_size=manifest.vocab_size)
+        open_shard(path, entry, vocab_size=manifest.vocab_size)
         return _Found([]) if fast else _read_whole(path, entry, manifest)
     except ShardError as error:
         return _Found([str(error)])
@@ -148,14 +111,15 @@ def _read_whole(path: Path, entry: ShardEntry, manifest: Manifest) -> _Found:
     sha256 = hashlib.sha256()
     n_documents = position = 0
     out_of_range = None
+    layout = shard_layout(entry, manifest.vocab_size)
     with open(path, "rb") as file:
-        sha256.update(file.read(HEADER_BYTES))
+        sha256.update(file.read(layout.header_bytes))
         while piece := file.read(BYTES_PER_READ):
             sha256.update(piece)
-            tokens = np.frombuffer(piece, token_dtype(manifest.vocab_size))
+            tokens = np.frombuffer(piece, layout.dtype)
             n_documents += int(np.count_nonzero(tokens == manifest.end_of_text_id))
-            if out_of_range is None and int(tokens.max()) >= manifest.vocab_size:
-                first = int(np.argmax(tokens >= manifest.vocab_size))
+            if out_of_range is None and not are_ids(tokens, manifest.vocab_size):
+                first = int(np.argmax((tokens >= manifest.vocab_size) | (tokens < 0)))
                 out_of_range = f"{tokens[first]} at token {position + first}"
             position += len(tokens)
     problems = []

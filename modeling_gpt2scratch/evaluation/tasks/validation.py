@@ -18,8 +18,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from modeling_gpt2scratch.data.shards.format import ShardError, check_token_ids, read_shard
+from modeling_gpt2scratch.data.shards.directory import (
+    load_own_tokenizer,
+    open_shard,
+    refuse_unlisted,
+)
+from modeling_gpt2scratch.data.shards.format import ShardError, check_token_ids
 from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME, Manifest
+from modeling_gpt2scratch.data.tokens.ids import vocab_size_of
 
 from .samples import SampleData, Selection
 from .task import TaskResult, perplexity_estimate, ratio_estimate
@@ -103,17 +109,10 @@ class ValidationTask:
     @classmethod
     def load(cls, selection: Selection) -> ValidationTask:
         """Split `val` of a shard directory, and the first `selection.limit` windows of it."""
-        from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer
-
-        directory = cls.data.source(selection)
-        split = read_split(Path(directory), "val")
-        tokenizer = load_tokenizer(directory)
-        if tokenizer.eos_token_id != split.end_of_text_id:
-            raise ValueError(
-                f"{directory}: expected a tokenizer whose eos token is the manifest's "
-                f"{split.end_of_text_id}, found {tokenizer.eos_token_id}"
-            )
-        return cls(split, tokenizer, selection.limit)
+        directory = Path(cls.data.source(selection))
+        manifest = Manifest.load(directory)
+        split = read_split(directory, "val", manifest)
+        return cls(split, load_own_tokenizer(directory, manifest), selection.limit)
 
     @property
     def sha256(self) -> str:
@@ -207,17 +206,22 @@ class ValidationTask:
 
 def bytes_of_tokens(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """UTF-8 bytes of each id of a byte-level vocabulary, where a character stands for a byte."""
-    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    tokens = tokenizer.convert_ids_to_tokens(list(range(vocab_size_of(tokenizer))))
     return np.array([len(token or "") for token in tokens], dtype=np.int64)
 
 
-def read_split(directory: Path, name: str) -> ValidationSplit:
+def read_split(directory: Path, name: str, manifest: Manifest | None = None) -> ValidationSplit:
     """Split `name` of a shard directory, every length and checksum of its manifest verified.
+
+    Args:
+        directory: of the shards.
+        name: of the split.
+        manifest: of the directory, read again if None.
 
     Raises:
         ShardError: naming the file, the expected and the found.
     """
-    manifest = Manifest.load(directory)
+    manifest = manifest or Manifest.load(directory)
     path = directory / MANIFEST_NAME
     if name not in manifest.splits:
         raise ShardError(
@@ -225,21 +229,21 @@ def read_split(directory: Path, name: str) -> ValidationSplit:
             f"data with a --val_fraction above 0"
         )
     split = manifest.splits[name]
+    if not split.shards:
+        raise ShardError(f"{path}: expected 0 tokens in {name}, and some, found 0")
+    refuse_unlisted(directory, manifest)
     digest = hashlib.sha256()
     pieces = []
     for entry in split.shards:
         shard = directory / entry.file
-        pieces.append(read_shard(shard, n_tokens=entry.n_tokens, vocab_size=manifest.vocab_size))
+        pieces.append(open_shard(shard, entry, vocab_size=manifest.vocab_size))
         check_token_ids(shard, pieces[-1], vocab_size=manifest.vocab_size)
         content = shard.read_bytes()
         digest.update(content)
         if (found := hashlib.sha256(content).hexdigest()) != entry.sha256:
             raise ShardError(f"{shard}: expected sha256 {entry.sha256}, found {found}")
-    token_ids = np.concatenate([np.empty(0, dtype=np.int32), *pieces]).astype(np.int32)
-    if not 0 < len(token_ids) == split.n_tokens:
-        raise ShardError(
-            f"{path}: expected {split.n_tokens} tokens in {name}, and some, found {len(token_ids)}"
-        )
+    pieces = [piece.astype(np.int32) for piece in pieces]
+    token_ids = np.concatenate([np.empty(0, dtype=np.int32), *pieces])
     return ValidationSplit(token_ids, manifest.end_of_text_id, digest.hexdigest())
 
 

@@ -113,7 +113,7 @@ def test_a_missing_right_on_the_hub_comes_with_a_hint(tmp_path):
 
     files._attempt = refuse
     with pytest.raises(ShardError, match="set HF_TOKEN if the data set is private or gated"):
-        files.download("manifest.json", tmp_path / "x", check=lambda path: None)
+        files.download("manifest.json", tmp_path / "x", check=lambda path: None, max_bytes=9)
 
 
 def test_a_full_disk_is_not_tried_again(data, tmp_path):
@@ -123,7 +123,7 @@ def test_a_full_disk_is_not_tried_again(data, tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(ShardError, match="No space left on device; make room, lower --data_cache"):
-        files.download("manifest.json", tmp_path / "x", check=fill)
+        files.download("manifest.json", tmp_path / "x", check=fill, max_bytes=9999)
 
 
 @pytest.mark.parametrize("address", ["nowhere://x", "gdrive://x"])

@@ -183,11 +183,11 @@ def test_a_shortened_shard_is_found_by_its_size(shards):
     ("edit", "message"),
     [
         (lambda m: m.update(version=2), r"expected gpt2scratch-shards version 1, found .* 2"),
-        (lambda m: m.pop("vocab_size"), "incomplete manifest: KeyError.'vocab_size'"),
+        (lambda m: m.pop("vocab_size"), "incomplete manifest: expected vocab_size, found none"),
         (lambda m: m["splits"].pop("val"), "expected a split 'val', found train"),
         (
             lambda m: m["splits"]["val"].update(n_tokens=7),
-            "expected 7 tokens in val, and some, found",
+            "expected 7 tokens in split 'val', found",
         ),
         (lambda m: m.update(end_of_text_id=9), "eos token is the manifest's 9, found 0"),
         (lambda m: m.update(dtype="<u4"), r"expected .*'dtype': '<u2'.*, found .*'dtype': '<u4'"),
@@ -233,7 +233,7 @@ def test_ids_of_four_bytes_are_read(tmp_path):
         "header_bytes": 1024,
         "vocab_size": 70_000,
         "end_of_text_id": 69_999,
-        "tokenizer": {},
+        "tokenizer": {"name": "none", "fingerprint": ""},
         "arguments": {},
         "splits": {"train": empty, "val": empty | {"n_tokens": 4, "shards": [shard]}},
     }
@@ -242,7 +242,7 @@ def test_ids_of_four_bytes_are_read(tmp_path):
     split = read_split(tmp_path, "val")
     assert split.token_ids.tolist() == [69_999, 65_536, 7, 0]
     assert [ids.tolist() for ids in split.documents()] == [[65_536, 7, 0]]
-    edit_manifest(tmp_path, lambda m: m.update(vocab_size=69_999))
+    edit_manifest(tmp_path, lambda m: m.update(vocab_size=69_999, end_of_text_id=0))
     with pytest.raises(ValueError, match="of a vocabulary of 69999, found 4 of 70000"):
         read_split(tmp_path, "val")
 

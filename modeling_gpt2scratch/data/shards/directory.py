@@ -1,0 +1,152 @@
+"""A data directory: the files that its manifest lists, opened with a look at size and header.
+
+What the manifest alone cannot tell is refused here: files that are missing, cut or of another
+format, and files of tokens that it does not list.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from modeling_gpt2scratch.data.tokens.ids import token_dtype, vocab_size_of
+
+from .format import HEADER_BYTES, ShardError, read_shard
+from .manifest import MANIFEST_NAME, FileLayout, Manifest, ShardEntry
+from .manifest_checks import AGAIN
+from .token_files import NANOGPT, read_token_file, token_files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def open_directory(directory: Path) -> Manifest:
+    """The manifest of a directory whose files all look as it says.
+
+    Raises:
+        ShardError: at the first that does not.
+    """
+    manifest = load_manifest(directory)
+    for split in manifest.splits.values():
+        for entry in split.shards:
+            open_shard(directory / entry.file, entry, vocab_size=manifest.vocab_size)
+    return manifest
+
+
+def load_manifest(directory: Path) -> Manifest:
+    """The manifest of a directory that holds no other files of tokens than it lists.
+
+    Raises:
+        ShardError: if it does, or if the manifest cannot be true.
+    """
+    manifest = Manifest.load(directory)
+    refuse_unlisted(directory, manifest)
+    return manifest
+
+
+def refuse_unlisted(directory: Path, manifest: Manifest) -> None:
+    """Refuses files of tokens that the manifest says nothing of: perhaps an entry was lost.
+
+    Raises:
+        ShardError: at the first.
+    """
+    for file in unlisted_files(directory, manifest):
+        raise ShardError(unlisted(file))
+
+
+def open_shard(path: Path, entry: ShardEntry, *, vocab_size: int) -> np.ndarray:
+    """The tokens of a shard, memory-mapped where they lie, of shape (n_tokens,).
+
+    Args:
+        path: of the file.
+        entry: what the manifest says of it.
+        vocab_size: what its ids stay below; they are not read.
+
+    Raises:
+        ShardError: if the file is missing, truncated, of another format or not what the manifest
+            says.
+    """
+    if path.exists() and not path.is_file():
+        raise ShardError(f"{path}: expected a file of tokens, found something else; remove it")
+    if entry.layout is None:
+        return read_shard(path, n_tokens=entry.n_tokens, vocab_size=vocab_size)
+    file = read_token_file(path, format=NANOGPT if entry.layout.format == NANOGPT else None)
+    expected, found = (entry.layout, entry.n_tokens), (file.layout, len(file.tokens))
+    if expected != found or file.vocab_size not in (None, vocab_size):
+        raise ShardError(
+            f"{path}: expected {_described(*expected)} below {vocab_size}, found "
+            f"{_described(*found)} below {file.vocab_size or 'any'}; copy it again, or adopt the "
+            f"directory again"
+        )
+    return file.tokens
+
+
+def shard_layout(entry: ShardEntry, vocab_size: int) -> FileLayout:
+    """Where the tokens of a shard stand in its file."""
+    return entry.layout or FileLayout("gpt2scratch", token_dtype(vocab_size), HEADER_BYTES)
+
+
+def shard_bytes(entry: ShardEntry, vocab_size: int) -> int:
+    """Size of a shard's file."""
+    layout = shard_layout(entry, vocab_size)
+    return layout.header_bytes + entry.n_tokens * np.dtype(layout.dtype).itemsize
+
+
+def unlisted_files(directory: Path, manifest: Manifest) -> list[Path]:
+    """Files of tokens in the directory that the manifest does not list."""
+    listed = {entry.file for split in manifest.splits.values() for entry in split.shards}
+    return [file for file in token_files(directory) if file.name not in listed]
+
+
+def unlisted(file: Path) -> str:
+    """What is wrong with such a file, and what to do."""
+    return (
+        f"{file}: expected only shards that {MANIFEST_NAME} lists, found one that it does not; "
+        f"remove it or prepare the data again"
+    )
+
+
+def load_own_tokenizer(
+    directory: Path, manifest: Manifest, *, name: str | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that made the shards: beside them, or of other programs' files by its name.
+
+    Args:
+        directory: of the tokenizer's files.
+        manifest: of the data.
+        name: of the data in messages, the directory's if None.
+
+    Raises:
+        ShardError: if it is not there, or another one.
+        TokenizerError: if its files cannot be read.
+    """
+    from modeling_gpt2scratch.data.tokens.tokenizer import fingerprint, load_tokenizer
+
+    name = name or str(directory)
+    is_beside = (directory / "tokenizer.json").is_file()
+    if not is_beside and not manifest.is_adopted:
+        raise ShardError(
+            f"{name}: expected the tokenizer beside the shards, found no tokenizer.json"
+        )
+    place = str(directory.resolve()) if is_beside else manifest.tokenizer["name"]
+    tokenizer = load_tokenizer(place)
+    expected = (manifest.vocab_size, manifest.end_of_text_id, manifest.tokenizer["fingerprint"])
+    found = (vocab_size_of(tokenizer), tokenizer.eos_token_id, fingerprint(tokenizer))
+    if (expected[0], expected[2]) != (found[0], found[2]):
+        raise ShardError(
+            f"{name}: expected a tokenizer of (entries, end-of-text id, fingerprint) {expected}, "
+            f"found {found}; the tokenizer {'beside the shards' if is_beside else place} is not "
+            f"theirs"
+        )
+    if expected != found:
+        raise ShardError(
+            f"{name}: expected a tokenizer whose eos token is the manifest's {expected[1]}, found "
+            f"{found[1]}; {AGAIN}"
+        )
+    return tokenizer
+
+
+def _described(layout: FileLayout, n_tokens: int) -> str:
+    return f"{n_tokens} ids {layout.dtype} of {layout.format} after {layout.header_bytes} bytes"
