@@ -28,9 +28,9 @@ GPT2_NAMES = {
 # are no experts here whose choice could be returned.
 READ_BY_TRANSFORMERS = frozenset(TransformersKwargs.__annotations__) - {"output_router_logits"}
 READ_BY_TRANSFORMERS |= {"debug_io", "debug_io_dir", "prune_layers"}
-# What its continuous batching says beside a paged cache.
+# What its continuous batching says beside a paged cache; the last two in version 5.17.
 READ_WITH_PAGED_CACHE = {"cache", "block_table", "logits_indices", "logits_processor_args"}
-READ_WITH_PAGED_CACHE |= {"read_index", "write_index"}
+READ_WITH_PAGED_CACHE |= {"read_index", "write_index", "max_seqlen_q", "max_seqlen_k"}
 # What the model itself gives to an attention function.
 GIVEN_TO_ATTENTION = {"module", "query", "key", "value", "attention_mask", "dropout", "scaling"}
 # They say where documents begin, but only to some of the attention functions.
