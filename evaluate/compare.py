@@ -9,15 +9,27 @@ bad arguments.
 import sys
 from collections.abc import Sequence
 
-from modeling_gpt2scratch.evaluation.configuration import parse_arguments
+PROGRAM = "compare.py"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of a whole comparison; `argv` defaults to the command line."""
-    config, output_dir = parse_arguments(argv, description=__doc__)
-    from modeling_gpt2scratch.evaluation.comparison import run_comparison  # and torch with it
+    from modeling_gpt2scratch.common.interruptions import Interruptible, started_as
 
-    return run_comparison(config, output_dir)
+    with Interruptible(PROGRAM) as ctrl_c:
+        # `--help` and mistakes need not wait for torch.
+        from modeling_gpt2scratch.common.activity import activity
+        from modeling_gpt2scratch.common.threads import let_waiting_threads_rest
+        from modeling_gpt2scratch.evaluation.configuration import parse_arguments
+
+        let_waiting_threads_rest()
+        command = started_as()
+        ctrl_c.advice = lambda: f"go on with: {command}"
+        config, output_dir = parse_arguments(argv, description=__doc__)
+        with ctrl_c.ending_at_once(), activity("loading torch and transformers"):
+            from modeling_gpt2scratch.evaluation.comparison import run_comparison
+
+        return run_comparison(config, output_dir)
 
 
 if __name__ == "__main__":

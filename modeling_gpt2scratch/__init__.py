@@ -21,6 +21,9 @@ _HOME_OF = {
     "GPT2ScratchPreTrainedModel": _MODELING,
     "ShardLoader": "data.loading.loader",
     "WindowDataset": "data.loading.trainer_dataset",
+    "compare": "evaluation.comparison",
+    "prepare": "api",
+    "train": "api",
 }
 __all__ = sorted(_HOME_OF)
 

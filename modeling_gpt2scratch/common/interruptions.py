@@ -49,15 +49,17 @@ class Interruptible:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        if error is not None and (self.was_pressed or isinstance(error, KeyboardInterrupt)):
-            # The thread stays, in case something does not let the interpreter end.
-            self._speak(str(error) if isinstance(error, KeyboardInterrupt) else "")
+        is_interrupted = isinstance(error, KeyboardInterrupt)
+        if error is not None and (self.was_pressed or is_interrupted):
+            self._speak(str(error) if is_interrupted else "")
+        if not self.was_pressed:  # else the thread stays, as something may keep Python from ending
+            self._is_over.set()
+            sys.unraisablehook = self._old_hook
+            signal.set_wakeup_fd(self._old_wakeup)
+            signal.signal(signal.SIGINT, self._old_handler)
+            self._sender.close()  # which ends the thread
+        if self._has_spoken:
             sys.exit(EXIT_CODE)
-        self._is_over.set()
-        sys.unraisablehook = self._old_hook
-        signal.set_wakeup_fd(self._old_wakeup)
-        signal.signal(signal.SIGINT, self._old_handler)
-        self._sender.close()  # which ends the thread
 
     @contextlib.contextmanager
     def ending_at_once(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 import transformers
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
@@ -232,6 +233,9 @@ def closing(accelerator: Accelerator) -> Iterator[None]:
     finally:
         accelerator.free_memory()
         accelerator.end_training()
+        # What all Accelerators of a process share; without it, another run can begin here.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
 
 
 def choose_precision(requested: str) -> str | None:

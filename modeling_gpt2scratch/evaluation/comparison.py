@@ -38,24 +38,36 @@ def compare(models: list[str], tasks: list[str], **options) -> Comparison:
 def run_comparison(
     config: CompareArguments, output_dir: Path, comparison: Comparison | None = None
 ) -> int:
-    """Exit code of a comparison: 1 if a number is missing."""
-    start = time.perf_counter()
+    """Exit code of a comparison: 1 if a number is missing.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, when the numbers so far are in the table and the files. The
+            same comparison goes on from there.
+    """
+    start, interruption = time.perf_counter(), None
     processes = ProcessGroup(config.device)
     if comparison is None:
         comparison = Comparison([ModelMeasurements(name) for name in config.models])
     try:
         evaluate(config, comparison, output_dir, processes)
         comparison.is_complete = True
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        interruption = error
     is_written = True
-    if processes.is_main:
+    if processes.is_main and (comparison.is_complete or has_any(comparison)):
         is_written = report(config, comparison, output_dir, time.perf_counter() - start)
-    if comparison.is_complete:
-        processes.end()
+    if interruption is not None:
+        raise interruption
+    processes.end()
     # What is missing, the main process says: a launcher ends all once one of them has failed.
     is_whole = is_written and all(has_all(model, config) for model in comparison.models)
     return int(processes.is_main and not is_whole)
+
+
+def has_any(comparison: Comparison) -> bool:
+    """Whether there is a number of any model."""
+    cells = [cell for model in comparison.models for cell in model.tasks.values()]
+    return any(cell.result is not None for cell in cells)
 
 
 def has_all(model: ModelMeasurements, config: CompareArguments) -> bool:

@@ -137,7 +137,7 @@ def data_of(inputs):
 
 
 def test_an_interrupted_comparison_prints_what_it_has_and_goes_on_from_there(
-    inputs, tmp_path, monkeypatch, capsys
+    inputs, tmp_path, monkeypatch, capfd
 ):
     evaluate, calls = LambadaTask.evaluate, []
 
@@ -148,14 +148,16 @@ def test_an_interrupted_comparison_prints_what_it_has_and_goes_on_from_there(
         return evaluate(task, scorer)
 
     monkeypatch.setattr(LambadaTask, "evaluate", interrupt)
-    assert run(inputs, tmp_path) == 1
-    output = capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        run(inputs, tmp_path)
+    assert stopped.value.code == 130
+    output = capfd.readouterr()
     assert output.out.count("interrupted") == 1 and output.out.count("±") > 5
-    assert "the same command goes on from here" in output.err
+    assert output.err.splitlines()[-1].startswith("compare.py: interrupted; go on with: ")
     assert read(tmp_path)["is_complete"] is False
     assert run(inputs, tmp_path) == 0
     assert len(calls) == 3
-    assert "interrupted" not in capsys.readouterr().out
+    assert "interrupted" not in capfd.readouterr().out
     assert run(inputs, tmp_path / "new", "--no_cache") == 0
     assert measured(tmp_path / "new") == measured(tmp_path)
 

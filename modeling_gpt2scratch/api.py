@@ -1,0 +1,62 @@
+"""The scripts as functions, for notebooks and programs of your own.
+
+    from modeling_gpt2scratch import compare, prepare, train
+
+    prepare(dataset="input.txt", output_dir="data/mine", tokenizer="bpe:512")
+    run = train(data="data/mine", output_dir="runs/mine", model="tiny", total_batch_tokens=2048)
+    compare(models=[str(run)], tasks=["val"], val_data="data/mine")
+
+Nothing is loaded before it is needed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from modeling_gpt2scratch.data.shards.manifest import Manifest
+
+
+def prepare(**arguments: Any) -> Manifest:
+    """Turns text into token shards, with the arguments of `prepare_data.py` by their names.
+
+    An interrupted preparation goes on where it was when the same call is made again.
+
+    Returns:
+        What is in the directory, as its manifest says.
+
+    Raises:
+        ValueError, OSError: with what was expected and found.
+    """
+    from modeling_gpt2scratch.data.preparation.configuration import PrepareConfig
+    from modeling_gpt2scratch.data.preparation.prepare import prepare as prepare_with
+
+    return prepare_with(PrepareConfig(**arguments))
+
+
+def train(**arguments: Any) -> Path:
+    """Trains a GPT-2, with the arguments of `train_accelerate.py` by their names.
+
+    It may be called again in the same process. Ctrl-C, or a notebook's button, saves a checkpoint;
+    `resume="auto"` goes on from there.
+
+    Returns:
+        The directory of the run, which `from_pretrained` reads.
+
+    Raises:
+        KeyboardInterrupt: after that checkpoint.
+        ValueError, RuntimeError, OSError: with what was expected and found.
+    """
+    from modeling_gpt2scratch.common.threads import let_waiting_threads_rest
+
+    let_waiting_threads_rest()  # to no avail if torch is loaded already
+    from modeling_gpt2scratch.reports.run_page import report_at_end
+    from modeling_gpt2scratch.training.configuration import TrainConfig
+    from modeling_gpt2scratch.training.loop import train as train_with
+
+    config = TrainConfig(**arguments)
+    output_dir = Path(config.output_dir)
+    if train_with(config) == "finished":
+        print(report_at_end(output_dir))
+    return output_dir
