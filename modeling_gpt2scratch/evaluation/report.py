@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,13 +13,13 @@ from typing import Any
 from modeling_gpt2scratch.common.atomic_files import write_json
 
 from .configuration import BARS_NAME, CURVES_NAME, HARNESS_FOLDER, RESULTS_FILE, CompareArguments
-from .results.charts import ChartError, draw_bars, draw_curves
+from .results.charts import draw_bars, draw_curves
 from .results.differences import differences_of
 from .results.measurements import ModelMeasurements
 from .results.published_numbers import numbers_beside, read_published
 from .results.results_json import model_content, results_content
 from .results.sample_logs import write_samples
-from .results.table import errors_of, markdown_table, table_notes
+from .results.table import markdown_table, table_notes
 from .tasks.samples import NO_CHECKSUM
 from .tasks.task import Task
 
@@ -58,14 +58,13 @@ def report(
             config.kinds, models, limit=config.limit, differences=differences, published=published
         )
     )
-    errors = errors_of(config.kinds, models)
     notes = table_notes(
-        differences,
-        published,
-        errors=errors,
+        config.kinds,
+        models,
+        differences=differences,
+        published=published,
         baseline=baseline.name,
         sources=origins,
-        has_infinite=any(model.has_infinite for model in models),
     )
     print("", *notes, *data_notes(comparison.tasks, config.limit), sep="\n")
     results = {"differences": differences, "published": published, "baseline": baseline.name}
@@ -143,18 +142,10 @@ def write_files(
         if config.log_samples:
             write_samples(folder, model, tasks, stamp)
     if config.charts:
-        draw(models, metrics_of(config), output_dir)
+        draw_bars(models, metrics_of(config), output_dir / BARS_NAME)
+        draw_curves([model.name for model in models], output_dir / CURVES_NAME)
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     """Writes strict JSON: no NaN, which other readers refuse."""
     write_json(path, content, ensure_ascii=False, allow_nan=False)
-
-
-def draw(models: Sequence[ModelMeasurements], metrics: dict[str, Any], output_dir: Path) -> None:
-    """Writes the pictures; without matplotlib there are none, and one line says so."""
-    try:
-        draw_bars(models, metrics, output_dir / BARS_NAME)
-        draw_curves([model.name for model in models], output_dir / CURVES_NAME)
-    except ChartError as error:
-        print(f"without charts: {error}", file=sys.stderr)

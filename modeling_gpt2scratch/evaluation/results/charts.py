@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from modeling_gpt2scratch.common.short_names import short_names
+
 from .measurements import ModelMeasurements
 
-if TYPE_CHECKING:  # an optional library
+if TYPE_CHECKING:  # loaded only to draw
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -18,10 +20,6 @@ METRICS_NAME = "metrics.jsonl"  # of a run of train_accelerate.py
 PANEL_INCHES = (3.2, 2.6)
 COLUMNS = 4
 FAR_APART = 20  # the largest of a panel's values by the smallest
-
-
-class ChartError(ValueError):
-    """A picture that cannot be drawn."""
 
 
 def draw_bars(
@@ -36,9 +34,6 @@ def draw_bars(
 
     Returns:
         False, and no picture, if nothing was measured.
-
-    Raises:
-        ChartError: without matplotlib.
     """
     rows = [(task, metric) for task, names in metrics.items() for metric in names]
     rows = [row for row in rows if any(model.value(*row) is not None for model in models)]
@@ -61,7 +56,8 @@ def draw_bars(
         axes.set_xlim(-0.6, len(shown) - 0.4)
         axes.set_xticks([])
         axes.grid(axis="y", alpha=0.3)
-    _legend(figure, [model.name for model in shown])
+    titles = short_names(model.name for model in models)
+    _legend(figure, [titles[model.name] for model in shown])
     figure.savefig(output, dpi=120)
     return True
 
@@ -75,9 +71,6 @@ def draw_curves(runs: Sequence[str], output: Path) -> bool:
 
     Returns:
         False, and no picture, if no run logged a score.
-
-    Raises:
-        ChartError: without matplotlib.
     """
     logged = {run: scores_over_tokens(Path(run)) for run in runs}
     shown = {run: scores for run, scores in logged.items() if scores}
@@ -93,7 +86,8 @@ def draw_curves(runs: Sequence[str], output: Path) -> bool:
         axes.set_title(name, fontsize=8)
         axes.set_xlabel("training tokens")
         axes.grid(alpha=0.3)
-    _legend(figure, list(shown))
+    titles = short_names(runs)
+    _legend(figure, [titles[run] for run in shown])
     figure.savefig(output, dpi=120)
     return True
 
@@ -121,10 +115,8 @@ def scores_over_tokens(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 def _figure(n_panels: int) -> Figure:
     """An empty picture with room for the panels."""
-    try:
-        from matplotlib.figure import Figure  # without pyplot nothing asks for a display
-    except ImportError:
-        raise ChartError('expected matplotlib, found none; pip install -e ".[plot]"') from None
+    from matplotlib.figure import Figure  # without pyplot nothing asks for a display
+
     width, height = PANEL_INCHES
     n_columns = min(n_panels, COLUMNS)
     size = (width * n_columns, height * math.ceil(n_panels / COLUMNS))

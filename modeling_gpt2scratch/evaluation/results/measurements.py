@@ -36,6 +36,11 @@ class ModelMeasurements:
         return None if estimate is None or estimate.nats is not None else estimate.value
 
     @property
+    def vocabulary(self) -> str | None:
+        """A checksum of the tokens of its vocabulary, None of a model that was not loaded."""
+        return self.description.get("vocabulary_sha256")
+
+    @property
     def has_infinite(self) -> bool:
         """Whether there is an infinite estimate."""
         results = [cell.result for cell in self.tasks.values() if cell.result is not None]

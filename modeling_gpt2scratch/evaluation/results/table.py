@@ -5,10 +5,11 @@ Published numbers have columns of their own, which say that nothing of it was me
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from tabulate import tabulate
 
+from modeling_gpt2scratch.common.short_names import short_names
 from modeling_gpt2scratch.evaluation.tasks.task import Estimate, Task
 
 from .differences import Difference
@@ -55,7 +56,8 @@ def markdown_table(
             ]
             others = [_published_cell(published, source, name, metric) for source in sources]
             rows.append([*head, "↑" if is_higher_better else "↓", *cells, *others])
-    headers = [*("Task", "Protocol", "Metric", ""), *(model.name for model in models)]
+    titles = short_names(model.name for model in models)
+    headers = ["Task", "Protocol", "Metric", "", *titles.values()]
     headers += [f"{source} (published, not measured here)" for source in sources]
     return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)
 
@@ -67,22 +69,47 @@ def errors_of(tasks: Iterable[str], models: Sequence[ModelMeasurements]) -> list
 
 
 def table_notes(
+    tasks: Mapping[str, type[Task]],
+    models: Sequence[ModelMeasurements],
+    *,
     differences: Mapping[str, Rows],
     published: Sequence[PublishedNumber],
-    *,
-    errors: Sequence[str],
     baseline: str,
     sources: Mapping[str, str],
-    has_infinite: bool = False,
 ) -> list[str]:
-    """What the table's signs mean, a line each."""
-    notes = [f"error [{number}]: {text}" for number, text in enumerate(errors, start=1)]
+    """What the table's titles and signs mean, a line each.
+
+    Args:
+        tasks: in the order of the rows.
+        models: in the order of the columns.
+        differences: from the baseline, by model.
+        published: numbers that stand beside these tasks.
+        baseline: name of the model that others are compared with.
+        sources: what the published numbers' sources are.
+    """
+    titles = short_names(model.name for model in models)
+    notes = [f"{title}: {name}" for name, title in titles.items() if title != name]
+    errors = errors_of(tasks, models)
+    notes += [f"error [{number}]: {text}" for number, text in enumerate(errors, start=1)]
     notes.append("± is one standard error.")
-    if has_infinite:
+    if any(model.has_infinite for model in models):
         notes.append(
             "inf (e^N): a perplexity too large for a number, of N nats per token or word; words "
             "are what stands between spaces, so that Japanese or Chinese text has few."
         )
+    notes += _difference_notes(tasks, models, differences, baseline=titles[baseline])
+    notes += _per_token_notes(tasks, models)
+    return [*notes, *_published_notes(published, sources)]
+
+
+def _difference_notes(
+    tasks: Mapping[str, type[Task]],
+    models: Sequence[ModelMeasurements],
+    differences: Mapping[str, Rows],
+    *,
+    baseline: str,
+) -> Iterator[str]:
+    """What the parentheses hold, and in which rows the baseline has no number to compare with."""
     rows = [row for model in differences.values() for row in model.values()]
     if rows:
         tested = any(row.test for row in rows)
@@ -90,14 +117,51 @@ def table_notes(
             "; p from a test on the same examples (exact McNemar for accuracies, paired bootstrap "
             "for losses), by Holm's method corrected for the rows of the column"
         )
-        notes.append(f"In parentheses: the difference to {baseline}{how * tested}.")
+        yield f"In parentheses: the difference to {baseline}{how * tested}."
+    compared = {row for model in differences.values() for row in model}
+    others = [model for model in models if model.name in differences]
+    missing = {}  # metrics by task
+    for task, kind in tasks.items():
+        for metric in kind.metrics:
+            row = task, metric
+            if row not in compared and any(model.value(*row) is not None for model in others):
+                missing.setdefault(task, []).append(metric)
+    if missing:
+        places = [
+            task if len(metrics) == len(tasks[task].metrics) else f"{task} {', '.join(metrics)}"
+            for task, metrics in missing.items()
+        ]
+        where = f" for {'; '.join(places)}" if rows else ""
+        yield f"No differences{where}: the baseline, {baseline}, has no number to compare with."
+
+
+def _per_token_notes(
+    tasks: Mapping[str, type[Task]], models: Sequence[ModelMeasurements]
+) -> Iterator[str]:
+    """Which rows do not compare models that cut text into other tokens."""
+    rows = [
+        (name, metric)
+        for name, kind in tasks.items()
+        for metric in getattr(kind, "per_token", ())  # most tasks have no such metric
+        if len({model.vocabulary for model in models if model.value(name, metric) is not None}) > 1
+    ]
+    if rows:
+        yield (
+            f"Per token: {', '.join(map(' '.join, rows))}. These models have different "
+            "vocabularies, and only bits per byte compares them."
+        )
+
+
+def _published_notes(
+    published: Sequence[PublishedNumber], sources: Mapping[str, str]
+) -> Iterator[str]:
+    """Where the published numbers are from."""
     for source in dict.fromkeys(number.source for number in published):
         numbers = [number for number in published if number.source == source]
         where = "; ".join(dict.fromkeys(number.where for number in numbers))
         reasons = "; ".join(dict.fromkeys(number.note for number in numbers if number.note))
         star = f". * {reasons}" if reasons else ""
-        notes.append(f"Published, not measured here: {source}, {sources[source]} ({where}){star}.")
-    return notes
+        yield f"Published, not measured here: {source}, {sources[source]} ({where}){star}."
 
 
 def format_cell(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import textwrap
 from pathlib import Path
 from typing import Any, Literal
@@ -159,12 +161,18 @@ def resolve_device(name: str) -> torch.device:
 
 
 def describe_model(scorer: CausalScorer) -> dict[str, Any]:
-    """Class, size and precision of a model, under the keys of lm-evaluation-harness."""
-    model = scorer.model
+    """Class, size and precision of a model, under the keys of lm-evaluation-harness.
+
+    `vocabulary_sha256` is ours. It is that of the tokens, whatever their ids; special tokens, which
+    no text gives, do not count.
+    """
+    model, tokenizer = scorer.model, scorer.tokenizer
+    tokens = sorted(tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys())
     return {
         "model_class": type(model).__name__,
         "model_num_parameters": model.num_parameters(),
         "model_dtype": str(model.dtype).removeprefix("torch."),
         "model_sha": getattr(model.config, "_commit_hash", None),  # of a Hub model
         "max_length": scorer.context_tokens,
+        "vocabulary_sha256": hashlib.sha256(json.dumps(tokens).encode()).hexdigest(),
     }

@@ -97,7 +97,7 @@ class ValidationTask:
         "perplexity": False,
         "bits_per_byte": False,
     }
-
+    per_token: ClassVar[tuple[str, ...]] = ("loss", "perplexity")
     data: ClassVar[SampleData] = ShardDirectory(
         argument="val_data", file="manifest.json", is_own=True
     )

@@ -84,6 +84,7 @@ class StrideTask:
     version: ClassVar[int] = 2
     samples: ClassVar[str] = "windows"
     metrics: ClassVar[dict[str, bool]] = {"token_perplexity": False}
+    per_token: ClassVar[tuple[str, ...]] = ("token_perplexity",)
     data: ClassVar[SampleData] = DATA
     strides_of_context: ClassVar[int] = 2  # how often the window moves to be where it ended
 

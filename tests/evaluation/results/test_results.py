@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +14,6 @@ from modeling_gpt2scratch.evaluation import TASKS, CompareConfig
 from modeling_gpt2scratch.evaluation.results import charts
 from modeling_gpt2scratch.evaluation.results.cache import ResultCache
 from modeling_gpt2scratch.evaluation.results.charts import (
-    ChartError,
     draw_bars,
     draw_curves,
     scores_over_tokens,
@@ -31,7 +32,7 @@ from modeling_gpt2scratch.evaluation.results.table import (
 from modeling_gpt2scratch.evaluation.tasks.registry import resolve_tasks
 from modeling_gpt2scratch.evaluation.tasks.task import Estimate, TaskResult
 
-METRICS = {"lambada": ("acc", "perplexity")}
+METRICS = {"lambada": {"acc": True, "perplexity": False}}
 NAMES_OF_TASKS = ["val", "lambada", "lambada:bos", "lambada:generate", "hellaswag"]
 
 
@@ -110,11 +111,91 @@ def test_the_table_has_differences_in_parentheses_and_published_numbers_apart(pa
     assert acc[4:] == ["0.3750 ± 0.1000", "1.0000 ± 0.1000 (+0.6250, p < 0.001)", "gpt2-xl 0.5121"]
     assert perplexity[-1] == "gpt2-xl 10.6340"
     assert "45.99" not in " ".join(acc) and "0.4599" not in " ".join(acc)
-    notes = " ".join(
-        table_notes(differences, published, errors=[], baseline="first", sources=sources)
-    )
+    notes = " ".join(notes_of(pair, published=published, sources=sources))
     assert "the difference to first; p from a test on the same examples" in notes
     assert "Published, not measured here: lm-evaluation-harness" in notes
+
+
+def notes_of(models, *, baseline="first", tasks=("lambada",), published=(), sources=None):
+    """The lines below the table of these models."""
+    (compared,) = (model for model in models if model.name == baseline)
+    differences = {
+        model.name: differences_of(model, compared, {task: TASKS[task].metrics for task in tasks})
+        for model in models
+        if model is not compared
+    }
+    return table_notes(
+        {task: TASKS[task] for task in tasks},
+        models,
+        differences=differences,
+        published=published,
+        baseline=baseline,
+        sources=sources or {},
+    )
+
+
+def test_columns_have_the_shortest_names_and_the_notes_whole_ones(pair):
+    models = [replace(pair[0], name="runs/a/final"), replace(pair[1], name="runs/b/final")]
+    models.append(replace(pair[1], name="gpt2"))
+    tasks = {"lambada": TASKS["lambada"]}
+    table = markdown_table(tasks, models, limit=None, differences={}, published=[])
+    titles = [cell.strip() for cell in table.splitlines()[0].strip("|").split("|")]
+    assert titles[4:] == ["a/final", "b/final", "gpt2"]
+    notes = notes_of(models, baseline="runs/b/final")
+    assert notes[:3] == [
+        "a/final: runs/a/final",
+        "b/final: runs/b/final",
+        "± is one standard error.",
+    ]
+    assert notes[3].startswith("In parentheses: the difference to b/final; p from")
+
+
+def test_a_baseline_without_numbers_is_said(pair):
+    broken = ModelMeasurements("first", tasks={"lambada": Measurement(error="no such model")})
+    assert notes_of([broken, pair[1]])[-1] == (
+        "No differences: the baseline, first, has no number to compare with."
+    )
+    assert not any("No differences" in note for note in notes_of(pair))
+    assert not any("ifference" in note for note in notes_of([broken]))
+
+
+def test_a_row_in_which_only_the_baseline_has_no_number_is_said(pair):
+    baseline, model = pair
+    for estimates, where in (
+        ({"acc": Estimate(0.5, 0.1), "perplexity": Estimate(math.inf, None, 800)}, " perplexity"),
+        (None, ""),
+    ):
+        result = None if estimates is None else TaskResult(40, estimates)
+        tasks = {
+            "lambada": Measurement(result, error="full disk"),
+            "hellaswag": baseline.tasks["lambada"],
+        }
+        other = replace(model, tasks=model.tasks | {"hellaswag": model.tasks["lambada"]})
+        notes = notes_of([replace(baseline, tasks=tasks), other], tasks=("lambada", "hellaswag"))
+        assert notes[-2].startswith("In parentheses: the difference to first")
+        assert notes[-1] == (
+            f"No differences for lambada{where}: "
+            "the baseline, first, has no number to compare with."
+        )
+
+
+def test_rows_per_token_are_named_where_vocabularies_differ(pair):
+    note = (
+        "Per token: val loss, val perplexity, wikitext:disjoint token_perplexity. These models "
+        "have different vocabularies, and only bits per byte compares them."
+    )
+    names = ("loss", "perplexity", "bits_per_byte", "token_perplexity")
+    cell = Measurement(TaskResult(1, dict.fromkeys(names, Estimate(2.0, None))))
+    tasks = ("val", "lambada", "wikitext:disjoint")
+    first, second = (
+        replace(model, tasks=dict.fromkeys(tasks, cell), description={"vocabulary_sha256": digest})
+        for model, digest in zip(pair, "ab", strict=True)
+    )
+    assert notes_of([first, second], tasks=tasks)[-1] == note
+    same = replace(second, description=first.description)
+    assert note not in notes_of([first, same], tasks=tasks)
+    lambada_alone = replace(second, tasks={"lambada": cell})
+    assert not any("Per token" in note for note in notes_of([first, lambada_alone], tasks=tasks))
 
 
 def test_a_filtered_accuracy_of_the_paper_stands_beside_the_filtered_protocol_only():
@@ -142,7 +223,7 @@ def test_an_error_stands_whole_below_the_table_and_once():
     assert format_cell(first.tasks["lambada"], "acc", errors=errors) == "error [1]"
     assert format_cell(second.tasks["lambada"], "acc", errors=errors) == "error [2]"
     assert format_cell(second.tasks["val"], "perplexity", errors=errors, is_first=False) == "–"
-    notes = table_notes({}, [], errors=errors, baseline="first", sources={})
+    notes = notes_of([first, second], tasks=("val", "lambada"))
     assert notes[:2] == ["error [1]: a | b", "error [2]: c"]
     assert format_cell(None, "acc") == "interrupted"
 
@@ -203,30 +284,43 @@ def test_every_place_of_data_is_an_argument():
 
 
 @pytest.mark.slow
-def test_charts_are_drawn_or_say_that_matplotlib_is_missing(pair, tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib")
-    metrics = {"lambada": {"acc": True, "perplexity": False}}
-    assert draw_bars(pair, metrics, tmp_path / "bars.png")
+def test_charts_are_drawn_where_there_is_something_to_draw(pair, tmp_path):
+    assert draw_bars(pair, METRICS, tmp_path / "bars.png")
     assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
-    assert not draw_bars([ModelMeasurements("none")], metrics, tmp_path / "none.png")
+    assert not draw_bars([ModelMeasurements("none")], METRICS, tmp_path / "none.png")
     lines = ['{"step": 1, "tokens": 8, "loss": 1}', '{"tokens": 8, "lambada/acc": 0.5}']
     lines += ['{"tokens": 16, "lambada/acc": 0.75, "hellaswag/acc": null}', '{"tok']
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
     assert scores_over_tokens(tmp_path) == {"lambada/acc": [(8, 0.5), (16, 0.75)]}
     assert draw_curves([str(tmp_path), "gpt2"], tmp_path / "curves.png")
     assert not draw_curves(["gpt2"], tmp_path / "none.png")
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    with pytest.raises(ChartError, match="expected matplotlib, found none"):
-        draw_bars(pair, metrics, tmp_path / "bars.png")
 
 
-def test_values_that_are_far_apart_have_a_logarithmic_axis(tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib")
+@pytest.fixture
+def figures(monkeypatch):
+    """Every picture that is drawn."""
     figures, make = [], charts._figure
     monkeypatch.setattr(charts, "_figure", lambda n: figures.append(make(n)) or figures[-1])
+    return figures
+
+
+def test_models_have_their_short_names_in_the_pictures(pair, tmp_path, figures):
+    runs = [tmp_path / "a" / "final", tmp_path / "b" / "final"]
+    for run in runs:
+        run.mkdir(parents=True)
+        (run / "metrics.jsonl").write_text('{"tokens": 8, "lambada/acc": 0.5}')
+    models = [replace(model, name=str(run)) for model, run in zip(pair, runs, strict=True)]
+    draw_bars(models, METRICS, tmp_path / "bars.png")
+    draw_curves([str(run) for run in runs], tmp_path / "curves.png")
+    for figure in figures:
+        (legend,) = figure.legends
+        assert [text.get_text() for text in legend.get_texts()] == ["a/final", "b/final"]
+
+
+def test_values_that_are_far_apart_have_a_logarithmic_axis(tmp_path, figures):
     models = [
         measured("random", [0.0, 1.0], [9.0, 9.5]),
         measured("trained", [1.0, 1.0], [2.0, 2.5]),
     ]
-    draw_bars(models, {"lambada": {"acc": True, "perplexity": False}}, tmp_path / "bars.png")
+    draw_bars(models, METRICS, tmp_path / "bars.png")
     assert [axes.get_yscale() for axes in figures[0].axes] == ["linear", "log"]

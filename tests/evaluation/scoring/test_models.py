@@ -5,12 +5,14 @@ import re
 import sys
 
 import pytest
+from support import evaluation as tiny
 from support.damaged_files import DAMAGES, add_hostile_code, damaged, spoil_config
 from support.paths import SHARED_DATA
 from support.tiny_models import tiny_stock_model, tiny_tokenizer
 
-from modeling_gpt2scratch.evaluation.scoring.models import load_scorer
+from modeling_gpt2scratch.evaluation.scoring.models import describe_model, load_scorer
 from modeling_gpt2scratch.evaluation.scoring.processes import ProcessGroup, error_line
+from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
 
 OPTIONS = {"device": "cpu", "dtype": "float32", "batch_tokens": 64, "trust_remote_code": False}
 
@@ -59,3 +61,10 @@ def test_code_beside_a_model_is_never_executed_and_nobody_is_asked(stock, proces
     spoil_config(stock, {"model_type": "hostile"})
     assert "trust_remote_code" in problem(stock, processes)
     assert not touched.exists() and sys.stdin.read() == "y\n" * 50
+
+
+def test_vocabularies_are_the_same_whose_tokens_are_whatever_the_special_ones():
+    tokenizers = [tiny.tiny_tokenizer(), tiny.bos_tokenizer(), tiny.tiny_tokenizer(n_merges=10)]
+    scorers = [CausalScorer(tiny.tiny_gpt2(t), t, batch_tokens=64) for t in tokenizers]
+    plain, with_bos, smaller = (describe_model(s)["vocabulary_sha256"] for s in scorers)
+    assert plain == with_bos != smaller
