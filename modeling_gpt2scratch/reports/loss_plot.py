@@ -38,7 +38,7 @@ def draw_losses(runs: Sequence[Path], output: Path, *, x: str = "step") -> None:
     Raises:
         PlotError: without matplotlib, without losses, or if there is no such format.
     """
-    logged = [_losses(run, x) for run in runs]
+    logged = [_losses(run, read_metrics(run / METRICS_NAME), x) for run in runs]
     figure = _figure((7, 4))
     axes = figure.subplots()
     for run, rows in zip(runs, logged, strict=True):
@@ -50,13 +50,17 @@ def draw_losses(runs: Sequence[Path], output: Path, *, x: str = "step") -> None:
         raise PlotError(f"{output}: {error}") from error
 
 
-def draw_curves(run: Path) -> bytes:
+def draw_curves(run: Path, logged: Sequence[dict]) -> bytes:
     """A PNG of a run's losses and, below them, whatever else of `PANELS` it logged.
+
+    Args:
+        run: output directory of the training script.
+        logged: the lines of its `metrics.jsonl`.
 
     Raises:
         PlotError: without matplotlib, or without losses.
     """
-    rows = _losses(run)
+    rows = _losses(run, logged)
     panels = {name: text for name, text in PANELS.items() if any(name in row for row in rows)}
     figure = _figure((9, 5 + bool(panels) * 2.5))
     mosaic = [["loss"] * max(len(panels), 1)] * 2 + [[*panels]] * bool(panels)
@@ -96,22 +100,19 @@ def _draw_loss(axes: Axes, rows: Sequence[dict], *, name: str, x: str = "step") 
 def _draw(
     axes: Axes, rows: Sequence[dict], name: str, style: str, *, x: str = "step", **options
 ) -> Line2D:
-    """What was logged as `name`, over `x`; a value that was not finite leaves a gap."""
+    """What was logged as `name`, over `x`; a value that is no number leaves a gap."""
     points = [row for row in rows if name in row]
-    values = [math.nan if row[name] is None else row[name] for row in points]
+    values = [row[name] if isinstance(row[name], int | float) else math.nan for row in points]
     (line,) = axes.plot([row[x] for row in points], values, style, **options)
     return line
 
 
-def _losses(run: Path, x: str = "step") -> list[dict]:
+def _losses(run: Path, logged: Sequence[dict], x: str = "step") -> list[dict]:
     """The logged steps of a run, at least one, each with its place on the x axis."""
     path = run / METRICS_NAME
-    try:
-        rows = [row for row in read_metrics(path) if "loss" in row]
-    except ValueError as error:
-        raise PlotError(f"{path}: expected a JSON object per line, found {error}") from error
+    rows = [row for row in logged if "loss" in row]
     if not rows:
         raise PlotError(f"{path}: expected logged steps of a run, found none")
-    if any(x not in row for row in rows):
+    if any(not isinstance(row.get(x), int) for row in rows):
         raise PlotError(f"{path}: expected {x} in each line, found a line without; draw over steps")
     return rows

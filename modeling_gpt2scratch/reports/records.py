@@ -6,7 +6,7 @@ What is made from these records can be published.
 
 import glob
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_origin, get_type_hints
@@ -99,12 +99,15 @@ def read_records(
     return replace(records, results=_read_results(run, repository, results))
 
 
-def read_training(run: Path, *, sizes: dict[str, int]) -> RunRecords:
+def read_training(
+    run: Path, *, sizes: dict[str, int], logged: Sequence[dict] | None = None
+) -> RunRecords:
     """The records of a run's training, as far as it has come, without results.
 
     Args:
         run: output directory of the training script.
         sizes: of the model, by name.
+        logged: the lines of its `metrics.jsonl`, if they have been read already.
 
     Raises:
         RecordsError: if a file cannot be read.
@@ -114,7 +117,7 @@ def read_training(run: Path, *, sizes: dict[str, int]) -> RunRecords:
         sizes=sizes,
         arguments=_public_arguments(_read_arguments(run / CONFIG_NAME)),
         environment=_read_json(environment) if environment.is_file() else {},
-        metrics=_read_metrics(run / METRICS_NAME),
+        metrics=_public_metrics(read_metrics(run / METRICS_NAME) if logged is None else logged),
         data=_read_data(run),
         results=None,
     )
@@ -163,19 +166,13 @@ def _public_arguments(arguments: dict) -> dict:
     return public
 
 
-def _read_metrics(path: Path) -> list[dict]:
+def _public_metrics(rows: Iterable[dict]) -> list[dict]:
     """The finite numbers of each logged step, without its sample of text."""
-    try:
-        rows = read_metrics(path)
-        missing = [key for row in rows for key in ROW_KEYS if key not in row]
-        if missing:
-            raise KeyError(missing[0])
-        return [
-            {key: value for key, value in row.items() if isinstance(value, int | float)}
-            for row in rows
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RecordsError(f"{path}: expected logged steps, found {error!r}") from error
+    return [
+        {key: value for key, value in row.items() if isinstance(value, int | float)}
+        for row in rows
+        if all(key in row for key in ROW_KEYS)
+    ]
 
 
 def _read_data(run: Path) -> DataRecord | None:

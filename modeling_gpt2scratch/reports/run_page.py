@@ -7,6 +7,7 @@ import json
 import math
 import statistics
 import textwrap
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from modeling_gpt2scratch.checkpoints.checkpoint import WEIGHTS_NAME, find_checkpoint
 from modeling_gpt2scratch.checkpoints.weight_files import WeightsError, open_tensors
 from modeling_gpt2scratch.common.atomic_files import write_file
+from modeling_gpt2scratch.common.json_lines import read_json_lines
 from modeling_gpt2scratch.tracking.metrics import EVENTS_NAME, METRICS_NAME, read_metrics
 from modeling_gpt2scratch.training.configuration import CONFIG_NAME
 
@@ -73,11 +75,12 @@ def write_report(run: Path) -> Path:
         RecordsError: without a logged step, or with records that cannot be read.
         OSError: if the directory cannot be written.
     """
-    records = read_training(run, sizes=_sizes(run))
+    logged = read_metrics(run / METRICS_NAME)
+    records = read_training(run, sizes=_sizes(run), logged=logged)
     if not records.metrics:
         raise RecordsError(f"{run / METRICS_NAME}: expected logged steps of a run, found none")
     try:
-        write_file(run / CURVES_NAME, draw_curves(run))
+        write_file(run / CURVES_NAME, draw_curves(run, logged))
         curves = f"![Losses and more over the steps]({CURVES_NAME})"
     except PlotError as error:
         curves = f"No curves: {error}."
@@ -87,7 +90,7 @@ def write_report(run: Path) -> Path:
         "## Results",
         pipe_table(["", ""], _results(records, _events(run))),
         curves,
-        *_sample(run),
+        *_sample(logged),
         "## Where things are",
         _files(run),
     ]
@@ -182,17 +185,14 @@ def _perplexity(row: dict) -> str:
 
 def _events(run: Path) -> dict[str, int]:
     """How often what happened."""
-    counts: dict[str, int] = {}
-    for row in read_metrics(run / EVENTS_NAME):
-        counts[row.get("event")] = counts.get(row.get("event"), 0) + 1
-    return counts
+    return Counter(str(row.get("event")) for row in read_json_lines(run / EVENTS_NAME))
 
 
-def _sample(run: Path) -> Iterator[str]:
+def _sample(logged: Sequence[dict]) -> Iterator[str]:
     """The last text that the model wrote, if it wrote any."""
-    for row in [row for row in read_metrics(run / METRICS_NAME) if row.get("sample")][-1:]:
+    for row in [row for row in logged if row.get("sample")][-1:]:
         yield f"## Sample after step {row['step']:,}"
-        yield textwrap.indent(row["sample"], "    ", lambda line: True)
+        yield textwrap.indent(str(row["sample"]), "    ", lambda line: True)
 
 
 def _files(run: Path) -> str:

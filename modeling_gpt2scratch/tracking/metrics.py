@@ -10,6 +10,7 @@ from accelerate import PartialState
 from accelerate.tracking import GeneralTracker, on_main_process
 
 from modeling_gpt2scratch.common.atomic_files import write_file
+from modeling_gpt2scratch.common.json_lines import append_json_line, read_json_lines
 
 METRICS_NAME = "metrics.jsonl"
 EVENTS_NAME = "events.jsonl"
@@ -32,6 +33,7 @@ class JsonlTracker(GeneralTracker):
         super().__init__()
         self._path = path
         self.resume_step = resume_step
+        self.last_step = 0  # that the file has a line for; on the main process
 
     @property
     def tracker(self) -> Path:
@@ -40,14 +42,15 @@ class JsonlTracker(GeneralTracker):
 
     @on_main_process
     def start(self) -> None:
-        """Drops the lines that will be written again, and a last line that a kill cut short."""
+        """Drops the lines that will be written again, and those that cannot be read."""
         self.rewind(self.resume_step)
 
     @on_main_process
     def rewind(self, step: int) -> None:
         """Drops the lines after a step to which the run goes back."""
-        kept = [json.dumps(row) for row in read_metrics(self._path) if row["step"] <= step]
-        write_file(self._path, "".join(line + "\n" for line in kept).encode())
+        rows = [row for row in read_metrics(self._path) if row["step"] <= step]
+        self.last_step = max((row["step"] for row in rows), default=0)
+        write_file(self._path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     @on_main_process
     def store_init_configuration(self, values: dict) -> None:
@@ -56,8 +59,7 @@ class JsonlTracker(GeneralTracker):
     @on_main_process
     def log(self, values: dict, step: int | None = None, **kwargs) -> None:
         """Appends one line."""
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step} | finite(values)) + "\n")
+        append_json_line(self._path, {"step": step} | finite(values))
 
 
 class EventLog:
@@ -75,10 +77,8 @@ class EventLog:
         if not PartialState().is_main_process:
             return
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(
-                json.dumps({"time": now, "event": event, "step": step} | finite(values)) + "\n"
-            )
+        row = {"time": now, "event": event, "step": step} | finite(values)
+        append_json_line(self._path, row)
 
 
 def finite(values: dict) -> dict:
@@ -90,11 +90,14 @@ def finite(values: dict) -> dict:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The complete lines of a metrics file, none if there is no file."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The lines of a metrics file with their steps, none if there is no file.
+
+    Those that cannot be read are named on the standard error and left out.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    return read_json_lines(path, integers=("step",))
 
 
 class Throughput:

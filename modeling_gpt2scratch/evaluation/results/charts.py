@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from modeling_gpt2scratch.common.json_lines import read_json_lines
 from modeling_gpt2scratch.common.short_names import short_names
 
 from .measurements import ModelMeasurements
@@ -95,20 +95,16 @@ def draw_curves(runs: Sequence[str], output: Path) -> bool:
 def scores_over_tokens(run: Path) -> dict[str, list[tuple[int, float]]]:
     """For each score of `--eval_tasks`, such as "lambada/acc", tokens and value at each time.
 
-    Empty for a directory without a log. A line that a kill cut short is left out.
+    Empty for a directory without a log.
+
+    Raises:
+        OSError: if the log cannot be read.
     """
-    path = run / METRICS_NAME
     scores: dict[str, list[tuple[int, float]]] = {}
-    if not path.is_file():
-        return scores
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
+    for row in read_json_lines(run / METRICS_NAME):
         for name, value in row.items():
             is_score = "/" in name and isinstance(value, int | float) and math.isfinite(value)
-            if is_score and "tokens" in row:
+            if is_score and isinstance(row.get("tokens"), int):
                 scores.setdefault(name, []).append((row["tokens"], value))
     return scores
 

@@ -1,0 +1,130 @@
+"""Logs of one JSON object per line: one reader and one appender for all of them.
+
+A kill or a full disk can cut the last line, and anything can happen to the others. Such a line is
+named by file and number and left out: it ends neither a run nor a report of one.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+MAX_NAMED = 3  # bad lines of one file
+SHOWN_CHARACTERS = 40  # of a bad line
+
+
+def warn(text: str) -> None:
+    """Says it on the standard error."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def read_json_lines(
+    path: Path, *, integers: Sequence[str] = (), warn: Callable[[str], None] = warn
+) -> list[dict]:
+    """The objects in a file, in their order; none if there is no file.
+
+    Args:
+        path: of the file.
+        integers: keys that must be in each object, with a whole number of at least 0.
+        warn: is told of each line that is left out, by file and number.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    if not path.exists():
+        return []
+    if not path.is_file():  # a pipe would not end
+        raise OSError(f"{path}: expected a file of JSON lines, found something else")
+    rows, problems = [], []
+    *lines, end = path.read_bytes().split(b"\n")
+    for number, line in enumerate([*lines, end], start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(_object_of(line, integers))
+        except ValueError as error:
+            is_cut = number > len(lines)  # nothing ended it
+            problem = f"found {_shown(line)}, the cut end" if is_cut else f"found {error}"
+            problems.append(f"{path}:{number}: expected a JSON object, {problem}; it is left out")
+    for problem in problems[:MAX_NAMED]:
+        warn(problem)
+    if len(problems) > MAX_NAMED:
+        warn(f"{path}: {len(problems) - MAX_NAMED} more lines like these are left out")
+    return rows
+
+
+def append_json_line(path: Path, row: dict, *, warn: Callable[[str], None] = warn) -> None:
+    """Adds a line to a file, made if there is none, after cutting off what a kill left unfinished.
+
+    Args:
+        path: of the file.
+        row: fit for JSON.
+        warn: is told if something was cut off.
+
+    Raises:
+        OSError: if the disk is full; the file is then as it was before.
+    """
+    line = memoryview((json.dumps(row) + "\n").encode())
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        size = _end_last_line(descriptor, path, warn)
+        try:
+            while line:
+                line = line[os.write(descriptor, line) :]
+        except OSError as error:
+            os.ftruncate(descriptor, size)
+            raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        os.close(descriptor)
+
+
+def _end_last_line(descriptor: int, path: Path, warn: Callable[[str], None]) -> int:
+    """The size of a file whose last line is now ended, or cut off if it is no whole object."""
+    size = os.fstat(descriptor).st_size
+    if size == 0 or os.pread(descriptor, 1, size - 1) == b"\n":
+        return size
+    with open(descriptor, "rb", closefd=False) as file:
+        file.seek(0)
+        content = file.read()
+    start = content.rfind(b"\n") + 1
+    try:
+        _object_of(content[start:], ())
+    except ValueError:
+        os.ftruncate(descriptor, start)
+        number = content.count(b"\n") + 1
+        found = _shown(content[start:])
+        warn(
+            f"{path}:{number}: expected a whole line, found {found}, the end of which is missing; "
+            f"it is cut off"
+        )
+        return start
+    os.write(descriptor, b"\n")
+    return size + 1
+
+
+def _object_of(line: bytes, integers: Sequence[str]) -> dict:
+    """The object that a line holds.
+
+    Raises:
+        ValueError: "what was found in its place".
+    """
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ValueError(_shown(line)) from None
+    if not isinstance(row, dict):
+        raise ValueError(_shown(line))
+    for key in integers:
+        if type(row.get(key)) is not int or row[key] < 0:
+            raise ValueError(f"{key} {_shown(json.dumps(row.get(key)).encode())}")
+    return row
+
+
+def _shown(line: bytes) -> str:
+    """The beginning of a line, fit to be printed."""
+    text = line[: 4 * SHOWN_CHARACTERS].decode(errors="replace")
+    text = "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} ..."
