@@ -2,13 +2,15 @@
 
     gpt2scratch shards inspect PATH... [--tokenizer gpt2]
     gpt2scratch shards verify DIR [--fast]
+    gpt2scratch shards adopt DIR --tokenizer gpt2
     gpt2scratch shards convert SOURCE... OUTPUT_DIR --to ours|llm.c
     gpt2scratch shards merge DIR
     gpt2scratch shards publish --data DIR --repository you/my-data
 
 `inspect` describes data directories and single token files, whoever wrote them. `verify` holds a
-data directory against its manifest and prints every fault. `convert` makes a data directory of
-files of build-nanogpt, llm.c, modded-nanogpt and nanoGPT, or llm.c's files of a data directory.
+data directory against its manifest and prints every fault. `adopt` lets you train on files of
+build-nanogpt, llm.c, modded-nanogpt and nanoGPT where they lie: it writes a manifest beside them.
+`convert` copies such files to a data directory of ours, or writes llm.c's files of one.
 `merge` completes what the tasks of a datatrove pipeline wrote. `publish` makes a data directory a
 data set of the Hugging Face Hub.
 """
@@ -25,6 +27,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tabulate import tabulate
 
+from modeling_gpt2scratch.common.addresses import public
 from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.data.shards.format import MAX_SHARD_TOKENS, ShardError
@@ -35,8 +38,8 @@ from modeling_gpt2scratch.data.shards.token_files import (
     read_token_file,
     token_files,
 )
-from modeling_gpt2scratch.data.tokens.ids import token_dtype
-from modeling_gpt2scratch.data.tokens.names import GPT2, TokenizerError
+from modeling_gpt2scratch.data.tokens.ids import token_dtype, vocab_size_of
+from modeling_gpt2scratch.data.tokens.names import TokenizerError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -62,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         code = arguments.run(arguments)
     except (ShardError, TokenizerError, SourceError, OSError) as error:
-        sys.exit(f"{PROGRAM} {arguments.command}: error: {' '.join(str(error).split())}")
+        sys.exit(f"{PROGRAM} {arguments.command}: error: {public(' '.join(str(error).split()))}")
     sys.exit(code)
 
 
@@ -75,6 +78,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, help, add_arguments, run in (
         ("inspect", "describe directories and files", _add_inspect, _inspect),
         ("verify", "hold a directory against its manifest", _add_verify, _verify),
+        ("adopt", "train on other programs' files where they lie", _add_adopt, _adopt),
         ("convert", "from and to other programs' files", _add_convert, _convert),
         ("merge", "complete a distributed preparation", _add_directory, _merge),
         ("publish", "make a directory a data set of the Hub", _add_publish, _publish),
@@ -104,15 +108,29 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fast", action="store_true", help="sizes and headers only")
 
 
+def _add_adopt(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `adopt`."""
+    add = parser.add_argument
+    add("directory", type=Path, metavar="DIR", help="with .bin or .npy files")
+    _add_origin(parser, "files of the validation split; else those with val in their name")
+
+
+def _add_origin(parser: argparse.ArgumentParser, help_val: str) -> None:
+    """What files of other programs do not say themselves."""
+    add = parser.add_argument
+    help = "that wrote the files; headers of llm.c and modded-nanogpt say gpt2"
+    add("--tokenizer", metavar="NAME", help=help)
+    add("--val", nargs="+", type=Path, default=[], metavar="FILE", help=help_val)
+    add("--format", choices=[NANOGPT], help=NO_HEADER)
+
+
 def _add_convert(parser: argparse.ArgumentParser) -> None:
     """Arguments of `convert`."""
     add = parser.add_argument
     add("sources", nargs="+", type=Path, metavar="SOURCE", help="files, or directories of them")
     add("output_dir", type=Path, metavar="OUTPUT_DIR", help="directory to make")
     add("--to", choices=[OURS, LLMC], required=True, help="format to write")
-    add("--tokenizer", metavar="NAME", default=GPT2, help="that wrote the files")
-    add("--val", nargs="+", type=Path, default=[], metavar="FILE", help="files of this split")
-    add("--format", choices=[NANOGPT], help=NO_HEADER)
+    _add_origin(parser, "files of this split")
     tokens = {"type": _shard_tokens, "metavar": "INTEGER", "default": DEFAULT_SHARD_TOKENS}
     add("--shard_tokens", **tokens, help="tokens per shard")
     add("--name", metavar="NAME", help="how llm.c's files begin, otherwise as OUTPUT_DIR")
@@ -154,6 +172,25 @@ def _verify(arguments: argparse.Namespace) -> int:
     for problem in problems:
         print(problem)
     return 1 if problems else 0
+
+
+def _adopt(arguments: argparse.Namespace) -> int:
+    """Adopts and says what there is now."""
+    from modeling_gpt2scratch.data.shards.adoption import adopt
+
+    directory = arguments.directory
+    manifest = adopt(
+        directory,
+        tokenizer_name=arguments.tokenizer,
+        val=arguments.val,
+        format=arguments.format,
+    )
+    for name, split in manifest.splits.items():
+        for entry in split.shards:
+            print(f"{entry.file}: {entry.layout.format}, to {name}")
+    print(_describe(directory, manifest))
+    print(f"written: {directory / MANIFEST_NAME}")
+    return 0
 
 
 def _convert(arguments: argparse.Namespace) -> int:
@@ -222,7 +259,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
         print(_table_of_files(files, tokenizer))
     for file in files if tokenizer else []:
         tokens = file.tokens[:TOKENS_SHOWN]
-        file.check_ids(tokens, len(tokenizer), tokenizer=arguments.tokenizer)
+        file.check_ids(tokens, vocab_size_of(tokenizer), tokenizer=arguments.tokenizer)
         print(f"\n{file.path}: {tokenizer.decode(tokens.tolist())!r}")
     return code
 
@@ -278,10 +315,13 @@ def _describe(directory: Path, manifest: Manifest) -> str:
         for name, split in manifest.splits.items()
     ]
     headers = ["split", "tokens", "documents", "bytes/token", "shards"]
+    entries = [entry for split in manifest.splits.values() for entry in split.shards]
+    formats = sorted({entry.layout.format for entry in entries if entry.layout})
+    own = np.dtype(token_dtype(manifest.vocab_size)).name
+    kind = f"{' and '.join(formats)} files with" if formats else own
     lines = [
-        f"{directory}: {np.dtype(token_dtype(manifest.vocab_size)).name} ids of the tokenizer "
-        f"{manifest.tokenizer.get('name')}, {manifest.vocab_size:,} entries, <|endoftext|> is "
-        f"{manifest.end_of_text_id}",
+        f"{directory}: {kind} ids of the tokenizer {manifest.tokenizer['name']}, "
+        f"{manifest.vocab_size:,} entries, <|endoftext|> is {manifest.end_of_text_id}",
         tabulate(rows, headers, disable_numparse=True, colalign=["left"] + ["right"] * 4),
         *(f"{name}: {value}" for name, value in manifest.arguments.items()),
     ]

@@ -24,8 +24,10 @@ from modeling_gpt2scratch.common.atomic_files import write_file
 from modeling_gpt2scratch.common.errors import SourceError, one_line
 from modeling_gpt2scratch.common.hub_requests import DEFAULT_RETRIES, with_retries
 from modeling_gpt2scratch.common.retries import Retries
-from modeling_gpt2scratch.data.shards.format import ShardError, read_shard
+from modeling_gpt2scratch.data.shards.directory import load_own_tokenizer, open_directory
+from modeling_gpt2scratch.data.shards.format import ShardError
 from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry
+from modeling_gpt2scratch.data.tokens.tokenizer import save_tokenizer
 from modeling_gpt2scratch.reports.data_card import data_card, public_manifest
 
 CARD_NAME = "README.md"
@@ -96,14 +98,11 @@ def read_verified(directory: Path) -> Manifest:
     """The manifest of a directory whose shards all look as it says.
 
     Raises:
-        ShardError: if a shard or the manifest is missing or wrong.
+        ShardError: if a shard, the manifest or the tokenizer is missing or wrong.
+        TokenizerError: if the tokenizer cannot be read.
     """
-    manifest = Manifest.load(directory)
-    for split in manifest.splits.values():
-        for entry in split.shards:
-            read_shard(
-                directory / entry.file, n_tokens=entry.n_tokens, vocab_size=manifest.vocab_size
-            )
+    manifest = open_directory(directory)
+    load_own_tokenizer(directory, manifest)
     return manifest
 
 
@@ -114,6 +113,8 @@ def write_small_files(
     published = public_manifest(manifest)
     published.save(folder)
     data_card(published, repository=repository, license=license).save(folder / CARD_NAME)
+    if not (directory / "tokenizer.json").is_file():  # other programs' files, adopted
+        save_tokenizer(load_own_tokenizer(directory, manifest), folder)
     for name in TOKENIZER_FILES:
         if (directory / name).is_file():
             write_file(folder / name, (directory / name).read_bytes())

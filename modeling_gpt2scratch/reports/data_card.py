@@ -10,6 +10,7 @@ from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
+from modeling_gpt2scratch.data.shards.directory import shard_layout
 from modeling_gpt2scratch.data.shards.format import HEADER_BYTES
 from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.data.sources.docstrings import DOCSTRINGS
@@ -74,12 +75,14 @@ def data_card(manifest: Manifest, *, repository: str, license: str | None = None
         pretty_name=name,
         viewer=False,  # there are no tables to show
     )
+    first = manifest.splits["train"].shards[0]
+    layout = shard_layout(first, manifest.vocab_size)
     usage = USAGE.format(
         repository=repository,
         name=name,
-        shard=manifest.splits["train"].shards[0].file,
-        dtype=token_dtype(manifest.vocab_size),
-        offset=HEADER_BYTES,
+        shard=first.file,
+        dtype=layout.dtype,
+        offset=layout.header_bytes,
     )
     sections = (
         f"# {name}",
@@ -123,6 +126,11 @@ def _introduction(manifest: Manifest, sources: list[str]) -> str:
             origins.append("the docstrings of Python packages")
         elif name not in PRESETS and not any(name.startswith(source) for source in sources):
             origins.append(f"`{name}`")
+    if manifest.is_adopted:
+        return (
+            f"{n_tokens:,} tokens, in files that another program wrote ({' and '.join(origins)}) "
+            f"and that GPT2Scratch trains on as they are."
+        )
     return (
         f"{n_tokens:,} tokens of {' and '.join(origins)}, as shards in GPT2Scratch's format, which "
         f"llm.c and modded-nanogpt read too. Made with GPT2Scratch's `prepare_data.py`."
@@ -145,6 +153,18 @@ def _splits(manifest: Manifest) -> str:
 
 def _format(manifest: Manifest) -> str:
     """What a reader has to know of the files."""
+    if manifest.is_adopted:
+        rows = [
+            [f"`{entry.file}`", entry.layout.format, entry.layout.dtype, entry.layout.header_bytes]
+            for split in manifest.splits.values()
+            for entry in split.shards
+        ]
+        table = pipe_table(["File", "Format", "Type", "Bytes before the tokens"], rows)
+        return (
+            f"## Format\n\nEach file is a stream of ids below {manifest.vocab_size:,}, in which "
+            f"`<|endoftext|>` is {manifest.end_of_text_id}. A document may run from one file into "
+            f"the next. `manifest.json` has the sha256 of every file.\n\n{table}"
+        )
     kind = {"<u2": "uint16", "<u4": "uint32"}[token_dtype(manifest.vocab_size)]
     return (
         f"## Format\n\nA shard is a header of {HEADER_BYTES:,} bytes and then its tokens as "

@@ -4,7 +4,7 @@ import pytest
 from support.token_directories import CORPUS, write_ours
 
 from modeling_gpt2scratch.commands.shards import main
-from modeling_gpt2scratch.data.shards import conversion, token_files, verification
+from modeling_gpt2scratch.data.shards import directory, token_files
 from modeling_gpt2scratch.data.tokens.tokenizer import train_tokenizer
 
 
@@ -24,8 +24,7 @@ def tokenizer_dir(tokenizer, tmp_path_factory):
 def small_pieces(monkeypatch):
     """Files are read in many pieces, as large ones are."""
     monkeypatch.setattr(token_files, "TOKENS_PER_READ", 7)
-    monkeypatch.setattr(conversion, "TOKENS_PER_READ", 7)
-    monkeypatch.setattr(verification, "BYTES_PER_READ", 24)
+    monkeypatch.setattr(directory, "BYTES_PER_READ", 24)
 
 
 @pytest.fixture

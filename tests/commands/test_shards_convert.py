@@ -19,7 +19,7 @@ from support.token_directories import (
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from modeling_gpt2scratch.data.shards.conversion import byte_lengths
+from modeling_gpt2scratch.data.shards.foreign import byte_lengths
 from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.data.tokens.tokenizer import fingerprint
 

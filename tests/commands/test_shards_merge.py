@@ -13,6 +13,8 @@ from modeling_gpt2scratch.data.shards.merging import Part
 from modeling_gpt2scratch.data.shards.writer import SplitWriter
 from modeling_gpt2scratch.data.tokens.tokenizer import fingerprint, train_tokenizer
 
+TOKENIZER = {"tokenizer": {"name": "gpt2", "fingerprint": "of another"}}
+
 
 def write_part(directory, encoder, tokenizer_dir, rank, *, world_size=2, **changes):
     """What one task writes: two documents for training, one for validation."""
@@ -83,7 +85,7 @@ def test_a_merge_that_was_killed_can_be_repeated(tmp_path, run, tokenizer, token
             {"arguments": {}},
             "part-00001.json: expected arguments as in manifest.part-00000.json",
         ),
-        (1, {"tokenizer": {"name": "gpt2"}}, "part-00001.json: expected tokenizer as in manifest"),
+        (1, TOKENIZER, "part-00001.json: expected tokenizer as in manifest"),
         (
             2,
             {},

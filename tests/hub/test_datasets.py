@@ -1,6 +1,7 @@
 """Prepared data pushed to a Hub, cut off, gone on with, and read back from there."""
 
 import dataclasses
+import functools
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from huggingface_hub import DatasetCard, snapshot_download
 from support.servers import fake_hub
+from support.tiny_corpus import fables
 
 from modeling_gpt2scratch.commands import shards
 from modeling_gpt2scratch.common.errors import SourceError
@@ -15,15 +17,21 @@ from modeling_gpt2scratch.common.retries import Retries
 from modeling_gpt2scratch.data.shards.format import ShardError, read_shard
 from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.data.shards.writer import SplitWriter
+from modeling_gpt2scratch.data.tokens.tokenizer import fingerprint, train_tokenizer
 from modeling_gpt2scratch.hub import datasets
 from modeling_gpt2scratch.hub.datasets import push_data
 from modeling_gpt2scratch.reports.data_card import public_manifest, size_category
 
 REPOSITORY = "aesop/fable-tokens"
 TOKEN = "hf_secret"
-TOKENIZER = b'{"version": "1.0"}'
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 IMPATIENT = Retries(first_wait_seconds=0, longest_wait_seconds=0, give_up_after_seconds=0)
 PATIENT = Retries(first_wait_seconds=0, longest_wait_seconds=0, give_up_after_seconds=30)
+
+
+@functools.cache
+def tokenizer_of_300():
+    return train_tokenizer(fables(20), 300)
 
 
 def write_data(directory: Path, *, seed: int = 0, n_tokens: int = 45) -> Manifest:
@@ -35,12 +43,15 @@ def write_data(directory: Path, *, seed: int = 0, n_tokens: int = 45) -> Manifes
         writer = SplitWriter(directory, name, shard_tokens=10, vocab_size=300)
         writer.add(part, n_bytes=4 * len(part), n_documents=3)
         splits[name] = writer.close()
-    (directory / "tokenizer.json").write_bytes(TOKENIZER)
+    tokenizer_of_300().save_pretrained(directory)
     (directory / "notes.txt").write_text("not for the Hub")
     manifest = Manifest(
         vocab_size=300,
         end_of_text_id=299,
-        tokenizer={"name": str(directory / "my-tokenizer"), "fingerprint": "f" * 64},
+        tokenizer={
+            "name": str(directory / "my-tokenizer"),
+            "fingerprint": fingerprint(tokenizer_of_300()),
+        },
         splits=splits,
         arguments={
             "output_dir": str(directory),
@@ -88,10 +99,11 @@ def test_a_published_directory_reads_back_as_it_was(hub, data, tmp_path):
                 for place in (copy, data)
             ]
             np.testing.assert_array_equal(*read)
-    assert (copy / "tokenizer.json").read_bytes() == TOKENIZER
+    for name in TOKENIZER_FILES:
+        assert (copy / name).read_bytes() == (data / name).read_bytes()
     assert {path.name for path in copy.iterdir()} == {
         *(f"train_{i:06d}.bin" for i in range(5)),
-        *("val_000000.bin", "manifest.json", "tokenizer.json", "README.md"),
+        *("val_000000.bin", "manifest.json", *TOKENIZER_FILES, "README.md"),
     }
 
 
@@ -103,7 +115,7 @@ def test_shards_go_first_and_the_manifest_last(hub, data):
         ["train_000002.bin", "train_000003.bin"],
         ["train_000004.bin", "val_000000.bin"],
     ]
-    assert sorted(last["added"]) == ["README.md", "manifest.json", "tokenizer.json"]
+    assert sorted(last["added"]) == ["README.md", "manifest.json", *TOKENIZER_FILES]
 
 
 @pytest.mark.parametrize("n_commits", [0, 1, 3])
@@ -197,7 +209,10 @@ def test_no_published_file_holds_the_token_or_a_path_of_this_machine(hub, data, 
 
 def test_of_a_local_name_only_the_last_part_is_published(data):
     manifest = public_manifest(Manifest.load(data))
-    assert manifest.tokenizer == {"name": "my-tokenizer", "fingerprint": "f" * 64}
+    assert manifest.tokenizer == {
+        "name": "my-tokenizer",
+        "fingerprint": fingerprint(tokenizer_of_300()),
+    }
     assert manifest.arguments == {
         "dataset": "HuggingFaceFW/fineweb-edu:0.7,fables.jsonl:0.3",
         "subset": "sample-10BT",
@@ -328,7 +343,7 @@ def test_a_dry_run_writes_card_and_manifest_and_asks_nobody(hub, data, tmp_path,
     with pytest.raises(SystemExit, match="^0$"):
         shards.main(options)
     assert {path.name for path in target.iterdir()} == {
-        *("README.md", "manifest.json", "tokenizer.json"),
+        *("README.md", "manifest.json", *TOKENIZER_FILES),
     }
     assert capsys.readouterr().out == (
         f"written, not uploaded: {target}; 6 shards would go with it\n"

@@ -6,6 +6,8 @@ format, and files of tokens that it does not list.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,9 @@ from .token_files import NANOGPT, read_token_file, token_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+BYTES_PER_READ = 2**23
+MAX_THREADS = 8  # a disk does not become faster beyond
 
 
 def open_directory(directory: Path) -> Manifest:
@@ -81,6 +86,15 @@ def open_shard(path: Path, entry: ShardEntry, *, vocab_size: int) -> np.ndarray:
             f"directory again"
         )
     return file.tokens
+
+
+def read_pieces(path: Path, layout: FileLayout, digest: hashlib._Hash) -> Iterator[np.ndarray]:
+    """The tokens of a file from the disk, a few million at a time; all its bytes go to a digest."""
+    with open(path, "rb") as file:
+        digest.update(file.read(layout.header_bytes))
+        while piece := file.read(BYTES_PER_READ):
+            digest.update(piece)
+            yield np.frombuffer(piece, layout.dtype)
 
 
 def shard_layout(entry: ShardEntry, vocab_size: int) -> FileLayout:

@@ -11,13 +11,18 @@ from tqdm import tqdm
 
 from modeling_gpt2scratch.data.tokens.names import TokenizerError
 
-from .directory import load_own_tokenizer, open_shard, shard_layout, unlisted, unlisted_files
+from .directory import (
+    MAX_THREADS,
+    load_own_tokenizer,
+    open_shard,
+    read_pieces,
+    shard_layout,
+    unlisted,
+    unlisted_files,
+)
 from .format import ShardError, are_ids
 from .manifest import MANIFEST_NAME, Manifest, ShardEntry
 from .manifest_checks import ManifestError
-
-BYTES_PER_READ = 2**23
-MAX_THREADS = 8  # a disk does not become faster beyond
 
 
 @dataclass(frozen=True)
@@ -111,17 +116,12 @@ def _read_whole(path: Path, entry: ShardEntry, manifest: Manifest) -> _Found:
     sha256 = hashlib.sha256()
     n_documents = position = 0
     out_of_range = None
-    layout = shard_layout(entry, manifest.vocab_size)
-    with open(path, "rb") as file:
-        sha256.update(file.read(layout.header_bytes))
-        while piece := file.read(BYTES_PER_READ):
-            sha256.update(piece)
-            tokens = np.frombuffer(piece, layout.dtype)
-            n_documents += int(np.count_nonzero(tokens == manifest.end_of_text_id))
-            if out_of_range is None and not are_ids(tokens, manifest.vocab_size):
-                first = int(np.argmax((tokens >= manifest.vocab_size) | (tokens < 0)))
-                out_of_range = f"{tokens[first]} at token {position + first}"
-            position += len(tokens)
+    for tokens in read_pieces(path, shard_layout(entry, manifest.vocab_size), sha256):
+        n_documents += int(np.count_nonzero(tokens == manifest.end_of_text_id))
+        if out_of_range is None and not are_ids(tokens, manifest.vocab_size):
+            first = int(np.argmax((tokens >= manifest.vocab_size) | (tokens < 0)))
+            out_of_range = f"{tokens[first]} at token {position + first}"
+        position += len(tokens)
     problems = []
     if sha256.hexdigest() != entry.sha256:
         problems.append(

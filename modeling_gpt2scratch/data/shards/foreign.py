@@ -1,0 +1,154 @@
+"""Other programs' token files: which split each belongs to, and which tokenizer made its ids."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from modeling_gpt2scratch.data.tokens.ids import vocab_size_of
+from modeling_gpt2scratch.data.tokens.names import GPT2
+from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer
+
+from .format import ShardError
+from .token_files import TokenFile
+
+PICKLE_NAME = "meta.pkl"  # nanoGPT's table of characters, which is never read: pickles are programs
+# Of a file's first tokens: so many that do not look like the tokenizer's are not of it.
+TOKENS_JUDGED, FEWEST_JUDGED = 2**20, 100
+NAME_IT = "name the tokenizer that wrote it with --tokenizer"
+
+
+class ForeignTokenizer:
+    """The tokenizer that made some files, and what its ids count for.
+
+    Args:
+        name: of the tokenizer, None if the files must say.
+        files: with headers that may say.
+
+    Raises:
+        ShardError: if neither says, if the ids cannot be its, or if it is not byte-level.
+        TokenizerError: if it cannot be had.
+    """
+
+    def __init__(self, name: str | None, files: Sequence[TokenFile]):
+        is_assumed = name is None
+        self.name = name or _name_in(files)
+        self.tokenizer = load_tokenizer(self.name)
+        self.vocab_size = vocab_size_of(self.tokenizer)
+        self.end_of_text_id = self.tokenizer.eos_token_id
+        self._token_bytes = byte_lengths(self.tokenizer, self.name)
+        for file in files:
+            if file.vocab_size not in (None, self.vocab_size):
+                raise ShardError(
+                    f"{file.path}: expected a vocabulary of {self.vocab_size} entries as in the "
+                    f"tokenizer {self.name}, found {file.vocab_size}; name its own with --tokenizer"
+                )
+            self._refuse_unlikely(file, is_assumed)
+
+    def count(self, file: TokenFile, tokens: np.ndarray) -> tuple[int, int]:
+        """Documents that begin or end in a piece of a file, and bytes of its text.
+
+        Raises:
+            ShardError: if an id is not the tokenizer's.
+        """
+        file.check_ids(tokens, self.vocab_size, tokenizer=self.name)
+        n_documents = int(np.count_nonzero(tokens == self.end_of_text_id))
+        return n_documents, int(self._token_bytes[tokens].sum())
+
+    def _refuse_unlikely(self, file: TokenFile, is_assumed: bool) -> None:
+        """Refuses ids that may be characters, or another tokenizer's."""
+        tokens = file.tokens[:TOKENS_JUDGED]
+        n_documents, _ = self.count(file, tokens)
+        if n_documents or len(tokens) < FEWEST_JUDGED:
+            return
+        highest = int(tokens.max())
+        lengths = self._token_bytes
+        are_bytes = lengths.max() > 1 and lengths[tokens].max() <= 1
+        if are_bytes or (is_assumed and highest < self.vocab_size // 4):
+            found = "single bytes alone" if are_bytes else f"none above {highest}"
+            raise ShardError(
+                f"{file.path}: expected ids of the tokenizer {self.name}, found {found} and no end "
+                f"of text among {len(tokens):,}; {_advice(file)}"
+            )
+
+
+def files_by_split(
+    paths: Sequence[Path], val: Sequence[Path], *, may_be_silent: bool = False
+) -> dict[str, list[Path]]:
+    """The files of each split that has any.
+
+    Args:
+        paths: each belongs to the split that its name says.
+        val: of the validation split, whatever their names; the others may then have any.
+        may_be_silent: a name that says nothing makes a file of the training split.
+
+    Raises:
+        ShardError: if a name does not say, or no training files are left.
+    """
+    splits = {"train": [], "val": list(val)}
+    chosen = {path.absolute() for path in val}
+    for path in paths:
+        if path.absolute() in chosen:
+            continue
+        name = path.name.lower()
+        says = [split for split in splits if split in name]
+        if len(says) != 1 and not ((val or may_be_silent) and not says):
+            raise ShardError(
+                f"{path}: expected train or val in the name of the file, found "
+                f"{' and '.join(says) or 'neither'}; name the files of the validation split after "
+                f"--val, or rename it"
+            )
+        splits[says[0] if says else "train"].append(path)
+    if not splits["train"]:
+        raise ShardError(
+            f"{', '.join(map(str, paths or val))}: expected training files among them, found none; "
+            f"a name with train in it makes one"
+        )
+    return {split: paths for split, paths in splits.items() if paths}
+
+
+def byte_lengths(tokenizer: PreTrainedTokenizerBase, name: str) -> np.ndarray:
+    """UTF-8 bytes that each id of a byte-level vocabulary stands for, int64 of shape (ids,).
+
+    In such a vocabulary a character stands for a byte. Special tokens are no text and count 0.
+
+    Raises:
+        ShardError: if the tokenizer is not byte-level, so that a token alone has no length.
+    """
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    decoder = state["decoder"] or {}
+    steps = [step["type"] for step in decoder.get("decoders", [decoder]) if step]
+    if "ByteLevel" not in steps:
+        raise ShardError(
+            f"{name}: expected a byte-level tokenizer like GPT-2's, whose tokens have a number of "
+            f"bytes each, found {steps or 'none'}; prepare the text with prepare_data.py instead"
+        )
+    lengths = np.zeros(vocab_size_of(tokenizer), dtype=np.int64)
+    for token, index in state["model"]["vocab"].items():
+        lengths[index] = len(token)
+    for token in state["added_tokens"]:
+        lengths[token["id"]] = 0 if token["special"] else len(token["content"].encode())
+    return lengths
+
+
+def _name_in(files: Sequence[TokenFile]) -> str:
+    """The tokenizer that all files say they are of: GPT-2, for whose ids llm.c has its header."""
+    for file in files:
+        if file.format != "llm.c" or file.tokens.dtype.str != "<u2":
+            raise ShardError(
+                f"{file.path}: expected --tokenizer, as a file of format {file.format} does not "
+                f"say what its ids mean, found none; {_advice(file)}"
+            )
+    return GPT2
+
+
+def _advice(file: TokenFile) -> str:
+    """What to do about a file of an unknown tokenizer."""
+    if (file.path.parent / PICKLE_NAME).exists():
+        return (
+            f"{PICKLE_NAME} beside it is nanoGPT's table of characters: prepare the text itself "
+            f"with prepare_data.py --tokenizer bytes, or {NAME_IT}"
+        )
+    return NAME_IT
