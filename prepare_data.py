@@ -9,32 +9,40 @@ where it was when the same command is given again, to the same bytes.
 import sys
 from pathlib import Path
 
+PROGRAM = "prepare_data.py"
+
 
 def main() -> None:
     """Parses, prepares, and turns what is wrong with the input into one line and an exit code."""
-    # Each worker process imports this file once more and needs none of these, and `--help` needs
-    # only the first two.
-    from modeling_gpt2scratch.common.command_line import parse_config
-    from modeling_gpt2scratch.data.preparation.configuration import PrepareConfig
+    # Each worker process imports this file once more and needs none of these.
+    from modeling_gpt2scratch.common.interruptions import Interruptible, started_as
 
-    config = parse_config(PrepareConfig, description=__doc__)
-    from modeling_gpt2scratch.data.preparation.prepare import EXPECTED_ERRORS, prepare
-    from modeling_gpt2scratch.hub.datasets import push_data
+    with Interruptible(PROGRAM) as ctrl_c:
+        # `--help` needs only these.
+        from modeling_gpt2scratch.common.activity import activity
+        from modeling_gpt2scratch.common.command_line import parse_config
+        from modeling_gpt2scratch.data.preparation.configuration import PrepareConfig
 
-    try:
-        manifest = prepare(config)
-        for name, split in manifest.splits.items():
-            print(
-                f"{name}: {split.n_tokens:,} tokens, {split.n_documents:,} documents, "
-                f"{len(split.shards)} shard{'s' * (len(split.shards) > 1)} in {config.output_dir}"
-            )
-        if config.push_to_hub:
-            print(push_data(Path(config.output_dir), config.push_to_hub, private=config.private))
-    except EXPECTED_ERRORS as error:
-        sys.exit(f"prepare_data.py: error: {error}")
-    except KeyboardInterrupt:
-        print("prepare_data.py: interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+        config = parse_config(PrepareConfig, description=__doc__)
+        ctrl_c.advice = lambda: f"to go on, run again: {started_as()}"
+        with ctrl_c.ending_at_once(), activity("loading the libraries"):
+            from modeling_gpt2scratch.data.preparation.prepare import EXPECTED_ERRORS, prepare
+            from modeling_gpt2scratch.hub.datasets import push_data
+
+        try:
+            manifest = prepare(config)
+            for name, split in manifest.splits.items():
+                print(
+                    f"{name}: {split.n_tokens:,} tokens, {split.n_documents:,} documents, "
+                    f"{len(split.shards)} shard{'s' * (len(split.shards) > 1)} in "
+                    f"{config.output_dir}"
+                )
+            if config.push_to_hub:
+                repository, private = config.push_to_hub, config.private
+                with activity("uploading"):
+                    print(push_data(Path(config.output_dir), repository, private=private))
+        except EXPECTED_ERRORS as error:
+            sys.exit(f"{PROGRAM}: error: {error}")
 
 
 if __name__ == "__main__":

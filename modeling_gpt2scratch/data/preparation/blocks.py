@@ -1,6 +1,6 @@
 """Encoded documents in blocks: shuffled, split, written, and safe from a kill once written.
 
-    DocumentStream -> batches -> workers -> blocks of some 50 million tokens -> SplitWriter
+    SplitStream -> batches -> workers -> blocks of some 50 million tokens -> SplitWriter
 
 A block is complete when it holds `shuffle_buffer_tokens`, or `MAX_BLOCK_DOCUMENTS` short documents;
 then its documents are permuted, written, and the progress saved. Memory holds one block and the
@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
+from modeling_gpt2scratch.common.activity import kept_moving
 from modeling_gpt2scratch.data.shards.writer import SplitWriter
-from modeling_gpt2scratch.data.sources.document_stream import DocumentStream
-from modeling_gpt2scratch.data.tokens.encoder import EncodedDocuments, is_held_out
-from modeling_gpt2scratch.data.tokens.workers import Encoding, encoded
+from modeling_gpt2scratch.data.tokens.encoder import EncodedDocuments
+from modeling_gpt2scratch.data.tokens.workers import Batch, Encoding, encoded
 
+from .held_out import SplitStream
 from .progress import Progress, SeenDocuments, WorkingDirectory
 
 MAX_BLOCK_DOCUMENTS = 1 << 19  # each takes some 400 bytes of memory beside its tokens
@@ -31,7 +32,7 @@ class Plan:
     encoding: Encoding
     vocab_size: int
     shard_tokens: int
-    val_fraction: float
+    has_val: bool
     block_tokens: int
     is_shuffled: bool
     is_deduplicated: bool
@@ -40,7 +41,7 @@ class Plan:
 
 
 def write_shards(
-    stream: DocumentStream, plan: Plan, working: WorkingDirectory, progress: Progress
+    stream: SplitStream, plan: Plan, working: WorkingDirectory, progress: Progress
 ) -> None:
     """Reads the stream to its end and completes all shards; `progress` says how far they are.
 
@@ -50,17 +51,23 @@ def write_shards(
         OSError: if the disk is full. What the progress speaks of is kept in all cases.
     """
     blocks = _Blocks(plan, working, progress)
+    bar = tqdm(
+        desc="tokenizing",
+        unit=" tokens",
+        unit_scale=True,
+        initial=blocks.n_tokens,
+        disable=None,  # shown on a terminal only
+    )
     with (
         closing(blocks),
-        tqdm(
-            unit=" tokens", unit_scale=True, desc="tokenizing", mininterval=1, disable=None
-        ) as bar,
+        bar,
+        kept_moving(bar),
         encoded(stream, plan.encoding, plan.num_workers) as batches,
     ):
-        bar.update(blocks.n_tokens)
         position = progress.position
-        for documents, position in batches:
-            bar.update(blocks.add(documents))
+        for documents, batch in batches:
+            position = batch.position
+            bar.update(blocks.add(documents, batch))
             if blocks.is_block_full:
                 blocks.commit(position)
                 stream.release(position)
@@ -82,7 +89,7 @@ class _Blocks:
                 vocab_size=plan.vocab_size,
                 state=progress.splits.get(split),
             )
-            for split in (("train", "val") if plan.val_fraction else ("train",))
+            for split in (("train", "val") if plan.has_val else ("train",))
         }
         self._seen = None
         if plan.is_deduplicated:
@@ -102,22 +109,23 @@ class _Blocks:
         """Whether no more documents are wanted."""
         return self._plan.max_tokens is not None and self.n_tokens >= self._plan.max_tokens
 
-    def add(self, documents: EncodedDocuments) -> int:
-        """Takes documents into the block; returns the number of their tokens.
+    def add(self, documents: EncodedDocuments, batch: Batch) -> int:
+        """Takes the documents of a batch into the block; returns the number of their tokens.
 
         Duplicates are left out, and so is what comes after the document that completes
         `max_tokens`.
         """
         n_before = self.n_tokens
         starts = np.cumsum(documents.lengths) - documents.lengths
-        self._counts["too_short"] += documents.n_too_short
+        self._counts["too_short"] += batch.n_too_short
         if documents.n_failed:
             self._counts["not_tokenized"] += documents.n_failed
-        for start, length, n_bytes, digest in zip(
+        for start, length, n_bytes, digest, is_val in zip(
             starts.tolist(),
             documents.lengths.tolist(),
             documents.n_bytes.tolist(),
             documents.digests,
+            documents.is_val,
             strict=True,
         ):
             if self.is_enough:
@@ -125,7 +133,7 @@ class _Blocks:
             if self._seen and not self._seen.is_new(digest, self._progress.n_blocks):
                 self._counts["duplicates"] += 1
                 continue
-            self._block.append((documents.ids[start : start + length], n_bytes, digest))
+            self._block.append((documents.ids[start : start + length], n_bytes, is_val))
             self.n_tokens += length
         self._n_in_block += self.n_tokens - n_before
         return self.n_tokens - n_before
@@ -165,8 +173,7 @@ class _Blocks:
             block = [block[index] for index in np.argsort(keys, kind="stable")]
         by_split = {split: [] for split in self._writers}
         for document in block:
-            split = "val" if is_held_out(document[2], self._plan.val_fraction) else "train"
-            by_split[split].append(document)
+            by_split["val" if document[2] else "train"].append(document)
         for split, documents in by_split.items():
             if documents:
                 self._writers[split].add(
@@ -177,5 +184,6 @@ class _Blocks:
         self._clear_block()
 
     def _clear_block(self) -> None:
-        self._block: list[tuple[np.ndarray, int, bytes]] = []  # ids, UTF-8 bytes, digest
+        # Ids, UTF-8 bytes, and whether it is held out.
+        self._block: list[tuple[np.ndarray, int, bool]] = []
         self._n_in_block = 0

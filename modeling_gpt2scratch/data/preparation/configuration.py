@@ -1,14 +1,13 @@
 """The arguments of `prepare_data.py`."""
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from modeling_gpt2scratch.common.addresses import keep_secrets_apart
 from modeling_gpt2scratch.common.atomic_files import require_free
-from modeling_gpt2scratch.common.command_line import argument, check_numbers
+from modeling_gpt2scratch.common.command_line import ArgumentError, argument, check_numbers
 from modeling_gpt2scratch.common.hub_requests import check_repository
 from modeling_gpt2scratch.data.shards.format import MAX_SHARD_TOKENS
 from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME
@@ -16,6 +15,7 @@ from modeling_gpt2scratch.data.sources.docstrings import DOCSTRINGS
 from modeling_gpt2scratch.data.sources.filters import parse_condition
 from modeling_gpt2scratch.data.sources.hub_files import PRESETS
 from modeling_gpt2scratch.data.sources.mixture import parse_mixture
+from modeling_gpt2scratch.data.sources.url_files import URL_PRESETS
 from modeling_gpt2scratch.data.tokens.names import GPT2, trained_vocab_size
 
 from .progress import WorkingDirectory
@@ -25,6 +25,8 @@ DOCSTRINGS_TOKENIZER = "bpe:4096"  # a vocabulary that a small model can afford
 NOT_RECORDED = (
     *("output_dir", "num_workers", "overwrite", "ignore_free_space", "push_to_hub", "private"),
 )
+
+AUTO, DOCUMENTS, TAIL = "auto", "documents", "tail"  # values of --split
 
 # Headings of `--help`.
 OUTPUT, TEXT, TOKENS = "output", "text", "tokens"
@@ -37,8 +39,8 @@ class PrepareConfig:
 
     output_dir: str = argument("directory to make", group=OUTPUT)
     dataset: str = argument(
-        f"docstrings; a preset ({', '.join(PRESETS)}); a local file, folder or glob (txt, "
-        "jsonl, csv, each also .gz .zst .xz; parquet); a Hub name, also with its subset "
+        f"docstrings; a preset ({', '.join([*URL_PRESETS, *PRESETS])}); a local file, folder or "
+        "glob (txt, jsonl, csv, each also .gz .zst .xz; parquet); a Hub name, also with its subset "
         "(user/name/subset); or several with weights (a:0.7,b:0.3)",
         group=TEXT,
         default=DOCSTRINGS,
@@ -62,14 +64,20 @@ class PrepareConfig:
         "leave out documents that came before, exactly", group=TEXT, default=False
     )
     tokenizer: str | None = argument(
-        "gpt2, bpe:N to train one of N entries on this text, or a directory or Hub name; "
-        f"without it {DOCSTRINGS_TOKENIZER} for docstrings, else gpt2",
+        "gpt2; bytes, for characters; bpe:N to train one of N entries on this text; or a directory "
+        f"or Hub name; without it {DOCSTRINGS_TOKENIZER} for docstrings, else gpt2",
         group=TOKENS,
         default=None,
     )
     shard_tokens: int = argument("tokens per shard", group=OUTPUT, default=100_000_000)
     val_fraction: float = argument(
-        "share of the documents held out, 0 for none", group=ORDER, default=0.01
+        "share of the text held out, 0 for none", group=ORDER, default=0.01
+    )
+    split: Literal["auto", "documents", "tail"] = argument(
+        "what is held out: documents, chosen by a hash of their text; the tail of the text as it "
+        "lies there, which reads it twice; or auto, documents where there are enough",
+        group=ORDER,
+        default=AUTO,
     )
     shuffle: bool = argument("shuffle files and documents", group=ORDER, default=True)
     shuffle_buffer_tokens: int = argument(
@@ -77,8 +85,10 @@ class PrepareConfig:
         group=ORDER,
         default=50_000_000,
     )
-    num_workers: int = argument(
-        "processes that tokenize", group=TOKENS, default=os.cpu_count() or 1
+    num_workers: int | None = argument(
+        "processes that tokenize; by default one for each core, and a single one for a little text",
+        group=TOKENS,
+        default=None,
     )
     limit_documents: int | None = argument(
         "read at most so many documents", group=TEXT, default=None
@@ -114,6 +124,12 @@ class PrepareConfig:
             )
         if not 0 <= self.val_fraction < 1:
             raise ValueError(f"expected --val_fraction in [0, 1), found {self.val_fraction}")
+        if self.split == TAIL and self.max_tokens is not None:
+            raise ArgumentError(
+                *("split", "max_tokens"),
+                problem="expected the tail of all of the text, found a part of it; use "
+                "--limit_documents in place of --max_tokens",
+            )
         for condition in self.where:
             parse_condition(condition)
         if not Path(self.dataset).exists():

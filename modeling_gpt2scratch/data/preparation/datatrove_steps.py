@@ -37,6 +37,7 @@ from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME, Manifest
 from modeling_gpt2scratch.data.shards.merging import Part, merge_parts, part_name
 from modeling_gpt2scratch.data.shards.writer import SplitWriter
 from modeling_gpt2scratch.data.tokens.encoder import DocumentEncoder, document_digest, is_held_out
+from modeling_gpt2scratch.data.tokens.ids import vocab_size_of
 from modeling_gpt2scratch.data.tokens.names import TRAINED_PREFIX
 from modeling_gpt2scratch.data.tokens.text import well_formed
 from modeling_gpt2scratch.data.tokens.tokenizer import (
@@ -127,7 +128,7 @@ class ShardWriterStep(PipelineStep):
                 self.output_dir,
                 f"{split}_{rank:05d}",
                 shard_tokens=self.arguments["shard_tokens"],
-                vocab_size=len(tokenizer),
+                vocab_size=vocab_size_of(tokenizer),
             )
             for split in self._splits()
         }
@@ -140,6 +141,7 @@ class ShardWriterStep(PipelineStep):
             **manifest_entries(name, tokenizer),
             splits={split: writer.close() for split, writer in writers.items()},
             arguments=self.arguments,
+            held_out={"split": "documents"} if self.arguments["val_fraction"] else {},
         )
         Part(manifest, rank, world_size).save(self.output_dir)
 

@@ -1,17 +1,21 @@
 """From a configuration to a data directory: what `prepare_data.py` does, in its order.
 
-The tokenizer is saved first, then the shards are written block by block (`blocks.py`), last
-comes the manifest; then the directory gets its name.
+First it is settled what is held out (`held_out.py`), then the tokenizer is saved, then the shards
+are written block by block (`blocks.py`), last comes the manifest; then the directory gets its name.
 """
 
+import dataclasses
 import shutil
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from modeling_gpt2scratch.common.activity import activity, kept_moving
 from modeling_gpt2scratch.common.errors import SourceError
+from modeling_gpt2scratch.common.threads import n_cores
 from modeling_gpt2scratch.data.shards.format import ShardError
 from modeling_gpt2scratch.data.shards.manifest import Manifest, Split
 from modeling_gpt2scratch.data.sources.dataset_argument import (
@@ -21,10 +25,14 @@ from modeling_gpt2scratch.data.sources.dataset_argument import (
     estimated_bytes,
     open_sources,
 )
+from modeling_gpt2scratch.data.sources.docstrings import DocstringFile
 from modeling_gpt2scratch.data.sources.document_stream import BATCH_CHARACTERS, DocumentStream
 from modeling_gpt2scratch.data.sources.filters import parse_condition
-from modeling_gpt2scratch.data.sources.hub_files import remove_partial_downloads
+from modeling_gpt2scratch.data.sources.hub_files import HubFile, remove_partial_downloads
+from modeling_gpt2scratch.data.sources.local_files import LocalFile
+from modeling_gpt2scratch.data.sources.url_files import UrlFile
 from modeling_gpt2scratch.data.tokens.encoder import document_digest, is_held_out
+from modeling_gpt2scratch.data.tokens.ids import vocab_size_of
 from modeling_gpt2scratch.data.tokens.names import TokenizerError, trained_vocab_size
 from modeling_gpt2scratch.data.tokens.tokenizer import (
     load_tokenizer,
@@ -36,7 +44,8 @@ from modeling_gpt2scratch.data.tokens.tokenizer import (
 from modeling_gpt2scratch.data.tokens.workers import Encoding, WorkerError
 
 from .blocks import Plan, write_shards
-from .configuration import PrepareConfig
+from .configuration import TAIL, PrepareConfig
+from .held_out import HeldOut, SplitStream, settle
 from .progress import Progress, ProgressError, WorkingDirectory
 
 # What the user can mend, and therefore sees as one line.
@@ -44,6 +53,8 @@ EXPECTED_ERRORS = (
     *(SourceError, TokenizerError, ShardError, ProgressError, WorkerError),
     OSError,
 )
+MANY_BYTES = 2**28  # of a data set on the Hub, which has more than enough documents then
+LITTLE_BYTES = 2**21  # of tokens, which one process makes in the time that others take to begin
 TOKENIZER_CHARACTERS = 4 * 2**30  # a tokenizer is trained on so much text at most
 
 
@@ -54,12 +65,13 @@ def prepare(config: PrepareConfig) -> Manifest:
     if working.is_published(config.recorded()):
         working.remove()
         return Manifest.load(output_dir)
-    sources = open_sources(
-        config.dataset,
-        subset=config.subset,
-        text_column=config.text_column,
-        where=[parse_condition(condition) for condition in config.where],
-    )
+    with activity("listing the files"):
+        sources = open_sources(
+            config.dataset,
+            subset=config.subset,
+            text_column=config.text_column,
+            where=[parse_condition(condition) for condition in config.where],
+        )
     with working.locked():
         inputs = describe_files(sources)
         progress = working.open(config.recorded(), inputs, overwrite=config.overwrite)
@@ -67,6 +79,8 @@ def prepare(config: PrepareConfig) -> Manifest:
         try:
             if progress is None:
                 require_free_space(sources, config)
+            gather_docstrings(sources, working)
+            if progress is None:
                 progress = begin(config, sources, inputs, working)
             return finish(config, sources, working, progress)
         except BaseException as error:
@@ -100,47 +114,68 @@ def require_free_space(sources: list[Source], config: PrepareConfig) -> None:
         )
 
 
+def gather_docstrings(sources: list[Source], working: WorkingDirectory) -> None:
+    """Makes the files of docstrings, which have a bar of their own, before another one is shown."""
+    for source in sources:
+        for file in source.files:
+            if isinstance(file, DocstringFile):
+                file.fetch(working.downloads)
+
+
 def begin(
     config: PrepareConfig, sources: list[Source], inputs: list, working: WorkingDirectory
 ) -> Progress:
-    """Saves the tokenizer and then the progress of a preparation that has just begun."""
+    """Settles what is held out, saves the tokenizer, and then the progress that has just begun."""
     vocab_size = trained_vocab_size(config.tokenizer)
-    if vocab_size is None:
-        tokenizer = load_tokenizer(config.tokenizer)
-    else:
-        tokenizer = train_on_sources(vocab_size, config, sources, working)
+    tokenizer = load_tokenizer(config.tokenizer) if vocab_size is None else None
+    held_out = settle(
+        config,
+        partial(open_stream, config, sources, working),
+        working,
+        has_many_documents=stored_bytes(sources, HubFile) > MANY_BYTES,
+    )
+    if tokenizer is None:
+        tokenizer = train_on_sources(vocab_size, config, sources, working, held_out)
     save_tokenizer(tokenizer, working.data)
-    progress = Progress(arguments=config.recorded(), inputs=inputs)
+    progress = Progress(
+        arguments=config.recorded(), inputs=inputs, held_out=dataclasses.asdict(held_out)
+    )
     working.save(progress)
     return progress
 
 
 def train_on_sources(
-    vocab_size: int, config: PrepareConfig, sources: list[Source], working: WorkingDirectory
+    vocab_size: int,
+    config: PrepareConfig,
+    sources: list[Source],
+    working: WorkingDirectory,
+    held_out: HeldOut,
 ) -> PreTrainedTokenizerBase:
     """A tokenizer trained on the documents that will be in the training split."""
+    bar = tqdm(
+        desc=f"training a tokenizer of {vocab_size}",
+        unit=" documents",
+        disable=None,  # shown on a terminal only
+    )
 
     def training_documents():
         n_characters = 0
         for batch in stream:
-            for text in batch.documents:
-                is_used = len(text) >= config.min_characters and not is_held_out(
-                    document_digest(text, config.seed), config.val_fraction
-                )
-                if is_used:
+            for index, text in enumerate(batch.documents):
+                if batch.n_train is None:
+                    is_val = is_held_out(document_digest(text, config.seed), config.val_fraction)
+                else:
+                    is_val = index >= batch.n_train
+                if not is_val:
+                    bar.update()
                     yield text
                     n_characters += len(text)
             if n_characters > TOKENIZER_CHARACTERS:
-                return
+                break
+        bar.set_description(f"learning what makes {vocab_size} entries")
 
-    with closing(open_stream(config, sources, working)) as stream:
-        progress = tqdm(
-            training_documents(),
-            desc=f"training a tokenizer of {vocab_size}",
-            unit=" documents",
-            disable=None,  # only where nobody watches
-        )
-        return train_tokenizer(progress, vocab_size)
+    with closing(split_stream(config, sources, working, held_out)) as stream, bar, kept_moving(bar):
+        return train_tokenizer(training_documents(), vocab_size)
 
 
 def finish(
@@ -148,49 +183,81 @@ def finish(
 ) -> Manifest:
     """Writes the shards that are missing, and the manifest, and publishes the directory."""
     tokenizer = load_tokenizer(str(working.data.absolute()))
+    held_out = HeldOut(**progress.held_out)
     if not progress.is_finished:
         plan = Plan(
             encoding=Encoding(
                 tokenizer_spec=tokenizer_spec(config.tokenizer, tokenizer),
                 end_of_text_id=tokenizer.eos_token_id,
                 seed=config.seed,
-                min_characters=config.min_characters,
+                val_fraction=config.val_fraction,
                 skips_failures=config.on_bad_row == "skip",
             ),
-            vocab_size=len(tokenizer),
+            vocab_size=vocab_size_of(tokenizer),
             shard_tokens=config.shard_tokens,
-            val_fraction=config.val_fraction,
+            has_val=held_out.split is not None,
             block_tokens=config.shuffle_buffer_tokens,
             is_shuffled=config.shuffle,
             is_deduplicated=config.deduplicate,
             max_tokens=config.max_tokens,
-            num_workers=config.num_workers,
+            num_workers=config.num_workers or default_workers(sources),
         )
-        with closing(open_stream(config, sources, working, progress.position)) as stream:
+        with closing(split_stream(config, sources, working, held_out, progress.position)) as stream:
             write_shards(stream, plan, working, progress)
-    manifest = Manifest(
-        **manifest_entries(config.tokenizer, tokenizer),
-        splits={name: Split.from_json(entry) for name, entry in progress.splits.items()},
-        arguments=config.recorded(),
-        sources=describe_sources(sources),
-        left_out=progress.counts,
-    )
-    check_splits(manifest, config, working)
-    manifest.save(working.data)
-    working.publish()
+    with activity("finishing"):
+        manifest = Manifest(
+            **manifest_entries(config.tokenizer, tokenizer),
+            splits={name: Split.from_json(entry) for name, entry in progress.splits.items()},
+            arguments=config.recorded(),
+            sources=describe_sources(sources),
+            left_out=progress.counts,
+            held_out=held_out.in_manifest(),
+        )
+        check_splits(manifest, config, working)
+        manifest.save(working.data)
+        working.publish()
     return manifest
+
+
+def default_workers(sources: list[Source]) -> int:
+    """One process for each core; one in all for text that is tokenized before a second is there."""
+    files = [file for source in sources for file in source.files]
+    is_known = all(isinstance(file, LocalFile | UrlFile) for file in files)
+    is_little = is_known and estimated_bytes(sources, max_tokens=None) <= LITTLE_BYTES
+    return 1 if is_little else n_cores()
+
+
+def stored_bytes(sources: list[Source], kind: type) -> int:
+    """The size of all files of one kind."""
+    files = (file for source in sources for file in source.files)
+    return sum(file.n_bytes for file in files if isinstance(file, kind))
+
+
+def split_stream(
+    config: PrepareConfig,
+    sources: list[Source],
+    working: WorkingDirectory,
+    held_out: HeldOut,
+    position: dict | None = None,
+) -> SplitStream:
+    """The documents that are long enough, and which of them are the tail, if there is one."""
+    in_order = held_out.split == TAIL
+    stream = open_stream(config, sources, working, in_order=in_order, position=position)
+    return SplitStream(stream, held_out, min_characters=config.min_characters)
 
 
 def open_stream(
     config: PrepareConfig,
     sources: list[Source],
     working: WorkingDirectory,
+    *,
+    in_order: bool = False,
     position: dict | None = None,
 ) -> DocumentStream:
-    """The documents in the order of this configuration."""
+    """The documents in the order of this configuration, or in that of the files' names."""
     return DocumentStream(
         sources,
-        seed=config.seed if config.shuffle else None,
+        seed=config.seed if config.shuffle and not in_order else None,
         downloads=working.downloads,
         limit_documents=config.limit_documents,
         # Several batches to a block, whose characters are some four times its tokens.

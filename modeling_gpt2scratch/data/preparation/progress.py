@@ -41,6 +41,7 @@ class Progress:
 
     arguments: dict  # that decide the result
     inputs: list  # names, sizes and ages of the files that are read
+    held_out: dict = field(default_factory=dict)  # for validation
     n_blocks: int = 0
     position: dict | None = None  # in the sources; None is their start
     splits: dict[str, dict] = field(default_factory=dict)  # of the writers
@@ -69,14 +70,15 @@ class WorkingDirectory:
         they are used.
 
         Raises:
-            ProgressError: if there is one of other arguments or inputs, and `overwrite` is not set.
+            ProgressError: if there is one of other arguments or inputs that has come so far that
+                it is worth a question, and `overwrite` is not set.
         """
         progress = self._load()
         if progress is not None:
             difference = _first_difference(progress, arguments, inputs)
             if difference is None:
                 return progress
-            if not overwrite:
+            if progress.n_blocks and not overwrite:
                 raise ProgressError(
                     f"{self.path}: expected an unfinished preparation with the same arguments, "
                     f"found {difference}; repeat the earlier command to finish it, or add "

@@ -89,6 +89,7 @@ class Manifest:
     arguments: dict  # of the preparation
     sources: list[dict] = dataclasses.field(default_factory=list)  # what was read
     left_out: dict[str, int] = dataclasses.field(default_factory=dict)  # documents, by reason
+    held_out: dict = dataclasses.field(default_factory=dict)  # "split": "documents" or "tail"
 
     @property
     def is_adopted(self) -> bool:

@@ -82,6 +82,8 @@ def _check_origin(content: dict) -> None:
     left_out = _value(content, "left_out", dict) if "left_out" in content else {}
     for reason in left_out:
         _number(left_out, reason, " of left_out")
+    if "held_out" in content:
+        _value(content, "held_out", dict)
 
 
 def _check_split(split: dict, name: str, is_own: bool) -> None:

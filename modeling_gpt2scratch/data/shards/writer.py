@@ -69,12 +69,11 @@ class SplitWriter:
             n_documents: documents in `tokens`.
 
         Raises:
-            ShardError: if an id is not below `vocab_size`.
+            ShardError: if an id is negative or not below `vocab_size`, before it is narrowed.
         """
-        if len(tokens) and int(tokens.max()) >= self._vocab_size:
-            raise ShardError(
-                f"{self._split}: expected ids below {self._vocab_size}, found {int(tokens.max())}"
-            )
+        if len(tokens) and not 0 <= tokens.min() <= tokens.max() < self._vocab_size:
+            found = tokens.min() if tokens.min() < 0 else tokens.max()
+            raise ShardError(f"{self._split}: expected ids below {self._vocab_size}, found {found}")
         self._n_documents += n_documents
         self._n_bytes += n_bytes
         tokens = tokens.astype(self._dtype, copy=False)

@@ -21,6 +21,7 @@ from .hub_stream import HubStream
 from .local_files import LocalFile, find_files
 from .mixture import parse_mixture
 from .readers import COMPRESSIONS
+from .url_files import URL_PRESETS
 
 FILES_AT_ONCE = 4  # read in turn, so that neighbouring documents come from different files
 
@@ -73,6 +74,8 @@ def open_sources(
 def _open_source(name: str, subset: str | None, text_column: str) -> Source:
     if name == DOCSTRINGS:
         return Source(name, [DocstringFile()])
+    if name in URL_PRESETS:
+        return Source(name, [URL_PRESETS[name]])
     if name in PRESETS:
         return _hub_source(PRESETS[name])
     files = find_files(name)
@@ -85,7 +88,7 @@ def _open_source(name: str, subset: str | None, text_column: str) -> Source:
     try:
         return _hub_source(Preset(name, subset, text_column))
     except SourceError as error:
-        close = difflib.get_close_matches(name, [DOCSTRINGS, *PRESETS], n=1)
+        close = difflib.get_close_matches(name, [DOCSTRINGS, *URL_PRESETS, *PRESETS], n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise SourceError(
             f"{error}; there is no file or folder of that name, either{hint}"

@@ -125,7 +125,7 @@ class EncodedDocuments:
     lengths: np.ndarray  # int64 (documents,), tokens of each
     n_bytes: np.ndarray  # int64 (documents,), UTF-8 bytes of each
     digests: list[bytes]  # of each document's text
-    n_too_short: int = 0  # documents that were left out
+    is_val: list[bool]  # whether each is held out for validation
     n_failed: int = 0  # documents that were left out because they cannot be encoded
 
 
@@ -134,39 +134,47 @@ def encode_documents(
     documents: list[str],
     *,
     seed: int,
-    min_characters: int,
+    val_fraction: float,
+    n_train: int | None = None,
     skips_failures: bool = False,
 ) -> EncodedDocuments:
-    """The documents of at least `min_characters` characters, encoded and hashed.
+    """The documents, encoded, hashed and split.
+
+    Args:
+        encoder: of the tokenizer.
+        documents: in their order.
+        seed: of the digests.
+        val_fraction: share of the documents that are held out, by their text.
+        n_train: if given, the documents behind so many are held out, and no others.
+        skips_failures: whether documents that cannot be encoded are left out.
 
     Raises:
         DocumentError: at one that cannot be encoded, unless such documents are to be left out.
     """
-    kept = [document for document in documents if len(document) >= min_characters]
-    n_too_short = len(documents) - len(kept)
-    failures = {}
+    kept, failures = dict(enumerate(documents)), {}
     try:
-        ids, lengths = encoder.encode(kept)
+        ids, lengths = encoder.encode(documents)
     except BaseException as error:  # a panic in Rust is no Exception
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise
-        failures = _failures(encoder, documents, min_characters)
+        failures = _failures(encoder, documents)
         if not (failures and skips_failures):
             index, reason = next(iter(failures.items()), (0, named(error)))
             raise DocumentError(index, reason) from None
-        kept = [
-            document
-            for index, document in enumerate(documents)
-            if index not in failures and len(document) >= min_characters
-        ]
-        ids, lengths = encoder.encode(kept)
-    texts = [document.encode() for document in kept]
+        kept = {index: text for index, text in kept.items() if index not in failures}
+        ids, lengths = encoder.encode(list(kept.values()))
+    texts = [document.encode() for document in kept.values()]
+    digests = [_digest(text, seed) for text in texts]
+    if n_train is None:
+        is_val = [is_held_out(digest, val_fraction) for digest in digests]
+    else:
+        is_val = [index >= n_train for index in kept]
     return EncodedDocuments(
         ids=ids,
         lengths=lengths,
         n_bytes=np.array([len(text) for text in texts], dtype=np.int64),
-        digests=[_digest(text, seed) for text in texts],
-        n_too_short=n_too_short,
+        digests=digests,
+        is_val=is_val,
         n_failed=len(failures),
     )
 
@@ -187,14 +195,12 @@ def use_one_thread() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-def _failures(
-    encoder: DocumentEncoder, documents: list[str], min_characters: int
-) -> dict[int, str]:
+def _failures(encoder: DocumentEncoder, documents: list[str]) -> dict[int, str]:
     """Why documents cannot be encoded, by their index."""
     reasons = {}
     for index, document in enumerate(documents):
         try:
-            encoder.encode([document] if len(document) >= min_characters else [])
+            encoder.encode([document])
         except BaseException as error:
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 raise

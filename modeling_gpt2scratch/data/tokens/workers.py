@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import connection
 from typing import NamedTuple
 
@@ -41,6 +42,8 @@ class Batch:
     position: dict  # behind them, as JSON values
     name: str = ""  # of the file that they come from
     rows: Sequence[int] = ()  # of that file, the one that ends with each document
+    n_too_short: int = 0  # documents that were left out
+    n_train: int | None = None  # those behind so many are held out; None: their text decides
 
 
 class Encoding(NamedTuple):
@@ -49,41 +52,45 @@ class Encoding(NamedTuple):
     tokenizer_spec: str
     end_of_text_id: int
     seed: int
-    min_characters: int
+    val_fraction: float  # of the documents, where their text decides
     skips_failures: bool = False  # leaves out and counts documents that cannot be encoded
+
+
+# The encoded documents of a batch, and the batch.
+EncodedBatches = Iterator[tuple[EncodedDocuments, Batch]]
 
 
 @contextmanager
 def encoded(
     stream: Iterable[Batch], encoding: Encoding, num_workers: int
-) -> Iterator[Iterator[tuple[EncodedDocuments, dict]]]:
-    """The batches of the stream, encoded, in their order, each with the position behind it.
+) -> Iterator[EncodedBatches]:
+    """The batches of the stream, encoded, in their order.
 
     Raises:
         WorkerError: if a worker process dies, or a document cannot be encoded.
     """
     if num_workers == 1:
         _start(encoding)
-        yield (_of(batch, lambda b=batch: _encode(b.documents)) for batch in stream)
+        yield (_of(batch, partial(_encode, batch)) for batch in stream)
         return
-    pool = start_workers(num_workers, initializer=_start, initargs=(encoding,))
     try:
-        yield _in_order(stream, pool, BATCHES_PER_WORKER * num_workers)
+        with start_workers(num_workers, initializer=_start, initargs=(encoding,)) as pool:
+            yield _in_order(stream, pool, BATCHES_PER_WORKER * num_workers)
     except BrokenProcessPool:
         raise WorkerError(
             "a worker process died, perhaps because memory ran out; what is finished is kept: run "
             "the same command again to go on, with a lower --num_workers if it happens again"
         ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
+@contextmanager
 def start_workers(
     num_workers: int, *, initializer: Callable | None = None, initargs: tuple = ()
-) -> ProcessPoolExecutor:
-    """Processes that leave Ctrl-C to their parent, and end with it even if it is killed.
+) -> Iterator[ProcessPoolExecutor]:
+    """Processes that leave Ctrl-C to their parent, and end with the block and with their parent.
 
-    They are spawned on every system: forking a process that has threads may deadlock.
+    An error in the block, as Ctrl-C is, ends them in the middle of their work. They are spawned on
+    every system: forking a process that has threads may deadlock.
 
     Args:
         num_workers: how many.
@@ -96,25 +103,47 @@ def start_workers(
         initializer=_begin,
         initargs=(initializer, initargs),
     )
-    # A process inherits that it ignores a signal. One begins with each work that finds none idle.
-    is_main_thread = threading.current_thread() is threading.main_thread()
-    earlier = signal.signal(signal.SIGINT, signal.SIG_IGN) if is_main_thread else None
     try:
-        for _ in range(num_workers):
-            pool.submit(os.getpid)
-    finally:
-        if is_main_thread:
-            signal.signal(signal.SIGINT, earlier)
-    return pool
+        with _deaf_children():
+            for _ in range(num_workers):  # one begins with each work that finds none idle
+                pool.submit(os.getpid)
+        yield pool
+    except BaseException:
+        _kill(pool)
+        raise
+    pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _in_order(
-    stream: Iterable[Batch], pool: ProcessPoolExecutor, n_ahead: int
-) -> Iterator[tuple[EncodedDocuments, dict]]:
+def _kill(pool: ProcessPoolExecutor) -> None:
+    """Ends the processes of a pool in the middle of their work.
+
+    `kill_workers` of Python 3.14 does the same but for the pipe: a process that is killed while it
+    writes a result would leave the pool's thread, and so the interpreter, waiting for the rest.
+    """
+    for process in list((pool._processes or {}).values()):
+        process.kill()
+    pool._result_queue._writer.close()
+    pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Within the block, processes begin that Ctrl-C does not reach; it is not lost for this one."""
+    if hasattr(signal, "pthread_sigmask"):
+        earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # is inherited
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
+    else:
+        yield
+
+
+def _in_order(stream: Iterable[Batch], pool: ProcessPoolExecutor, n_ahead: int) -> EncodedBatches:
     """Keeps `n_ahead` batches with the workers, so that they encode while this process reads."""
     waiting = deque()
     for batch in stream:
-        future = pool.submit(_encode, batch.documents)
+        future = pool.submit(_encode, batch)
         waiting.append((replace(batch, documents=[]), future.result))
         if len(waiting) == n_ahead:
             yield _of(*waiting.popleft())
@@ -122,10 +151,10 @@ def _in_order(
         yield _of(batch, result)
 
 
-def _of(batch: Batch, result: Callable[[], EncodedDocuments]) -> tuple[EncodedDocuments, dict]:
-    """The encoded documents of a batch and its position; an error names file and row."""
+def _of(batch: Batch, result: Callable[[], EncodedDocuments]) -> tuple[EncodedDocuments, Batch]:
+    """The encoded documents of a batch, with the batch; an error names file and row."""
     try:
-        return result(), batch.position
+        return result(), batch
     except DocumentError as error:
         raise WorkerError(f"{batch.name}: row {batch.rows[error.index]}: {error}") from error
 
@@ -156,11 +185,12 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _encode(documents: list[str]) -> EncodedDocuments:
+def _encode(batch: Batch) -> EncodedDocuments:
     return encode_documents(
         _encoder,
-        documents,
+        batch.documents,
         seed=_encoding.seed,
-        min_characters=_encoding.min_characters,
+        val_fraction=_encoding.val_fraction,
+        n_train=batch.n_train,
         skips_failures=_encoding.skips_failures,
     )
