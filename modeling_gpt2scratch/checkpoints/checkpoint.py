@@ -66,6 +66,16 @@ def find_checkpoint(directory: Path) -> Path | None:
     return next(iter(find_checkpoints(directory)), None)
 
 
+def find_model(directory: Path) -> Path:
+    """`directory` if a model is in it, else the newest complete checkpoint of the run in it.
+
+    Without either, it is `directory`, in which whoever loads it will find nothing.
+    """
+    if (directory / "config.json").is_file():
+        return directory
+    return find_checkpoint(directory) or directory
+
+
 def verify_checkpoint(checkpoint: Path) -> None:
     """Reads every file again, and compares size and sha256 with what was written.
 

@@ -54,13 +54,9 @@ def load_scorer(
         ValueError: if there is no such model, its weights are damaged, or no tokenizer fits it.
         Exception: of many kinds, from what transformers finds in its files.
     """
-    with naming_damaged_files(name):
-        require_model(name, trust_remote_code=trust_remote_code)
-        tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
-        )
-        require_fitting(tokenizer, model)
+    model, tokenizer = load_model(
+        name, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
+    )
     accelerator = processes.accelerator
     if accelerator is None or device not in ("auto", "cpu"):
         place = resolve_device(device)
@@ -77,6 +73,29 @@ def load_scorer(
         has_progress=True,
         checks_head=True,
     )
+
+
+def load_model(
+    name: str, *, dtype: torch.dtype | Literal["auto"], trust_remote_code: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model with the tokenizer beside it.
+
+    Raises:
+        ValueError: if there is no such model, its weights are damaged or incomplete, or no
+            tokenizer fits it.
+        Exception: of many kinds, from what transformers finds in its files.
+    """
+    with naming_damaged_files(name):
+        require_model(name, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, output_loading_info=True, trust_remote_code=trust_remote_code
+        )
+        require_fitting(tokenizer, model)
+    if missing := sorted(report["missing_keys"]):
+        # transformers alone would make them random, and warn of it.
+        raise ValueError(f"expected all tensors of {type(model).__name__}, found no {missing[0]}")
+    return model, tokenizer
 
 
 def require_model(name: str, *, trust_remote_code: bool) -> None:

@@ -1,0 +1,136 @@
+"""Lets models write: `gpt2scratch sample runs/quickstart --prompt "Returns the"`.
+
+DIR is a run, one of its checkpoints, or any causal language model of transformers, in a directory
+or on the Hub. Several write on from the same prompts with the same seeds. Without a prompt, you
+type one after the other. The same seed gives the same text.
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser
+from modeling_gpt2scratch.common.sampling import TEMPERATURE, TOP_K
+from modeling_gpt2scratch.common.threads import let_waiting_threads_rest
+from modeling_gpt2scratch.common.user_cache import user_cache
+
+PROGRAM = "gpt2scratch sample"
+HISTORY_NAME = "sample_history"
+STANDARD_INPUT = "-"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses, writes, and turns what is wrong with the input into one line and an exit code."""
+    arguments = _parse_arguments(argv)
+    try:
+        prompts = [*arguments.prompt, *_prompts_of(arguments.prompts_file)]
+        _write(arguments, prompts)
+    except BrokenPipeError:  # the reader, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{PROGRAM}: error: {error}")
+
+
+def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The checked arguments; exits with code 2 and one line if anything is wrong with them."""
+    parser = OneLineErrorParser(prog=PROGRAM, description=__doc__)
+    parser.add_argument("models", nargs="+", metavar="DIR", help="models that write")
+    add = parser.add_argument_group("prompts").add_argument
+    help = "how a text begins; empty for the beginning of a document"
+    add("--prompt", nargs="+", action="extend", default=[], metavar="TEXT", help=help)
+    help = f"one prompt per line, {STANDARD_INPUT} for the standard input"
+    add("--prompts_file", metavar="FILE", help=help)
+    add = parser.add_argument_group("sampling").add_argument
+    whole = {"metavar": "INTEGER"}
+    add("--num_samples", type=_number(int, 1), default=1, **whole, help="texts for each prompt")
+    help = "beyond the positions of the model, the oldest tokens are forgotten"
+    add("--max_new_tokens", type=_number(int, 1), default=200, **whole, help=help)
+    help = "0 takes the likeliest token, 1 the model's own distribution"
+    add("--temperature", type=_number(float, 0), default=TEMPERATURE, metavar="NUMBER", help=help)
+    help = "tokens to choose from, 0 for all"
+    add("--top_k", type=_number(int, 0), default=TOP_K, **whole, help=help)
+    help = "share of the probability to choose from"
+    add("--top_p", type=_number(float, 0, 1), default=1.0, metavar="NUMBER", help=help)
+    help = "of the first text of each prompt; the next text has the next seed"
+    add("--seed", type=_number(int, 0, 2**62), default=0, **whole, help=help)
+    help = "let code that comes with a model run"
+    parser.add_argument("--trust_remote_code", action="store_true", help=help)
+    arguments = parser.parse_args(argv)
+    is_asked = bool(arguments.prompt) or arguments.prompts_file is not None
+    if not is_asked and not (sys.stdin.isatty() and sys.stdout.isatty()):
+        parser.error("expected --prompt, --prompts_file or a terminal, found none")
+    return arguments
+
+
+def _number(kind: type, least: float, most: float = float("inf")) -> Callable[[str], float]:
+    """A reader of numbers within these bounds, for argparse."""
+    wanted = {int: "a whole number", float: "a number"}[kind]
+    bounds = f"of at least {least}" if most == float("inf") else f"from {least} to {most}"
+
+    def read(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            number = kind(text)
+            if least <= number <= most and number != float("inf"):
+                return number
+        raise argparse.ArgumentTypeError(f"expected {wanted} {bounds}, found {text!r}")
+
+    return read
+
+
+def _prompts_of(file: str | None) -> list[str]:
+    """The lines of a file that are not empty.
+
+    Raises:
+        ValueError: if there is none, or it is no text.
+    """
+    if file is None:
+        return []
+    try:
+        content = sys.stdin.buffer.read() if file == STANDARD_INPUT else Path(file).read_bytes()
+        lines = content.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: expected text in UTF-8, found {error}") from error
+    prompts = [line for line in lines if line]
+    if not prompts:
+        raise ValueError(f"{file}: expected one prompt per line, found none")
+    return prompts
+
+
+def _write(arguments: argparse.Namespace, prompts: Sequence[str]) -> None:
+    """Loads the models, then writes, or asks for prompts where there is none.
+
+    Raises:
+        ValueError: if a model cannot be loaded or cannot write.
+    """
+    let_waiting_threads_rest()
+    from modeling_gpt2scratch.common.activity import activity
+
+    with activity(f"loading {', '.join(arguments.models)}"):
+        from transformers.utils import logging as transformers_logging
+
+        from modeling_gpt2scratch.generation.conversation import converse
+        from modeling_gpt2scratch.generation.writer import Sampling, load_writer, write_samples
+
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        trust = arguments.trust_remote_code
+        writers = [load_writer(name, trust_remote_code=trust) for name in arguments.models]
+    for name, writer in zip(arguments.models, writers, strict=True):
+        if writer.name != name:
+            print(f"{name}: not finished, {writer.name} writes", file=sys.stderr)
+    sys.stdout.reconfigure(errors="replace")  # whatever the terminal cannot show
+    sampling = Sampling(
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        max_new_tokens=arguments.max_new_tokens,
+    )
+    texts = {"n": arguments.num_samples, "seed": arguments.seed}
+    if prompts:
+        write_samples(writers, prompts, sampling, **texts)
+    else:
+        converse(writers, sampling, **texts, history=user_cache() / HISTORY_NAME)

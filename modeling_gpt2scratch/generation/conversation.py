@@ -1,0 +1,70 @@
+"""Prompts typed on a terminal, one after the other, with a history that outlives the session."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from .writer import Sampling, Writer, WriterError, write_samples
+
+INVITATION = "Type how a text begins, or nothing. Ctrl-C stops a text; exit or Ctrl-D ends."
+PROMPT = "> "
+END = "exit"
+N_REMEMBERED = 1000  # lines
+
+
+def converse(
+    writers: Sequence[Writer], sampling: Sampling, *, n: int, seed: int, history: Path
+) -> None:
+    """Reads prompts and writes on from each, until `exit` or the end of the input.
+
+    Ctrl-C stops what is being written; at the prompt, it is passed on.
+
+    Args:
+        writers: all of them answer each prompt.
+        sampling: how.
+        n: texts for each prompt.
+        seed: of the first text; each following one has the next, so that a prompt that is given
+            again is continued in another way.
+        history: file of the lines that were typed.
+    """
+    print(INVITATION)
+    with _remembered_lines(history):
+        while True:
+            try:
+                prompt = input(PROMPT)
+            except EOFError:
+                print()
+                return
+            except KeyboardInterrupt:
+                print()
+                raise
+            if prompt.strip() == END:
+                return
+            try:
+                write_samples(writers, [prompt], sampling, n=n, seed=seed)
+            except KeyboardInterrupt:
+                print("stopped")
+            except WriterError as error:
+                print(error)
+            seed += n
+
+
+@contextlib.contextmanager
+def _remembered_lines(history: Path) -> Iterator[None]:
+    """Within the block, `input` has arrow keys and the lines of earlier sessions."""
+    try:
+        import readline
+    except ImportError:  # on Windows, where the console itself has a history
+        yield
+        return
+    readline.set_history_length(N_REMEMBERED)
+    with contextlib.suppress(OSError):  # the first session
+        readline.read_history_file(history)
+    try:
+        yield
+    finally:
+        try:
+            history.parent.mkdir(parents=True, exist_ok=True)
+            readline.write_history_file(history)
+        except OSError as error:
+            print(f"{history}: the lines are not remembered: {error.strerror}")

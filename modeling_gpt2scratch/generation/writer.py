@@ -1,0 +1,203 @@
+"""A causal language model of transformers that writes on from a prompt, as fast as it can be read.
+
+What it writes does not end with the model's positions: when they are full, the oldest tokens are
+forgotten. As long as they are not, it writes what `generate` gives.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+
+from modeling_gpt2scratch.checkpoints.checkpoint import find_model
+from modeling_gpt2scratch.common.errors import named, one_line
+from modeling_gpt2scratch.data.tokens.text import well_formed
+from modeling_gpt2scratch.evaluation.scoring.encoding import context_length, prefix_token
+from modeling_gpt2scratch.evaluation.scoring.models import load_model
+
+# What moves the cursor of a terminal or worse; a model of bytes may write any of it.
+CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160))}
+CONTROLS = {code: text for code, text in CONTROLS.items() if chr(code) not in "\t\n"}
+
+
+class WriterError(ValueError):
+    """A model that cannot be loaded or cannot write; the message names it."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen, and how many."""
+
+    temperature: float  # 0 takes the likeliest token
+    top_k: int  # likeliest tokens to choose from, 0 for all
+    top_p: float  # share of the probability to choose from, from 0 to 1
+    max_new_tokens: int
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Of `generate`."""
+        if self.temperature == 0:
+            return {"do_sample": False}
+        chosen = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+        return {"do_sample": True} | chosen
+
+
+class Writer:
+    """A model with its tokenizer.
+
+    Args:
+        name: of the model, for people.
+        model: any causal LM of transformers.
+        tokenizer: the model's own.
+    """
+
+    def __init__(self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
+        self.name = name
+        self._model = model.eval()
+        self._tokenizer = tokenizer
+        self._n_positions = context_length(model.config, tokenizer)
+        self._max_tokens = self._n_positions + 1  # the last one needs no position itself
+        ends = model.generation_config.eos_token_id
+        self._ends = set(ends if isinstance(ends, list) else [ends]) - {None}
+
+    def write(self, prompt: str, sampling: Sampling, *, seed: int) -> None:
+        """Prints the prompt, what follows, and the end of a line; the same for the same seed.
+
+        Args:
+            prompt: empty for the beginning of a document.
+            sampling: how to go on.
+            seed: of torch's random numbers.
+
+        Raises:
+            WriterError: if there is no token to begin with, or the model gives no probabilities.
+        """
+        stream = _Stream(self._tokenizer)
+        try:
+            input_ids = self._encode(prompt, sampling.max_new_tokens)
+            torch.manual_seed(seed)
+            stream.show(input_ids)
+            self._continue(input_ids, sampling, stream)
+        except (RuntimeError, ValueError) as error:  # transformers and torch name no class
+            raise WriterError(f"{self.name}: cannot write: {named(error)}") from error
+        finally:
+            stream.finish()
+
+    def _encode(self, prompt: str, n_new: int) -> Tensor:
+        """Ids of a prompt, its last ones if there are too many: (1, T)."""
+        ids = self._tokenizer(well_formed(prompt))["input_ids"] or [prefix_token(self._tokenizer)]
+        input_ids = self._fitting(torch.tensor([ids], device=self._model.device), n_new)
+        if input_ids.shape[1] < len(ids):
+            print(
+                f"{self.name}: the prompt has {len(ids):,} tokens, the model "
+                f"{self._n_positions:,} positions; only the last {input_ids.shape[1]:,} are taken",
+                file=sys.stderr,
+            )
+        return input_ids
+
+    def _fitting(self, input_ids: Tensor, n_new: int) -> Tensor:
+        """The ids, or if they are too many, the last of them, with room for new ones."""
+        if input_ids.shape[1] < self._max_tokens:
+            return input_ids
+        n_kept = self._max_tokens - min(n_new, self._max_tokens // 2)
+        return input_ids[:, -n_kept:]
+
+    def _continue(self, input_ids: Tensor, sampling: Sampling, stream: TextStreamer) -> None:
+        """Writes into the stream what follows (1, T) ids."""
+        n_left = sampling.max_new_tokens
+        while n_left:
+            input_ids = self._fitting(input_ids, n_left)
+            n_given = input_ids.shape[1]
+            n_new = min(n_left, self._max_tokens - n_given)
+            output_ids = self._model.generate(
+                input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                max_new_tokens=n_new,
+                streamer=stream,
+                **sampling.arguments,
+            )
+            if output_ids.shape[1] < n_given + n_new or output_ids[0, -1].item() in self._ends:
+                return
+            n_left -= n_new
+            input_ids = output_ids
+
+
+class _Stream(TextStreamer):
+    """Prints words as they are complete, over several calls of `generate`."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._is_terminal = sys.stdout.isatty()
+
+    def show(self, input_ids: Tensor) -> None:
+        """Prints the prompt itself: (1, T)."""
+        self.next_tokens_are_prompt = False
+        self.put(input_ids)
+        self.next_tokens_are_prompt = True
+
+    def end(self) -> None:
+        """One call is over; the next one has its prompt from what was printed."""
+        self.next_tokens_are_prompt = True
+
+    def finish(self) -> None:
+        """Prints what is left, and the end of the line."""
+        super().end()
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        text = text.translate(CONTROLS) if self._is_terminal else text
+        super().on_finalized_text(text, stream_end=stream_end)
+
+
+def load_writer(name: str, *, trust_remote_code: bool) -> Writer:
+    """The model of a run, of a checkpoint or of the Hub, on the accelerator if there is one.
+
+    Of a run that is not finished, it is the newest checkpoint.
+
+    Raises:
+        WriterError: if it cannot be loaded whole.
+    """
+    place = str(find_model(Path(name))) if Path(name).is_dir() else name
+    try:
+        model, tokenizer = load_model(place, dtype="auto", trust_remote_code=trust_remote_code)
+        return Writer(place, model.to(_device()), tokenizer)
+    except Exception as error:  # transformers passes on whatever its readers raise
+        raise WriterError(f"{name}: {_reason(error)}") from error
+
+
+def write_samples(
+    writers: Sequence[Writer], prompts: Sequence[str], sampling: Sampling, *, n: int, seed: int
+) -> None:
+    """Prints `n` texts for each prompt by each writer, under headings that tell them apart.
+
+    Args:
+        writers: all have the same prompts and seeds.
+        prompts: to go on from.
+        sampling: how.
+        n: texts for each prompt.
+        seed: of the first of them; the others have the next ones.
+    """
+    for number, prompt in enumerate(prompts, start=1):
+        for writer in writers:
+            for sample in range(n):
+                parts = [writer.name] if len(writers) > 1 else []
+                parts += [f"prompt {number} of {len(prompts)}"] if len(prompts) > 1 else []
+                parts += [f"sample {sample + 1} of {n}"] if n > 1 else []
+                if parts:
+                    print(f"=== {', '.join(parts)} ===", flush=True)
+                writer.write(prompt, sampling, seed=seed + sample)
+
+
+def _reason(error: Exception) -> str:
+    """The message of an error of ours, and of any other with its class."""
+    return one_line(error) if isinstance(error, ValueError | OSError) else named(error)
+
+
+def _device() -> torch.device:
+    """The accelerator, or the CPU where there is none."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
