@@ -16,16 +16,19 @@ class PlotConfig:
     """Every argument of this command."""
 
     runs: list[str] = argument("output directories of train_accelerate.py")
-    output: str = argument("picture to write; its ending decides the format")
+    output: str = argument("picture to write, such as loss.png; its ending decides the format")
     x: Literal["step", "tokens"] = argument("what losses are drawn over", default="step")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, draws, and turns what is wrong with the input into one line and an exit code."""
     config = parse_config(PlotConfig, description=__doc__, argv=argv, program=PROGRAM)
+    from modeling_gpt2scratch.common.errors import file_problem
     from modeling_gpt2scratch.reports.loss_plot import PlotError, draw_losses
 
     try:
         draw_losses([Path(run) for run in config.runs], Path(config.output), x=config.x)
-    except (PlotError, OSError) as error:
+    except PlotError as error:
         sys.exit(f"{PROGRAM}: error: {error}")
+    except OSError as error:
+        sys.exit(f"{PROGRAM}: error: {file_problem(error)}")

@@ -34,10 +34,14 @@ class PublishConfig:
         from modeling_gpt2scratch.common.hub_requests import check_repository
 
         check_repository(self.repository, flag="--repository")
-        if self.dry_run is not None and (
-            not Path(self.dry_run).name or Path(self.dry_run).exists()
-        ):
+        if self.dry_run is None:
+            return
+        folder = Path(self.dry_run)
+        if not folder.name or folder.exists():
             raise ValueError(f"expected --dry_run to name a new directory, found {self.dry_run!r}")
+        above = next(path for path in folder.absolute().parents if path.exists())
+        if not above.is_dir():
+            raise ValueError(f"expected --dry_run to be in a directory, found a file: {above}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -46,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from transformers.utils import logging as transformers_logging
 
     from modeling_gpt2scratch.common.atomic_files import new_directory
+    from modeling_gpt2scratch.common.errors import file_problem
     from modeling_gpt2scratch.data.tokens.names import TokenizerError
     from modeling_gpt2scratch.hub.runs import PublishError, push_run, write_repository
     from modeling_gpt2scratch.interchange.conversion import ConversionError
@@ -62,5 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with new_directory(Path(config.dry_run)) as folder:
             write_repository(run, folder, config.repository, **card)
         print(f"written, not uploaded: {config.dry_run}")
-    except (PublishError, ConversionError, RecordsError, TokenizerError, OSError) as error:
+    except (PublishError, ConversionError, RecordsError, TokenizerError) as error:
         sys.exit(f"{PROGRAM}: error: {' '.join(str(error).split())}")
+    except OSError as error:
+        sys.exit(f"{PROGRAM}: error: {file_problem(error)}")

@@ -24,10 +24,13 @@ class ReportConfig:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, reports, and turns what is wrong with the run into one line and an exit code."""
     config = parse_config(ReportConfig, description=__doc__, argv=argv, program=PROGRAM)
+    from modeling_gpt2scratch.common.errors import file_problem
     from modeling_gpt2scratch.reports.records import RecordsError
     from modeling_gpt2scratch.reports.run_page import write_report
 
     try:
         print(f"written: {write_report(Path(config.run))}")
-    except (RecordsError, OSError) as error:
+    except RecordsError as error:
         sys.exit(f"{PROGRAM}: error: {error}")
+    except OSError as error:
+        sys.exit(f"{PROGRAM}: error: {file_problem(error)}")

@@ -26,6 +26,13 @@ def named(error: BaseException) -> str:
     return f"{name}: {one_line(error)}" if str(error) else name
 
 
+def file_problem(error: OSError) -> str:
+    """What the system said of a file, in one line that names the file."""
+    if error.strerror is None:  # raised with a whole sentence
+        return one_line(error)
+    return f"{error.filename}: expected to read or write it, found {error.strerror}"
+
+
 def content_instead(path: Path) -> str | None:
     """What stands in a binary file that no reader takes, and what to do; None if it is not known.
 

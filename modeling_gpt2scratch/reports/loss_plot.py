@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from modeling_gpt2scratch.common.atomic_files import write_file
+from modeling_gpt2scratch.common.short_names import short_names
 from modeling_gpt2scratch.tracking.metrics import METRICS_NAME, read_metrics
 
-if TYPE_CHECKING:  # an optional library
+if TYPE_CHECKING:  # loaded only to draw
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -32,22 +34,23 @@ def draw_losses(runs: Sequence[Path], output: Path, *, x: str = "step") -> None:
 
     Args:
         runs: output directories of the training script; several are told apart by their names.
-        output: the picture; its ending decides the format.
+        output: the picture; its ending decides the format. A missing directory is made.
         x: "step", or "tokens" for runs whose steps have different numbers of them.
 
     Raises:
-        PlotError: without matplotlib, without losses, or if there is no such format.
+        PlotError: without losses, or if there is no such format.
+        OSError: if the picture cannot be written.
     """
     logged = [_losses(run, read_metrics(run / METRICS_NAME), x) for run in runs]
     figure = _figure((7, 4))
     axes = figure.subplots()
+    titles = short_names(str(run) for run in runs)
     for run, rows in zip(runs, logged, strict=True):
-        _draw_loss(axes, rows, name=f"{run.name}: " if len(runs) > 1 else "", x=x)
+        _draw_loss(axes, rows, name=f"{titles[str(run)]}: " if len(runs) > 1 else "", x=x)
     axes.set_xlabel(x)
-    try:
-        figure.savefig(output, dpi=120)
-    except ValueError as error:
-        raise PlotError(f"{output}: {error}") from error
+    picture = _picture(figure, output.suffix.removeprefix("."), dpi=120)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_file(output, picture)
 
 
 def draw_curves(run: Path, logged: Sequence[dict]) -> bytes:
@@ -58,7 +61,7 @@ def draw_curves(run: Path, logged: Sequence[dict]) -> bytes:
         logged: the lines of its `metrics.jsonl`.
 
     Raises:
-        PlotError: without matplotlib, or without losses.
+        PlotError: without losses.
     """
     rows = _losses(run, logged)
     panels = {name: text for name, text in PANELS.items() if any(name in row for row in rows)}
@@ -73,18 +76,24 @@ def draw_curves(run: Path, logged: Sequence[dict]) -> bytes:
         panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3)
     figure.supxlabel("step")
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
-    return picture.getvalue()
+    return _picture(figure, "png", dpi=110)
 
 
 def _figure(inches: tuple[float, float]) -> Figure:
     """An empty picture."""
-    try:
-        from matplotlib.figure import Figure  # without pyplot nothing asks for a display
-    except ImportError:
-        raise PlotError('expected matplotlib, found none; pip install -e ".[plot]"') from None
+    from matplotlib.figure import Figure  # without pyplot nothing asks for a display
+
     return Figure(figsize=inches, layout="constrained")
+
+
+def _picture(figure: Figure, format: str, *, dpi: int) -> bytes:
+    """The picture in a format, named by the ending of its files."""
+    if format.lower() not in figure.canvas.get_supported_filetypes():
+        found = f".{format}" if format else "no ending"
+        raise PlotError(f"expected a picture that ends in .png, .svg or .pdf, found {found}")
+    picture = io.BytesIO()
+    figure.savefig(picture, format=format, dpi=dpi)
+    return picture.getvalue()
 
 
 def _draw_loss(axes: Axes, rows: Sequence[dict], *, name: str, x: str = "step") -> None:

@@ -63,7 +63,7 @@ def report_at_end(run: Path) -> str:
 
 
 def write_report(run: Path) -> Path:
-    """Writes `report.md`, and `curves.png` where matplotlib is installed.
+    """Writes `report.md` and `curves.png`.
 
     Args:
         run: output directory of the training script.

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from matplotlib.axes import Axes
 
 from modeling_gpt2scratch.commands.plot import main
 
@@ -29,19 +30,50 @@ def write_rows(run, rows):
 def test_losses_are_drawn_over_steps_or_over_the_tokens_of_each_run(
     runs, tmp_path, monkeypatch, x, expected
 ):
-    axes = pytest.importorskip("matplotlib.axes")
     drawn = []
-    plot = axes.Axes.plot
+    plot = Axes.plot
 
     def record(self, x, *arguments, **options):
         drawn.append(x)
         return plot(self, x, *arguments, **options)
 
-    monkeypatch.setattr(axes.Axes, "plot", record)
-    output = tmp_path / "loss.png"
+    monkeypatch.setattr(Axes, "plot", record)
+    output = tmp_path / "new" / "place" / "loss.png"
     main(["--runs", *map(str, runs), "--output", str(output), "--x", x])
     assert drawn == expected
-    assert output.stat().st_size > 0
+    assert output.read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    runs = [tmp_path / name / "final" for name in "ab"]
+    for run in runs:
+        run.mkdir(parents=True)
+        write_rows(run, [{"step": 1, "loss": 5.0}])
+    main(["--runs", *map(str, runs), "--output", str(tmp_path / "loss.svg")])
+    picture = (tmp_path / "loss.svg").read_text()
+    assert "<!-- a/final: training -->" in picture and "<!-- b/final: training -->" in picture
+
+
+@pytest.mark.parametrize(
+    ("output", "problem"),
+    [
+        ("loss.foo", "expected a picture that ends in .png, .svg or .pdf, found .foo"),
+        ("new/loss", "expected a picture that ends in .png, .svg or .pdf, found no ending"),
+        ("file/loss.png", "file: expected to read or write it, found File exists"),
+        ("file/new/loss.png", "file/new: expected to read or write it, found Not a directory"),
+        ("folder.png", "folder.png: expected to read or write it, found Is a directory"),
+    ],
+)
+def test_a_picture_that_cannot_be_written_is_one_line(runs, tmp_path, output, problem):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(SystemExit) as stop:
+        main(["--runs", str(runs[0]), "--output", str(tmp_path / output)])
+    assert stop.value.code.startswith("gpt2scratch plot: error: ")
+    assert stop.value.code.endswith(problem)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("file", "folder.png", "large", "small")
+    ]
 
 
 def test_a_run_that_counted_no_tokens_is_one_line(runs, tmp_path):

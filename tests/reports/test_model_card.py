@@ -219,7 +219,7 @@ def test_a_last_step_that_was_skipped_leaves_the_loss_of_the_one_before(run):
     assert "Training loss of step 20, nats per token" in card_of(run).text
 
 
-def test_a_dry_run_needs_neither_login_nor_network_nor_matplotlib(run, monkeypatch, capsys):
+def test_a_dry_run_needs_neither_login_nor_network(run, monkeypatch, capsys):
     tokenizer = train_tokenizer(["class for a function"], 257)
     end = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = GPT2ScratchConfig(vocab_size=len(tokenizer), n_embd=8, n_layer=1, n_head=1, **end)
@@ -229,30 +229,30 @@ def test_a_dry_run_needs_neither_login_nor_network_nor_matplotlib(run, monkeypat
     write_records(run)
     add_lambada(run)
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("asked the network"))
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     arguments = ["--run", str(run), "--repository", REPOSITORY, "--dry_run", str(folder)]
     publish.main(arguments)
     assert f"written, not uploaded: {folder}" in capsys.readouterr().out
     assert {*os.listdir(folder)} == {
         *os.listdir(model_only),
         *("README.md", "train_config.json", "metrics.jsonl", "results.json", ".eval_results"),
+        "loss.png",
     }
-    assert "loss.png" not in (folder / "README.md").read_text()
-    with pytest.raises(SystemExit) as stop:
-        publish.main(arguments)
-    assert stop.value.code == 2
-    assert "expected --dry_run to name a new directory" in capsys.readouterr().err
-
-
-def test_losses_that_cannot_be_drawn_are_one_line(run, monkeypatch):
-    def error(directory: Path, output: str) -> str:
+    assert "](loss.png)" in (folder / "README.md").read_text()
+    file = folder / "README.md"
+    for place, problem in (
+        (folder, f"expected --dry_run to name a new directory, found {str(folder)!r}"),
+        (file / "new", f"expected --dry_run to be in a directory, found a file: {file}"),
+    ):
         with pytest.raises(SystemExit) as stop:
-            plot.main(["--runs", str(directory), "--output", output])
-        return stop.value.code
+            publish.main([*arguments[:-1], str(place)])
+        assert stop.value.code == 2
+        assert problem in capsys.readouterr().err
 
-    assert "metrics.jsonl: expected logged steps" in error(run.parent, "loss.png")
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert error(run, "loss.png").endswith('found none; pip install -e ".[plot]"')
+
+def test_losses_that_cannot_be_drawn_are_one_line(run):
+    with pytest.raises(SystemExit) as stop:
+        plot.main(["--runs", str(run.parent), "--output", "loss.png"])
+    assert "metrics.jsonl: expected logged steps" in stop.value.code
 
 
 def test_writing_a_card_takes_no_torch():

@@ -1,7 +1,6 @@
 """The report of a run: every number checkable by hand, and nothing of the machine."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -53,7 +52,6 @@ def cells_of(report: str) -> set[tuple[str, ...]]:
 
 
 def test_a_report_says_what_the_run_recorded(run):
-    pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
     report = write_report(run).read_text()
     assert cells_of(report) >= {
         ("Steps", "30 of 40"),
@@ -97,19 +95,22 @@ def test_an_old_run_with_losses_only_has_a_report(tmp_path):
     assert ("Steps", "1 of 1") in cells_of(report)
 
 
-def test_without_matplotlib_the_report_says_so(run, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    report = write_report(run).read_text()
-    assert 'No curves: expected matplotlib, found none; pip install -e ".[plot]".' in report
-    assert not (run / "curves.png").exists()
-
-
 def test_what_is_no_run_is_one_line(tmp_path):
     with pytest.raises(SystemExit) as stop:
         main(["--run", str(tmp_path)])
     assert "metrics.jsonl: expected logged steps of a run, found none" in stop.value.code
     (tmp_path / "metrics.jsonl").write_text("[1]\n")
     assert report_at_end(tmp_path).startswith("no report: ")
+
+
+def test_a_report_that_cannot_be_written_is_one_line(run):
+    (run / "report.md").mkdir()
+    with pytest.raises(SystemExit) as stop:
+        main(["--run", str(run)])
+    assert stop.value.code == (
+        f"gpt2scratch report: error: {run / 'report.md'}: "
+        "expected to read or write it, found Is a directory"
+    )
 
 
 def test_the_command_prints_where_the_report_is(run, capsys):
