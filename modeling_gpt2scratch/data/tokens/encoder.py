@@ -112,8 +112,9 @@ def _byte_ids(document: str) -> np.ndarray:
 
 def _pieces(document: str) -> list[str]:
     """The document, cut where GPT-2's pre-tokenization parts a long run of white space."""
-    run = rf"[{WHITE_SPACE}]{{{LONG_CHARACTERS},}}(?=[{WHITE_SPACE}][^{WHITE_SPACE}])"
-    cuts = [match.end() for match in re.finditer(run, document)]
+    runs = re.finditer(f"[{WHITE_SPACE}]{{{LONG_CHARACTERS},}}", document)
+    # At the end of the text no word follows, and the run is one piece.
+    cuts = [run.end() - 1 for run in runs if run.end() < len(document)]
     return [document[start:end] for start, end in pairwise([0, *cuts, len(document)])]
 
 
