@@ -71,7 +71,7 @@ class LocalStore:
                 f"{path}: expected the shards that {MANIFEST_NAME} lists, found no such file; "
                 f"copy the rest of the data set or prepare the data again"
             )
-        if path.stat().st_size == 0:
+        if path.is_file() and path.stat().st_size == 0:
             raise ShardError(f"{path}: expected tokens, found none; prepare the data again")
         return open_shard(path, entry, vocab_size=self.manifest.vocab_size)
 

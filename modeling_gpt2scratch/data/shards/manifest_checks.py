@@ -75,10 +75,12 @@ def check_content(content: dict) -> None:
 
 
 def _check_origin(content: dict) -> None:
-    """What was read and left out, which older manifests do not say."""
+    """What was read, left out and held out, which not all manifests say."""
     for source in _value(content, "sources", list) if "sources" in content else []:
         if not isinstance(source, dict) or not isinstance(source.get("name"), str):
             raise _incomplete("each of the sources with its name", source)
+    if "held_out" in content:
+        _value(content, "held_out", dict)
     left_out = _value(content, "left_out", dict) if "left_out" in content else {}
     for reason in left_out:
         _number(left_out, reason, " of left_out")
