@@ -9,7 +9,13 @@ import sys
 import onnxruntime
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from safetensors.torch import load_file
 from support.processes import run_process
 from support.tiny_models import CORPUS, SIZES, random_ids, tiny_model, tiny_tokenizer, tiny_twins
@@ -146,6 +152,28 @@ def test_lora_trains_its_adapters_alone_and_comes_back_and_merges(model, tmp_pat
     merged = loaded.merge_and_unload()
     assert type(merged) is GPT2ScratchForCausalLM
     assert_close(logits_of(merged), logits_of(peft))
+
+
+def test_the_directory_of_an_adapter_loads_with_the_model_that_it_names(tmp_path):
+    # A stock gpt2, whose layout is converted while the adapter's own weights are not.
+    base, _ = tiny_twins(tmp_path / "stock")
+    peft = adapted(copy.deepcopy(base), "all-linear").eval()
+    peft.peft_config["default"].base_model_name_or_path = str(tmp_path / "stock")
+    peft.save_pretrained(tmp_path / "adapter")
+    loaded = GPT2ScratchForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    assert_close(logits_of(loaded), logits_of(peft), 1e-6)
+    assert not torch.allclose(logits_of(loaded), logits_of(base), atol=0.1)
+
+
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
+def test_learned_prompts_train_and_generate(model, kind):
+    peft = get_peft_model(model, kind(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    ids = random_ids(2, 8)
+    peft(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss.backward()
+    trained = [parameter for parameter in peft.parameters() if parameter.requires_grad]
+    assert trained and all(parameter.grad.any() for parameter in trained)
+    prompt = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    assert peft.eval().generate(**prompt, max_new_tokens=4, min_new_tokens=4).shape == (2, 12)
 
 
 def test_an_adapter_on_the_head_takes_part_in_the_loss_of_shifted_labels(model):
