@@ -63,7 +63,7 @@ class RemoteFiles:
         self._retry_seconds = retry_seconds
         self._closed = closed or threading.Event()
         try:
-            self._fs, self._root = fsspec.url_to_fs(address, **_options_for(address))
+            self._fs, self._root = fsspec.url_to_fs(address, **self._options(address))
         except (ImportError, ValueError) as error:
             raise ShardError(
                 f"{self.address}: expected an address that fsspec can open, found: "
@@ -126,6 +126,17 @@ class RemoteFiles:
             self._fs.invalidate_cache()  # sizes and hashes that it may have remembered
             raise
 
+    def _options(self, address: str) -> dict:
+        """Options for the file system: HTTP may take any time, but not be silent for long."""
+        if not address.startswith(HTTP):
+            return {}
+        from aiohttp import ClientTimeout
+
+        timeout = ClientTimeout(total=None, sock_connect=SILENCE_SECONDS, sock_read=SILENCE_SECONDS)
+        # A signature is of the characters that stand there.
+        options = {"encoded": True} if self._query else {}
+        return {"client_kwargs": {"timeout": timeout, "trust_env": True}} | options
+
     def _advice(self, error: Exception, tries: int) -> str:
         """What the user can do about the last failure."""
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -180,13 +191,3 @@ def describe(error: BaseException) -> str:
     if isinstance(error, ValueError):  # of a check, which says what it expected
         return one_line(error)
     return f"expected the file, found {named(error)}"
-
-
-def _options_for(address: str) -> dict:
-    """Options for the file system: HTTP may take any time, but not be silent for long."""
-    if not address.startswith(HTTP):
-        return {}
-    from aiohttp import ClientTimeout
-
-    timeout = ClientTimeout(total=None, sock_connect=SILENCE_SECONDS, sock_read=SILENCE_SECONDS)
-    return {"client_kwargs": {"timeout": timeout, "trust_env": True}}

@@ -15,7 +15,8 @@ from .format import ShardError
 from .token_files import TokenFile
 
 PICKLE_NAME = "meta.pkl"  # nanoGPT's table of characters, which is never read: pickles are programs
-# Of a file's first tokens: so many that do not look like the tokenizer's are not of it.
+# Of a file's first tokens: as many as are looked at, and so many that do not look like the
+# tokenizer's are not of it.
 TOKENS_JUDGED, FEWEST_JUDGED = 2**20, 100
 NAME_IT = "name the tokenizer that wrote it with --tokenizer"
 
@@ -45,7 +46,7 @@ class ForeignTokenizer:
                     f"{file.path}: expected a vocabulary of {self.vocab_size} entries as in the "
                     f"tokenizer {self.name}, found {file.vocab_size}; name its own with --tokenizer"
                 )
-            self._refuse_unlikely(file, is_assumed)
+        self._refuse_unlikely(files, is_assumed)
 
     def count(self, file: TokenFile, tokens: np.ndarray) -> tuple[int, int]:
         """Documents that begin or end in a piece of a file, and bytes of its text.
@@ -57,21 +58,25 @@ class ForeignTokenizer:
         n_documents = int(np.count_nonzero(tokens == self.end_of_text_id))
         return n_documents, int(self._token_bytes[tokens].sum())
 
-    def _refuse_unlikely(self, file: TokenFile, is_assumed: bool) -> None:
-        """Refuses ids that may be characters, or another tokenizer's."""
-        tokens = file.tokens[:TOKENS_JUDGED]
-        n_documents, _ = self.count(file, tokens)
-        if n_documents or len(tokens) < FEWEST_JUDGED:
-            return
-        highest = int(tokens.max())
-        lengths = self._token_bytes
-        are_bytes = lengths.max() > 1 and lengths[tokens].max() <= 1
-        if are_bytes or (is_assumed and highest < self.vocab_size // 4):
-            found = "single bytes alone" if are_bytes else f"none above {highest}"
-            raise ShardError(
-                f"{file.path}: expected ids of the tokenizer {self.name}, found {found} and no end "
-                f"of text among {len(tokens):,}; {_advice(file)}"
-            )
+    def _refuse_unlikely(self, files: Sequence[TokenFile], is_assumed: bool) -> None:
+        """Refuses files none of which looks like the tokenizer's: perhaps they hold characters."""
+        lengths, problem = self._token_bytes, None
+        for file in files:
+            tokens = file.tokens[:TOKENS_JUDGED]
+            n_documents, _ = self.count(file, tokens)
+            highest = int(tokens.max())
+            are_bytes = lengths.max() > 1 and lengths[tokens].max() <= 1
+            are_low = is_assumed and highest < self.vocab_size // 4
+            if n_documents or not (are_bytes or are_low):
+                return
+            if problem is None and len(tokens) >= FEWEST_JUDGED:
+                found = "single bytes alone" if are_bytes else f"none above {highest}"
+                problem = (
+                    f"{file.path}: expected ids of the tokenizer {self.name}, found {found} and no "
+                    f"end of text among {len(tokens):,}; {_advice(file)}"
+                )
+        if problem is not None:
+            raise ShardError(problem)
 
 
 def files_by_split(

@@ -1,6 +1,9 @@
 """Downloads from a server that fails in every way: the file or one line, never other bytes."""
 
+import base64
+import contextlib
 import re
+import threading
 
 import pytest
 import torch
@@ -12,12 +15,22 @@ from support.counting_shards import (
     cache_of,
     opened,
 )
-from support.servers.faulty_server import corrupt, delay, drop, hang_up, serve, status, truncate
+from support.servers.faulty_server import (
+    corrupt,
+    delay,
+    drop,
+    flood,
+    hang_up,
+    serve,
+    status,
+    truncate,
+)
 
-from modeling_gpt2scratch.data.loading import remote_files
+from modeling_gpt2scratch.common import addresses
+from modeling_gpt2scratch.data.loading import remote_files, store
 from modeling_gpt2scratch.data.loading.cache import PARTIAL
 from modeling_gpt2scratch.data.loading.remote_files import RemoteFiles
-from modeling_gpt2scratch.data.loading.store import LocalStore
+from modeling_gpt2scratch.data.loading.store import LocalStore, RemoteStore
 from modeling_gpt2scratch.data.shards.format import ShardError
 
 
@@ -124,6 +137,87 @@ def test_a_full_disk_is_not_tried_again(data, tmp_path):
 
     with pytest.raises(ShardError, match="No space left on device; make room, lower --data_cache"):
         files.download("manifest.json", tmp_path / "x", check=fill, max_bytes=9999)
+
+
+@pytest.mark.parametrize("is_announced", [True, False])
+def test_a_flood_ends_at_the_size_of_the_file(data, tmp_path, is_announced):
+    floods = [flood(300_000_000, is_announced=is_announced) for _ in range(3)]
+    largest = 0
+
+    def watch():
+        nonlocal largest
+        while not done.wait(0.001):
+            for path in (tmp_path / "cache" / "shards").glob(f"*{PARTIAL}"):
+                with contextlib.suppress(FileNotFoundError):
+                    largest = max(largest, path.stat().st_size)
+
+    done = threading.Event()
+    watcher = threading.Thread(target=watch)
+    with serve(data) as server:
+        server.faults["train_000000.bin"] = list(floods)
+        with opened(server.address, cache_of(tmp_path / "cache")) as store:
+            watcher.start()
+            # It is asked again, and has the file at the fourth time.
+            assert store.open(store.manifest.splits["train"].shards[0]).tolist()[:2] == [0, 1]
+            done.set()
+            watcher.join()
+    assert server.requests["train_000000.bin"] == 4
+    # What had come when the limit was passed, and what systems keep on the way.
+    assert largest < 2**20 and all(fault.sent < 2**24 for fault in floods)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "tokenizer.json"])
+def test_a_flood_in_place_of_a_description_ends_at_a_fixed_size(data, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(store, "MAX_METADATA_BYTES", 10_000)
+    with serve(data) as server:
+        server.faults[name] = [flood(300_000_000)] * 99
+        message = rf"{name}: expected at most 10,000 bytes, found more; gave up after 3 tries"
+        with pytest.raises(ShardError, match=message):
+            RemoteStore(server.address, cache_of(tmp_path / "cache"), retry_seconds=0)
+
+
+def test_other_file_systems_are_asked_for_the_size_before(data, tmp_path):
+    with open(data / "train_000001.bin", "ab") as file:
+        file.truncate(10_000_000)
+    message = "expected at most 1,224 bytes, found 10,000,000; gave up after 3 tries"
+    with (
+        opened(f"file://{data}", cache_of(tmp_path / "cache"), retry_seconds=0) as store,
+        pytest.raises(ShardError, match=message),
+    ):
+        store.open(store.manifest.splits["train"].shards[1])
+    assert not list((tmp_path / "cache" / "shards").iterdir())
+
+
+def test_credentials_and_signatures_reach_the_server_and_no_message(data, tmp_path, capfd):
+    authorization = "Basic " + base64.b64encode(b"me:p@ss").decode()
+    with serve(data) as server:
+        server.authorization, server.query = authorization, "sig=a%2Fb"
+        address = server.address.replace("://", "://me:p%40ss@") + "?sig=a%2Fb"
+        server.faults["train_000001.bin"] = [drop, status(503)]
+        with opened(address, cache_of(tmp_path / "cache")) as store:
+            assert torch.equal(batches_of(store), batches_of(LocalStore(data)))
+            assert store.name == server.address
+        server.authorization = "Basic changed"
+        with pytest.raises(ShardError) as caught:
+            RemoteStore(address, cache_of(tmp_path / "other"))
+    assert str(caught.value) == (
+        f"{server.address}/manifest.json: expected the file, found HTTP status 401; check the "
+        f"address and your credentials, which are never recorded: give them in the address again, "
+        f"or keep them in ~/.netrc or the environment"
+    )
+    assert "next try in" in (shown := capfd.readouterr().err)
+    assert "p@ss" not in shown and "p%40ss" not in shown and "a%2Fb" not in shown
+
+
+def test_an_address_without_its_credentials_finds_them_in_netrc(data, tmp_path, monkeypatch):
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password secret")
+    (tmp_path / "netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setattr(addresses, "_secrets", {})  # of the tests before
+    with serve(data) as server:
+        server.authorization = "Basic " + base64.b64encode(b"me:secret").decode()
+        with opened(server.address, cache_of(tmp_path / "cache")) as store:
+            assert torch.equal(batches_of(store), batches_of(LocalStore(data)))
 
 
 @pytest.mark.parametrize("address", ["nowhere://x", "gdrive://x"])

@@ -1,25 +1,32 @@
 """Remote data: the tokens of the local directory, fetched when they are needed."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import sys
 import time
+from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
 import torch
 from support.counting_shards import N_SHARDS, SHARD_TOKENS, batches_of, cache_of, loader_of, opened
-from support.paths import REPOSITORY
+from support.paths import REPOSITORY, SHARED_DATA
 from support.processes import run_process
 from support.servers import fake_hub
 from support.servers.faulty_server import serve
+from support.token_directories import edit_manifest
 
+from modeling_gpt2scratch.data.loading.loader import TokenWindows
 from modeling_gpt2scratch.data.loading.store import LocalStore, RemoteStore
+from modeling_gpt2scratch.data.shards.adoption import adopt
+from modeling_gpt2scratch.data.shards.directory import load_own_tokenizer
 from modeling_gpt2scratch.data.shards.format import ShardError
 from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.data.shards.writer import SplitWriter
+from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer
 
 
 @pytest.mark.parametrize("shuffle_shards", [0, 1, 2, 4])
@@ -120,3 +127,58 @@ def test_a_shard_that_another_process_removed_is_fetched_again(data, tmp_path):
             if step % 3 == 0:
                 for shard in (tmp_path / "cache" / "shards").glob("*.bin"):
                     shard.unlink()
+
+
+@pytest.fixture
+def adopted(tmp_path, monkeypatch) -> Path:
+    """Six .npy files of 100 tokens of GPT-2's, adopted."""
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(SHARED_DATA / "tiktoken_cache"))
+    directory = tmp_path / "adopted"
+    directory.mkdir()
+    for number in range(N_SHARDS):
+        tokens = np.arange(number * SHARD_TOKENS, (number + 1) * SHARD_TOKENS)
+        np.save(directory / f"train_{number}.npy", tokens.astype([np.uint16, np.int32][number % 2]))
+    adopt(directory, tokenizer_name="gpt2")
+    return directory
+
+
+def test_other_programs_files_have_the_same_tokens_from_anywhere(data, adopted, tmp_path):
+    expected = batches_of(LocalStore(data))
+    assert torch.equal(batches_of(LocalStore(adopted)), expected)
+    with serve(adopted) as server, opened(server.address, cache_of(tmp_path / "cache")) as store:
+        assert torch.equal(batches_of(store), expected)
+        # Its tokenizer is known by its name, because no files of one lie there.
+        tokenizer = load_own_tokenizer(store.directory, store.manifest)
+        assert tokenizer.eos_token_id == store.manifest.end_of_text_id == 50256
+
+
+def test_a_tokenizer_beside_other_programs_files_comes_with_them(adopted, tmp_path):
+    load_tokenizer("gpt2").save_pretrained(adopted)
+    with serve(adopted) as server:
+        with opened(server.address, cache_of(tmp_path / "cache")) as store:
+            assert (store.directory / "tokenizer.json").is_file()
+        # It goes with the next manifest, if that has none.
+        (adopted / "tokenizer.json").unlink()
+        edit_manifest(adopted, lambda m: m["arguments"].update(note="changed"))
+        with opened(server.address, cache_of(tmp_path / "cache")) as store:
+            assert not (store.directory / "tokenizer.json").exists()
+
+
+def test_batches_of_wide_types_share_no_memory(adopted):
+    batch = loader_of(LocalStore(adopted)).batch(0, 0)  # of two types, and so read as int64
+    labels = batch["shift_labels"].clone()
+    batch["input_ids"].zero_()
+    assert torch.equal(batch["shift_labels"], labels)
+
+
+def test_a_negative_id_is_refused_before_it_is_narrowed(adopted):
+    path = adopted / "train_1.npy"
+    np.save(path, np.arange(100, dtype=np.int32) - 50)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    edit_manifest(adopted, lambda m: m["splits"]["train"]["shards"][1].update(sha256=sha256))
+    windows = TokenWindows(adopted, "train", sequence_length=8)
+    message = r"train_1\.npy: expected ids below 50257, found -50 at token 0"
+    with pytest.raises(ShardError, match=message):
+        windows.verify()
+    with pytest.raises(ShardError, match=message):
+        windows.read(np.array([12]))

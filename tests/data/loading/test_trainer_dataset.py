@@ -1,7 +1,10 @@
 """Our shards in transformers' Trainer, by the lines that the documentation shows."""
 
 import copy
+import pickle
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -35,6 +38,29 @@ def test_every_token_but_the_first_is_a_target_once(small_data):
     targets = torch.cat([rows[index]["labels"][1:] for index in range(len(rows))])
     windows = TokenWindows(small_data, "train", sequence_length=len(targets))
     assert targets.tolist() == windows.read(np.array([0]))[0, 1:].tolist()
+
+
+def test_only_the_names_of_shards_travel_to_a_worker(small_data):
+    rows = WindowDataset(small_data, "train", n_tokens=33)
+    rows[0], rows[len(rows) - 1]  # whatever was opened before
+    pickled = pickle.dumps(rows)
+    assert sum(path.stat().st_size for path in small_data.glob("train_*.bin")) > 150_000
+    assert len(pickled) < 5_000
+    # In another process, which is told no more than that.
+    program = "import pickle, sys; r = pickle.load(sys.stdin.buffer); print(r[7], r[len(r) - 1])"
+    finished = subprocess.run(
+        [sys.executable, "-c", program], input=pickled, capture_output=True, check=True
+    )
+    assert finished.stdout.decode().strip() == f"{rows[7]} {rows[len(rows) - 1]}"
+
+
+def test_workers_that_are_started_afresh_read_the_same_rows(small_data):
+    rows = WindowDataset(small_data, "train", n_tokens=33)
+    options = {"batch_size": 100, "num_workers": 2, "multiprocessing_context": "spawn"}
+    loader = DataLoader(torch.utils.data.Subset(rows, range(0, len(rows), 7)), **options)
+    found = torch.cat([batch["labels"] for batch in loader])
+    expected = rows.__getitems__(range(0, len(rows), 7))
+    assert torch.equal(found, torch.stack([row["labels"] for row in expected]))
 
 
 def test_what_is_no_row_is_refused(small_data):

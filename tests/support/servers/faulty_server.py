@@ -27,6 +27,8 @@ class Server:
         self.address = ""
         self.faults: dict[str, list[Fault]] = defaultdict(list)
         self.requests: Counter = Counter()  # by path
+        self.authorization: str | None = None  # header without which the answer is 401
+        self.query = ""  # without which it is 403
         self.lock = threading.Lock()
 
 
@@ -39,7 +41,7 @@ def serve(directory: Path) -> Iterator[Server]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            name = self.path.lstrip("/")
+            name, _, query = self.path.lstrip("/").partition("?")
             with state.lock:
                 state.requests[name] += 1
                 faults = state.faults[name]
@@ -47,6 +49,10 @@ def serve(directory: Path) -> Iterator[Server]:
             file = state.directory / name
             if not file.is_file():
                 fault = status(404)
+            if query != state.query:
+                fault = status(403)
+            if state.authorization not in (None, self.headers["Authorization"]):
+                fault = status(401)
             content = file.read_bytes() if file.is_file() else b""
             with contextlib.suppress(ConnectionError):
                 fault(self, content)
@@ -109,6 +115,24 @@ def hang_up(handler: BaseHTTPRequestHandler, content: bytes) -> None:
 def truncate(handler: BaseHTTPRequestHandler, content: bytes) -> None:
     """Half of the file as if it were the whole."""
     send(handler, content[: len(content) // 2])
+
+
+def flood(n_bytes: int, *, is_announced: bool = True) -> Fault:
+    """As many bytes, of which only the first are the file's; `sent` counts what was taken."""
+
+    def answer(handler: BaseHTTPRequestHandler, content: bytes) -> None:
+        handler.send_response(200)
+        if is_announced:
+            handler.send_header("Content-Length", str(n_bytes))
+        handler.send_header("Connection", "close")
+        handler.end_headers()
+        handler.wfile.write(content)
+        answer.sent = len(content)
+        while answer.sent < n_bytes:
+            answer.sent += handler.wfile.write(bytes(min(2**16, n_bytes - answer.sent)))
+
+    answer.sent = 0
+    return answer
 
 
 def corrupt(handler: BaseHTTPRequestHandler, content: bytes) -> None:

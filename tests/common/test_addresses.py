@@ -1,0 +1,172 @@
+"""Addresses without their secrets, in every text that may hold some."""
+
+import dataclasses
+import sys
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from modeling_gpt2scratch.common import addresses
+from modeling_gpt2scratch.common.addresses import (
+    command_line,
+    keep_apart,
+    keep_secrets_apart,
+    private,
+    public,
+)
+from modeling_gpt2scratch.common.command_line import argument, parse_config
+from modeling_gpt2scratch.common.errors import named, one_line
+
+
+@pytest.fixture(autouse=True)
+def nothing_known(monkeypatch):
+    monkeypatch.setattr(addresses, "_secrets", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "known"),
+    [
+        (
+            "https://user:password@host:8000/data/",
+            "https://host:8000/data/",
+            {"https://host:8000/data": ("https://user:password@host:8000/data", "")},
+        ),
+        ("http://token@host", "http://host", {"http://host": ("http://token@host", "")}),
+        (
+            "--x=http://u:p@[::1]:8/",
+            "--x=http://[::1]:8/",
+            {"http://[::1]:8": ("http://u:p@[::1]:8", "")},
+        ),
+        ("sftp://me:pw@host/d", "sftp://host/d", {"sftp://host/d": ("sftp://me:pw@host/d", "")}),
+        (
+            "simplecache::https://u:p@host/d",
+            "simplecache::https://host/d",
+            {"simplecache::https://host/d": ("simplecache::https://u:p@host/d", "")},
+        ),
+        (
+            "https://host/data?sv=2024&sig=a%2Bb",
+            "https://host/data",
+            {"https://host/data": ("https://host/data", "?sv=2024&sig=a%2Bb")},
+        ),
+        (
+            "https://host/d#token=abc",
+            "https://host/d",
+            {"https://host/d": ("https://host/d", "#token=abc")},
+        ),
+        # Several with their shares.
+        (
+            "https://u:p@host:80/a:0.7,hf://datasets/me/b@main:0.2,data/c:0.1",
+            "https://host:80/a:0.7,hf://datasets/me/b@main:0.2,data/c:0.1",
+            {"https://host:80/a": ("https://u:p@host:80/a", "")},
+        ),
+        (
+            "https://host/a?sig=x:0.7,https://host/b?sig=y:0.3",
+            "https://host/a:0.7,https://host/b:0.3",
+            {
+                "https://host/a": ("https://host/a", "?sig=x"),
+                "https://host/b": ("https://host/b", "?sig=y"),
+            },
+        ),
+        (
+            "http://u:p@host:0.5,x:0.5",
+            "http://host:0.5,x:0.5",
+            {"http://host": ("http://u:p@host", "")},
+        ),
+        # A comma that should have been escaped.
+        (
+            "https://host/a?sv=1,2&sig=abc,data/b",
+            "https://host/a,data/b",
+            {"https://host/a": ("https://host/a", "?sv=1,2&sig=abc")},
+        ),
+    ],
+)
+def test_secrets_leave_a_text_and_come_back_for_its_client(text, expected, known):
+    for _ in range(2):  # what was read without them does not make them forgotten
+        assert keep_apart(text) == public(text) == keep_apart(expected) == expected
+        assert {address: private(address) for address in known} == known
+
+
+@pytest.mark.parametrize(
+    "password", ["p@ss", "p/ss", "p#ss", "p?ss", "p,ss", "my pass", "pass:word"]
+)
+def test_a_password_may_hold_what_should_have_been_escaped(password):
+    assert keep_apart(f"https://me:{password}@host/d") == "https://host/d"
+    address, _ = private("https://host/d")
+    assert unquote(urlsplit(address).password) == password and urlsplit(address).hostname == "host"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("data/docstrings", "C:\\me@work\\data", "a:0.7,b:0.3", "s3://bucket/data", "gpt2"),
+        *("hf://datasets/user/name@revision/folder", "http://127.0.0.1:8000/data:0.7,x:0.3"),
+        *("abfs://container@account.dfs.core.windows.net/d", "sftp://me@host/data", "me@host"),
+        "https://host: expected the file of me@host, found none",
+    ],
+)
+def test_what_holds_no_secret_stays_as_it_is(text):
+    assert keep_apart(text) == text
+    assert not addresses._secrets and private(text) == (text, "")
+
+
+def test_a_librarys_message_is_printed_without_secrets():
+    error = OSError("GET https://u:pass@host/x?sig=abc failed,\nsee http://tok@other/y")
+    assert named(error) == "OSError: GET https://host/x failed, see http://other/y"
+    assert one_line(ValueError("x" * 20_000)).endswith("x ...")
+    # A path that was an address.
+    assert public("https:/u:pass@host/x: no such file") == "https:/host/x: no such file"
+
+
+def test_long_texts_are_read_in_no_time():
+    for text in ("x" * 100_000, "https://a:b" * 10_000, "https://a?" + ",b=" * 10_000):
+        assert len(public(text)) <= len(text)  # that would take hours if it were searched twice
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Arguments of a test."""
+
+    data: str = argument("an address")
+    more: list[str] = argument("some", default_factory=list)
+    where: str = argument("a condition", default="")
+    steps: int = argument("a number", default=1)
+
+    def __post_init__(self):
+        keep_secrets_apart(self, but=("where",))
+        if self.data.endswith("bad"):
+            raise ValueError(f"expected another, found {self.data}")
+
+
+def test_a_configuration_never_holds_them():
+    config = Config("https://u:pw@h/d", ["a", "https://h/b?sig=x"], "url == https://h/?id=1")
+    assert dataclasses.asdict(config) == {
+        "data": "https://h/d",
+        "more": ["a", "https://h/b"],
+        "where": "url == https://h/?id=1",
+        "steps": 1,
+    }
+    assert private("https://h/d")[0] == "https://u:pw@h/d"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--data", "https://u:hunter2@h/bad"],
+        ["--data", "https://u:hunter2@h/d", "--steps", "https://u:hunter2@h"],
+        ["--data", "https://h/d", "https://u:hunter2@h"],
+        ["--dato=https://h?sig=hunter2"],
+        ["https://u:hunter2@h/recipe.yaml"],
+    ],
+)
+def test_no_complaint_about_arguments_shows_them(argv, capsys):
+    with pytest.raises(SystemExit):
+        parse_config(Config, description=None, argv=argv)
+    shown = capsys.readouterr()
+    assert "hunter2" not in shown.err + shown.out
+    assert len(shown.err.splitlines()) == 1
+
+
+def test_trackers_that_record_the_command_line_find_none(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--data", "https://u:pw@h/d", "--steps=3"])
+    assert command_line(None) == ["--data", "https://u:pw@h/d", "--steps=3"]
+    assert sys.argv == ["train.py", "--data", "https://h/d", "--steps=3"]
