@@ -1,10 +1,13 @@
-"""Tiny tokenizers, models and shards for the tests of the evaluation."""
+"""Tiny tokenizers, models and shards for the tests of the evaluation, and threads as processes."""
 
 import importlib.util
 import json
-from collections.abc import Sequence
+import pickle
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +32,10 @@ from transformers import (
 from modeling_gpt2scratch.data.shards.format import write_shard
 from modeling_gpt2scratch.data.shards.manifest import Manifest, ShardEntry, Split
 from modeling_gpt2scratch.data.tokens.tokenizer import fingerprint
+from modeling_gpt2scratch.evaluation.scoring import processes as process_group
+from modeling_gpt2scratch.evaluation.scoring.processes import ProcessGroup
 
+WAIT_SECONDS = 10  # that a thread waits for the others, which is an error
 END_OF_TEXT = "<|endoftext|>"
 CORPUS = [
     "the cat sat on the mat, and the dog sat on the cat.",
@@ -180,3 +186,49 @@ def _script(name: str) -> ModuleType:
 
 
 compare = _script("compare")
+
+
+def in_threads(monkeypatch, n_processes: int, work: Callable[[ProcessGroup], Any]) -> list[Any]:
+    """What `work` returns in each thread, which stands for a process with an accelerator of its own.
+
+    It fails if one waits for others that never come.
+    """
+    meeting = threading.Barrier(n_processes)
+    own = threading.local()
+    shares: list[bytes] = [b""] * n_processes
+    results: list[Any] = [None] * n_processes
+    errors = []
+
+    def gather(items):
+        shares[own.rank] = pickle.dumps(items)
+        meeting.wait(WAIT_SECONDS)
+        found = [item for share in shares for item in pickle.loads(share)]
+        meeting.wait(WAIT_SECONDS)
+        return found
+
+    def broadcast(values):
+        values[:] = gather([list(values)])[0]
+
+    def run(rank):
+        own.rank = rank
+        processes = ProcessGroup.__new__(ProcessGroup)
+        processes.is_main = rank == 0
+        processes.accelerator = SimpleNamespace(
+            num_processes=n_processes, process_index=rank, is_main_process=processes.is_main
+        )
+        try:
+            results[rank] = work(processes)
+        except BaseException as error:
+            errors.append(error)
+            meeting.abort()
+
+    monkeypatch.setattr(process_group, "gather_object", gather)
+    monkeypatch.setattr(process_group, "broadcast_object_list", broadcast)
+    threads = [threading.Thread(target=run, args=[rank]) for rank in range(n_processes)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return results

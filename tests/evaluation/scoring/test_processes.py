@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from support import evaluation as tiny
-from support.evaluation_threads import in_threads
+from support.evaluation import in_threads
 from torch.distributed.fsdp import FSDPModule
 
 from modeling_gpt2scratch.evaluation import measuring
