@@ -189,7 +189,7 @@ compare = _script("compare")
 
 
 def in_threads(monkeypatch, n_processes: int, work: Callable[[ProcessGroup], Any]) -> list[Any]:
-    """What `work` returns in each thread, which stands for a process with an accelerator of its own.
+    """What `work` returns in each thread, which stands for a process with its own accelerator.
 
     It fails if one waits for others that never come.
     """
