@@ -17,7 +17,7 @@ MODEL_FILES = ("configuration", "modeling", "loading", "loss")  # each with _gpt
 # imports its own floor and those below.
 FLOORS = {
     "": "huggingface_hub torch transformers",  # the model files, side by side
-    "common": "huggingface_hub psutil tenacity tqdm yaml",
+    "common": "filelock huggingface_hub psutil tenacity tqdm yaml",
     "distributed": "accelerate torch tqdm transformers",
     "data.tokens": "numpy tiktoken tokenizers transformers",
     "data.shards": "numpy tqdm transformers",
@@ -39,7 +39,7 @@ FLOORS = {
     "hub": "huggingface_hub transformers",
     "doctor": "huggingface_hub packaging psutil torch",
     "api": "",
-    "commands": "numpy tabulate transformers",
+    "commands": "accelerate numpy psutil tabulate torch transformers",
     "__main__": "",
 }
 HEAVY = {"datasets", "huggingface_hub", "pandas", "pyarrow", "torch", "transformers"}

@@ -20,6 +20,7 @@ from typing import NoReturn
 
 EXIT_CODE = 130  # what shells expect of a program that Ctrl-C has ended
 ORDERLY_SECONDS = 4.0  # in which an interrupted program may tidy up
+RAISE_AGAIN_SECONDS = 0.01  # to be out of what swallowed an interruption
 
 
 class Interruptible:
@@ -80,7 +81,7 @@ class Interruptible:
     def _raise_again(self, unraisable) -> None:
         """Keeps a KeyboardInterrupt that a destructor or a callback would have swallowed."""
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
-            _thread.interrupt_main()
+            threading.Timer(RAISE_AGAIN_SECONDS, _thread.interrupt_main).start()
         else:
             self._old_hook(unraisable)
 

@@ -121,10 +121,12 @@ def train_from(
                 if end == "finished":
                     save_result(run)
         outcome["status"] = end
-    if end == "stopped" and request.is_from_keyboard:
-        raise KeyboardInterrupt(f"stopped after step {run.progress.step}")
+    step = run.progress.step
+    place = f"stopped after step {step}" if step else "stopped before the first step"
+    if request.is_from_keyboard:
+        raise KeyboardInterrupt(place)
     if end == "stopped":
-        say(f"stopped after step {run.progress.step}; continue with --resume auto")
+        say(f"{place}; continue with --resume auto")
         if dist.is_torchelastic_launched():
             say("(the launcher calls every signal a failure; the checkpoint is complete)")
     return end
@@ -244,11 +246,14 @@ def is_asked_to_stop(run: TrainingRun, request: StopRequest) -> bool:
     """Whether any process was asked to.
 
     Raises:
-        OSError: on all processes alike, if a checkpoint could not be written.
+        OSError: on all processes alike, if a checkpoint could not be written, or the directory of
+            the run is gone.
     """
-    is_stopped, has_lost_checkpoint = run.agreement.exchange(
-        [request.is_made, run.writer.problem is not None]
+    is_stopped, has_lost_checkpoint, has_lost_directory = run.agreement.exchange(
+        [request.is_made, run.writer.problem is not None, run.lock.is_lost]
     )
+    if has_lost_directory:
+        raise run.lock.loss()
     if has_lost_checkpoint:
         run.writer.wait()  # raises
     return is_stopped
@@ -357,7 +362,8 @@ def examine(run: TrainingRun, due: Due, request: StopRequest, bar: tqdm) -> dict
 def report(run: TrainingRun, bar: tqdm, values: dict) -> None:
     """Sends the values to the trackers and shows them as a line."""
     step = run.progress.step
-    run.accelerator.log(values, step=step)
+    if not run.lock.is_lost:  # else the run ends at the next step, on all processes alike
+        run.accelerator.log(values, step=step)
     shown = [
         f"{name} {format(value, FORMATS.get(name, '.4g'))}"
         for name, value in values.items()

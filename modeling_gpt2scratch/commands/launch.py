@@ -1,0 +1,64 @@
+"""`accelerate launch` without its tracebacks: `gpt2scratch launch --config_file FILE SCRIPT ...`.
+
+It takes the arguments of `accelerate launch` and starts the same processes. What goes wrong in a
+script is one line of the script. Ctrl-C waits until the processes have saved what they had.
+
+The exit code is the script's, 130 after Ctrl-C and 143 after SIGTERM.
+"""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from modeling_gpt2scratch.common.activity import activity
+from modeling_gpt2scratch.common.interruptions import EXIT_CODE, Interruptible
+
+PROGRAM = "gpt2scratch launch"
+SAID = (1, 2, 130)  # exit codes with which our scripts have already said why
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Starts the processes, waits for them and exits with their code."""
+    with Interruptible(PROGRAM) as ctrl_c, ctrl_c.ending_at_once():
+        with activity("loading the launcher"):
+            from accelerate.commands.launch import launch_command, launch_command_parser
+            from torch.distributed.elastic.multiprocessing import SignalException
+            from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        parser = launch_command_parser()
+        parser.prog = PROGRAM
+        arguments = parser.parse_args(argv)
+    signal.signal(signal.SIGINT, leave_to_the_processes)
+    # Its warnings announce each signal that it hands on.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        launch_command(arguments)
+    except subprocess.CalledProcessError as error:
+        end("the process", error.returncode)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        end(f"process {rank}", failure.exitcode)
+    except SignalException as error:
+        sys.exit(128 + error.sigval)
+    except (ValueError, OSError) as error:  # a configuration that does not fit
+        sys.exit(f"{PROGRAM}: error: {error}")
+
+
+def leave_to_the_processes(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C reaches them from the terminal or through torch's launcher; here it does nothing."""
+    import psutil
+
+    if not psutil.Process().children():
+        os.write(2, f"{PROGRAM}: interrupted\n".encode())
+        os._exit(EXIT_CODE)
+
+
+def end(process: str, code: int) -> None:
+    """Exits as a shell would after this process, and says what it could not say itself."""
+    if code not in SAID:
+        reason = signal.Signals(-code).name if code < 0 else f"code {code}"
+        sys.stderr.write(f"{PROGRAM}: {process} ended with {reason}\n")
+    sys.exit(128 - code if code < 0 else code)

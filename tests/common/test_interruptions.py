@@ -1,0 +1,126 @@
+"""Ctrl-C and SIGTERM, wherever they meet a program."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+from support.paths import REPOSITORY
+from support.processes import started
+
+from modeling_gpt2scratch.common.interruptions import Interruptible, Stopped, StopRequest
+
+# Each says "ready" and is interrupted; {0} is what it does then.
+PROGRAM = """
+import hashlib, os, signal, sys, time
+from modeling_gpt2scratch.common.interruptions import Interruptible, StopRequest
+
+class Swallowing:
+    def __del__(self):
+        print("ready", flush=True)
+        time.sleep(60)
+
+def compute():  # in C, where Python's handlers do not run
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+
+def destroy():
+    Swallowing()
+    time.sleep(60)
+
+def fail():
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        raise ValueError("a consequence") from None
+
+def load():
+    with ctrl_c.ending_at_once():
+        try:
+            print("ready", flush=True)
+            time.sleep(60)
+        finally:
+            print("this takes place, too", flush=True)
+
+def stop():
+    with StopRequest() as request:
+        print("ready", flush=True)
+        while not request.is_made:
+            time.sleep(0.01)
+    raise KeyboardInterrupt("stopped after step 7")
+
+with Interruptible("program.py") as ctrl_c:
+    ctrl_c.advice = lambda: "go on with: program.py --again"
+    {0}()
+"""
+
+
+@pytest.mark.parametrize("work", ["compute", "destroy", "fail", "load", "stop"])
+def test_a_program_ends_in_one_line_whatever_it_is_at(work):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = [sys.executable, "-c", PROGRAM.replace("{0}", work)]
+    with started(command, cwd=REPOSITORY, **pipes) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate()
+    what = "stopped after step 7" if work == "stop" else "interrupted"
+    assert errors == f"program.py: {what}; go on with: program.py --again\n"
+    assert (output, process.returncode) == ("", 130)
+
+
+def test_what_is_not_interrupted_ends_as_ever():
+    before = signal.getsignal(signal.SIGINT), sys.unraisablehook
+    with pytest.raises(ValueError, match="^mine$"), Interruptible("program.py"):
+        raise ValueError("mine")
+    with pytest.raises(SystemExit) as ended, Interruptible("program.py"):
+        sys.exit(3)
+    assert ended.value.code == 3
+    assert (signal.getsignal(signal.SIGINT), sys.unraisablehook) == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_processes_beside_the_first_of_a_machine_say_nothing(monkeypatch, capfd):
+    for rank, n_lines in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        with pytest.raises(SystemExit) as ended, Interruptible("program.py"):
+            raise KeyboardInterrupt
+        assert ended.value.code == 130
+        assert capfd.readouterr().err == "program.py: interrupted\n" * n_lines
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_loop_is_asked_to_stop_and_a_second_ctrl_c_interrupts_it(number):
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with StopRequest() as request:
+        assert not request.is_made
+        os.kill(os.getpid(), number)
+        assert request.is_made and request.is_from_keyboard == (number == signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+
+
+def test_work_that_can_be_left_is_left_when_or_once_somebody_asks():
+    with StopRequest() as request:
+        with pytest.raises(Stopped), request.raising():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert request.is_made
+        with pytest.raises(Stopped), request.raising():
+            pytest.fail("asked already")
+
+
+def test_a_loop_in_another_thread_is_never_asked():
+    found = []
+
+    def loop():
+        with StopRequest() as request:
+            found.append(request.is_made)
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    thread.join()
+    assert found == [False]

@@ -1,0 +1,137 @@
+"""Ctrl-C at any moment, in a terminal: one line, and its command goes on to the same result."""
+
+import random
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from support.terminal import terminal
+from support.training_runs import flags, launch
+
+from modeling_gpt2scratch.tracking.metrics import read_metrics
+from modeling_gpt2scratch.training import continuation
+from modeling_gpt2scratch.training.configuration import TrainConfig
+
+OPTIONS = {"max_steps": 40, "save_every": 8, "eval_every": 20, "log_every": 5, "dropout": 0}
+# What the terminal shows when a moment is near; each comes only if those before it have passed.
+MOMENTS = (
+    *("loading torch", "opening the data", "making the model", "trying everything", "training:"),
+    *("step 5:", "saving", "validating", "step 30:", "writing the report"),
+)
+SECONDS = 0.4  # after which one presses at the latest
+CONFIGS = "--config_file accelerate_configs/"
+OURS = "python -m modeling_gpt2scratch launch"
+
+
+def as_run(command: str) -> list[str]:
+    """A command as the tests start it: with the interpreter of this environment."""
+    first, *rest = shlex.split(command)
+    directory = Path(sys.executable).parent
+    return [sys.executable if first == "python" else str(directory / first), *rest]
+
+
+def curve(output_dir: Path) -> dict[int, tuple[float, float]]:
+    """Loss and gradient norm of the steps that are logged whatever happens."""
+    rows = read_metrics(output_dir / "metrics.jsonl")
+    every = OPTIONS["log_every"]
+    return {r["step"]: (r["loss"], r["grad_norm"]) for r in rows if r["step"] % every == 0}
+
+
+@pytest.fixture(scope="module")
+def whole(small_data, tmp_path_factory) -> dict[int, tuple[float, float]]:
+    """The curve of the run that nobody interrupts."""
+    output_dir = tmp_path_factory.mktemp("whole") / "run"
+    assert launch(*flags(small_data, output_dir, **OPTIONS)).returncode == 0
+    return curve(output_dir)
+
+
+def interrupt(command: str, moment: str, seconds: float) -> tuple[int, str]:
+    """Exit code and output, from Ctrl-C on, of a command at which one presses it at a moment."""
+    with terminal(as_run(command)) as shown:
+        if shown.wait_for(moment):
+            shown.go_on_for(seconds)
+            shown.press_ctrl_c()
+        return shown.wait(), shown.output
+
+
+@pytest.mark.gate
+@pytest.mark.parametrize(
+    ("start", "n_times", "code"),
+    [
+        ("python", 6, 130),
+        (f"{OURS} {CONFIGS}cpu.yaml", 2, 130),
+        (f"{OURS} {CONFIGS}cpu_2proc.yaml", 2, 130),
+        # Accelerate's own launchers add a traceback. One dies of the signal, the other fails.
+        (f"accelerate launch {CONFIGS}cpu.yaml", 2, -2),
+        (f"accelerate launch {CONFIGS}cpu_2proc.yaml", 2, 1),
+    ],
+)
+def test_ctrl_c_at_any_moment_is_one_line_whose_command_goes_on(
+    small_data, tmp_path, whole, start, n_times, code
+):
+    arguments = flags(small_data, tmp_path / "run", **OPTIONS)
+    command = f"{start} train_accelerate.py {shlex.join(arguments)}"
+    generator = random.Random(start)
+    for moment in generator.sample(MOMENTS, n_times):
+        found_code, output = interrupt(command, moment, generator.uniform(0, SECONDS))
+        if found_code == 0:  # too late
+            continue
+        assert found_code == code, output
+        (line,) = re.findall(r"^.*train_accelerate\.py: (.*)\r$", output, re.MULTILINE)
+        said, _, advice = line.partition("; go on with: ")
+        assert re.fullmatch(r"interrupted|stopped after step \d+|stopped before .*", said), output
+        assert "modeling_gpt2scratch" not in output.replace(line, ""), (
+            output
+        )  # no traceback of ours
+        assert start.startswith("accelerate") or "Traceback" not in output
+        assert advice.startswith(command), output
+        command = advice
+    with terminal(as_run(command)) as shown:
+        assert shown.wait() == 0, shown.output
+    found = curve(tmp_path / "run")
+    assert found.keys() == whole.keys()
+    for step, values in whole.items():
+        assert found[step] == (values if "2proc" not in start else pytest.approx(values, rel=1e-3))
+
+
+@pytest.fixture
+def interrupted(tmp_path, monkeypatch):
+    """The command that goes on with a run which has left some files, if it was begun like this."""
+    monkeypatch.setattr(continuation, "started_as", lambda: "python train_accelerate.py x.yaml")
+
+    def command(files: dict[str, str], **changes) -> str:
+        values = {"data": "d", "output_dir": str(tmp_path / "run"), "model": "tiny"} | changes
+        run = continuation.Continuation(TrainConfig(**values, total_batch_tokens=1024))
+        (tmp_path / "run").mkdir(exist_ok=True)
+        for name, text in files.items():
+            (tmp_path / "run" / f".{name}").write_text(text)
+            (tmp_path / "run" / f".{name}").rename(tmp_path / "run" / name)
+        return run.command.removeprefix("python train_accelerate.py ")
+
+    return command
+
+
+BEGUN = {"train_config.json": "{}"}
+SAVED = BEGUN | {"latest": "checkpoint-4\n"}
+
+
+def test_a_run_goes_on_by_the_same_command_until_it_has_a_checkpoint(interrupted):
+    assert interrupted({}) == "x.yaml"
+    assert interrupted(BEGUN) == "x.yaml --overwrite"
+    assert interrupted(SAVED, overwrite=True) == "x.yaml --resume auto"
+    # Now there is a run in the directory, which this one has not replaced yet, or has.
+    assert interrupted({}, overwrite=True) == "x.yaml"
+    assert interrupted(BEGUN, overwrite=True) == "x.yaml"
+    assert interrupted(SAVED, overwrite=True) == "x.yaml --resume auto"
+
+
+def test_a_resumed_run_goes_on_by_its_own_command(interrupted):
+    assert interrupted(BEGUN, resume="auto") == interrupted(SAVED, resume="auto") == "x.yaml"
+
+
+def test_a_branch_goes_on_from_its_own_checkpoint_once_it_has_one(interrupted):
+    assert interrupted({}, resume="elsewhere") == "x.yaml"
+    assert interrupted(BEGUN, resume="elsewhere") == "x.yaml --overwrite"
+    assert interrupted(SAVED, resume="elsewhere") == "x.yaml --resume auto"
