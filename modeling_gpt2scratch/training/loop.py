@@ -344,13 +344,18 @@ def examine(run: TrainingRun, due: Due, request: StopRequest, bar: tqdm) -> dict
 
     Who asks a run to stop waits for its checkpoint.
     """
+
+    def leave_if_asked() -> None:
+        if is_asked_to_stop(run, request):
+            raise Stopped
+
     is_alone = run.accelerator.num_processes == 1
     values = {}
     try:
         with request.raising() if is_alone else contextlib.nullcontext():
             if due.validation:
                 bar.set_description("validating")
-                values |= validate(run, request=request)
+                values |= validate(run, before_batch=leave_if_asked)
             if due.scores:
                 bar.set_description("scoring benchmarks")
                 values |= run.score(run.model, run.tokenizer)

@@ -8,7 +8,6 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from modeling_gpt2scratch.common.interruptions import Stopped, StopRequest
 from modeling_gpt2scratch.data.loading.loader import TokenWindows, model_inputs
 from modeling_gpt2scratch.evaluation.in_training import (
     BenchmarkError,
@@ -51,23 +50,18 @@ def open_benchmarks(config: TrainConfig, accelerator: Accelerator, *, limit: int
 
 
 def validate(
-    run: TrainingRun, *, n_windows: int | None = None, request: StopRequest | None = None
+    run: TrainingRun,
+    *,
+    n_windows: int | None = None,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> dict:
     """Loss on the validation windows, of each source if there are several, and a sample.
 
     Args:
         run: whose model is looked at.
         n_windows: of each source; None for all that `eval_tokens` allows.
-        request: to stop, for which the processes look before each batch.
-
-    Raises:
-        Stopped: on every process alike, if any of them was asked to stop.
+        before_batch: called on all processes before each forward pass; it may raise.
     """
-
-    def leave_if_asked() -> None:
-        if request is not None and run.agreement.exchange([request.is_made, False])[0]:
-            raise Stopped
-
     losses = {
         name: validation_loss(
             run.model,
@@ -76,7 +70,7 @@ def validate(
             n_windows=min(n_windows or len(windows), run.data.n_validation_windows(windows)),
             batch_size=run.loader.micro_batch_size,
             document_start=run.data.document_start,
-            before_batch=leave_if_asked,
+            before_batch=before_batch,
         )
         for name, (windows, _) in run.validation.items()
     }
