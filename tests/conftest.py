@@ -6,6 +6,10 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+from modeling_gpt2scratch.common.threads import let_waiting_threads_rest
+
+let_waiting_threads_rest()  # before anything loads torch; the processes of the tests inherit it
+
 import sysconfig
 from pathlib import Path
 

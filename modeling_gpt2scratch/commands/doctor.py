@@ -6,13 +6,17 @@ exit code is 1 if one failed; a warning is something that a run can do without.
 
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from modeling_gpt2scratch.common.activity import activity, kept_moving
 from modeling_gpt2scratch.common.command_line import argument, check_numbers, parse_config
+from modeling_gpt2scratch.common.interruptions import Interruptible
+from modeling_gpt2scratch.common.threads import let_waiting_threads_rest
 
 PROGRAM = "gpt2scratch doctor"
-COLUMN_WIDTHS = (None, None, 44, 44)
+STATUS_WIDTH, TEXT_WIDTH = 9, 100
 
 
 @dataclass(frozen=True)
@@ -27,17 +31,41 @@ class DoctorConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the findings and exits."""
-    config = parse_config(DoctorConfig, description=__doc__, argv=argv, program=PROGRAM)
-    from tabulate import tabulate
+    """Prints each finding as it comes, and exits."""
+    with Interruptible(PROGRAM) as ctrl_c, ctrl_c.ending_at_once():
+        config = parse_config(DoctorConfig, description=__doc__, argv=argv, program=PROGRAM)
+        let_waiting_threads_rest()
+        with activity("loading torch and transformers"):
+            from tqdm import tqdm
 
-    from modeling_gpt2scratch.doctor.checks import checks_for, examine
+            from modeling_gpt2scratch.doctor.checks import checks_for, examine
 
-    checks = checks_for(config.output_dir, timeout_seconds=config.timeout_seconds)
-    findings = examine(checks, timeout_seconds=config.timeout_seconds)
-    rows = [(name, each.status, each.found, each.advice) for name, each in findings.items()]
-    headers = ("check", "status", "found", "what to do")
-    print(tabulate(rows, headers=headers, tablefmt="grid", maxcolwidths=COLUMN_WIDTHS), flush=True)
-    code = int(any(each.status == "failed" for each in findings.values()))
+        checks = checks_for(config.output_dir, timeout_seconds=config.timeout_seconds)
+        statuses = {}
+        bar = tqdm(total=len(checks), bar_format="{desc} ... {elapsed}", leave=False, disable=None)
+        with bar, kept_moving(bar):
+            bar.set_description_str(f"checking {len(checks)} things")
+            for name, finding in examine(checks, timeout_seconds=config.timeout_seconds):
+                statuses[name] = finding.status
+                left = [other for other in checks if other not in statuses]
+                bar.set_description_str(f"checking {', '.join(left)}")
+                lines = as_lines(finding.status, f"{name}: {finding.found}", finding.advice)
+                tqdm.write("\n".join(lines))
+                sys.stdout.flush()
+    failed = [name for name, status in statuses.items() if status == "failed"]
+    print(f"failed: {', '.join(failed)}" if failed else "this machine can train", flush=True)
     sys.stderr.flush()
-    os._exit(code)  # a check that hangs would keep the interpreter from ending
+    os._exit(int(bool(failed)))  # a check that hangs would keep the interpreter from ending
+
+
+def as_lines(status: str, found: str, advice: str) -> list[str]:
+    """A finding after its status, and below it what to do."""
+    indent = " " * STATUS_WIDTH
+    lines = textwrap.wrap(
+        found, TEXT_WIDTH, initial_indent=status.ljust(STATUS_WIDTH), subsequent_indent=indent
+    )
+    if advice:
+        lines += textwrap.wrap(
+            advice, TEXT_WIDTH, initial_indent=f"{indent}-> ", subsequent_indent=f"{indent}   "
+        )
+    return lines

@@ -18,22 +18,18 @@ N_LOOKS, LOOK_SECONDS = 7, 0.01
 
 
 def let_waiting_threads_rest() -> None:
-    """Threads that wait spin for a moment only, or on a busy machine not at all.
+    """Threads that wait spin for a moment only, or not at all where others want half of the cores.
 
     Where the user has chosen by one of these variables, nothing changes. Processes that this one
     starts inherit the choice.
     """
+    is_busy = load_of_others() >= n_cores() / 2  # before there is a load of our own
     if any(name in os.environ for name in CHOICES):
         return
-    if is_busy():
+    if is_busy:
         os.environ["OMP_WAIT_POLICY"] = "passive"
     else:
         os.environ |= {"GOMP_SPINCOUNT": SPIN_COUNT, "KMP_BLOCKTIME": BLOCK_MILLISECONDS}
-
-
-def is_busy() -> bool:
-    """Whether others take half of the cores or more."""
-    return load_of_others() >= n_cores() / 2
 
 
 def n_cores() -> int:

@@ -1,8 +1,10 @@
 """All checks of a machine at once, each with its own time."""
 
+import contextlib
+import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from . import machine as machine_checks
 from . import network as network_checks
@@ -19,6 +21,7 @@ def checks_for(output_dir: str, *, timeout_seconds: float) -> dict[str, Callable
     seconds = timeout_seconds - 5
     return {
         "versions": machine_checks.check_versions,
+        "load": machine_checks.check_load,
         "devices": machine_checks.check_devices,
         "bf16": machine_checks.check_bf16,
         "matrix products": machine_checks.check_matrix_products,
@@ -36,9 +39,9 @@ def checks_for(output_dir: str, *, timeout_seconds: float) -> dict[str, Callable
 
 def examine(
     checks: Mapping[str, Callable[[], Finding]], *, timeout_seconds: float
-) -> dict[str, Finding]:
-    """What each check found; all run at once, each in a thread that may be left behind."""
-    findings: dict[str, Finding] = {}
+) -> Iterator[tuple[str, Finding]]:
+    """What each check found, as they end; all run at once, in threads that may be left behind."""
+    findings: queue.Queue[tuple[str, Finding]] = queue.Queue()
 
     def run(name: str) -> None:
         try:
@@ -46,15 +49,18 @@ def examine(
         except Exception as error:  # whatever it is, the other checks are still worth having
             text = " ".join(f"{type(error).__name__}: {error}".split())
             finding = Finding("failed", text[:300], "run it alone to see where it comes from")
-        findings.setdefault(name, finding)
+        findings.put((name, finding))
 
-    threads = {name: threading.Thread(target=run, args=[name], daemon=True) for name in checks}
-    for thread in threads.values():
-        thread.start()
+    for name in checks:
+        threading.Thread(target=run, args=[name], daemon=True).start()
+    left = list(checks)
     deadline = time.monotonic() + timeout_seconds
-    for name, thread in threads.items():
-        thread.join(max(0, deadline - time.monotonic()))
+    with contextlib.suppress(queue.Empty):
+        while left:
+            name, finding = findings.get(timeout=max(0.0, deadline - time.monotonic()))
+            left.remove(name)
+            yield name, finding
+    for name in left:
         no_answer = f"no answer within {timeout_seconds:g} seconds"
         advice = "a driver, disk or network hangs, or others use the machine: --timeout_seconds 300"
-        findings.setdefault(name, Finding("failed", no_answer, advice))
-    return {name: findings[name] for name in checks}
+        yield name, Finding("failed", no_answer, advice)

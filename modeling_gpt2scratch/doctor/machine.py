@@ -17,6 +17,7 @@ import torch
 from packaging.requirements import Requirement
 
 from modeling_gpt2scratch.common.atomic_files import write_file
+from modeling_gpt2scratch.common.threads import CHOICES, load_of_others, n_cores
 
 PACKAGE = "gpt2scratch"
 GIB = 2**30
@@ -78,6 +79,16 @@ def check_devices() -> Finding:
     return Finding("ok", f"no GPU; {host}")
 
 
+def check_load() -> Finding:
+    """What others compute on this machine, and how threads that wait give way to them."""
+    load, cores = load_of_others(), n_cores()
+    waiting = ", ".join(f"{name}={os.environ[name]}" for name in CHOICES if name in os.environ)
+    found = f"others want {load:g} of {cores} cores; threads wait by {waiting or 'spinning'}"
+    if load > cores:
+        return Finding("warning", found, "a run here is slow until they are done")
+    return Finding("ok", found)
+
+
 def check_bf16() -> Finding:
     """Whether the device multiplies bf16 faster than float32."""
     if torch.cuda.is_available():
@@ -87,7 +98,7 @@ def check_bf16() -> Finding:
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     has = [name for name in ("amx_bf16", "avx512_bf16") if capabilities.get(name)]
     if has:
-        return Finding("ok", f"the CPU has {', '.join(has)}: --mixed_precision bf16 pays")
+        return Finding("ok", f"the CPU has {', '.join(has)}: --mixed_precision bf16 is faster")
     return Finding("ok", "the CPU has neither AMX nor AVX512-BF16: float32 is faster")
 
 

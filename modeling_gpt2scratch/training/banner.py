@@ -8,6 +8,7 @@ from accelerate.utils import DistributedType
 from tabulate import tabulate
 from torch import nn
 
+from modeling_gpt2scratch.common.threads import load_of_others, n_cores
 from modeling_gpt2scratch.optim.optimizer import describe_groups
 
 from .configuration import TrainConfig
@@ -87,3 +88,14 @@ def surprises(
             "the first step leaves out the backward pass"
         )
     return notes
+
+
+def surprises_of_load() -> list[str]:
+    """A sentence about a machine on which others want more than all cores, if so."""
+    load, cores = load_of_others(), n_cores()
+    if load <= cores:
+        return []
+    return [
+        f"others here wanted {load:g} cores at the start, of {cores} that there are; the run takes "
+        f"longer until they are done"
+    ]

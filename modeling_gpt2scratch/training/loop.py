@@ -38,7 +38,7 @@ from modeling_gpt2scratch.tracking.metrics import Throughput
 from modeling_gpt2scratch.tracking.trackers import TrackerError
 
 from . import preflight
-from .banner import banner, surprises
+from .banner import banner, surprises, surprises_of_load
 from .configuration import TrainConfig
 from .data import TrainingData
 from .directory import find_resume_point, recorded_status
@@ -135,7 +135,8 @@ def train_from(
 def look_ahead(run: TrainingRun) -> None:
     """Says what is about to run, and tries once everything that it will do."""
     config, accelerator, progress = run.config, run.accelerator, run.progress
-    notes = surprises(config, accelerator, run.model, has_validation=bool(run.validation))
+    notes = surprises_of_load()
+    notes += surprises(config, accelerator, run.model, has_validation=bool(run.validation))
     if config.preflight:
         with activity("trying everything once"):
             loss = preflight.try_one_batch(

@@ -125,17 +125,22 @@ def test_a_tokenizer_that_is_not_to_be_had_is_a_warning(monkeypatch):
 
 
 def test_a_check_that_hangs_or_raises_leaves_the_others_their_answers():
-    forever = threading.Event()
+    forever, is_seen = threading.Event(), threading.Event()
 
     def broken():
         raise RuntimeError("driver\nmismatch")
 
-    findings = doctor.examine(
-        {"hangs": forever.wait, "raises": broken, "works": lambda: Finding("ok", "well")},
-        timeout_seconds=1,
-    )
+    def late():
+        is_seen.wait()
+        return Finding("ok", "well")
+
+    checks = {"hangs": forever.wait, "works": late, "raises": broken}
+    findings = {}
+    for name, finding in doctor.examine(checks, timeout_seconds=1):
+        findings[name] = finding
+        is_seen.set()  # as soon as one has ended, it is seen, and another may end
     forever.set()
-    assert list(findings) == ["hangs", "raises", "works"]
+    assert list(findings) == ["raises", "works", "hangs"]
     assert findings["hangs"].found == "no answer within 1 seconds"
     assert findings["raises"].found == "RuntimeError: driver mismatch"
     assert findings["works"] == Finding("ok", "well")
@@ -185,6 +190,17 @@ def test_little_room_is_a_warning_and_no_room_a_failure(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_others_that_want_more_cores_than_there_are_make_a_warning(monkeypatch):
+    monkeypatch.setattr(machine_checks, "n_cores", lambda: 4)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    for load, status in ((0.0, "ok"), (4.0, "ok"), (5.0, "warning")):
+        monkeypatch.setattr(machine_checks, "load_of_others", lambda load=load: load)
+        finding = machine_checks.check_load()
+        assert finding.status == status
+        assert f"others want {load:g} of 4 cores; " in finding.found
+        assert "OMP_WAIT_POLICY=passive" in finding.found
+
+
 @pytest.mark.parametrize(("limits", "status"), [((256, 999), "warning"), ((65536, 65536), "ok")])
 def test_the_limit_of_open_files_is_compared_with_what_shards_need(monkeypatch, limits, status):
     monkeypatch.setattr(resource, "getrlimit", lambda what: limits)
@@ -229,12 +245,11 @@ def run_doctor(tmp_path, **environment: str) -> subprocess.CompletedProcess:
 @pytest.mark.gate
 def test_the_doctor_examines_this_machine(tmp_path):
     process = run_doctor(tmp_path, HF_TOKEN=SECRET)
-    statuses = re.findall(
-        r"^\| ([\w.() ]+?) +\| (ok|warning|failed) ", process.stdout, re.MULTILINE
-    )
-    assert dict(statuses).keys() == doctor.checks_for(".", timeout_seconds=50).keys()
-    assert process.returncode == int("failed" in dict(statuses).values()), process.stdout
-    assert dict(statuses)["two processes (gloo)"] == "ok"
+    found = re.findall(r"^(ok|warning|failed) +([\w.() ]+): ", process.stdout, re.MULTILINE)
+    statuses = {name: status for status, name in found}
+    assert statuses.keys() == doctor.checks_for(".", timeout_seconds=50).keys()
+    assert process.returncode == int("failed" in statuses.values()), process.stdout
+    assert statuses["two processes (gloo)"] == "ok"
     assert SECRET not in process.stdout + process.stderr
     assert not list(tmp_path.iterdir())
 

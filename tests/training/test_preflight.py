@@ -12,7 +12,7 @@ from support.tiny_models import tiny_model
 
 from modeling_gpt2scratch.data.loading.loader import ShardLoader, TokenWindows
 from modeling_gpt2scratch.distributed.processes import LaunchError
-from modeling_gpt2scratch.training import preflight
+from modeling_gpt2scratch.training import banner, preflight
 from modeling_gpt2scratch.training.banner import surprises
 from modeling_gpt2scratch.training.configuration import TrainConfig
 from modeling_gpt2scratch.training.preflight import (
@@ -94,6 +94,15 @@ def test_a_save_that_the_launcher_may_not_wait_for_is_said(monkeypatch):
     assert "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=160" in note
     monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "160")
     assert surprises_of_saving(40.0) == []
+
+
+def test_a_machine_on_which_others_compute_is_said(monkeypatch):
+    monkeypatch.setattr(banner, "n_cores", lambda: 2)
+    monkeypatch.setattr(banner, "load_of_others", lambda: 2.0)
+    assert banner.surprises_of_load() == []
+    monkeypatch.setattr(banner, "load_of_others", lambda: 7.0)
+    (note,) = banner.surprises_of_load()
+    assert note.startswith("others here wanted 7 cores at the start, of 2 that there are")
 
 
 def test_data_without_a_validation_split_is_said(accelerator, tmp_path):

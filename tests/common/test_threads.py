@@ -1,0 +1,74 @@
+"""How waiting threads are told to give way, and when they are told nothing."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from modeling_gpt2scratch.common import threads
+from modeling_gpt2scratch.common.threads import CHOICES, let_waiting_threads_rest, load_of_others
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """What is chosen on a machine of so many cores, of which others want some."""
+
+    def choose(load: float, cores: int, **environment: str) -> dict[str, str]:
+        for name in CHOICES:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(threads, "load_of_others", lambda: load)
+        monkeypatch.setattr(threads, "n_cores", lambda: cores)
+        monkeypatch.setattr(os, "environ", dict(os.environ))
+        let_waiting_threads_rest()
+        return {name: os.environ[name] for name in CHOICES if name in os.environ}
+
+    return choose
+
+
+def test_waiting_threads_spin_for_a_moment_and_on_a_busy_machine_not_at_all(chosen):
+    moment = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
+    assert chosen(0, 2) == chosen(3, 8) == moment
+    assert chosen(1, 2) == chosen(4, 8) == chosen(9, 8) == {"OMP_WAIT_POLICY": "passive"}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_whoever_has_chosen_is_left_alone(chosen, name):
+    assert chosen(9, 2, **{name: "5"}) == {name: "5"}
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """The load of others that this content of /proc/loadavg means."""
+
+    def look(content: str | None, **environment: str) -> float:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+
+        def read_text(path, **options) -> str:
+            if content is None:
+                raise FileNotFoundError(path)
+            return content
+
+        monkeypatch.setattr(Path, "read_text", read_text)
+        load_of_others.cache_clear()
+        try:
+            return load_of_others()
+        finally:
+            monkeypatch.undo()
+            load_of_others.cache_clear()
+
+    return look
+
+
+def test_the_load_is_of_this_moment_and_leaves_out_the_processes_of_this_launch(load):
+    assert load("9.00 9.00 9.00 4/150 77\n") == 3.0
+    assert load("0.00 0.00 0.00 1/150 77\n") == 0.0
+    assert load("0.00 0.00 0.00 5/150 77\n", LOCAL_WORLD_SIZE="4") == 1.0
+    assert load("0.00 0.00 0.00 2/150 77\n", LOCAL_WORLD_SIZE="4") == 0.0
+
+
+def test_where_the_system_says_less_the_average_counts(load, monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (2.5, 1.0, 1.0))
+    assert load(None) == 2.5
