@@ -6,15 +6,15 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from modeling_gpt2scratch.common.threads import let_waiting_threads_rest
-
-let_waiting_threads_rest()  # before anything loads torch; the processes of the tests inherit it
-
 import sysconfig
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from modeling_gpt2scratch.common.threads import let_waiting_threads_rest
+
+let_waiting_threads_rest()  # before a test loads torch; the processes of tests inherit it
 
 # The same examples in each run, and none that fails for being slow.
 settings.register_profile(
