@@ -3,7 +3,6 @@
 import ast
 import doctest
 import hashlib
-import itertools
 import json
 import os
 import platform
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from modeling_gpt2scratch.common.activity import activity, kept_moving
 from modeling_gpt2scratch.common.atomic_files import write_file
 from modeling_gpt2scratch.data.tokens.text import well_formed
 from modeling_gpt2scratch.data.tokens.workers import start_workers
@@ -70,19 +70,28 @@ def docstrings(num_workers: int) -> list[str]:
     """
     roots = [Path(sysconfig.get_path("stdlib"))]
     roots += [Path(sysconfig.get_path("purelib")) / name for name in DOCUMENTED_PACKAGES]
-    files = [
-        file
-        for root in roots
-        for file in sorted(root.rglob("*.py"))
-        if UNDOCUMENTED_FOLDERS.isdisjoint(file.relative_to(root).parts)
-    ]
-    with start_workers(num_workers) as pool:
-        per_file = pool.map(docstrings_of, files, chunksize=64)
-        progress = tqdm(
-            per_file, total=len(files), desc="reading docstrings", unit=" files", disable=None
-        )
-        found = dict.fromkeys(itertools.chain.from_iterable(progress))
+    with activity("listing source files"):
+        files = [
+            file
+            for root in roots
+            for file in sorted(root.rglob("*.py"))
+            if UNDOCUMENTED_FOLDERS.isdisjoint(file.relative_to(root).parts)
+        ]
+    bar = tqdm(total=len(files), desc="reading docstrings", unit=" files", disable=None)
+    found: dict[str, None] = {}  # in their order
+    with bar, kept_moving(bar), start_workers(num_workers) as pool:
+        parts = [files[start : start + 32] for start in range(0, len(files), 32)]
+        # Not `map`, whose cancelled work does not go with workers that an error ends.
+        futures = [pool.submit(_docstrings_of_all, part) for part in parts]
+        for part, future in zip(parts, futures, strict=True):
+            found |= dict.fromkeys(future.result())
+            bar.update(len(part))
     return [text for text in found if len(text) >= MIN_DOCSTRING_CHARACTERS]
+
+
+def _docstrings_of_all(files: list[Path]) -> list[str]:
+    """Docstrings of some source files, one after another."""
+    return [text for file in files for text in docstrings_of(file)]
 
 
 def docstrings_of(file: Path) -> list[str]:

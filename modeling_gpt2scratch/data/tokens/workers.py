@@ -119,11 +119,12 @@ def _kill(pool: ProcessPoolExecutor) -> None:
 
     `kill_workers` of Python 3.14 does the same but for the pipe: a process that is killed while it
     writes a result would leave the pool's thread, and so the interpreter, waiting for the rest.
+    Work must not be cancelled as well: what finds it so, in the pool's thread, ends in a traceback.
     """
     for process in list((pool._processes or {}).values()):
         process.kill()
     pool._result_queue._writer.close()
-    pool.shutdown(wait=False, cancel_futures=True)
+    pool.shutdown(wait=False)
 
 
 @contextmanager
