@@ -12,7 +12,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from modeling_gpt2scratch.common.activity import activity
 from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser
+from modeling_gpt2scratch.common.interruptions import Interruptible
 from modeling_gpt2scratch.common.sampling import TEMPERATURE, TOP_K
 from modeling_gpt2scratch.common.threads import let_waiting_threads_rest
 from modeling_gpt2scratch.common.user_cache import user_cache
@@ -26,8 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parses, writes, and turns what is wrong with the input into one line and an exit code."""
     arguments = _parse_arguments(argv)
     try:
-        prompts = [*arguments.prompt, *_prompts_of(arguments.prompts_file)]
-        _write(arguments, prompts)
+        _write(arguments, [*arguments.prompt, *_prompts_of(arguments.prompts_file)])
     except BrokenPipeError:  # the reader, such as `head`, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -107,30 +108,30 @@ def _write(arguments: argparse.Namespace, prompts: Sequence[str]) -> None:
         ValueError: if a model cannot be loaded or cannot write.
     """
     let_waiting_threads_rest()
-    from modeling_gpt2scratch.common.activity import activity
+    with Interruptible(PROGRAM) as ctrl_c:
+        with activity(f"loading {', '.join(arguments.models)}"):
+            with ctrl_c.ending_at_once():
+                from transformers.utils import logging as transformers_logging
 
-    with activity(f"loading {', '.join(arguments.models)}"):
-        from transformers.utils import logging as transformers_logging
-
-        from modeling_gpt2scratch.generation.conversation import converse
-        from modeling_gpt2scratch.generation.writer import Sampling, load_writer, write_samples
-
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-        trust = arguments.trust_remote_code
-        writers = [load_writer(name, trust_remote_code=trust) for name in arguments.models]
-    for name, writer in zip(arguments.models, writers, strict=True):
-        if writer.name != name:
-            print(f"{name}: not finished, {writer.name} writes", file=sys.stderr)
-    sys.stdout.reconfigure(errors="replace")  # whatever the terminal cannot show
-    sampling = Sampling(
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-        max_new_tokens=arguments.max_new_tokens,
-    )
-    texts = {"n": arguments.num_samples, "seed": arguments.seed}
-    if prompts:
-        write_samples(writers, prompts, sampling, **texts)
-    else:
-        converse(writers, sampling, **texts, history=user_cache() / HISTORY_NAME)
+                from modeling_gpt2scratch.generation.conversation import converse
+                from modeling_gpt2scratch.generation.writer import (
+                    Sampling,
+                    load_writer,
+                    write_samples,
+                )
+            transformers_logging.set_verbosity_error()
+            transformers_logging.disable_progress_bar()
+            trust = arguments.trust_remote_code
+            writers = [load_writer(name, trust_remote_code=trust) for name in arguments.models]
+        for name, writer in zip(arguments.models, writers, strict=True):
+            if writer.name != name:
+                print(f"{name}: not finished, {writer.name} writes", file=sys.stderr)
+        sys.stdout.reconfigure(errors="replace")  # whatever the terminal cannot show
+        names = ("temperature", "top_k", "top_p", "max_new_tokens")
+        sampling = Sampling(**{name: getattr(arguments, name) for name in names})
+        texts = {"n": arguments.num_samples, "seed": arguments.seed}
+        if prompts:
+            write_samples(writers, prompts, sampling, **texts)
+            return
+    # Ctrl-C ends a text there, not the program.
+    converse(writers, sampling, **texts, history=user_cache() / HISTORY_NAME)

@@ -1,7 +1,7 @@
 """Lets OpenAI's clients talk to a model: `gpt2scratch serve runs/quickstart`.
 
-DIR is a run or one of its checkpoints. A stock copy of it is made once, in your cache directory, and
-`transformers serve` serves it until you press Ctrl-C.
+DIR is a run or one of its checkpoints. A stock copy of it is made once, in your cache directory,
+and `transformers serve` serves it until you press Ctrl-C.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from pathlib import Path
 
 from modeling_gpt2scratch.common.activity import activity
 from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser
+from modeling_gpt2scratch.common.interruptions import Interruptible
 from modeling_gpt2scratch.common.threads import let_waiting_threads_rest
 from modeling_gpt2scratch.common.user_cache import user_cache
 
@@ -40,12 +41,20 @@ def main(argv: Sequence[str] | None = None) -> None:
             f'pip install -e ".[serve]"'
         )
     let_waiting_threads_rest()
-    try:
-        port = _free_port(arguments.host, arguments.port)
-        cache, name = _copy(arguments.model)
-    except (ValueError, OSError) as error:
-        sys.exit(f"{PROGRAM}: error: {error}")
-    _serve(cache, name, arguments.host, port)
+    with Interruptible(PROGRAM) as ctrl_c:
+        try:
+            port = _free_port(arguments.host, arguments.port)
+            with activity(f"copying {arguments.model} as a stock gpt2"):
+                with ctrl_c.ending_at_once():
+                    from transformers.utils import logging as transformers_logging
+
+                    from modeling_gpt2scratch.interchange.serving import copy_for_serving
+                transformers_logging.set_verbosity_error()
+                transformers_logging.disable_progress_bar()
+                cache, name = copy_for_serving(arguments.model, user_cache() / CACHE_FOLDER)
+        except (ValueError, OSError) as error:
+            sys.exit(f"{PROGRAM}: error: {error}")
+        _serve(cache, name, arguments.host, port)
 
 
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -83,23 +92,6 @@ def _free_port(host: str, port: int) -> int:
             f"expected to listen at {host}, port {port}, found {error.strerror}; choose another "
             f"--host or --port"
         ) from error
-
-
-def _copy(source: Path) -> tuple[Path, str]:
-    """The cache directory that holds a stock copy of the model, and its name there.
-
-    Raises:
-        ValueError: if it is no whole model of ours with a tokenizer.
-        OSError: if the copy cannot be written.
-    """
-    with activity(f"copying {source} as a stock gpt2"):
-        from transformers.utils import logging as transformers_logging
-
-        from modeling_gpt2scratch.interchange.serving import copy_for_serving
-
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-        return copy_for_serving(source, user_cache() / CACHE_FOLDER)
 
 
 def _serve(cache: Path, name: str, host: str, port: int) -> None:
