@@ -3,6 +3,9 @@
 import pytest
 import torch
 from support.tiny_models import random_ids, tiny_model
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface, DataCollatorWithFlattening
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import is_flash_attn_2_available
 
 from modeling_gpt2scratch import GPT2ScratchForCausalLM
@@ -155,3 +158,93 @@ def test_flash_attention_gets_no_mask_and_only_the_users_positions(monkeypatch):
     assert seen[0] == (None, None)
     assert seen[1][0] is None
     assert torch.equal(seen[1][1], position_ids)
+
+
+@pytest.fixture
+def registered():
+    """Registers an attention function for the length of a test."""
+    names = []
+
+    def register(name, function) -> str:
+        AttentionInterface.register(name, function)
+        AttentionMaskInterface.register(name, lambda **kwargs: None)
+        names.append(name)
+        return name
+
+    yield register
+    for name in names:
+        del AttentionInterface._global_mapping[name], AttentionMaskInterface._global_mapping[name]
+
+
+class Layer:
+    """What a program that serves models keeps for each layer."""
+
+    def __init__(self):
+        self.n_calls = 0
+
+    def attend(self, query, key, value, scaling: float):
+        self.n_calls += 1
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+
+
+def attend_in_rows(
+    module, query, key, value, attention_mask, scaling=None, attention_instances=None, **kwargs
+):
+    """As vLLM and SGLang do: own arguments by name, and (T, C) for one row of T tokens."""
+    layer = attention_instances[module.layer_idx]
+    attended = layer.attend(query, key, value, scaling)  # (1, H, T, D)
+    return attended.transpose(1, 2).reshape(query.shape[-2], -1), None
+
+
+def test_packed_rows_of_a_collator_give_the_loss_of_their_documents():
+    model = tiny_model(initializer_range=0.2)
+    collate = DataCollatorWithFlattening(return_flash_attn_kwargs=True, return_seq_idx=True)
+    rows = [random_ids(n, seed=n).tolist() for n in (5, 9)]
+    batch = collate([{"input_ids": row} for row in rows], return_tensors="pt")
+    assert {"cu_seq_lens_q", "max_length_k", "seq_idx", "position_ids"} <= batch.keys()
+    with torch.no_grad():
+        losses = [model(torch.tensor([row]), labels=torch.tensor([row])).loss for row in rows]
+        torch.testing.assert_close(model(**batch).loss, (4 * losses[0] + 8 * losses[1]) / 12)
+        del batch["position_ids"]
+        with pytest.raises(ValueError, match="position_ids beside cu_seq_lens_q, found none"):
+            model(**batch)
+
+
+def test_an_attention_function_that_returns_rows_gives_the_same_tokens(registered):
+    model, serving = tiny_model(initializer_range=0.2), tiny_model(initializer_range=0.2)
+    serving.set_attn_implementation(registered("rows", attend_in_rows))
+    layers = {layer: Layer() for layer in range(2)}
+    ids = random_ids(1, 6)
+    expected = model.generate(ids, do_sample=False, max_new_tokens=20, min_new_tokens=20)
+    with torch.no_grad():
+        while ids.shape[1] < 26:
+            options = {"attention_instances": layers, "use_cache": False}
+            # As vLLM calls it: the base model, positions for each token, and a tuple back.
+            hidden = serving.transformer(
+                ids, position_ids=torch.arange(ids.shape[1])[None], return_dict=False, **options
+            )[0]
+            torch.testing.assert_close(serving(ids, **options).logits, model(ids).logits)
+            assert hidden.shape == (1, ids.shape[1], 32)
+            logits = serving.lm_head(hidden[:, -1])
+            logits[:, model.generation_config.eos_token_id] = -torch.inf
+            ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], dim=1)
+    assert torch.equal(ids, expected)
+    assert layers[0].n_calls == layers[1].n_calls == 40
+    with pytest.raises(TypeError, match="found attention_instance; "):
+        serving(ids, attention_instance=layers)
+
+
+def test_arguments_of_an_attention_function_are_known_to_a_compiled_model(registered):
+    def scaled(module, query, key, value, attention_mask, scaling, factor=1.0, **kwargs):
+        attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        return attend(module, query, key, value, attention_mask, scaling=scaling * factor)
+
+    model, ids = tiny_model(initializer_range=0.2), random_ids(2, 12)
+    model.set_attn_implementation(registered("scaled", scaled))
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(ids, factor=0.5).logits, model(ids, factor=0.5).logits)
+        assert not torch.allclose(model(ids, factor=0.5).logits, model(ids).logits, atol=1e-3)
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(TypeError, match="found factor; leave it out"):
+        model(ids, factor=0.5)

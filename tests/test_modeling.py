@@ -10,6 +10,23 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
 from modeling_gpt2scratch.training.sizes import MODEL_SIZES
 
+IDS = random_ids(2, 12)
+UNREAD = {
+    "attention_masks": (torch.ones(2, 12), "did you mean attention_mask?"),
+    "label": (IDS, "did you mean labels?"),
+    "lables": (IDS, "did you mean labels?"),
+    "num_logits_to_keep": (1, "did you mean logits_to_keep?"),
+    "output_attention": (True, "did you mean output_attentions?"),
+    "shifted_labels": (IDS, "did you mean shift_labels?"),
+    "encoder_hidden_states": (torch.zeros(2, 3, 32), "leave it out, or give input_ids, "),
+    "token_type_ids": (IDS, "leave it out, or give input_ids, "),
+    "head_mask": (torch.ones(2, 4), "leave it out, or give input_ids, "),
+    "output_router_logits": (True, "leave it out, or give input_ids, "),
+    "cache": ({}, "leave it out, or give input_ids, "),  # a paged one only
+    "cache_position": (torch.arange(12), "leave it out, or give input_ids, "),
+    "scaling": (0.5, "leave it out, or give input_ids, "),
+}
+
 
 @pytest.fixture
 def twins(tmp_path) -> tuple[GPT2ScratchForCausalLM, GPT2LMHeadModel]:
@@ -181,3 +198,50 @@ def test_gradient_checkpointing_changes_no_gradient():
     model(ids, labels=ids).loss.backward()
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", UNREAD)
+def test_an_argument_that_nothing_reads_is_an_error_that_names_the_nearest(name, attention):
+    value, remedy = UNREAD[name]
+    model = tiny_model()
+    model.set_attn_implementation(attention)
+    with pytest.raises(TypeError) as refusal:
+        model(IDS, **{name: value})
+    message = str(refusal.value)
+    assert message.startswith("GPT2ScratchForCausalLM: expected arguments that it reads, found ")
+    assert f"found {name}; {remedy}" in message and "\n" not in message
+
+
+def test_the_base_model_has_no_labels_and_says_so():
+    model = tiny_model().transformer
+    for name in ("labels", "shift_labels", "logits_to_keep", "attention_masks"):
+        with pytest.raises(TypeError, match=f"GPT2ScratchModel: expected .*, found {name};"):
+            model(IDS, **{name: IDS})
+
+
+def test_a_compiled_model_refuses_them_too():
+    compiled = torch.compile(tiny_model(), backend="eager")
+    with pytest.raises(TypeError, match="found label; did you mean labels"):
+        compiled(IDS, label=IDS)
+
+
+@pytest.mark.parametrize("name", sorted(UNREAD.keys() - {"scaling"}))
+def test_none_says_nothing_as_peft_relies_on(name):
+    model = tiny_model()
+    with torch.no_grad():
+        assert torch.equal(model(IDS, **{name: None}).logits, model(IDS).logits)
+
+
+def test_what_transformers_reads_is_passed_on():
+    model = tiny_model()
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        plain = model(IDS, labels=IDS)
+        assert torch.equal(model(IDS, return_dict=False)[0], plain.logits)
+        shown = model(IDS, output_attentions=True, output_hidden_states=True)
+        assert [len(shown.attentions), len(shown.hidden_states)] == [2, 3]
+        total = model(IDS, labels=IDS, num_items_in_batch=torch.tensor(1)).loss
+        torch.testing.assert_close(total, plain.loss * 22)
+        seeing_all = model(IDS, is_causal=False, output_attentions=True).attentions[0]
+    assert seeing_all[..., 0, -1].min() > 0 == shown.attentions[0][..., 0, -1].max()
