@@ -10,6 +10,7 @@ from threading import Barrier
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.damaged_files import add_hostile_code, replace_by_hostile_pickle
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -220,21 +221,9 @@ def test_a_config_of_other_sizes_is_refused_before_memory_is_taken(stock, tmp_pa
         GPT2ScratchForCausalLM.from_pretrained(tmp_path)
 
 
-class Touch:
-    """What an attacker would put into a pickle: code that runs when it is read."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
-
-
 def test_a_pickled_object_in_a_checkpoint_is_refused_and_not_run(stock, tmp_path):
     stock.save_pretrained(tmp_path)
-    (tmp_path / "model.safetensors").unlink()
-    touched = tmp_path / "touched"
-    torch.save(stock.state_dict() | {"extra": Touch(touched)}, tmp_path / "pytorch_model.bin")
+    touched = replace_by_hostile_pickle(tmp_path)
     with pytest.raises(pickle.UnpicklingError, match="(?i)weights.only"):
         GPT2ScratchForCausalLM.from_pretrained(tmp_path)
     assert not touched.exists()
@@ -243,14 +232,7 @@ def test_a_pickled_object_in_a_checkpoint_is_refused_and_not_run(stock, tmp_path
 def test_code_beside_the_weights_is_never_run_and_nobody_is_asked(tmp_path, monkeypatch):
     model = GPT2ScratchForCausalLM(GPT2ScratchForCausalLM.config_class(**SIZES, **TOKENS))
     model.save_pretrained(tmp_path)
-    touched = tmp_path / "touched"
-    code = f"open({str(touched)!r}, 'w')\ndef generate(model, **kwargs):\n    return None\n"
-    (tmp_path / "custom_generate").mkdir()
-    (tmp_path / "custom_generate" / "generate.py").write_text(code)
-    (tmp_path / "hostile.py").write_text(code)
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["auto_map"] = {"AutoConfig": "hostile.Config", "AutoModelForCausalLM": "hostile.Model"}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    touched = add_hostile_code(tmp_path)
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 20))
     for options in ({}, {"trust_remote_code": None}, {"trust_remote_code": False}):
         for cls in (GPT2ScratchConfig, GPT2ScratchForCausalLM, GPT2ScratchModel):
