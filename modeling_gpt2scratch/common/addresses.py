@@ -22,7 +22,7 @@ ADDRESS = re.compile(
     r"([^?#,\s]*)"
     # A comma belongs to the query if another parameter follows it.
     r"([?#](?:[^,\s]|,(?=[^,/:\s]*[=&]))*?"
-    rf"(?=(?::{NUMBER}+)?(?:,(?![^,/:\s]*[=&])|\s|$)))?"
+    rf"(?=(?::{NUMBER}+)?:?(?:,(?![^,/:\s]*[=&])|\s|$)))?"
 )
 HOST_AND_PORT = re.compile(r"[^/]+:\d+")
 
