@@ -1,0 +1,114 @@
+"""The stock copy of a run that `transformers serve` serves, and where it is kept."""
+
+import os
+import shutil
+
+import pytest
+import torch
+from huggingface_hub import scan_cache_dir
+from support.tiny_models import random_ids, tiny_stock_model, tiny_tokenizer, tiny_twins
+from transformers import AutoTokenizer, GenerationConfig, GPT2LMHeadModel
+
+from modeling_gpt2scratch.interchange.foreign_checkpoints import ConversionError
+from modeling_gpt2scratch.interchange.serving import _GPT2, MAX_COPIES, copy_for_serving
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """A run of ours whose generation is greedy, as that of earlier versions."""
+    ours, _ = tiny_twins(tmp_path / "stock")
+    directory = tmp_path / "my run (2)"
+    ours.save_pretrained(directory)
+    tiny_tokenizer().save_pretrained(directory)
+    return directory
+
+
+def snapshot_of(cache):
+    """The only model of a cache, as the Hub's client finds it: its name and its directory."""
+    (repository,) = scan_cache_dir(cache).repos
+    (revision,) = repository.revisions
+    assert revision.refs == {"main"}
+    return repository.repo_id, revision.snapshot_path
+
+
+def test_the_copy_is_a_stock_gpt2_with_the_same_weights(run_dir, tmp_path):
+    cache, name = copy_for_serving(run_dir, tmp_path / "served")
+    repository, directory = snapshot_of(cache)
+    assert name == repository == "my-run-2"
+    copy = GPT2LMHeadModel.from_pretrained(directory)
+    assert copy.config.architectures == ["GPT2LMHeadModel"]
+    expected = GPT2LMHeadModel.from_pretrained(tmp_path / "stock").state_dict()
+    assert copy.state_dict().keys() == expected.keys()
+    assert all(torch.equal(copy.state_dict()[key], value) for key, value in expected.items())
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    messages = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "the cat"}]
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == "the cat"
+    assert not (run_dir / "chat_template.jinja").exists()
+
+
+def test_a_copy_samples_as_the_run_says_or_else_as_suits_small_models(run_dir, tmp_path):
+    def settings():
+        cache, _ = copy_for_serving(run_dir, tmp_path / "served")
+        config = GenerationConfig.from_pretrained(snapshot_of(cache)[1])
+        return config.do_sample, config.temperature, config.top_k
+
+    assert settings() == (True, 0.8, 50)
+    own = GenerationConfig.from_pretrained(run_dir)
+    own.update(do_sample=True, temperature=0.5)
+    own.save_pretrained(run_dir)
+    assert settings() == (True, 0.5, None)
+
+
+def test_a_copy_is_made_once_for_the_same_files(run_dir, tmp_path):
+    served = tmp_path / "served"
+    cache, _ = copy_for_serving(run_dir, served)
+    weights = snapshot_of(cache)[1] / "model.safetensors"
+    made = os.stat(weights)
+    (run_dir / "metrics.jsonl").write_text("{}\n")
+    assert copy_for_serving(run_dir, served)[0] == cache
+    assert os.stat(weights).st_ino == made.st_ino
+    tiny_stock_model(n_layer=1).save_pretrained(tmp_path / "other")
+    ours, _ = tiny_twins(tmp_path / "other", n_layer=1)
+    ours.save_pretrained(run_dir)
+    other, name = copy_for_serving(run_dir, served)
+    assert other != cache and name == "my-run-2"
+    assert GPT2LMHeadModel.from_pretrained(snapshot_of(other)[1]).config.n_layer == 1
+    assert sorted(served.iterdir()) == sorted([cache, other])
+
+
+def test_a_checkpoint_has_the_name_of_its_run_and_the_least_recent_copies_go(run_dir, tmp_path):
+    served, copies = tmp_path / "served", []
+    for number in range(MAX_COPIES + 2):
+        checkpoint = tmp_path / "runs" / "Tiny" / f"checkpoint-{number}"
+        shutil.copytree(run_dir, checkpoint)
+        cache, name = copy_for_serving(checkpoint, served)
+        assert name == f"Tiny-checkpoint-{number}"
+        copies.append(cache)
+        os.utime(cache, (number, number))
+        if number == MAX_COPIES:  # the first one is served again
+            assert copy_for_serving(checkpoint.with_name("checkpoint-0"), served)[0].is_dir()
+    assert copies[-1].is_dir() and len([*served.iterdir()]) == MAX_COPIES
+
+
+def test_what_cannot_be_served_leaves_nothing_behind(run_dir, tmp_path):
+    (run_dir / "tokenizer_config.json").unlink()
+    with pytest.raises(ConversionError, match="expected a tokenizer beside the model, found none"):
+        copy_for_serving(run_dir, tmp_path / "served")
+    with pytest.raises(ConversionError, match="expected a gpt2scratch model, found gpt2"):
+        copy_for_serving(tmp_path / "stock", tmp_path / "served")
+    with pytest.raises(ConversionError, match="expected a finished run or one of its checkpoint-N"):
+        copy_for_serving(tmp_path / "none", tmp_path / "served")
+    assert [*(tmp_path / "served").glob("*")] == []
+
+
+def test_the_served_model_ends_with_its_last_position(tmp_path):
+    tiny_stock_model().save_pretrained(tmp_path)
+    model = _GPT2.from_pretrained(tmp_path)
+    ids = random_ids(1, 9)
+    options = {"do_sample": False, "eos_token_id": None}
+    whole = model.generate(ids, **options, max_new_tokens=1024)
+    assert whole.shape == (1, 49)  # of 48 positions; the last token needs none
+    stock = GPT2LMHeadModel.from_pretrained(tmp_path)
+    assert torch.equal(whole, stock.generate(ids, **options, max_new_tokens=40))
+    with pytest.raises(ValueError, match="Input length of input_ids is 60"):
+        model.generate(random_ids(1, 60), **options, max_new_tokens=1024)
