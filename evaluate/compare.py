@@ -19,8 +19,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with Interruptible(PROGRAM) as ctrl_c:
         # `--help` and mistakes need not wait for torch.
         from modeling_gpt2scratch.common.activity import activity
+        from modeling_gpt2scratch.common.output_directory import OutputError
         from modeling_gpt2scratch.common.threads import let_waiting_threads_rest
-        from modeling_gpt2scratch.evaluation.configuration import parse_arguments
+        from modeling_gpt2scratch.evaluation.configuration import parse_arguments, refuse
 
         let_waiting_threads_rest()
         command = started_as()
@@ -29,7 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with ctrl_c.ending_at_once(), activity("loading torch and transformers"):
             from modeling_gpt2scratch.evaluation.comparison import run_comparison
 
-        return run_comparison(config, output_dir)
+        try:
+            return run_comparison(config, output_dir)
+        except OutputError as error:
+            refuse(str(error))
 
 
 if __name__ == "__main__":

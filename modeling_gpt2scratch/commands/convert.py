@@ -15,7 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser
-from modeling_gpt2scratch.common.atomic_files import require_free
+from modeling_gpt2scratch.common.output_directory import (
+    CONVERTED_MODEL,
+    OutputError,
+    making,
+    output_directory,
+    require_apart,
+)
 
 PROGRAM = "gpt2scratch convert"
 # The configuration's, which loads transformers.
@@ -33,9 +39,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    rule = {"marker": CONVERTED_MODEL, "overwrite": arguments.overwrite}
     try:
-        model, tokenizer = _convert(arguments)
-        save_converted(model, tokenizer, arguments.out)
+        with making(arguments.out, **rule) as directory:
+            model, tokenizer = _convert(arguments)
+            require_apart(arguments.out.resolve(), [arguments.source])
+            save_converted(model, tokenizer, directory)
     except (ConversionError, TokenizerError, OSError) as error:
         sys.exit(f"{PROGRAM} {arguments.direction}: error: {error}")
     config = model.config
@@ -74,12 +83,15 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             help = "rows of the embedding to keep"
             own.add_argument("--vocab_size", metavar="INTEGER", type=_positive, help=help)
     arguments = parser.parse_args(argv)
-    source, out = arguments.source.absolute(), arguments.out.absolute()
     try:
-        require_free(out, marker="config.json", overwrite=arguments.overwrite)
-        if source.resolve().is_relative_to(out.resolve()):
-            raise FileExistsError(f"expected OUT not to hold {source}, found {out}; choose another")
-    except FileExistsError as error:
+        arguments.out = output_directory(
+            arguments.out,
+            marker=CONVERTED_MODEL,
+            overwrite=arguments.overwrite,
+            kept=[arguments.source, getattr(arguments, "tokenizer", None)],
+            flag="OUT",
+        )
+    except OutputError as error:
         arguments.parser.error(str(error))
     return arguments
 

@@ -10,8 +10,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from modeling_gpt2scratch.common.command_line import argument, parse_config
+from modeling_gpt2scratch.common.output_directory import making, output_directory
 
 PROGRAM = "gpt2scratch publish"
 
@@ -30,18 +32,16 @@ class PublishConfig:
     )
     dry_run: str | None = argument("write the files to this new directory instead", default=None)
 
+    written: ClassVar = "dry_run"  # where no recipe must be
+
     def __post_init__(self):
         from modeling_gpt2scratch.common.hub_requests import check_repository
 
         check_repository(self.repository, flag="--repository")
-        if self.dry_run is None:
-            return
-        folder = Path(self.dry_run)
-        if not folder.name or folder.exists():
-            raise ValueError(f"expected --dry_run to name a new directory, found {self.dry_run!r}")
-        above = next(path for path in folder.absolute().parents if path.exists())
-        if not above.is_dir():
-            raise ValueError(f"expected --dry_run to be in a directory, found a file: {above}")
+        if self.dry_run is not None:
+            inputs = [self.run, self.results]
+            place = output_directory(self.dry_run, inputs=inputs, flag="--dry_run")
+            object.__setattr__(self, "dry_run", str(place))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -49,7 +49,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse_config(PublishConfig, description=__doc__, argv=argv, program=PROGRAM)
     from transformers.utils import logging as transformers_logging
 
-    from modeling_gpt2scratch.common.atomic_files import new_directory
     from modeling_gpt2scratch.common.errors import file_problem
     from modeling_gpt2scratch.data.tokens.names import TokenizerError
     from modeling_gpt2scratch.hub.runs import PublishError, push_run, write_repository
@@ -64,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if config.dry_run is None:
             print(f"published: {push_run(run, config.repository, private=config.private, **card)}")
             return
-        with new_directory(Path(config.dry_run)) as folder:
+        with making(Path(config.dry_run)) as folder:
             write_repository(run, folder, config.repository, **card)
         print(f"written, not uploaded: {config.dry_run}")
     except (PublishError, ConversionError, RecordsError, TokenizerError) as error:

@@ -30,6 +30,7 @@ from tabulate import tabulate
 from modeling_gpt2scratch.common.addresses import public
 from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser
 from modeling_gpt2scratch.common.errors import SourceError
+from modeling_gpt2scratch.common.output_directory import OutputError, making, output_directory
 from modeling_gpt2scratch.data.shards.format import MAX_SHARD_TOKENS, ShardError
 from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME, Manifest
 from modeling_gpt2scratch.data.shards.token_files import (
@@ -266,7 +267,6 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 def _publish(arguments: argparse.Namespace) -> int:
     """Uploads, or writes what goes beside the shards."""
-    from modeling_gpt2scratch.common.atomic_files import new_directory
     from modeling_gpt2scratch.common.hub_requests import check_repository
     from modeling_gpt2scratch.hub.datasets import push_data, read_verified, write_small_files
 
@@ -279,10 +279,12 @@ def _publish(arguments: argparse.Namespace) -> int:
         options = {"private": arguments.private, "license": arguments.license}
         print(f"published: {push_data(data, repository, **options)}")
         return 0
-    if not dry_run.name or dry_run.exists():
-        arguments.parser.error(f"expected --dry_run to name a new directory, found {dry_run}")
-    manifest = read_verified(data)
-    with new_directory(dry_run) as folder:
+    try:
+        dry_run = output_directory(dry_run, inputs=[data], flag="--dry_run")
+    except OutputError as error:
+        arguments.parser.error(str(error))
+    with making(dry_run) as folder:
+        manifest = read_verified(data)
         write_small_files(data, folder, manifest, repository, arguments.license)
     n_shards = sum(len(split.shards) for split in manifest.splits.values())
     print(f"written, not uploaded: {dry_run}; {n_shards:,} shards would go with it")

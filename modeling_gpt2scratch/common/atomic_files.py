@@ -10,35 +10,8 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-
-LOCK_NAME = "run.lock"  # of a run that uses a directory; counts for nothing
-
-
-def require_free(path: Path, *, marker: str, overwrite: bool) -> None:
-    """Refuses a destination that holds anything, unless it is an old result and may be replaced.
-
-    Args:
-        path: directory that is to be made.
-        marker: file by which a directory of the same kind is known.
-        overwrite: whether the user allowed to replace such a directory.
-
-    Raises:
-        FileExistsError: if `path` is in use.
-    """
-    if not path.name:
-        raise FileExistsError(f"expected --output_dir to name a directory, found {str(path)!r}")
-    if not path.exists() or (path.is_dir() and all(map(_counts_for_nothing, path.iterdir()))):
-        return
-    if not (path / marker).is_file():
-        raise FileExistsError(
-            f"expected {path} to be new or to hold {marker}, found other content; choose another"
-        )
-    if not overwrite:
-        raise FileExistsError(
-            f"expected a new directory, found {marker} in {path}; choose another or add --overwrite"
-        )
 
 
 def write_file(path: Path, *chunks: bytes | memoryview) -> None:
@@ -73,13 +46,15 @@ def write_json_lines(path: Path, rows: Iterable[dict]) -> None:
 
 
 @contextlib.contextmanager
-def new_directory(path: Path) -> Iterator[Path]:
+def new_directory(path: Path, *, check: Callable[[], None] | None = None) -> Iterator[Path]:
     """A temporary directory to fill, which becomes `path` when the block ends without an error.
 
-    Whatever stood at `path` is replaced.
+    Whatever stood at `path` is replaced; before that, `check` can look at it and raise.
     """
     with _partial_directory(path.with_name(f".{path.name}.partial")) as partial:
         yield partial
+        if check is not None:
+            check()
         publish_directory(partial, path)
 
 
@@ -101,12 +76,6 @@ def new_files(directory: Path) -> Iterator[Path]:
         for file in sorted(partial.iterdir()):
             os.replace(file, directory / file.name)
         fsync(directory)
-
-
-def _counts_for_nothing(path: Path) -> bool:
-    """Whether a killed process left this behind before it was complete, or a run its lock."""
-    is_partial = path.name.startswith(".") and path.name.endswith(".partial")
-    return is_partial or path.name == LOCK_NAME
 
 
 @contextlib.contextmanager

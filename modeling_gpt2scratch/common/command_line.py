@@ -15,6 +15,7 @@ import yaml
 
 from .addresses import command_line
 from .argument_parser import OneLineErrorParser, say_when_interrupted, with_underscores
+from .output_directory import require_apart, resolved
 
 Config = TypeVar("Config")
 # Name of an argument: the recipe's number and path, or the number after all recipes and no path.
@@ -23,6 +24,7 @@ Origins = dict[str, tuple[int, str | None]]
 # What other training scripts call it.
 ALIASES = {"lr": "learning_rate", "min_lr": "min_learning_rate", "wandb": "report_to"}
 ALIASES |= {"bs": "micro_batch_size", "batch_size": "micro_batch_size", "steps": "max_steps"}
+MAX_RECIPE_BYTES = 2**20
 DEFAULT = "default"  # in place of a path
 EMPTY = ("", "null", "~")
 # argparse's complaints, and ours.
@@ -94,7 +96,8 @@ def parse_config(
     of the wrong type, or whatever the dataclass itself refuses with a ValueError or
     FileExistsError. A class attribute `only_with` names arguments that have an effect only beside
     certain values of another one: {argument: (other, values)}; a class attribute `only_until` those
-    whose value in a recipe no longer holds if another is changed after it: {argument: others}.
+    whose value in a recipe no longer holds if another is changed after it: {argument: others}; a
+    class attribute `written` the one that is a directory to be made, in which no recipe may be.
     `program` stands before every message, if it is not the name of the script.
     """
     parser = OneLineErrorParser(prog=program, description=description, exit_on_error=False)
@@ -122,6 +125,9 @@ def parse_config(
             raise ValueError(_stray(left[0], known))
         config = config_class(**vars(namespace))
         _refuse_without_effect(config, origins)
+        written = getattr(config, getattr(config_class, "written", ""), None)
+        if written is not None:
+            require_apart(resolved(written), [], kept=paths)
     except argparse.ArgumentError as error:
         names = [_name_of(error.argument_name)] if error.argument_name else []
         parser.error(ArgumentError(*names, problem=_readable(error.message)).located(origins))
@@ -151,6 +157,12 @@ class _RecipeLoader(yaml.BaseLoader):
 def _read_recipe(path: str, config_class: type) -> dict[str, str | list[str]]:
     """The entries of a recipe that are not empty."""
     try:
+        size = Path(path).stat().st_size
+        if not Path(path).is_file():  # a pipe may never end
+            kind = "a directory" if Path(path).is_dir() else "no file"
+            raise ValueError(f"{path}: expected a YAML recipe, found {kind}; name a file")
+        if size > MAX_RECIPE_BYTES:
+            raise ValueError(f"{path}: expected a YAML recipe, found {size:,} bytes of something")
         recipe = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_RecipeLoader)
     except FileNotFoundError:
         directory, name = Path(path).parent, Path(path).name
@@ -160,6 +172,9 @@ def _read_recipe(path: str, config_class: type) -> dict[str, str | list[str]]:
         raise ValueError(f"{path}: expected a YAML recipe, found no file; {hint}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: expected a YAML recipe, found {reason}") from None
+    except RecursionError:
+        reason = "entries in entries, deeper than anything that makes sense"
         raise ValueError(f"{path}: expected a YAML recipe, found {reason}") from None
     if not isinstance(recipe, dict):
         kind = {list: "a list", str: "a single value"}.get(type(recipe), "nothing")

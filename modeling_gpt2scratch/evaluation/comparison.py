@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
 
-from .configuration import CACHE_FOLDER, CompareArguments, CompareConfig, default_output_dir
+from modeling_gpt2scratch.common.output_directory import OutputError, claimed
+
+from .configuration import (
+    CACHE_FOLDER,
+    RESULTS_FILE,
+    CompareArguments,
+    CompareConfig,
+    open_output_dir,
+)
 from .measuring import evaluate_model, load_tasks
 from .report import Comparison, report
 from .results.cache import ResultCache
@@ -26,10 +36,10 @@ def compare(models: list[str], tasks: list[str], **options) -> Comparison:
 
     Raises:
         ValueError: for arguments that do not fit.
+        OutputError: if the results cannot be written, or another comparison writes them.
     """
     config = CompareConfig(models=models, tasks=tasks, **options)
-    output_dir = Path(config.output_dir or default_output_dir(models[0]))
-    output_dir.mkdir(parents=True, exist_ok=True)
+    output_dir = open_output_dir(config)
     comparison = Comparison([ModelMeasurements(name) for name in models])
     run_comparison(config, output_dir, comparison)
     return comparison
@@ -43,25 +53,49 @@ def run_comparison(
     Raises:
         KeyboardInterrupt: after Ctrl-C, when the numbers so far are in the table and the files. The
             same comparison goes on from there.
+        OutputError: if another comparison writes to the same directory.
     """
     start, interruption = time.perf_counter(), None
     processes = ProcessGroup(config.device)
     if comparison is None:
         comparison = Comparison([ModelMeasurements(name) for name in config.models])
-    try:
-        evaluate(config, comparison, output_dir, processes)
-        comparison.is_complete = True
-    except KeyboardInterrupt as error:
-        interruption = error
     is_written = True
-    if processes.is_main and (comparison.is_complete or has_any(comparison)):
-        is_written = report(config, comparison, output_dir, time.perf_counter() - start)
+    with alone_in(output_dir, processes):
+        try:
+            evaluate(config, comparison, output_dir, processes)
+            comparison.is_complete = True
+        except KeyboardInterrupt as error:
+            interruption = error
+        if processes.is_main and (comparison.is_complete or has_any(comparison)):
+            is_written = report(config, comparison, output_dir, time.perf_counter() - start)
     if interruption is not None:
         raise interruption
     processes.end()
     # What is missing, the main process says: a launcher ends all once one of them has failed.
     is_whole = is_written and all(has_all(model, config) for model in comparison.models)
     return int(processes.is_main and not is_whole)
+
+
+@contextmanager
+def alone_in(output_dir: Path, processes: ProcessGroup) -> Iterator[None]:
+    """Keeps other comparisons from writing their results here as long as the block lasts.
+
+    Raises:
+        OutputError: if one is at work, on all processes alike.
+    """
+    claim, problem = claimed(output_dir / RESULTS_FILE), None
+    if processes.is_main:
+        try:
+            claim.__enter__()
+        except OSError as error:
+            problem = str(error)
+    if problem := processes.first_problem(problem):
+        raise OutputError(problem)
+    try:
+        yield
+    finally:
+        if processes.is_main:
+            claim.__exit__(None, None, None)
 
 
 def has_any(comparison: Comparison) -> bool:
@@ -80,13 +114,15 @@ def evaluate(
     config: CompareArguments, comparison: Comparison, output_dir: Path, processes: ProcessGroup
 ) -> None:
     """Fills `comparison` as it goes."""
+    directory = Path(config.cache_dir) if config.cache_dir else output_dir / CACHE_FOLDER
+    cache = ResultCache(directory if config.cache else None)
+    if processes.is_main:
+        cache.check()
     tasks, problems = load_tasks(config, processes)
     comparison.tasks = tasks
     if processes.is_main:
         for name, problem in problems.items():
             print(f"{name}: {problem}", file=sys.stderr)
-    directory = Path(config.cache_dir) if config.cache_dir else output_dir / CACHE_FOLDER
-    cache = ResultCache(directory if config.cache else None)
     disable = None if processes.is_main else True  # None: only where nobody watches
     with tqdm(comparison.models, unit="model", disable=disable) as progress:
         for model in progress:

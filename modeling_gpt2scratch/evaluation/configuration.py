@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NoReturn
 
 from modeling_gpt2scratch.common.addresses import command_line, keep_secrets_apart, public
 from modeling_gpt2scratch.common.command_line import ArgumentError, argument, parse_config
+from modeling_gpt2scratch.common.output_directory import OutputError, writable_directory
 
 from .tasks.registry import ALL, TASKS, TaskError, known_tasks, resolve_tasks
 from .tasks.samples import Selection
@@ -186,16 +187,31 @@ def parse_arguments(
     try:
         registry = known_tasks(first.parse_known_args(argv)[0].include_path)
     except TaskError as error:
-        _refuse(str(error))
+        refuse(str(error))
     config = parse_config(arguments_for(registry), description=description, argv=argv)
-    output_dir = Path(config.output_dir or default_output_dir(config.models[0]))
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        # A share may be mounted so that nothing but an attempt tells.
-        tempfile.TemporaryFile(dir=output_dir).close()
-    except OSError as error:
-        _refuse(f"--output_dir: expected a directory that can be written to, found {error}")
-    return config, output_dir
+        return config, open_output_dir(config)
+    except OutputError as error:
+        refuse(f"--output_dir: {error}")
+
+
+def open_output_dir(config: CompareArguments) -> Path:
+    """The directory of the results, made if there is none.
+
+    Raises:
+        OutputError: if it cannot be written to, or holds results of another program.
+    """
+    given = config.output_dir or default_output_dir(config.models[0])
+    output_dir = writable_directory(given, flag="--output_dir")
+    if (output_dir / RESULTS_FILE).is_file():
+        from .results.results_json import MARKER  # and torch with it
+
+        if difference := MARKER.difference(output_dir):
+            raise OutputError(
+                f"expected {output_dir} to hold results of {PROGRAM} or none, found {difference}; "
+                f"choose another"
+            )
+    return output_dir
 
 
 def default_output_dir(model: str) -> str:
@@ -203,7 +219,8 @@ def default_output_dir(model: str) -> str:
     return model if Path(model).is_dir() else "results"
 
 
-def _refuse(problem: str) -> None:
-    """Ends the program as its parser does."""
-    print(f"{PROGRAM}: error: {public(problem)}", file=sys.stderr)
+def refuse(problem: str) -> NoReturn:
+    """Ends the program as its parser does: in one line of each machine."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"{PROGRAM}: error: {public(problem)}", file=sys.stderr)
     sys.exit(2)

@@ -8,8 +8,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTraine
 
 from modeling_gpt2scratch.checkpoints.checkpoint import open_to_readers
 from modeling_gpt2scratch.checkpoints.weight_files import WeightsError, naming_damaged_files
-from modeling_gpt2scratch.common.atomic_files import new_directory
+from modeling_gpt2scratch.common.atomic_files import write_json
 from modeling_gpt2scratch.common.errors import named
+from modeling_gpt2scratch.common.output_directory import CONVERTED_MODEL
 from modeling_gpt2scratch.configuration_gpt2scratch import AUTO_MAP, GPT2ScratchConfig
 from modeling_gpt2scratch.data.tokens.names import GPT2, TokenizerError
 from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer, save_tokenizer
@@ -17,7 +18,7 @@ from modeling_gpt2scratch.modeling_gpt2scratch import GPT2ScratchForCausalLM
 
 from .foreign_checkpoints import GPT2_VOCAB_SIZE, ConversionError, assemble, gpt2_name
 
-MARKER = "config.json"
+CONFIG_NAME = "config.json"
 NO_TOKENIZER = "none"
 
 # What a stock gpt2 configuration calls by the same names, and where it refuses an int.
@@ -93,29 +94,29 @@ def give_tokenizer(
 
 
 def save_converted(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, out: Path
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, directory: Path
 ) -> None:
-    """Model and tokenizer as `from_pretrained` reads them; `out` appears complete or not at all.
+    """Writes model and tokenizer into an empty directory, as `from_pretrained` reads them.
 
     Raises:
         OSError: if they cannot be written.
     """
-    with new_directory(out.absolute()) as directory:
-        try:
-            model.save_pretrained(directory)
-        except (SafetensorError, ValueError) as error:
-            raise OSError(f"the model cannot be written: {error}") from error
-        if tokenizer is not None:
-            save_tokenizer(tokenizer, directory)
-            if isinstance(model, GPT2LMHeadModel):
-                _save_classic_vocabulary(tokenizer, directory)
-        open_to_readers(directory.iterdir())
+    try:
+        model.save_pretrained(directory)
+    except (SafetensorError, ValueError) as error:
+        raise OSError(f"the model cannot be written: {error}") from error
+    if tokenizer is not None:
+        save_tokenizer(tokenizer, directory)
+        if isinstance(model, GPT2LMHeadModel):
+            _save_classic_vocabulary(tokenizer, directory)
+    write_json(directory / CONVERTED_MODEL.name, CONVERTED_MODEL.content())
+    open_to_readers(directory.iterdir())
 
 
 def _load_ours(path: Path) -> tuple[GPT2ScratchForCausalLM, dict]:
     """The model in a directory, and transformers' report about its tensors."""
     try:
-        model_type = json.loads((path / MARKER).read_bytes()).get("model_type")
+        model_type = json.loads((path / CONFIG_NAME).read_bytes()).get("model_type")
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ConversionError(
             f"{path}: expected a finished run or one of its checkpoint-N, found {error}"

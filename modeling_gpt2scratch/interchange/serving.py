@@ -24,6 +24,7 @@ from modeling_gpt2scratch import __version__
 from modeling_gpt2scratch.checkpoints.checkpoint import find_model
 from modeling_gpt2scratch.checkpoints.retention import CHECKPOINT_PREFIX
 from modeling_gpt2scratch.common.checksums import checksum
+from modeling_gpt2scratch.common.output_directory import writable_directory
 from modeling_gpt2scratch.common.sampling import SAMPLING
 
 from .conversion import read_run, save_converted, to_gpt2
@@ -34,6 +35,7 @@ SOURCES = ("config.json", "generation_config.json", "model*.safetensors*", "toke
 # For clients that only chat; the model writes on from the last message.
 CHAT_TEMPLATE = "{{ messages[-1]['content'] }}"
 MAX_NAME_CHARACTERS = 90  # the Hub has a limit
+KEY = re.compile("[0-9a-f]{40}")
 MAX_COPIES = 4  # the least recently served ones go
 
 
@@ -52,6 +54,7 @@ def copy_for_serving(source: Path, root: Path) -> tuple[Path, str]:
     source = find_model(source)
     name = _name_for(source)
     key = _key_of(source, name)
+    root = writable_directory(root, flag="XDG_CACHE_HOME")
     cache = root / key
     if not cache.is_dir():
         model, tokenizer = read_run(source)
@@ -60,16 +63,18 @@ def copy_for_serving(source: Path, root: Path) -> tuple[Path, str]:
         tokenizer.chat_template = tokenizer.chat_template or CHAT_TEMPLATE
         if not model.generation_config.do_sample:  # else a client's temperature has no effect
             model.generation_config.update(**SAMPLING)
-        root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root, ignore_cleanup_errors=True) as partial:
             folder = Path(partial) / f"models--{name}"
+            (folder / "snapshots" / key).mkdir(parents=True)
             save_converted(to_gpt2(model), tokenizer, folder / "snapshots" / key)
             (folder / "refs").mkdir()
             (folder / "refs" / "main").write_text(key)
             if not cache.is_dir():  # another process may have been faster
                 os.rename(partial, cache)
     os.utime(cache)
-    copies = sorted(root.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+    # Whatever else is there is not ours, or is being made by another process.
+    copies = [path for path in root.iterdir() if KEY.fullmatch(path.name)]
+    copies.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     for copy in copies[MAX_COPIES:]:
         shutil.rmtree(copy, ignore_errors=True)
     return cache, name

@@ -1,11 +1,18 @@
 """What the arguments of `train_accelerate.py` must be to each other, and to the machine."""
 
-import os
 from pathlib import Path
 from typing import Any
 
-from modeling_gpt2scratch.common.atomic_files import require_free
+from modeling_gpt2scratch.checkpoints.retention import STATE_NAME, checkpoints_by_step
 from modeling_gpt2scratch.common.command_line import ArgumentError, check_numbers
+from modeling_gpt2scratch.common.output_directory import (
+    Marker,
+    OutputError,
+    is_in_use,
+    output_directory,
+    resolved,
+)
+from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME
 from modeling_gpt2scratch.data.sources.mixture import parse_mixture
 
 # Fields by their range.
@@ -28,16 +35,16 @@ AT_MOST = {
     "weight_decay": (10.0, "weights shrink by learning_rate x weight_decay a step"),
     "timeout_minutes": (44_640.0, "that is a month"),
 }
+CONTENTS = (MANIFEST_NAME, "config.json", STATE_NAME)  # of directories that a run reads
 EVAL_TASKS = ("lambada", "hellaswag")
 TRACKERS = ("wandb", "tensorboard", "trackio")
 
 
-def check_arguments(config: Any, *, marker: str) -> None:
+def check_arguments(config: Any) -> None:
     """Refuses a TrainConfig whose run would fail, or be another one than was asked for.
 
     Args:
         config: with every default filled in.
-        marker: file by which the directory of a run is known.
 
     Raises:
         ArgumentError: at the first problem.
@@ -52,7 +59,40 @@ def check_arguments(config: Any, *, marker: str) -> None:
     _check_schedule(config)
     _check_checkpoints(config)
     _check_data(config)
-    _check_output_dir(config, marker)
+
+
+def check_output_dir(config: Any, marker: Marker) -> Path:
+    """The directory of the run, which is new, or may be continued or replaced, and written to.
+
+    Args:
+        config: of the run.
+        marker: by which the directory of a run is known.
+
+    Raises:
+        ArgumentError: if it must not be written to, or cannot.
+    """
+    try:
+        place = resolved(config.output_dir)
+        if is_in_use(place):
+            raise OutputError(in_use(place))
+        resume = "" if config.resume in ("none", "auto") else config.resume
+        is_continued = config.resume == "auto" or bool(resume and is_own(Path(resume), place))
+        read = [name for name, _ in parse_mixture(config.data, flag="--data")]
+        read += [config.init_from, config.lambada_data, config.hellaswag_data]
+        read += [] if is_continued else [resume]
+        return output_directory(
+            config.output_dir,
+            marker=marker,
+            overwrite=config.overwrite or is_continued,
+            # Whoever goes on deletes nothing, and checkpoints are a run's as well.
+            is_ours=is_continued and bool(checkpoints_by_step(place)),
+            # What is not there, or nothing of its kind, is refused where it is read.
+            inputs=filter(_can_be_read, read),
+            kept=[*read, config.data_cache],
+            is_renamed=False,
+        )
+    except OutputError as error:
+        raise ArgumentError("output_dir", problem=str(error)) from None
 
 
 def _require(is_met: bool, config: Any, name: str, expected: str, *others: str) -> None:
@@ -150,17 +190,20 @@ def _check_data(config: Any) -> None:
         raise ArgumentError("timeout_minutes", "data_retry_seconds", problem=problem)
 
 
-def _check_output_dir(config: Any, marker: str) -> None:
-    """The directory of the run is new, or may be continued or replaced, and can be written to."""
-    path = Path(config.output_dir)
-    if config.resume == "none":
-        try:
-            require_free(path, marker=marker, overwrite=config.overwrite)
-        except FileExistsError as error:
-            raise ArgumentError("output_dir", problem=str(error)) from None
-    parents = (path.absolute(), *path.absolute().parents)
-    existing = next(parent for parent in parents if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        kind = "a directory without permission to write" if existing.is_dir() else "a file"
-        problem = f"expected a directory that can be made and written to, found {kind}: {existing}"
-        raise ArgumentError("output_dir", problem=problem)
+def _can_be_read(name: str | None) -> bool:
+    """Whether this is a directory of data, of a model or of a run."""
+    return name is not None and any(Path(name, content).is_file() for content in CONTENTS)
+
+
+def is_own(checkpoint: Path, output_dir: Path) -> bool:
+    """Whether a checkpoint belongs to the run in `output_dir`, or is that run itself."""
+    place = checkpoint.resolve()
+    return output_dir.resolve() in (place, place.parent)
+
+
+def in_use(output_dir: Path) -> str:
+    """What to say of a directory in which a run is at work."""
+    return (
+        f"expected no other run in {output_dir}, found one that is still going on; wait for it, "
+        f"stop it, or choose another --output_dir"
+    )

@@ -5,11 +5,13 @@ from typing import ClassVar, Literal
 
 from modeling_gpt2scratch.common.addresses import keep_secrets_apart
 from modeling_gpt2scratch.common.command_line import ArgumentError, argument
+from modeling_gpt2scratch.common.output_directory import Marker
 
-from .checks import EVAL_TASKS, check_arguments
+from .checks import EVAL_TASKS, check_arguments, check_output_dir
 from .sizes import MODEL_SIZES, SIZES
 
 CONFIG_NAME = "train_config.json"
+RUN_MARKER = Marker(CONFIG_NAME, "gpt2scratch-run")
 
 AUTO = "auto"
 # Headings of `--help`.
@@ -242,6 +244,7 @@ class TrainConfig:
         default=False,
     )
 
+    written: ClassVar = "output_dir"  # where no recipe must be
     # What has an effect only beside certain values of another argument; `parse_config` refuses it
     # elsewhere.
     only_with: ClassVar = {
@@ -277,7 +280,8 @@ class TrainConfig:
             muon_learning_rate=self.learning_rate,
             decay_steps=max(1, self.max_steps // 5),
         )
-        check_arguments(self, marker=CONFIG_NAME)
+        check_arguments(self)
+        self._set(output_dir=str(check_output_dir(self, RUN_MARKER)))
 
     def _set(self, **values) -> None:
         """Values in place of those that were given, before anybody has seen them."""

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import os
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,15 +15,17 @@ from modeling_gpt2scratch.checkpoints.checkpoint import (
     find_checkpoints,
     verify_checkpoint,
 )
-from modeling_gpt2scratch.common.atomic_files import LOCK_NAME, require_free, write_file, write_json
+from modeling_gpt2scratch.common.atomic_files import write_file, write_json
+from modeling_gpt2scratch.common.output_directory import LOCK_NAME, empty
 from modeling_gpt2scratch.distributed.processes import LaunchError, on_main_process
+from modeling_gpt2scratch.tracking.status import STATUS_NAME, recorded
 
-from .configuration import CONFIG_NAME, TrainConfig
+from .checks import in_use, is_own
+from .configuration import CONFIG_NAME, RUN_MARKER, TrainConfig
 from .progress import TrainingProgress
 
 DATA_MANIFEST_NAME = "data_manifest.json"  # a copy, for when the data are gone or elsewhere
 ENVIRONMENT_NAME = "environment.json"
-STATUS_NAME = "status.json"
 
 
 def find_resume_point(config: TrainConfig) -> Path | None:
@@ -35,7 +36,6 @@ def find_resume_point(config: TrainConfig) -> Path | None:
 
     Raises:
         CheckpointError: if the one that was asked for is damaged or not there, or all are damaged.
-        FileExistsError: if the directory of the run is in use.
     """
     if config.resume == "none":
         return None
@@ -68,7 +68,9 @@ class OutputLock:
 
     def __init__(self, output_dir: Path):
         self._output_dir = output_dir
-        self._lock = FileLock(output_dir / LOCK_NAME)
+        self._path = output_dir / LOCK_NAME
+        self._lock = FileLock(self._path)
+        self._identity: tuple[int, int] | None = None  # of the file; on the main process
 
     def acquire(self) -> None:
         """Makes the directory, and takes it.
@@ -78,15 +80,35 @@ class OutputLock:
         """
         self._output_dir.mkdir(parents=True, exist_ok=True)
         try:
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=1)  # others only look whether it is free
         except Timeout:
-            raise LaunchError(
-                f"expected no other run in {self._output_dir}, found one that is still going on; "
-                f"wait for it, stop it, or choose another --output_dir"
-            ) from None
+            raise LaunchError(in_use(self._output_dir)) from None
+        self._identity = _identity_of(self._path)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether this process took the directory, and it was deleted or replaced since."""
+        return self._identity is not None and _identity_of(self._path) != self._identity
+
+    def require(self) -> None:
+        """Ends a run whose directory is no longer there.
+
+        Raises:
+            OSError: if it was deleted or replaced.
+        """
+        if self.is_lost:
+            raise self.loss()
+
+    def loss(self) -> OSError:
+        """What to raise if the directory is lost."""
+        return OSError(
+            f"expected {self._output_dir} to stay where it is, found that it was deleted or "
+            f"replaced while the run went on; start the run again"
+        )
 
     def close(self) -> None:
         """Gives the directory back."""
+        self._identity = None
         self._lock.release()
 
 
@@ -103,10 +125,11 @@ def make_output_dir(
             `data_manifest-1.json` and so on.
     """
     output_dir = Path(config.output_dir)
-    is_continued = config.resume == "auto" or (checkpoint and is_within(checkpoint, output_dir))
+    is_continued = config.resume == "auto" or (checkpoint and is_own(checkpoint, output_dir))
     if config.overwrite and not is_continued:
-        empty_directory(output_dir)  # `require_free` has seen that it holds a run
-    write_json(output_dir / CONFIG_NAME, dataclasses.asdict(config))
+        # The marker stays until the new one is there: what is left after a kill is known by it.
+        empty(output_dir, kept=[LOCK_NAME, STATUS_NAME, RUN_MARKER.name])
+    write_json(output_dir / CONFIG_NAME, RUN_MARKER.content() | dataclasses.asdict(config))
     write_json(output_dir / ENVIRONMENT_NAME, environment)
     for number, manifest in enumerate(manifests, start=1):
         # What describes one data set must not be taken for the description of a mixture.
@@ -121,30 +144,20 @@ def recorded_status(output_dir: Path, progress: TrainingProgress) -> Iterator[di
     It says "running" during the block, then "failed" with a message if the block raised, else what
     the block put under "status" of the yielded dictionary. Only the main process writes.
     """
-    outcome = {"status": "running"}
-
-    def write() -> None:
-        if PartialState().is_main_process:
-            write_json(output_dir / STATUS_NAME, outcome | {"step": progress.step})
-
-    write()
-    try:
+    if not PartialState().is_main_process:
+        yield {}
+        return
+    with recorded(output_dir / STATUS_NAME, lambda: progress.step) as outcome:
         yield outcome
-    except BaseException as error:
-        outcome |= {"status": "failed", "message": str(error) or type(error).__name__}
-        raise
-    finally:
-        with contextlib.suppress(OSError):  # a full disk has been reported already
-            write()
 
 
-def empty_directory(directory: Path) -> None:
-    """Deletes everything in a directory but the lock."""
-    for path in directory.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.name != LOCK_NAME:
-            path.unlink()
+def _identity_of(path: Path) -> tuple[int, int] | None:
+    """What tells a file from any other, as long as it is open; None if it is not there."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _candidates(config: TrainConfig) -> list[Path]:
@@ -152,23 +165,13 @@ def _candidates(config: TrainConfig) -> list[Path]:
 
     Raises:
         CheckpointError: if one was asked for that is not there.
-        FileExistsError: if the directory of the run is in use.
     """
-    output_dir = Path(config.output_dir)
     if config.resume == "auto":
-        require_free(output_dir, marker=CONFIG_NAME, overwrite=True)
-        return find_checkpoints(output_dir)
+        return find_checkpoints(Path(config.output_dir))
     checkpoints = find_checkpoints(Path(config.resume))
     if not checkpoints:
         raise CheckpointError(
             f"{config.resume}: expected a complete checkpoint, found none; "
             f"give a run's directory or one of its checkpoint-N"
         )
-    if not is_within(checkpoints[0], output_dir):
-        require_free(output_dir, marker=CONFIG_NAME, overwrite=config.overwrite)
     return checkpoints
-
-
-def is_within(checkpoint: Path, output_dir: Path) -> bool:
-    """Whether the checkpoint belongs to the run in `output_dir`."""
-    return checkpoint.resolve().is_relative_to(output_dir.resolve())

@@ -42,9 +42,10 @@ from modeling_gpt2scratch.optim.optimizer import make_optimizer
 from modeling_gpt2scratch.tracking.metrics import EVENTS_NAME, METRICS_NAME, EventLog, JsonlTracker
 from modeling_gpt2scratch.tracking.trackers import start_trackers
 
+from .checks import is_own
 from .configuration import AUTO, TrainConfig
 from .data import TrainingData
-from .directory import OutputLock, is_within, make_output_dir
+from .directory import OutputLock, make_output_dir, recorded_status
 from .model import make_model
 from .progress import BestValidation, TrainingProgress
 
@@ -134,7 +135,7 @@ def open_run(
     return TrainingRun(
         config=config,
         accelerator=accelerator,
-        agreement=Agreement(n_flags=2, timeout_minutes=config.timeout_minutes),
+        agreement=Agreement(n_flags=3, timeout_minutes=config.timeout_minutes),
         progress=progress,
         model=model,
         wrapped_model=wrapped_model,
@@ -150,7 +151,7 @@ def open_run(
             mixed_precision=accelerator.mixed_precision,
             peak_tflops=config.peak_tflops,
         ),
-        **_open_directory(config, data, accelerator, checkpoint, state, progress.step),
+        **_open_directory(config, data, accelerator, checkpoint, state, progress),
     )
 
 
@@ -187,6 +188,7 @@ def save_result(run: TrainingRun) -> None:
     Raises:
         CheckpointError, OSError: on every process alike.
     """
+    on_main_process(run.lock.require)
     output_dir, best, source = Path(run.config.output_dir), run.progress.best, ""
     if best.step is not None and (run.config.keep_best or run.config.patience):
         found = f"the lowest eval_loss was {best.loss:.4f}, after step {best.step}"
@@ -293,12 +295,27 @@ def _open_directory(
     accelerator: Accelerator,
     checkpoint: Path | None,
     state: dict,
-    step: int,
+    progress: TrainingProgress,
 ) -> dict[str, Any]:
     """What the run writes to its directory, and the lock on it, by their names in `TrainingRun`."""
     output_dir = Path(config.output_dir)
     lock = OutputLock(output_dir)
     on_main_process(lock.acquire)
+    with recorded_status(output_dir, progress):
+        records = _open_records(config, data, accelerator, checkpoint, state, progress.step)
+    return {"lock": lock} | records
+
+
+def _open_records(
+    config: TrainConfig,
+    data: TrainingData,
+    accelerator: Accelerator,
+    checkpoint: Path | None,
+    state: dict,
+    step: int,
+) -> dict[str, Any]:
+    """As `_open_directory`, in a directory that this run has taken."""
+    output_dir = Path(config.output_dir)
     environment = describe_environment(accelerator)
     on_main_process(make_output_dir, config, checkpoint, environment, data.manifest_files)
     writer = CheckpointWriter(
@@ -311,7 +328,7 @@ def _open_directory(
     )
     metrics = JsonlTracker(output_dir / METRICS_NAME, resume_step=step)
     # Another run's checkpoint begins a run of its own in the trackers.
-    is_own = checkpoint is not None and is_within(checkpoint, output_dir)
+    is_continued = checkpoint is not None and is_own(checkpoint, output_dir)
     tracker_ids = start_trackers(
         accelerator,
         config.report_to,
@@ -320,7 +337,13 @@ def _open_directory(
         arguments=dataclasses.asdict(config),
         strict=config.strict,
         jsonl=metrics,
-        saved=state.get("trackers", {}) if is_own else {},
+        saved=state.get("trackers", {}) if is_continued else {},
     )
     events = EventLog(output_dir / EVENTS_NAME)
-    return dict(lock=lock, writer=writer, metrics=metrics, events=events, tracker_ids=tracker_ids)
+    if is_continued and accelerator.is_main_process and metrics.last_step < step:
+        say(
+            f"{metrics.tracker}: expected a line for step {step}, where {checkpoint.name} is, "
+            f"found the last one for step {metrics.last_step}; the lines between are lost"
+        )
+        events.write("gap", step=step, from_step=metrics.last_step)
+    return {"writer": writer, "metrics": metrics, "events": events, "tracker_ids": tracker_ids}

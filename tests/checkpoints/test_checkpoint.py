@@ -15,7 +15,7 @@ from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
 from modeling_gpt2scratch.checkpoints import checkpoint as checkpointing
 from modeling_gpt2scratch.checkpoints.checkpoint import CheckpointError
 from modeling_gpt2scratch.checkpoints.writer import CheckpointWriter
-from modeling_gpt2scratch.common.atomic_files import new_directory, require_free, write_file
+from modeling_gpt2scratch.common.atomic_files import new_directory
 from modeling_gpt2scratch.common.checksums import write_checksums
 from modeling_gpt2scratch.optim.optimizer import make_optimizer
 from modeling_gpt2scratch.tracking.metrics import JsonlTracker, read_metrics
@@ -275,21 +275,6 @@ def test_a_directory_appears_only_when_it_is_complete(tmp_path):
             (partial / "file").write_text(content)
     assert (target / "file").read_text() == "new"
     assert list(tmp_path.iterdir()) == [target]
-
-
-def test_a_destination_is_taken_over_only_if_it_is_known_and_that_is_wanted(tmp_path):
-    target = tmp_path / "run"
-    require_free(target, marker="mark", overwrite=False)
-    target.mkdir()
-    (target / ".mark.partial").write_text("of a killed run")
-    require_free(target, marker="mark", overwrite=False)
-    write_file(target / "thesis.txt", b"years of work")
-    with pytest.raises(FileExistsError, match="found other content"):
-        require_free(target, marker="mark", overwrite=True)
-    write_file(target / "mark", b"")
-    with pytest.raises(FileExistsError, match="add --overwrite"):
-        require_free(target, marker="mark", overwrite=False)
-    require_free(target, marker="mark", overwrite=True)
 
 
 def test_metrics_after_the_resumed_step_and_half_a_line_are_dropped(tmp_path):

@@ -1,16 +1,16 @@
 """The arguments of `prepare_data.py`."""
 
 import dataclasses
+import os
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from modeling_gpt2scratch.common.addresses import keep_secrets_apart
-from modeling_gpt2scratch.common.atomic_files import require_free
 from modeling_gpt2scratch.common.command_line import ArgumentError, argument, check_numbers
 from modeling_gpt2scratch.common.hub_requests import check_repository
+from modeling_gpt2scratch.common.output_directory import as_given, output_directory, resolved
 from modeling_gpt2scratch.data.shards.format import MAX_SHARD_TOKENS
-from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME
+from modeling_gpt2scratch.data.shards.manifest import DATA_MARKER
 from modeling_gpt2scratch.data.sources.docstrings import DOCSTRINGS
 from modeling_gpt2scratch.data.sources.filters import parse_condition
 from modeling_gpt2scratch.data.sources.hub_files import PRESETS
@@ -108,6 +108,8 @@ class PrepareConfig:
     )
     private: bool = argument("make that repository private", group=HUB, default=False)
 
+    written: ClassVar = "output_dir"  # where no recipe must be
+
     def __post_init__(self):
         keep_secrets_apart(self, but=("where", "text_column"))
         check_numbers(
@@ -132,18 +134,32 @@ class PrepareConfig:
             )
         for condition in self.where:
             parse_condition(condition)
-        if not Path(self.dataset).exists():
-            parse_mixture(self.dataset, flag="--dataset")
+        inputs = [self.dataset]
+        if not os.path.exists(self.dataset):
+            inputs = [name for name, _ in parse_mixture(self.dataset, flag="--dataset")]
         if self.tokenizer is None:
             default = DOCSTRINGS_TOKENIZER if self.dataset == DOCSTRINGS else GPT2
             object.__setattr__(self, "tokenizer", default)
         trained_vocab_size(self.tokenizer)
         if self.push_to_hub is not None:
             check_repository(self.push_to_hub, flag="--push_to_hub")
-        output_dir = Path(self.output_dir)
-        is_named = bool(output_dir.name)  # else it is refused
-        if not (is_named and WorkingDirectory(output_dir).is_published(self.recorded())):
-            require_free(output_dir, marker=MANIFEST_NAME, overwrite=self.overwrite)
+        self._check_output_dir(inputs)
+
+    def _check_output_dir(self, inputs: list[str]) -> None:
+        """Refuses a place that must not be written to, and takes the links out of another."""
+        place = resolved(self.output_dir)
+        output_dir = as_given(self.output_dir, place)
+        if not WorkingDirectory(place).is_published(self.recorded()):
+            is_of_old_data = os.path.realpath(self.tokenizer) == str(place)
+            output_dir = output_directory(
+                self.output_dir,
+                marker=DATA_MARKER,
+                overwrite=self.overwrite,
+                inputs=inputs,
+                # The new data have a copy of it, too.
+                kept=[] if is_of_old_data else [self.tokenizer],
+            )
+        object.__setattr__(self, "output_dir", str(output_dir))
 
     def recorded(self) -> dict:
         """The arguments that decide the shards, as the manifest names them."""

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.common.activity import activity, kept_moving
 from modeling_gpt2scratch.common.errors import SourceError
+from modeling_gpt2scratch.common.output_directory import require_apart
 from modeling_gpt2scratch.common.threads import n_cores
 from modeling_gpt2scratch.data.shards.format import ShardError
 from modeling_gpt2scratch.data.shards.manifest import Manifest, Split
@@ -72,6 +73,8 @@ def prepare(config: PrepareConfig) -> Manifest:
             text_column=config.text_column,
             where=[parse_condition(condition) for condition in config.where],
         )
+    files = [file for source in sources for file in source.files]
+    require_apart(output_dir.resolve(), [f.path for f in files if isinstance(f, LocalFile)])
     with working.locked():
         inputs = describe_files(sources)
         progress = working.open(config.recorded(), inputs, overwrite=config.overwrite)
@@ -87,7 +90,7 @@ def prepare(config: PrepareConfig) -> Manifest:
             has_blocks = progress is not None and progress.n_blocks > 0
             if not (has_blocks or working.has_downloads):
                 working.remove()  # nothing that is worth going on from
-            elif has_blocks and isinstance(error, OSError):
+            elif has_blocks and isinstance(error, OSError) and working.path.is_dir():
                 raise OSError(
                     f"{error}; {sum(s['n_tokens'] for s in progress.splits.values()):,} tokens "
                     f"are safe: run the same command again to go on"
@@ -215,7 +218,7 @@ def finish(
         )
         check_splits(manifest, config, working)
         manifest.save(working.data)
-        working.publish()
+        working.publish(config.overwrite)
     return manifest
 
 

@@ -12,17 +12,16 @@ was written after it is cut off and made again, to the same bytes.
 """
 
 import json
-import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from modeling_gpt2scratch.common.atomic_files import publish_directory, write_json
+from modeling_gpt2scratch.common.output_directory import OutputError, claimed, require_free
+from modeling_gpt2scratch.data.shards.manifest import DATA_MARKER
 
 PROGRESS_NAME = "progress.json"
 SQLITE_CACHE_KIB = 64 * 1024
@@ -95,20 +94,12 @@ class WorkingDirectory:
         Raises:
             ProgressError: if one is under way.
         """
-        self.output_dir.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.output_dir.with_name(f".{self.output_dir.name}.lock"), blocking=False)
-        try:
-            with lock:
-                try:
-                    yield
-                finally:
-                    with suppress(OSError):
-                        os.unlink(lock.lock_file)
-        except Timeout:
-            raise ProgressError(
-                f"{self.output_dir}: expected no other preparation of this directory, found one "
-                f"under way; wait for it, or choose another --output_dir"
-            ) from None
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(claimed(self.output_dir))
+            except OutputError as error:
+                raise ProgressError(str(error)) from None
+            yield
 
     def is_published(self, arguments: dict) -> bool:
         """Whether a kill came after the last rename, so that only cleaning up is left."""
@@ -124,8 +115,13 @@ class WorkingDirectory:
         """Replaces `progress.json`, in one step."""
         write_json(self.path / PROGRESS_NAME, asdict(progress))
 
-    def publish(self) -> None:
-        """Makes `data` the data directory and removes the rest."""
+    def publish(self, overwrite: bool) -> None:
+        """Makes `data` the data directory and removes the rest.
+
+        Raises:
+            OutputError: if that place was taken meanwhile.
+        """
+        require_free(self.output_dir, marker=DATA_MARKER, overwrite=overwrite)
         publish_directory(self.data, self.output_dir)
         self.remove()
 

@@ -10,14 +10,19 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from modeling_gpt2scratch.common.atomic_files import new_directory, require_free
+from modeling_gpt2scratch.common.atomic_files import write_json
+from modeling_gpt2scratch.common.output_directory import (
+    CONVERTED_SHARDS,
+    making,
+    output_directory,
+)
 from modeling_gpt2scratch.data.tokens.ids import token_dtype
 from modeling_gpt2scratch.data.tokens.tokenizer import manifest_entries, save_tokenizer
 
 from .directory import open_directory, read_pieces, shard_layout
 from .foreign import ForeignTokenizer, files_by_split
 from .format import ShardError, are_ids, shard_header
-from .manifest import MANIFEST_NAME, Manifest, ShardEntry
+from .manifest import DATA_MARKER, MANIFEST_NAME, Manifest, ShardEntry
 from .token_files import TokenFile, read_token_file, token_files
 from .writer import SplitWriter
 
@@ -49,10 +54,12 @@ def to_ours(
     Raises:
         ShardError: if a file is damaged, of an unknown split or of another tokenizer.
         TokenizerError: if the tokenizer cannot be had.
-        FileExistsError: if `output_dir` is in use.
+        OutputError: if `output_dir` must not or cannot be written to.
     """
-    require_free(output_dir, marker=MANIFEST_NAME, overwrite=overwrite)
-    _require_apart(output_dir, [*sources, *val])
+    rule = {"marker": DATA_MARKER, "overwrite": overwrite}
+    place = output_directory(
+        output_dir, **rule, inputs=[*sources, *val], kept=[tokenizer_name], flag="OUTPUT_DIR"
+    )
     paths = [file for source in sources for file in _files_of(source)]
     splits = {
         split: [read_token_file(path, format=format) for path in members]
@@ -61,7 +68,7 @@ def to_ours(
     files = [file for members in splits.values() for file in members]
     tokenizer = ForeignTokenizer(tokenizer_name, files)
     n_tokens = sum(len(file.tokens) for file in files)
-    with new_directory(output_dir.absolute()) as directory, _progress(n_tokens) as progress:
+    with making(place, **rule) as directory, _progress(n_tokens) as progress:
         written = {}
         for split, members in splits.items():
             writer = SplitWriter(
@@ -92,12 +99,14 @@ def to_llmc(
         source: the data directory.
         output_dir: directory to make.
         name: what the files' names begin with, otherwise the name of `output_dir`.
-        overwrite: replace an older directory of the same name.
+        overwrite: replace an older directory that this function made.
 
     Raises:
         ShardError: if the source is damaged.
-        FileExistsError: if `output_dir` is in use.
+        OutputError: if `output_dir` must not or cannot be written to.
     """
+    rule = {"marker": CONVERTED_SHARDS, "overwrite": overwrite}
+    place = output_directory(output_dir, **rule, inputs=[source], flag="OUTPUT_DIR")
     manifest = open_directory(source)
     name = name or output_dir.absolute().name
     entries = {
@@ -110,14 +119,13 @@ def to_llmc(
         split: [f"{name}_{split}_{first[split] + i:06d}.bin" for i in range(len(shards))]
         for split, shards in entries.items()
     }
-    require_free(output_dir, marker=names["train"][0], overwrite=overwrite)
-    _require_apart(output_dir, [source])
     n_tokens = sum(entry.n_tokens for shards in entries.values() for entry in shards)
-    with new_directory(output_dir.absolute()) as directory, _progress(n_tokens) as progress:
+    with making(place, **rule) as directory, _progress(n_tokens) as progress:
         for split, shards in entries.items():
             for entry, file in zip(shards, names[split], strict=True):
                 _copy_shard(source / entry.file, entry, directory / file, manifest.vocab_size)
                 progress.update(entry.n_tokens)
+        write_json(directory / CONVERTED_SHARDS.name, CONVERTED_SHARDS.content())
     return {split: [output_dir / file for file in files] for split, files in names.items()}
 
 
@@ -170,17 +178,6 @@ def _files_of(source: Path) -> list[Path]:
     if not files:
         raise ShardError(f"{source}: expected .bin or .npy files, found none; name another")
     return files
-
-
-def _require_apart(output_dir: Path, sources: Sequence[Path]) -> None:
-    """Refuses to replace what is being read."""
-    output = output_dir.resolve()
-    for source in sources:
-        if output == source.resolve() or output in source.resolve().parents:
-            raise FileExistsError(
-                f"expected an output directory apart from the sources, found {source} in it; "
-                f"choose another"
-            )
 
 
 def _arguments(splits: dict[str, list[TokenFile]], shard_tokens: int) -> dict:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_gpt2scratch.common.atomic_files import write_json
+from modeling_gpt2scratch.common.output_directory import Marker
 from modeling_gpt2scratch.data.tokens.ids import token_dtype
 
 from .format import HEADER_BYTES, ShardError
@@ -24,6 +25,8 @@ from .manifest_checks import (
 )
 
 MANIFEST_NAME = "manifest.json"
+# Of a directory that may be replaced; one that was adopted holds other programs' files.
+DATA_MARKER = Marker(MANIFEST_NAME, OWN_FORMAT, VERSION)
 MAX_METADATA_BYTES = 2**26  # of a manifest, and of a tokenizer; the largest known have half of it
 
 

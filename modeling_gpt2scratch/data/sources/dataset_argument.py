@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from modeling_gpt2scratch.common.errors import SourceError
 
@@ -61,8 +61,8 @@ def open_sources(
         SourceError: if there is no such file or data set.
         ValueError: if the weights do not sum to 1.
     """
-    whole = Path(dataset)
-    parts = [(dataset, None)] if whole.exists() else parse_mixture(dataset, flag="--dataset")
+    is_whole = os.path.exists(dataset)
+    parts = [(dataset, None)] if is_whole else parse_mixture(dataset, flag="--dataset")
     return [
         dataclasses.replace(
             _open_source(name, subset, text_column), weight=weight, where=tuple(where)

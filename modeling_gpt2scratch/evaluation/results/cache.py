@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from modeling_gpt2scratch.common.atomic_files import write_json
+from modeling_gpt2scratch.common.output_directory import OutputError, writable_directory
 from modeling_gpt2scratch.evaluation.tasks.task import AnsweredResult, Estimate, TaskResult
 
 from .measurements import Measurement
@@ -36,6 +37,14 @@ class ResultCache:
     def __init__(self, directory: Path | None):
         self._directory = directory
         self._can_write = True  # until a write fails
+
+    def check(self) -> None:
+        """Says at once what `write` would say, if the directory cannot be written to."""
+        if self._directory is not None:
+            try:
+                writable_directory(self._directory, flag="--cache_dir", is_made=False)
+            except OutputError as error:
+                self._give_up(str(error).partition(", found ")[2])
 
     def read(self, key: dict[str, Any]) -> tuple[Measurement, dict[str, Any]] | None:
         """A measurement and the description of its model, None if there is none that can be read.
@@ -107,12 +116,16 @@ class ResultCache:
                 allow_nan=False,
             )
         except OSError as error:
-            self._can_write = False
-            print(
-                f"{self._directory}: expected to keep results here, found {error}; going on "
-                "without, so an interrupted evaluation measures them again",
-                file=sys.stderr,
-            )
+            self._give_up(str(error))
+
+    def _give_up(self, found: str) -> None:
+        """Keeps nothing from now on."""
+        self._can_write = False
+        print(
+            f"{self._directory}: expected to keep results here, found {found}; going on "
+            "without, so an interrupted evaluation measures them again",
+            file=sys.stderr,
+        )
 
     def _path(self, key: dict[str, Any]) -> Path:
         """The file of a key."""

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import transformers
 
+from modeling_gpt2scratch.common.output_directory import Marker
 from modeling_gpt2scratch.evaluation.tasks.task import Task
 
 from .differences import Difference
@@ -25,7 +26,7 @@ from .measurements import ModelMeasurements
 from .paired_tests import N_RESAMPLES, SEED
 from .published_numbers import PublishedNumber
 
-FORMAT = {"format": "gpt2scratch-comparison", "version": 2}
+MARKER = Marker("results.json", "gpt2scratch-comparison", version=2)
 FILTER = "none"  # of lm-evaluation-harness: what is done with a model's answer before it is scored
 
 
@@ -53,7 +54,7 @@ def results_content(
         is_complete: false if the evaluation was interrupted.
     """
     return {
-        **FORMAT,
+        **MARKER.content(),
         "is_complete": is_complete,
         "models": {model["model_name"]: model for model in models},
         "baseline": baseline,

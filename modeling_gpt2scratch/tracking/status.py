@@ -1,0 +1,180 @@
+"""status.json: how a run stands, for schedulers and for whoever comes after a crash.
+
+It is written once as a new file, and from then on in place: a full disk has room for what is there
+already. A process that is killed cannot write anything, so a file that says "running" is believed
+only while the run's lock is held.
+"""
+
+import contextlib
+import json
+import os
+import platform
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from modeling_gpt2scratch.common.atomic_files import write_file
+from modeling_gpt2scratch.common.errors import one_line
+from modeling_gpt2scratch.common.output_directory import is_in_use
+
+STATUS_NAME = "status.json"
+RUNNING, STOPPED, FINISHED, FAILED = "running", "stopped", "finished", "failed"
+KILLED = "its process ended without a word: it was killed, or its machine stopped"
+
+
+class RunStatus:
+    """The file of a run, from its start to its end.
+
+    Args:
+        path: of the file, which becomes a new one that says "running".
+        step: optimizer updates made.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+
+    def __init__(self, path: Path, *, step: int):
+        self._path = path
+        self._lock = threading.Lock()
+        # For people, and for readers on other machines, who cannot see the lock.
+        start = {"status": RUNNING, "step": step, "pid": os.getpid(), "host": platform.node()}
+        self._content = _as_bytes(start)
+        self._is_over = False
+        try:
+            write_file(path, self._content)
+            self._descriptor = os.open(path, os.O_RDWR)
+        except OSError as error:
+            with contextlib.suppress(OSError):  # an earlier file has room for it
+                self._descriptor = os.open(path, os.O_RDWR)
+                self.end(FAILED, step=step, message=one_line(error))
+            raise
+
+    def note(self, message: str, *, step: int) -> None:
+        """Says "failed" for the case that this process does not live to say what became of it."""
+        with self._lock:
+            if not self._is_over:
+                self._write({"status": FAILED, "step": step, "message": message})
+
+    def end(self, status: str, *, step: int, message: str | None = None) -> None:
+        """Says how the run ended. What cannot be written stays as it was."""
+        content = {"status": status, "step": step}
+        with self._lock:
+            self._is_over = True
+            self._write(content | ({} if message is None else {"message": message}))
+            os.close(self._descriptor)
+
+    def _write(self, status: dict) -> None:
+        """Replaces the content in one write, whose length covers that of the old one."""
+        content = _as_bytes(status)
+        try:
+            os.pwrite(self._descriptor, content.ljust(len(self._content)), 0)
+            os.ftruncate(self._descriptor, len(content))
+            os.fsync(self._descriptor)
+        except OSError:  # a file system that does not write in place, and is full
+            with contextlib.suppress(OSError):
+                write_file(self._path, content)
+        self._content = content
+
+
+def read_status(run: Path) -> dict | None:
+    """What `status.json` says, None if it says nothing.
+
+    A run whose process is gone has failed, whatever it said last.
+    """
+    try:
+        status = json.loads((run / STATUS_NAME).read_bytes())
+        if not isinstance(status["status"], str) or type(status["step"]) is not int:
+            return None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    # Locks of another machine may not be seen here.
+    is_here = status.get("host") in (None, platform.node())
+    if status["status"] != RUNNING or not is_here or is_in_use(run):
+        return status
+    return {"status": FAILED, "step": status["step"], "message": KILLED}
+
+
+@contextlib.contextmanager
+def recorded(path: Path, step: Callable[[], int]) -> Iterator[dict[str, str]]:
+    """Keeps a status file during the block, which puts how it ended under "status" of what it gets.
+
+    If the block raises, the file says "failed" with a message. It does so as soon as a signal asks
+    the process to end, and until the block says otherwise: it may be killed before. Where nobody
+    else answers to SIGTERM, the block ends with SystemExit.
+
+    Args:
+        path: of the file.
+        step: returns the optimizer updates made so far.
+    """
+    outcome = {"status": RUNNING}
+    status = RunStatus(path, step=step())
+
+    def note(number: int) -> None:
+        name = signal.Signals(number).name
+        status.note(f"asked to end by {name}, and not done with it yet", step=step())
+
+    try:
+        with _heard_at_once(note), _ended_by_sigterm():
+            yield outcome
+    except BaseException as error:
+        outcome |= {"status": FAILED, "message": one_line(error)}
+        raise
+    finally:
+        status.end(outcome["status"], step=step(), message=outcome.get("message"))
+
+
+@contextlib.contextmanager
+def _heard_at_once(note: Callable[[int], None]) -> Iterator[None]:
+    """Within the block, a thread notes SIGTERM and SIGINT, even if the main thread is in a library.
+
+    Only there can Python's own handlers run.
+    """
+    if os.name == "nt" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+    previous = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+
+    def listen() -> None:
+        while numbers := receiver.recv(64):
+            if previous != -1:  # somebody else listens, too
+                with contextlib.suppress(OSError):
+                    os.write(previous, numbers)
+            for number in {signal.SIGTERM, signal.SIGINT}.intersection(numbers):
+                note(number)
+
+    thread = threading.Thread(target=listen, name="status", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(previous)
+        sender.close()
+        thread.join()
+        receiver.close()
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Within the block, SIGTERM raises SystemExit, if it would have ended the process at once."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def handle(number: int, frame: object) -> None:
+        raise SystemExit("ended by SIGTERM, before there was a step to save")
+
+    signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _as_bytes(status: dict) -> bytes:
+    """The content of the file."""
+    return (json.dumps(status, indent=2) + "\n").encode()
