@@ -7,6 +7,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import sysconfig
+from doctest import DocTestParser
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,8 @@ def small_data(tmp_path_factory) -> Path:
     standard_library = Path(sysconfig.get_path("stdlib"))
     names = ("argparse", "ast", "datetime", "decimal", "difflib", "inspect", "statistics", "turtle")
     texts = [text for name in names for text in docstrings_of(standard_library / f"{name}.py")]
+    parts = [DocTestParser().parse(text) for text in texts]  # an example and what stands between
+    texts = ["".join(p for p in part if isinstance(p, str)).strip() for part in parts]
     directory = tmp_path_factory.mktemp("small_data")
     source = directory / "documents.txt"
     source.write_text("<|endoftext|>".join(texts), encoding="utf-8")

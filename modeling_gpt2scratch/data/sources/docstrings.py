@@ -1,11 +1,11 @@
 """The corpus that every machine has: docstrings of the standard library and of known packages."""
 
 import ast
-import doctest
 import hashlib
 import json
 import os
 import platform
+import sys
 import sysconfig
 import warnings
 from dataclasses import dataclass
@@ -18,6 +18,8 @@ from modeling_gpt2scratch.common.activity import activity, kept_moving
 from modeling_gpt2scratch.common.atomic_files import write_file
 from modeling_gpt2scratch.data.tokens.text import well_formed
 from modeling_gpt2scratch.data.tokens.workers import start_workers
+
+from .prose import RULES, prose_of
 
 DOCSTRINGS = "docstrings"
 # Fixed, so that the corpus depends on the pinned versions and not on what else is installed.
@@ -46,9 +48,9 @@ class DocstringFile:
 
     @property
     def revision(self) -> str:
-        """What decides the content: the versions of Python and the packages."""
+        """What decides the content: the rules for prose, and the versions of what is read."""
         versions = [f"{name} {metadata.version(name)}" for name in DOCUMENTED_PACKAGES]
-        return ", ".join([f"python {platform.python_version()}", *versions])
+        return ", ".join([f"prose {RULES}", f"python {platform.python_version()}", *versions])
 
     def fetch(self, directory: Path) -> Path:
         """Writes the corpus to a file of `directory`, unless it is there."""
@@ -59,14 +61,17 @@ class DocstringFile:
             directory.mkdir(parents=True, exist_ok=True)
             texts = docstrings(os.cpu_count() or 1)
             write_file(path, "".join(json.dumps({"text": t}) + "\n" for t in texts).encode())
+            n_bytes = sum(len(text.encode()) for text in texts)
+            size = f"{len(texts):,} documents, {n_bytes / 1e6:.1f} MB of prose"
+            tqdm.write(f"docstrings: {size}", file=sys.stderr)
         return path
 
 
 def docstrings(num_workers: int) -> list[str]:
-    """The distinct docstrings of the standard library and `DOCUMENTED_PACKAGES`, in path order.
+    """The prose of the standard library's and `DOCUMENTED_PACKAGES`' docstrings, in path order.
 
-    They are read from the source files with `ast`; nothing is imported. Interactive examples are
-    cut out, which leaves the prose; less of it than `MIN_DOCSTRING_CHARACTERS` does not count.
+    They are read from the source files with `ast`; nothing is imported. Of each, `prose_of` keeps
+    the sentences; fewer of them than `MIN_DOCSTRING_CHARACTERS`, and copies, do not count.
     """
     roots = [Path(sysconfig.get_path("stdlib"))]
     roots += [Path(sysconfig.get_path("purelib")) / name for name in DOCUMENTED_PACKAGES]
@@ -82,16 +87,16 @@ def docstrings(num_workers: int) -> list[str]:
     with bar, kept_moving(bar), start_workers(num_workers) as pool:
         parts = [files[start : start + 32] for start in range(0, len(files), 32)]
         # Not `map`, whose cancelled work does not go with workers that an error ends.
-        futures = [pool.submit(_docstrings_of_all, part) for part in parts]
+        futures = [pool.submit(_prose_of_files, part) for part in parts]
         for part, future in zip(parts, futures, strict=True):
             found |= dict.fromkeys(future.result())
             bar.update(len(part))
     return [text for text in found if len(text) >= MIN_DOCSTRING_CHARACTERS]
 
 
-def _docstrings_of_all(files: list[Path]) -> list[str]:
-    """Docstrings of some source files, one after another."""
-    return [text for file in files for text in docstrings_of(file)]
+def _prose_of_files(files: list[Path]) -> list[str]:
+    """The prose of the docstrings of some source files, one after another."""
+    return [prose_of(text) for file in files for text in docstrings_of(file)]
 
 
 def docstrings_of(file: Path) -> list[str]:
@@ -105,13 +110,4 @@ def docstrings_of(file: Path) -> list[str]:
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     nodes = (node for node in ast.walk(tree) if isinstance(node, documented))
     texts = (ast.get_docstring(node) for node in nodes)
-    return [well_formed(_without_examples(text)) for text in texts if text]
-
-
-def _without_examples(docstring: str) -> str:
-    """The docstring without its `>>>` examples and their output."""
-    try:
-        parts = doctest.DocTestParser().parse(docstring)
-    except ValueError:  # an example that is none
-        return docstring
-    return "".join(part for part in parts if isinstance(part, str)).strip()
+    return [well_formed(text) for text in texts if text]

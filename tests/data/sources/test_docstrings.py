@@ -1,11 +1,12 @@
-"""The corpus of docstrings: what is found, in which order, and what is cut out."""
+"""The corpus of docstrings: what is found, in which order, and what counts."""
 
 from types import SimpleNamespace
 
 import pytest
 
 from modeling_gpt2scratch.data.sources import docstrings as corpus
-from modeling_gpt2scratch.data.sources.docstrings import docstrings
+from modeling_gpt2scratch.data.sources.docstrings import DocstringFile, docstrings
+from modeling_gpt2scratch.data.sources.local_files import read_documents
 
 
 @pytest.fixture
@@ -25,9 +26,10 @@ def installed(tmp_path, monkeypatch):
     return write
 
 
-def long_text(word):
-    """A docstring of 100 characters, the shortest that counts."""
-    return word.ljust(100, ".")
+def long_text(word, n_characters=100):
+    """A sentence of 100 characters, the shortest docstring that counts."""
+    text = f"This sentence about {word} holds plain words, and ends after so many letters "
+    return text.ljust(n_characters - 1, "o") + "."
 
 
 def module_of(*words):
@@ -72,17 +74,16 @@ class A:
     def f(self):
         """{method}
 
-        at the margin
-            indented
+        {paragraph}
         """
         "{no_docstring}"
 '''
     kinds = ("module", "coroutine", "cls", "method", "no_docstring")
-    installed({"stdlib/a.py": source.format(**{kind: long_text(kind) for kind in kinds})})
+    texts = {kind: long_text(kind) for kind in kinds} | {"paragraph": long_text("a paragraph")}
+    installed({"stdlib/a.py": source.format(**texts)})
     documents = docstrings(1)
     assert documents[:3] == [long_text(kind) for kind in kinds[:3]]
-    # As `inspect.getdoc` shows it: the common indent and the blank ends are gone.
-    assert documents[3:] == [long_text("method") + "\n\nat the margin\n    indented"]
+    assert documents[3:] == [f"{long_text('method')}\n\n{long_text('a paragraph')}"]
 
 
 def test_a_docstring_that_is_repeated_is_one_document(installed):
@@ -98,24 +99,39 @@ def test_a_docstring_that_is_repeated_is_one_document(installed):
 
 
 def test_a_docstring_below_a_hundred_characters_is_left_out(installed):
-    long, short = "l" * 100, "s" * 99
+    long, short = long_text("length"), long_text("length", 99)
+    assert (len(long), len(short)) == (100, 99)
     installed({"stdlib/a.py": f'"""{short}"""\ndef f():\n    """{long}"""'})
     assert docstrings(1) == [long]
 
 
-def test_interactive_examples_are_cut_out_of_a_docstring(installed):
-    prose, rest = "p" * 60, "r" * 60
+def test_only_the_prose_of_a_docstring_is_kept(installed):
+    before, after = long_text("what comes first"), long_text("what comes last")
     example = ">>> for i in range(2):\n...     i\n0\n1\n"
-    malformed = f"{long_text('kept whole')}\n\n>>>print(5)"
     texts = (
-        f"{prose}\n\n{example}\n{rest}",
+        f"{before}\n\nExample::\n\n    f(x)\n\n{example}\n{after}",
         f"only an example:\n\n{example * 10}",
-        malformed,
+        f"{after}\n\n>>>print(5)",
     )
     installed({"stdlib/a.py": "".join(f"def f():\n    {text!r}\n" for text in texts)})
-    first, second = docstrings(1)
-    assert first.split() == [prose, rest]
-    assert second == malformed
+    assert docstrings(1) == [f"{before}\n\n{after}", after]
+
+
+def test_docstrings_that_differ_in_code_alone_are_one_document(installed):
+    texts = [f"{long_text('one')}\n\n>>> f({n})" for n in range(3)]
+    installed({"stdlib/a.py": "".join(f"def f():\n    {text!r}\n" for text in texts)})
+    assert docstrings(1) == [long_text("one")]
+
+
+def test_the_corpus_is_a_file_whose_size_is_printed(installed, tmp_path, monkeypatch, capsys):
+    installed({"stdlib/a.py": module_of("one", "two")})
+    monkeypatch.setattr(corpus.metadata, "version", lambda name: "1.0")
+    path = DocstringFile().fetch(tmp_path / "downloads")
+    assert [text for _, text in read_documents(path)] == [long_text("one"), long_text("two")]
+    assert "docstrings: 2 documents, 0.0 MB of prose" in capsys.readouterr().err
+    assert DocstringFile().fetch(tmp_path / "downloads") == path
+    monkeypatch.setattr(corpus, "RULES", corpus.RULES + 1)
+    assert DocstringFile().fetch(tmp_path / "downloads") != path
 
 
 def test_a_source_file_that_does_not_parse_is_passed_over(installed):
@@ -125,14 +141,16 @@ def test_a_source_file_that_does_not_parse_is_passed_over(installed):
             "stdlib/b.py": module_of("bad") + "\ndef broken(:",
             "stdlib/c.py": b"print 'Python 2'",
             "stdlib/d.py": b"\x00\x01",
-            "stdlib/e.py": b'"""' + b"\xe9" * 200 + b'"""',
-            "stdlib/f.py": b'# coding: latin-1\n"""' + b"\xe9" * 100 + b'"""',
+            "stdlib/e.py": b'"""' + long_text("a caf\xe9").encode("latin-1") + b'"""',
+            "stdlib/f.py": b'# coding: latin-1\n"""'
+            + long_text("a caf\xe9").encode("latin-1")
+            + b'"""',
             "stdlib/g.py": b"",
         }
     )
-    assert docstrings(1) == [long_text("good"), "é" * 100]
+    assert docstrings(1) == [long_text("good"), long_text("a café")]
 
 
 def test_a_surrogate_in_a_docstring_is_replaced(installed):
-    installed({"stdlib/a.py": f'"""\\ud800{"x" * 100}"""'})
-    assert docstrings(1) == ["\ufffd" + "x" * 100]
+    installed({"stdlib/a.py": f'"""{long_text("half a pair")} A \\ud800 is none of it."""'})
+    assert docstrings(1) == [f"{long_text('half a pair')} A \ufffd is none of it."]
