@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -234,9 +235,9 @@ def test_ctrl_c_ends_in_one_line_and_the_same_command_then_succeeds(
         _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert "Traceback" not in errors
-    assert errors.splitlines()[-1] == (
-        "prepare_data.py: interrupted; run the same command again to go on"
-    )
+    typed = shlex.join(["python", *command[1:]])
+    line = f"prepare_data.py: interrupted; to go on, run again: {typed}"
+    assert errors.splitlines()[-1] == line
     assert run_script(out, dataset, *flags) == (0, [])
     assert len(documents_of(out, "train") + documents_of(out, "val")) == 20_000
 
