@@ -39,15 +39,28 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         return _load_gpt2()
     if name == BYTES:
         return byte_tokenizer()
-    _refuse_huge_ids(name, _highest_id_in(Path(name, "tokenizer.json")))
+    refuse_huge_ids(name, _highest_id_in(Path(name, "tokenizer.json")))
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # tokenizers raises nothing more special for a broken file
         raise TokenizerError(f"{name}: expected {KNOWN_NAMES}, found {named(error)}") from error
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         raise TokenizerError(f"{name}: expected a fast tokenizer with an end-of-sequence token")
-    _refuse_huge_ids(name, vocab_size_of(tokenizer) - 1)
+    refuse_huge_ids(name, vocab_size_of(tokenizer) - 1)
     return tokenizer
+
+
+def refuse_huge_ids(name: str, highest: int) -> None:
+    """Refuses ids for which no table has room.
+
+    Raises:
+        TokenizerError: naming the tokenizer and its highest id.
+    """
+    if highest >= MAX_VOCAB_SIZE:
+        raise TokenizerError(
+            f"{name}: expected ids below {MAX_VOCAB_SIZE:,}, found {highest} in tokenizer.json; "
+            f"name another tokenizer or copy this one again"
+        )
 
 
 def byte_tokenizer() -> GPT2Tokenizer:
@@ -153,12 +166,3 @@ def _highest_id_in(path: Path) -> int:
         return max(id_ for id_ in ids if isinstance(id_, int))
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return -1  # loading it will say what is wrong
-
-
-def _refuse_huge_ids(name: str, highest: int) -> None:
-    """Refuses ids for which no table has room."""
-    if highest >= MAX_VOCAB_SIZE:
-        raise TokenizerError(
-            f"{name}: expected ids below {MAX_VOCAB_SIZE:,}, found {highest} in tokenizer.json; "
-            f"name another tokenizer or copy this one again"
-        )

@@ -21,6 +21,8 @@ from transformers import (
 )
 
 from modeling_gpt2scratch.checkpoints.weight_files import naming_damaged_files
+from modeling_gpt2scratch.data.tokens.ids import vocab_size_of
+from modeling_gpt2scratch.data.tokens.tokenizer import refuse_huge_ids
 
 from .processes import ProcessGroup
 from .scorer import CausalScorer
@@ -150,6 +152,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool) -> PreTrainedTokenizer
         raise ValueError(NO_TOKENIZER.format(f" that loads ({reason})")) from error
     if not has_words:
         raise ValueError(NO_TOKENIZER.format(""))
+    refuse_huge_ids(name, vocab_size_of(tokenizer) - 1)
     return tokenizer
 
 

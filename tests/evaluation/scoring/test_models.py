@@ -1,6 +1,7 @@
 """Models that cannot be loaded: one line that names the file, and no code of theirs is executed."""
 
 import io
+import json
 import re
 import sys
 
@@ -68,3 +69,11 @@ def test_vocabularies_are_the_same_whose_tokens_are_whatever_the_special_ones():
     scorers = [CausalScorer(tiny.tiny_gpt2(t), t, batch_tokens=64) for t in tokenizers]
     plain, with_bos, smaller = (describe_model(s)["vocabulary_sha256"] for s in scorers)
     assert plain == with_bos != smaller
+
+
+def test_a_tokenizer_with_an_id_that_would_fill_the_memory_is_refused(stock, processes):
+    path = stock / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["vocab"][next(iter(content["model"]["vocab"]))] = 2**31
+    path.write_text(json.dumps(content))
+    assert f"expected ids below 4,194,304, found {2**31} in tok" in problem(stock, processes)
