@@ -23,12 +23,18 @@ def names(directory):
 STEPS = st.integers(0, 60)
 
 
+MAYBE = st.none() | STEPS
+
+
 @settings(deadline=None)
-@given(st.sets(STEPS), STEPS, st.none() | STEPS, st.integers(0, 5), st.integers(0, 9))
-def test_expired_checkpoints_are_old_and_no_multiples(steps, written, latest, keep, every):
-    gone = expired(steps, written=written, latest=latest, keep_checkpoints=keep, keep_every=every)
+@given(st.sets(STEPS), STEPS, MAYBE, MAYBE, st.integers(0, 5), st.integers(0, 9))
+def test_expired_checkpoints_are_old_no_multiples_and_not_the_best(
+    steps, written, latest, best, keep, every
+):
+    rule = {"best": best, "keep_checkpoints": keep, "keep_every": every}
+    gone = expired(steps, written=written, latest=latest, **rule)
     past = {step for step in steps if step <= written} | {written}
-    assert set(gone) <= steps - {written, latest}
+    assert set(gone) <= steps - {written, latest, best}
     assert gone == sorted(set(gone)) and set(gone) <= past
     assert not every or all(step % every for step in gone)
     if keep == 0:
@@ -38,7 +44,7 @@ def test_expired_checkpoints_are_old_and_no_multiples(steps, written, latest, ke
     assert not set(gone) & set(newest)
     # Everything else goes, so that a disk with room for these does not fill.
     multiples = {step for step in past if every and step % every == 0}
-    assert past - set(gone) == set(newest) | multiples | ({latest} & past) | {written}
+    assert past - set(gone) == set(newest) | multiples | ({latest, best} & past) | {written}
 
 
 @settings(deadline=None)

@@ -25,6 +25,13 @@ SIZES = {
     **{"max_steps": 12, "eval_every": 6, "save_every": 4, "eval_tokens": 2048, "dropout": 0.1},
 }
 
+# On few documents; it validates more often than it saves, keeps the best weights and ends early.
+OVERFITTING = {
+    **{"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 8, "total_batch_tokens": 64},
+    **{"dropout": 0, "max_steps": 60, "eval_every": 5, "save_every": 20, "log_every": 5},
+    **{"keep_checkpoints": 1, "patience": 6, "final": "best"},
+}
+
 
 def flags(data: Path, output_dir: Path, /, **changes) -> list[str]:
     """The command line of a small run."""

@@ -4,6 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from support.evaluation import tiny_tokenizer
+from support.token_directories import write_ours
 from support.training_runs import flags, launch
 
 
@@ -23,3 +25,12 @@ def run_copy(finished, tmp_path) -> Path:
     shutil.copytree(finished, copy)
     shutil.rmtree(copy / "checkpoint-12")
     return copy
+
+
+@pytest.fixture(scope="session")
+def few_documents(tmp_path_factory) -> Path:
+    """Data of a hundred tokens, which a model knows by heart long before it knows others."""
+    directory = tmp_path_factory.mktemp("few") / "documents"
+    held_out = ["the dog and the cat sat on a mat", "a cat on the dog: the end"] * 4
+    write_ours(directory, tiny_tokenizer(), shard_tokens=1000, val=held_out)
+    return directory

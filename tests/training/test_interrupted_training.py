@@ -1,16 +1,20 @@
-"""A run that is killed again and again ends as the one that nobody disturbed."""
+"""A run that is stopped or killed, again and again, ends as the one that nobody disturbed."""
 
+import json
 import os
 import random
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 from support.processes import PATIENCE
 from support.programs import training_process
+from support.training_runs import OVERFITTING, flags, refusal, run_here
 
 from modeling_gpt2scratch.checkpoints.checkpoint import find_checkpoints, verify_checkpoint
 from modeling_gpt2scratch.tracking.metrics import read_metrics
+from modeling_gpt2scratch.training import loop
 
 N_KILLS = 20
 MAX_STEPS = 160
@@ -107,3 +111,100 @@ def test_a_run_killed_twenty_times_is_the_uninterrupted_one(small_data, tmp_path
     of_checkpoint = (f"{last}/model.safetensors", f"{last}/optimizer/state.safetensors")
     for name in ("model.safetensors", *of_checkpoint):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
+
+
+def rows_of(output_dir: Path) -> dict[int, dict]:
+    """The logged values by step."""
+    return {row["step"]: row for row in read_metrics(output_dir / "metrics.jsonl")}
+
+
+def test_logged_losses_are_means_wherever_a_run_was_stopped(small_data, tmp_path, monkeypatch):
+    options = {"max_steps": 23, "eval_every": 8, "save_every": 4}
+    for name, log_every in (("each", 1), ("whole", 5)):
+        arguments = flags(small_data, tmp_path / name, **options, log_every=log_every)
+        assert run_here(monkeypatch, *arguments) == 0
+    arguments = flags(small_data, tmp_path / "stopped", **options, log_every=5, resume="auto")
+    for step in (7, 10, 18, None):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                loop, "is_asked_to_stop", lambda run, request, at=step: run.progress.step == at
+            )
+            assert run_here(patch, *arguments) == 0
+    each, whole, stopped = (rows_of(tmp_path / name) for name in ("each", "whole", "stopped"))
+    assert whole.keys() == {1, 4, 5, 8, 10, 12, 15, 16, 20, 23}
+    assert stopped.keys() == whole.keys() | {7, 18}
+    for step, row in stopped.items():
+        first = (step - 1) // 5 * 5 + 1  # after the last multiple of log_every
+        for name in ("loss", "grad_norm"):
+            values = [each[earlier][name] for earlier in range(first, step + 1)]
+            assert row[name] == sum(values) / len(values)
+            assert step not in whole or row[name] == whole[step][name]
+
+
+def test_a_run_that_overfits_ends_early_with_its_best_weights_killed_or_not(
+    few_documents, tmp_path, monkeypatch
+):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run_here(monkeypatch, *flags(few_documents, whole, **OVERFITTING)) == 0
+    losses = {step: row["eval_loss"] for step, row in rows_of(whole).items() if "eval_loss" in row}
+    best = min(losses, key=losses.get)
+    assert 5 < best < 20 and max(losses) == best + 6 * 5 < 60  # it has overfitted
+    assert {path.name for path in whole.glob("checkpoint-*")} == {
+        *(f"checkpoint-{best}", f"checkpoint-{max(losses)}")
+    }
+
+    arguments = flags(few_documents, killed, **OVERFITTING, resume="auto")
+    for step in (best, best + 10, max(losses)):
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "report", die_after(step))
+            with pytest.raises(Killed):
+                run_here(patch, *arguments)
+        assert (killed / f"checkpoint-{best}").is_dir()
+    assert run_here(monkeypatch, *arguments) == 0
+    for directory in (whole, killed):
+        weights = (directory / "model.safetensors").read_bytes()
+        assert weights == (directory / f"checkpoint-{best}" / "model.safetensors").read_bytes()
+        assert json.loads((directory / "status.json").read_text())["status"] == "finished"
+    assert curve(killed) == curve(whole)
+    assert (whole / "model.safetensors").read_bytes() == (killed / "model.safetensors").read_bytes()
+
+    # Nothing is left to do, unless one is more patient; and then the last weights are others.
+    assert run_here(monkeypatch, *arguments) == 0
+    assert curve(killed) == curve(whole)
+    more = ("--patience", "7", "--final", "last", "--keep_best")
+    assert run_here(monkeypatch, *arguments, *more) == 0
+    assert max(rows_of(killed)) == max(losses) + 5
+    assert (killed / f"checkpoint-{best}").is_dir()
+    assert (killed / "model.safetensors").read_bytes() != weights
+
+
+class Killed(Exception):
+    """What ends a run without a word."""
+
+
+def die_after(step: int):
+    """In place of the loop's report: what a kill does after this step."""
+    report = loop.report
+
+    def report_and_die(run, bar, values):
+        report(run, bar, values)
+        if run.progress.step == step:
+            raise Killed
+
+    return report_and_die
+
+
+def test_what_looks_at_validations_is_refused_without_them(
+    few_documents, small_data, tmp_path, monkeypatch, capsys
+):
+    for name, value in (("keep_best", True), ("final", "best"), ("patience", 3)):
+        options = OVERFITTING | {"final": "last", "patience": 0, "eval_every": 0, name: value}
+        code, error = refusal(monkeypatch, capsys, *flags(small_data, tmp_path / "run", **options))
+        assert code == 2 and "expected eval_every above 0 for " in error
+    data = shutil.copytree(few_documents, tmp_path / "data")
+    (data / "val_000000.bin").unlink()
+    manifest = json.loads((data / "manifest.json").read_text())
+    del manifest["splits"]["val"]
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    code, error = refusal(monkeypatch, capsys, *flags(data, tmp_path / "run", **OVERFITTING))
+    assert code == 2 and "expected data with a validation split for --keep_best" in error

@@ -1,12 +1,13 @@
 """One curve for any number of processes, any micro-batch, replicas and shards."""
 
+import re
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from support.paths import REPOSITORY
-from support.training_runs import flags, launch, require_same_curve, run_here
+from support.training_runs import OVERFITTING, flags, launch, require_same_curve, run_here
 
 from modeling_gpt2scratch.tracking.metrics import read_metrics
 
@@ -107,3 +108,22 @@ def test_every_learning_rate_schedule_trains(small_data, tmp_path, monkeypatch):
         rates = [row["learning_rate"] for row in read_metrics(output_dir / "metrics.jsonl")]
         assert rates[:4] == pytest.approx([0.005, 0.01, 0.01, 0.01])
         assert (rates[5] < 0.01) is (schedule == "wsd")
+
+
+def test_replicas_and_shards_agree_on_the_best_weights_and_when_to_end(few_documents, tmp_path):
+    outputs = {}
+    for config in ("cpu.yaml", "cpu_2proc.yaml", "fsdp2_cpu_2proc.yaml"):
+        output_dir = tmp_path / config
+        process = launch(*flags(few_documents, output_dir, **OVERFITTING), config=config)
+        assert process.returncode == 0, process.stderr
+        (best,) = re.findall(r"from (checkpoint-\d+)$", process.stdout, re.MULTILINE)
+        last = read_metrics(output_dir / "metrics.jsonl")[-1]["step"]
+        assert {path.name for path in output_dir.glob("checkpoint-*")} == {
+            *(best, f"checkpoint-{last}")
+        }
+        weights = load_file(output_dir / "model.safetensors")
+        stored = load_file(output_dir / best / "model.safetensors")
+        assert all(torch.equal(weights[name], stored[name]) for name in stored)
+        outputs[config] = (best, last)
+    assert len(set(outputs.values())) == 1
+    assert last < OVERFITTING["max_steps"]

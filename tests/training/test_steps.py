@@ -1,6 +1,8 @@
-"""Steps that are skipped on the device, and numbers that are read together."""
+"""Steps that are skipped on the device, and numbers that are read together and remembered."""
 
 import copy
+import dataclasses
+import json
 import math
 
 import pytest
@@ -10,6 +12,7 @@ from accelerate.state import AcceleratorState
 from support.tiny_models import random_ids, tiny_model
 
 from modeling_gpt2scratch.optim.optimizer import make_optimizer
+from modeling_gpt2scratch.training.progress import BestValidation, StepMeans
 from modeling_gpt2scratch.training.steps import (
     StepOutcome,
     read_outcomes,
@@ -73,3 +76,22 @@ def test_where_the_optimizer_ignores_the_flag_the_number_is_waited_for():
     assert skip_unless_finite(optimizer, finite.as_subclass(OnMps), finite) is True
     assert skip_unless_finite(optimizer, lost.as_subclass(OnMps), finite) is False
     assert skip_unless_finite(optimizer, finite.as_subclass(OnMps), lost) is False
+
+
+def test_means_leave_out_the_steps_that_were_skipped():
+    means = StepMeans()
+    assert all(map(math.isnan, means.values().values()))
+    for loss, grad_norm in [(4.0, 1.0), (math.nan, 1.0), (3.0, math.inf), (2.0, 3.0)]:
+        means.add(loss, grad_norm)
+    assert means.values() == {"loss": 3.0, "grad_norm": 2.0}
+    again = StepMeans(**json.loads(json.dumps(dataclasses.asdict(means))))
+    assert again == means
+
+
+def test_the_best_validation_is_the_first_of_the_lowest_and_a_lost_loss_is_none():
+    best = BestValidation()
+    losses = [math.nan, 4.0, 3.5, 3.5, math.nan, math.inf, 3.25, 5.0]
+    is_best = [best.add(10 * n, loss) for n, loss in enumerate(losses)]
+    assert [n for n, is_it in enumerate(is_best) if is_it] == [1, 2, 6]
+    assert best == BestValidation(step=60, loss=3.25, n_since=1)
+    assert BestValidation(**json.loads(json.dumps(dataclasses.asdict(best)))) == best
