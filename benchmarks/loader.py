@@ -54,7 +54,7 @@ class BenchmarkConfig:
 def whole_shards(directory: Path, config: BenchmarkConfig) -> Iterator[torch.Tensor]:
     """The inputs of each batch, as the common approach makes them."""
     n_tokens = config.micro_batch_size * config.sequence_length
-    for path in sorted(directory.glob("*.npy")):
+    for path in sorted(directory.glob("npy/*.npy")):
         tokens = torch.tensor(np.load(path).astype(np.int32), dtype=torch.long)
         for first in range(0, len(tokens) - n_tokens, n_tokens):
             piece = tokens[first : first + n_tokens + 1]
@@ -113,12 +113,13 @@ def resident_bytes() -> tuple[int, int]:
 def write_data(directory: Path, config: BenchmarkConfig) -> None:
     """The same random tokens in our format and as .npy files."""
     generator = np.random.default_rng(0)
+    (directory / "npy").mkdir()  # a data directory holds no other files of tokens
     writer = SplitWriter(
         directory, "train", shard_tokens=config.shard_tokens, vocab_size=VOCAB_SIZE
     )
     for number in range(config.shards):
         tokens = generator.integers(0, VOCAB_SIZE, config.shard_tokens, dtype=np.uint16)
-        np.save(directory / f"train_{number:06d}.npy", tokens)
+        np.save(directory / "npy" / f"train_{number:06d}.npy", tokens)
         writer.add(tokens, n_bytes=0)
     Manifest(
         vocab_size=VOCAB_SIZE,
