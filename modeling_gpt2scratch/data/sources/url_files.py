@@ -5,7 +5,6 @@ They stay in the user's cache, where a file that was copied there by hand will d
 
 import hashlib
 import http.client
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +73,7 @@ class UrlFile:
             content = attempts(self._download)
         except (OSError, http.client.HTTPException, _OtherContentError) as error:
             raise SourceError(
-                f"{self.url}: expected the file, found {named(error)}; without a network, put it "
+                f"{self.url}: expected the file, found {_described(error)}; without a network, put it "
                 f"({self.n_bytes:,} bytes, sha256 {self.sha256}) at {path}"
             ) from error
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,12 +102,21 @@ def _judge(error: BaseException) -> Passing | None:
     """Why a failure may be gone at the next try, None if it cannot be."""
     status = status_of(error)
     if status is not None:
-        return (
-            Passing(named(error), wait_seconds=asked_wait(error)) if is_temporary(status) else None
-        )
-    if isinstance(error, (OSError, http.client.HTTPException, _OtherContentError)):
-        return Passing(named(error))
-    return None
+        asked = asked_wait(error)
+        return Passing(_described(error), wait_seconds=asked) if is_temporary(status) else None
+    is_of_network = isinstance(error, (OSError, http.client.HTTPException, _OtherContentError))
+    return Passing(_described(error)) if is_of_network else None
+
+
+def _described(error: BaseException) -> str:
+    """What was found in place of the file."""
+    status = status_of(error)
+    if status is not None:
+        return f"HTTP status {status}"
+    if isinstance(error, _OtherContentError):
+        return str(error)
+    reason = getattr(error, "reason", None)  # of an error that only says that there was another
+    return named(reason if isinstance(reason, BaseException) else error)
 
 
 # By their short names on the command line.
