@@ -73,8 +73,8 @@ class UrlFile:
             content = attempts(self._download)
         except (OSError, http.client.HTTPException, _OtherContentError) as error:
             raise SourceError(
-                f"{self.url}: expected the file, found {_described(error)}; without a network, put it "
-                f"({self.n_bytes:,} bytes, sha256 {self.sha256}) at {path}"
+                f"{self.url}: expected the file, found {_described(error)}; without a network, "
+                f"put it ({self.n_bytes:,} bytes, sha256 {self.sha256}) at {path}"
             ) from error
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, content)
