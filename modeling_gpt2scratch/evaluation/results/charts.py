@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:  # loaded only to draw
 METRICS_NAME = "metrics.jsonl"  # of a run of train_accelerate.py
 PANEL_INCHES = (3.2, 2.6)
 COLUMNS = 4
+LINE_CHARACTERS = 50  # of small print under a panel
 FAR_APART = 20  # the largest of a panel's values by the smallest
 
 
@@ -27,16 +29,20 @@ def draw_bars(
 ) -> bool:
     """Writes a panel for each task's metric with a bar for each model; ± one standard error.
 
+    Metrics that are zero for every model have no panel, and a line below the others names them.
+
     Args:
         models: everything measured of each.
         metrics: of each task, with whether higher is better.
         output: the picture; its ending decides the format.
 
     Returns:
-        False, and no picture, if nothing was measured.
+        False, and no picture, if there is nothing to show.
     """
     rows = [(task, metric) for task, names in metrics.items() for metric in names]
     rows = [row for row in rows if any(model.value(*row) is not None for model in models)]
+    zeros = [row for row in rows if not any(model.value(*row) for model in models)]
+    rows = [row for row in rows if row not in zeros]
     if not rows:
         return False
     shown = [model for model in models if any(model.value(*row) is not None for row in rows)]
@@ -58,6 +64,10 @@ def draw_bars(
         axes.grid(axis="y", alpha=0.3)
     titles = short_names(model.name for model in models)
     _legend(figure, [titles[model.name] for model in shown])
+    if zeros:
+        names = ", ".join(f"{task} {metric}" for task, metric in zeros)
+        text = f"left out, as every bar is zero: {names}"
+        figure.supxlabel(textwrap.fill(text, LINE_CHARACTERS * min(len(rows), COLUMNS)), fontsize=8)
     figure.savefig(output, dpi=120)
     return True
 

@@ -317,6 +317,18 @@ def test_models_have_their_short_names_in_the_pictures(pair, tmp_path, figures):
         assert [text.get_text() for text in legend.get_texts()] == ["a/final", "b/final"]
 
 
+def test_a_panel_in_which_every_bar_is_zero_is_left_out_and_named(tmp_path, figures):
+    hopeless = [measured(name, [0.0, 0.0], [9.0, 9.5]) for name in ("random", "trained")]
+    assert draw_bars(hopeless, METRICS, tmp_path / "bars.png")
+    (figure,) = figures
+    assert [axes.get_title() for axes in figure.axes] == ["lambada\nperplexity ↓"]
+    assert " ".join(figure.get_supxlabel().split()) == "left out, as every bar is zero: lambada acc"
+    assert draw_bars([*hopeless, measured("good", [1.0], [1.0])], METRICS, tmp_path / "bars.png")
+    assert len(figures[1].axes) == 2 and not figures[1].get_supxlabel()
+    assert not draw_bars(hopeless, {"lambada": {"acc": True}}, tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
 def test_values_that_are_far_apart_have_a_logarithmic_axis(tmp_path, figures):
     models = [
         measured("random", [0.0, 1.0], [9.0, 9.5]),
