@@ -2,6 +2,7 @@
 
 from transformers import PreTrainedTokenizerBase
 
+from modeling_gpt2scratch.common.sampling import SAMPLING
 from modeling_gpt2scratch.configuration_gpt2scratch import GPT2ScratchConfig
 from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.modeling_gpt2scratch import GPT2ScratchForCausalLM
@@ -34,7 +35,8 @@ def make_model(
         )
     else:
         model = GPT2ScratchForCausalLM(_fresh_config(config, manifest))
-    model.generation_config.pad_token_id = manifest.end_of_text_id
+    # Programs that serve models take a request's temperature only of a model that samples.
+    model.generation_config.update(**SAMPLING, pad_token_id=manifest.end_of_text_id)
     return model
 
 

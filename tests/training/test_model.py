@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.tiny_models import tiny_tokenizer
 from support.training_runs import LAYERS, SIZES, curve, refusal, run_here, stock_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from modeling_gpt2scratch.common.command_line import ArgumentError
 from modeling_gpt2scratch.data.loading.loader import ShardLoader
@@ -153,3 +153,15 @@ def test_a_run_continues_only_from_the_weights_that_it_started_from(
     assert code == 1 and "expected init_from = " in error
     assert run_here(monkeypatch, *longer) == 0
     assert max(curve(output_dir)) == 3
+
+
+@pytest.mark.parametrize("source", ["fresh", "stock"])
+def test_what_is_saved_samples_as_suits_small_models(small_data, tmp_path, source):
+    stock_model(tmp_path / "stock")
+    fresh = {"model": "tiny", "n_positions": 32}
+    arguments = fresh if source == "fresh" else {"init_from": str(tmp_path / "stock")}
+    model, _ = made_model(small_data, tmp_path, **arguments)
+    model.save_pretrained(tmp_path / "saved")
+    saved = GenerationConfig.from_pretrained(tmp_path / "saved")
+    assert (saved.do_sample, saved.temperature, saved.top_k) == (True, 0.8, 50)
+    assert saved.pad_token_id == saved.eos_token_id == 299
