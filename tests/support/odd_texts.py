@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 from support.paths import SHARED_DATA
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from modeling_gpt2scratch.data.tokens.encoder import DocumentEncoder
 from modeling_gpt2scratch.data.tokens.tokenizer import tokenizer_spec
@@ -46,3 +48,14 @@ def encoded(name, tokenizer, documents):
     encoder = DocumentEncoder(tokenizer_spec(name, tokenizer), tokenizer.eos_token_id)
     ids, lengths = encoder.encode(documents)
     return [own.tolist() for own in np.split(ids, np.cumsum(lengths)[:-1])]
+
+
+def gappy_tokenizer():
+    """258 entries, of which the last, of two letters, has the id 65573."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: index for index, letter in enumerate(alphabet)}
+    vocabulary |= {END_OF_TEXT: 256, "ab": 65573}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("a", "b")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT)

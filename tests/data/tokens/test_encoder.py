@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from support.odd_texts import END_OF_TEXT, TRICKY, encoded, real_text
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from support.odd_texts import END_OF_TEXT, TRICKY, encoded, gappy_tokenizer, real_text
 
 from modeling_gpt2scratch.data.tokens.encoder import DocumentEncoder
 from modeling_gpt2scratch.data.tokens.ids import vocab_size_of
@@ -87,17 +85,6 @@ def test_a_tokenizer_that_was_saved_while_it_truncates_still_encodes_whole_docum
     assert encoded("a directory", load_tokenizer(str(tmp_path)), [document]) == encoded(
         "bpe:290", trained, [document]
     )
-
-
-def gappy_tokenizer():
-    """258 entries, of which the last, of two letters, has the id 65573."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {letter: index for index, letter in enumerate(alphabet)}
-    vocabulary |= {END_OF_TEXT: 256, "ab": 65573}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("a", "b")]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT)
 
 
 def test_the_type_of_ids_is_that_of_the_highest_and_not_of_their_number():
