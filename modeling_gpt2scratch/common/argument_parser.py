@@ -52,6 +52,11 @@ class OneLineErrorParser(argparse.ArgumentParser):
         args = [with_underscores(part) for part in (sys.argv[1:] if args is None else args)]
         return super().parse_known_args(args, namespace)
 
+    def note(self, message: str) -> None:
+        """Writes one line, and goes on."""
+        if _is_first_of_machine():
+            sys.stderr.write(f"{self.prog}: note: {message}\n")
+
     def error(self, message: str) -> NoReturn:
         """Exits with code 2 and one line."""
         line = f"{self.prog}: error: {public(message)}\n"

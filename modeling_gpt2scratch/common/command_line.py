@@ -97,7 +97,9 @@ def parse_config(
     FileExistsError. A class attribute `only_with` names arguments that have an effect only beside
     certain values of another one: {argument: (other, values)}; a class attribute `only_until` those
     whose value in a recipe no longer holds if another is changed after it: {argument: others}; a
-    class attribute `written` the one that is a directory to be made, in which no recipe may be.
+    class attribute `gives_way` those whose value in a recipe is left out, with one line about it,
+    if the dataclass refuses it beside one that came after it: a tuple; a class attribute
+    `written` the one that is a directory to be made, in which no recipe may be.
     `program` stands before every message, if it is not the name of the script.
     """
     parser = OneLineErrorParser(prog=program, description=description, exit_on_error=False)
@@ -123,7 +125,7 @@ def parse_config(
         namespace, left = parser.parse_known_args([*in_front, *flags])
         if left:
             raise ValueError(_stray(left[0], known))
-        config = config_class(**vars(namespace))
+        config = _made_of(config_class, vars(namespace), origins, parser)
         _refuse_without_effect(config, origins)
         written = getattr(config, getattr(config_class, "written", ""), None)
         if written is not None:
@@ -198,6 +200,29 @@ def _outdated(config_class: type, entries: dict, origins: Origins) -> list[str]:
         if name in entries
         and any(origins.get(other, (-1,))[0] > origins[name][0] for other in others)
     ]
+
+
+def _made_of(
+    config_class: type[Config], values: dict, origins: Origins, parser: OneLineErrorParser
+) -> Config:
+    """The dataclass; what a recipe derived from values that have changed since gives way to them.
+
+    Raises:
+        ArgumentError: at the first problem that this does not solve.
+    """
+    while True:
+        try:
+            return config_class(**values)
+        except ArgumentError as error:
+            name, *others = error.names
+            number, path = origins.get(name, (0, None))
+            is_outdated = any(origins.get(other, (-1,))[0] > number for other in others)
+            gives_way = name in getattr(config_class, "gives_way", ())
+            if path is None or not (gives_way and is_outdated):
+                raise
+            parser.note(f"{error.located(origins)}; {name} of the recipe is left out")
+            values[name] = parser.get_default(name)
+            del origins[name]
 
 
 def _problem_of_shape(value: Any, *, is_list: bool) -> str | None:

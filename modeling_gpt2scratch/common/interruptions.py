@@ -18,6 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from .addresses import public
+
 EXIT_CODE = 130  # what shells expect of a program that Ctrl-C has ended
 ORDERLY_SECONDS = 4.0  # in which an interrupted program may tidy up
 RAISE_AGAIN_SECONDS = 0.01  # to be out of what swallowed an interruption
@@ -181,14 +183,15 @@ class StopRequest:
 def started_as() -> str:
     """The command that started this program, as typed, with that of a launcher around it.
 
-    The launcher must still be there: Accelerate's is gone as soon as it sees Ctrl-C.
+    The launcher must still be there: Accelerate's is gone as soon as it sees Ctrl-C. Secrets of
+    addresses are left out.
     """
     import psutil
 
-    command = sys.orig_argv
+    command = [public(word) for word in sys.orig_argv]
     with contextlib.suppress(psutil.Error):
-        parents = psutil.Process(os.getppid()).cmdline()
-        if parents[-len(sys.argv) :] == sys.argv:
+        parents = [public(word) for word in psutil.Process(os.getppid()).cmdline()]
+        if parents[-len(sys.argv) :] == [public(word) for word in sys.argv]:
             command = parents
     first, *rest = [Path(command[0]).name, *command[1:]]
     if first.startswith("python"):

@@ -263,6 +263,9 @@ class TrainConfig:
         "expect_parameters": ("model", "init_from", "n_layer", "n_head", "n_embd", "n_positions"),
     }
 
+    # What a recipe derives from other values gives way to those that were given after it.
+    gives_way: ClassVar = ("warmup_steps", "decay_steps", "min_learning_rate", "keep_every")
+
     def __post_init__(self):
         keep_secrets_apart(self)
         self._set(micro_batch_size=_micro_batch_size(self.micro_batch_size))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from pathlib import Path
 
 import pytest
 
@@ -16,13 +17,24 @@ def config_of(tmp_path, **changes) -> TrainConfig:
     return TrainConfig(**values)
 
 
-def refusal(tmp_path, capsys, recipe: dict, *flags: str) -> str:
-    """What the command line answers to a recipe of these entries."""
+def recipe_file(tmp_path, recipe: dict) -> Path:
+    """The path of a recipe of a small run with these entries."""
     path = tmp_path / "x.yaml"
     entries = {"data": tmp_path, "output_dir": tmp_path / "run"} | SMALL | recipe
     path.write_text("".join(f"{key}: {value}\n" for key, value in entries.items()))
+    return path
+
+
+def parsed(tmp_path, recipe: dict, *flags: str) -> TrainConfig:
+    """What the command line makes of a recipe with these entries and the flags."""
+    argv = [str(recipe_file(tmp_path, recipe)), *flags]
+    return parse_config(TrainConfig, description=None, argv=argv)
+
+
+def refusal(tmp_path, capsys, recipe: dict, *flags: str) -> str:
+    """What the command line answers to a recipe of these entries."""
     with pytest.raises(SystemExit) as error:
-        parse_config(TrainConfig, description=None, argv=[str(path), *flags])
+        parsed(tmp_path, recipe, *flags)
     assert error.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     return line.partition("error: ")[2].replace(f"{tmp_path}/", "")
@@ -123,8 +135,59 @@ def test_arguments_that_make_no_run_are_refused_by_recipe_and_key(
 def test_arguments_of_the_command_line_are_refused_by_flag(tmp_path, capsys):
     line = refusal(tmp_path, capsys, {}, "--learning_rate", "1e3")
     assert line.startswith("--learning_rate: expected learning_rate of at most 1.0: an update of")
-    line = refusal(tmp_path, capsys, {"warmup_steps": 60}, "--max_steps", "50")
-    assert line.startswith("x.yaml: warmup_steps; --max_steps: expected warmup_steps below max_ste")
+    line = refusal(tmp_path, capsys, {"n_head": 4}, "--n_embd", "6")
+    assert line.startswith("--n_embd; x.yaml: n_head: expected n_embd divisible by n_head = 4")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "flags", "filled_in", "line"),
+    [
+        (
+            {"warmup_steps": 30},
+            ("--max_steps", "25"),
+            {"warmup_steps": 1},
+            "x.yaml: warmup_steps; --max_steps: expected warmup_steps below max_steps = 25, found "
+            "30; warmup_steps of the recipe is left out",
+        ),
+        (
+            {"schedule": "wsd", "decay_steps": 90},
+            ("--max_steps", "50"),
+            {"decay_steps": 10},
+            "found 90; decay_steps of the recipe is left out",
+        ),
+        (
+            {"min_learning_rate": 1e-4},
+            ("--learning_rate", "5e-5"),
+            {"min_learning_rate": 5e-6},
+            "found 0.0001; min_learning_rate of the recipe is left out",
+        ),
+        (
+            {"save_every": 10, "keep_every": 50},
+            ("--save_every", "20"),
+            {"keep_every": 0},
+            "found 50; keep_every of the recipe is left out",
+        ),
+    ],
+)
+def test_what_a_recipe_derived_gives_way_to_a_flag_with_one_line(
+    tmp_path, capsys, recipe, flags, filled_in, line
+):
+    config = parsed(tmp_path, recipe, *flags)
+    assert {name: getattr(config, name) for name in filled_in} == pytest.approx(filled_in)
+    (found,) = capsys.readouterr().err.splitlines()
+    assert found.endswith(line) and ": note: " in found
+
+
+def test_a_flag_gives_way_to_nothing_nor_does_a_recipe_in_itself(tmp_path, capsys):
+    line = refusal(tmp_path, capsys, {}, "--max_steps", "25", "--warmup_steps", "30")
+    assert line.startswith("--warmup_steps, --max_steps: expected warmup_steps below max_steps = 2")
+    line = refusal(tmp_path, capsys, {"max_steps": 25, "warmup_steps": 30}, "--seed", "1")
+    assert line.startswith("x.yaml: warmup_steps, max_steps: expected warmup_steps below max_steps")
+    # A second recipe counts as later, too.
+    (tmp_path / "short.yaml").write_text("max_steps: 25\n")
+    path = recipe_file(tmp_path, {"warmup_steps": 30})
+    argv = [str(path), str(tmp_path / "short.yaml")]
+    assert parse_config(TrainConfig, description=None, argv=argv).warmup_steps == 1
 
 
 def test_a_model_beside_init_from_would_be_without_effect(tmp_path, capsys):
