@@ -10,6 +10,8 @@ from pathlib import Path
 from transformers import AutoConfig
 from transformers.utils import cached_file
 
+from modeling_gpt2scratch.evaluation.scoring.adapters import adapter_config, base_of_adapter
+
 FOLDER = Path(__file__).parents[1]  # the whole evaluation
 
 
@@ -40,6 +42,7 @@ def model_code(name: str, *, trust_remote_code: bool) -> str | None:
         None for a class of transformers, and for a model that is not there.
     """
     try:
+        name = base_of_adapter(name) or name
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception:  # of many kinds; loading the model will say it
         return None
@@ -65,10 +68,13 @@ OTHERS = ("config.json", "*.py", "tokenizer*", "vocab.*", "merges.txt", "special
 
 
 OTHERS += ("added_tokens.json", "model*.index.json", "pytorch_model*.index.json")
+OTHERS += ("adapter_config.json", "adapter_model*")
 
 
 def checksums_of(name: str) -> dict[str, str]:
     """The sha256 of each file of a model's weights, config, code and tokenizer, by file name.
+
+    Of an adapter, also those of its model, as "base/NAME".
 
     Args:
         name: a directory, or a model of the Hub, of which the files that are in the local cache
@@ -76,7 +82,13 @@ def checksums_of(name: str) -> dict[str, str]:
 
     Raises:
         OSError: if there is no such model, or it has no weights here.
+        ValueError: if it is an adapter that cannot be loaded.
     """
+    if (base := base_of_adapter(name)) is not None:
+        directory = adapter_config(name).parent
+        own = sorted({path for kind in OTHERS for path in directory.glob(kind) if path.is_file()})
+        of_base = {f"base/{file}": digest for file, digest in checksums_of(base).items()}
+        return {path.name: file_sha256(path) for path in own} | of_base
     directory = Path(name)
     if not directory.is_dir():
         directory = Path(cached_file(name, "config.json")).parent

@@ -24,6 +24,7 @@ from modeling_gpt2scratch.checkpoints.weight_files import naming_damaged_files
 from modeling_gpt2scratch.data.tokens.ids import vocab_size_of
 from modeling_gpt2scratch.data.tokens.tokenizer import refuse_huge_ids
 
+from .adapters import add_adapter, base_of_adapter
 from .processes import ProcessGroup
 from .scorer import CausalScorer
 from .shared_scorer import SharedScorer
@@ -80,23 +81,27 @@ def load_scorer(
 def load_model(
     name: str, *, dtype: torch.dtype | Literal["auto"], trust_remote_code: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model with the tokenizer beside it.
+    """A model with the tokenizer beside it; of an adapter, its model with the adapter on it.
 
     Raises:
         ValueError: if there is no such model, its weights are damaged or incomplete, or no
             tokenizer fits it.
         Exception: of many kinds, from what transformers finds in its files.
     """
-    with naming_damaged_files(name):
-        require_model(name, trust_remote_code=trust_remote_code)
-        tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+    base = base_of_adapter(name)
+    place = base or name
+    with naming_damaged_files(place):
+        require_model(place, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(place, trust_remote_code=trust_remote_code)
         model, report = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, output_loading_info=True, trust_remote_code=trust_remote_code
+            place, dtype=dtype, output_loading_info=True, trust_remote_code=trust_remote_code
         )
         require_fitting(tokenizer, model)
     if missing := sorted(report["missing_keys"]):
         # transformers alone would make them random, and warn of it.
         raise ValueError(f"expected all tensors of {type(model).__name__}, found no {missing[0]}")
+    if base is not None:
+        add_adapter(model, name)
     return model, tokenizer
 
 

@@ -1,0 +1,93 @@
+"""Adapters of PEFT: the model that one was trained on, and the adapter put on it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from transformers import PreTrainedModel
+from transformers.utils import cached_file, is_peft_available
+
+from modeling_gpt2scratch.checkpoints.weight_files import WeightsError, naming_damaged_files
+from modeling_gpt2scratch.common.errors import named
+
+CONFIG_NAME = "adapter_config.json"
+MERGE_HINT = "merge the adapter into its model first (PeftModel.merge_and_unload)"
+
+
+def adapter_config(name: str) -> Path | None:
+    """The file that says that `name` is an adapter; None if it is a model or not there.
+
+    Args:
+        name: a directory, or a repository of the Hub.
+    """
+    if Path(name).is_dir():
+        path = Path(name, CONFIG_NAME)
+        return path if path.is_file() else None
+    options = dict.fromkeys(
+        (
+            "_raise_exceptions_for_gated_repo",
+            "_raise_exceptions_for_missing_entries",
+            "_raise_exceptions_for_connection_errors",
+        ),
+        False,
+    )
+    try:
+        path = cached_file(name, CONFIG_NAME, **options)
+    except (OSError, ValueError):  # no such repository; loading will say it
+        return None
+    return Path(path) if path else None
+
+
+def base_of_adapter(name: str) -> str | None:
+    """The model that an adapter was trained on; None if `name` is no adapter.
+
+    A path that leads nowhere from here is taken from the adapter's own directory.
+
+    Raises:
+        ValueError: if there is no such model, or no peft to load the adapter.
+    """
+    path = adapter_config(name)
+    if path is None:
+        return None
+    if not is_peft_available():
+        raise ValueError(
+            f"expected peft for the adapter {name}, found it not installed; pip install peft, or "
+            f"{MERGE_HINT}"
+        )
+    if path.with_name("config.json").is_file():
+        return None  # a whole model, whose adapter transformers loads with it
+    try:
+        base = str(json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: expected base_model_name_or_path, found {named(error)}; {MERGE_HINT}"
+        ) from error
+    for place in (Path(base), path.parent / base):
+        if (place / "config.json").is_file():
+            return str(place)
+    if base.startswith((".", "/", "~")):
+        raise ValueError(
+            f"{path}: expected the adapter's model in {base}, found none from here or from there; "
+            f"write where it is, or {MERGE_HINT}"
+        )
+    return base
+
+
+def add_adapter(model: PreTrainedModel, name: str) -> None:
+    """Puts an adapter on the model that it was trained on.
+
+    Raises:
+        ValueError: if it is damaged, or made for another model.
+    """
+    misfit = f"expected the adapter {name} to fit {type(model).__name__}, found"
+    try:
+        with naming_damaged_files(name):
+            report = model.load_adapter(name)
+    except WeightsError:
+        raise
+    except Exception as error:  # of many kinds, from what peft finds in its files
+        raise ValueError(f"{misfit} {named(error)}") from error
+    if report.missing_keys or report.unexpected_keys:
+        found = [*sorted(report.missing_keys)[:1], *sorted(report.unexpected_keys)[:1]]
+        raise ValueError(f"{misfit} other tensors: {' and '.join(found)}")

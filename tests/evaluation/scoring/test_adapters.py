@@ -1,0 +1,153 @@
+"""Adapters of PEFT: measured on the model that they were trained on, or refused in one line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from support.damaged_files import damaged
+from support.paths import SHARED_DATA
+from support.tiny_models import random_ids, tiny_model, tiny_stock_model, tiny_tokenizer
+
+from modeling_gpt2scratch.evaluation.results.fingerprints import checksums_of, model_code
+from modeling_gpt2scratch.evaluation.scoring import adapters
+from modeling_gpt2scratch.evaluation.scoring.adapters import base_of_adapter
+from modeling_gpt2scratch.evaluation.scoring.models import load_scorer
+from modeling_gpt2scratch.evaluation.scoring.processes import ProcessGroup, error_line
+
+CASE = SHARED_DATA / "cases" / "lora_adapter"
+OPTIONS = {"device": "cpu", "dtype": "float32", "batch_tokens": 64, "trust_remote_code": False}
+MAKE = {"ours": tiny_model, "stock": tiny_stock_model}
+
+
+def loaded(directory):
+    """The model that is measured."""
+    return load_scorer(str(directory), processes=ProcessGroup("cpu"), **OPTIONS).model
+
+
+def problem(directory) -> str:
+    """The line that stands in the place of the model's results."""
+    with pytest.raises(Exception) as caught:
+        loaded(directory)
+    return error_line(caught.value)
+
+
+def save_base(directory, kind="ours", **sizes):
+    """A model with its tokenizer."""
+    MAKE[kind](**sizes).save_pretrained(directory)
+    tiny_tokenizer().save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(params=MAKE)
+def adapter(request, tmp_path):
+    """A trained adapter, beside the model `run` that it belongs to."""
+    base = save_base(tmp_path / "run", request.param)
+    targets = ["qkv_proj", "o_proj"] if request.param == "ours" else ["c_attn"]
+    config = LoraConfig(r=2, target_modules=targets, lora_dropout=0.5, task_type="CAUSAL_LM")
+    model = get_peft_model(MAKE[request.param](), config)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data.normal_(std=0.5, generator=torch.Generator().manual_seed(len(name)))
+    model.save_pretrained(tmp_path / "adapter")
+    set_base(tmp_path / "adapter", str(base))
+    return tmp_path / "adapter"
+
+
+def set_base(adapter, base):
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": base}))
+
+
+@torch.no_grad()
+def test_an_adapter_is_measured_on_its_model(adapter):
+    ids = random_ids(3, 20)
+    base = loaded(adapter.parent / "run")
+    expected = PeftModel.from_pretrained(base, adapter).eval()(ids).logits
+    found = loaded(adapter)(ids).logits
+    torch.testing.assert_close(found, expected)
+    plain = loaded(adapter.parent / "run")(ids).logits
+    assert (found - plain).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("base", ["../run", "run"])
+def test_a_path_that_leads_nowhere_from_here_is_taken_from_the_adapter(adapter, monkeypatch, base):
+    set_base(adapter, base)
+    monkeypatch.chdir(adapter.parent if base == "run" else "/")
+    assert Path(base_of_adapter(str(adapter))).resolve() == adapter.parent / "run"
+    assert loaded(adapter).peft_config
+
+
+def test_the_fingerprint_covers_the_adapter_and_its_model(adapter):
+    run = adapter.parent / "run"
+    before = checksums_of(str(adapter))
+    assert {"adapter_config.json", "adapter_model.safetensors"} < {*before}
+    assert {f"base/{name}" for name in checksums_of(str(run))} < {*before}
+    assert model_code(str(adapter), trust_remote_code=False) == (
+        model_code(str(run), trust_remote_code=False)
+    )
+    for file in (adapter / "adapter_model.safetensors", run / "model.safetensors"):
+        content = file.read_bytes()
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        after = checksums_of(str(adapter))
+        assert after != before
+        before = after
+
+
+def test_the_adapter_of_the_report_is_measured_on_a_model_of_its_size(tmp_path):
+    if not CASE.is_dir():
+        pytest.skip(f"needs {CASE}")
+    shutil.copytree(CASE, tmp_path / "adapter")
+    save_base(tmp_path / "run", n_embd=128, n_layer=4)
+    base, model = loaded(tmp_path / "run"), loaded(tmp_path / "adapter")
+    lora = [name for name, _ in model.named_parameters() if "lora_" in name]
+    assert len(lora) == 32
+    assert type(model) is type(base)
+
+
+def test_an_adapter_without_its_model_says_where_that_was_looked_for():
+    if not CASE.is_dir():
+        pytest.skip(f"needs {CASE}")
+    assert problem(CASE) == (
+        f"{CASE}/adapter_config.json: expected the adapter's model in ../run, found none from here "
+        f"or from there; write where it is, or merge the adapter into its model first "
+        f"(PeftModel.merge_and_unload)"
+    )
+    with pytest.raises(ValueError, match="expected the adapter's model"):
+        checksums_of(str(CASE))
+
+
+def test_without_peft_an_adapter_is_refused_and_not_left_out(adapter, monkeypatch):
+    monkeypatch.setattr(adapters, "is_peft_available", lambda: False)
+    assert "expected peft for the adapter" in problem(adapter)
+    # transformers would pass over one in the directory of a whole model.
+    for file in adapter.iterdir():
+        shutil.copy(file, adapter.parent / "run")
+    assert "pip install peft, or merge" in problem(adapter.parent / "run")
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "Git-LFS pointer"])
+def test_a_damaged_adapter_is_named(adapter, damage):
+    weights = adapter / "adapter_model.safetensors"
+    weights.write_bytes(damaged(weights.read_bytes(), damage))
+    assert problem(adapter).startswith(f"{weights}: expected a safetensors file, found ")
+
+
+@pytest.mark.parametrize("sizes", [{"n_embd": 64}, {"n_layer": 1}], ids=str)
+def test_an_adapter_of_another_model_is_refused(adapter, sizes):
+    kind = "ours" if "c_attn" not in (adapter / "adapter_config.json").read_text() else "stock"
+    set_base(adapter, str(save_base(adapter.parent / "other", kind, **sizes)))
+    assert problem(adapter).startswith(f"expected the adapter {adapter} to fit ")
+    set_base(
+        adapter, str(save_base(adapter.parent / "kind", "stock" if kind == "ours" else "ours"))
+    )
+    assert "Target modules" in problem(adapter)
+
+
+@pytest.mark.parametrize("content", ["{}", "[", "[]", "null"])
+def test_a_configuration_that_names_no_model_is_refused(adapter, content):
+    (adapter / "adapter_config.json").write_text(content)
+    line = problem(adapter)
+    assert line.startswith(f"{adapter}/adapter_config.json: expected base_model_name_or_path")
