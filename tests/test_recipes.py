@@ -124,7 +124,7 @@ def test_the_recipe_for_own_text_trains_a_small_model_on(small_data, tmp_path, m
     recipe = str(REPOSITORY / "recipes" / "finetune.yaml")
     arguments = ["--data", str(small_data), "--init_from", str(tmp_path / "stock")]
     arguments += ["--output_dir", str(tmp_path / "run"), "--sequence_length", "64"]
-    arguments += ["--max_steps", "4", "--warmup_steps", "1", "--total_batch_tokens", "1024"]
+    arguments += ["--max_steps", "4", "--total_batch_tokens", "1024"]
     arguments += ["--expect_parameters", str(stock.num_parameters()), "--log_every", "1"]
     assert run_here(monkeypatch, recipe, *arguments, "--learning_rate", "1e-2") == 0
     losses = [loss for loss, _ in curve(tmp_path / "run").values()]
