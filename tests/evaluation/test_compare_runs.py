@@ -2,6 +2,9 @@
 
 import json
 import os
+import random
+import re
+import shlex
 import sys
 
 import pytest
@@ -10,6 +13,7 @@ from support import evaluation as tiny
 from support.evaluation import compare
 from support.paths import REPOSITORY
 from support.processes import run_process
+from support.terminal import terminal
 from transformers import AutoModelForCausalLM
 
 from modeling_gpt2scratch.evaluation import TASKS
@@ -160,6 +164,30 @@ def test_an_interrupted_comparison_prints_what_it_has_and_goes_on_from_there(
     assert "interrupted" not in capfd.readouterr().out
     assert run(inputs, tmp_path / "new", "--no_cache") == 0
     assert measured(tmp_path / "new") == measured(tmp_path)
+
+
+@pytest.mark.gate
+def test_ctrl_c_at_any_moment_is_one_line_whose_command_goes_on(inputs, tmp_path):
+    names = [str(inputs / name) for name in ("first", "second")]
+    tasks = ("val", "lambada", "hellaswag")
+    arguments = [*("--models", *names), *("--tasks", *tasks), *data_of(inputs)]
+    command = shlex.join(["python", "evaluate/compare.py", *arguments, "--output_dir"])
+    generator = random.Random(7)
+    # What the terminal shows when a moment is near, and the seconds until then.
+    for moment in ("loading torch", r"0/2 \[", r"1/2 \[", "loading torch"):
+        with terminal([sys.executable, *shlex.split(command)[1:], str(tmp_path)]) as shown:
+            assert shown.wait_for(moment), shown.output
+            shown.go_on_for(generator.uniform(0, 0.5))
+            shown.press_ctrl_c()
+            code = shown.wait()
+        if code == 0:  # too late
+            continue
+        assert code == 130 and "Traceback" not in shown.output, shown.output
+        advice = re.findall(r"^.*compare\.py: interrupted; go on with: (.*)\r$", shown.output, re.M)
+        assert advice == [f"{command} {tmp_path}"], shown.output
+    assert run(inputs, tmp_path, tasks=tasks) == 0
+    assert run(inputs, tmp_path / "whole", tasks=tasks) == 0
+    assert measured(tmp_path) == measured(tmp_path / "whole")
 
 
 def test_a_broken_model_says_why_and_the_others_come_out(inputs, tmp_path, capsys):
