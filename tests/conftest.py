@@ -6,6 +6,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import subprocess
 import sysconfig
 from doctest import DocTestParser
 from pathlib import Path
@@ -26,6 +27,27 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("gate")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Makes file systems of a size such as "256k", in memory, each in a directory of its own."""
+    directories = []
+
+    def mount(size: str) -> Path:
+        directory = tmp_path / f"disk-{len(directories)}"
+        directory.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)]
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("needs the right to mount a file system")
+        directories.append(directory)
+        return directory
+
+    yield mount
+    for directory in directories:
+        subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -27,9 +27,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     from modeling_gpt2scratch.common.errors import file_problem
     from modeling_gpt2scratch.reports.records import RecordsError
     from modeling_gpt2scratch.reports.run_page import write_report
+    from modeling_gpt2scratch.tracking.status import FAILED, read_status
 
+    run = Path(config.run)
     try:
-        print(f"written: {write_report(Path(config.run))}")
+        print(f"written: {write_report(run)}")
+        status = read_status(run)
+        if status and status["status"] == FAILED:
+            print(f"{run} has failed: {status.get('message', 'no reason is known')}")
     except RecordsError as error:
         sys.exit(f"{PROGRAM}: error: {error}")
     except OSError as error:

@@ -18,6 +18,7 @@ from modeling_gpt2scratch.data.shards.manifest import Manifest, Split
 from modeling_gpt2scratch.data.sources.docstrings import DOCSTRINGS
 from modeling_gpt2scratch.data.sources.readers import COMPRESSIONS, READERS
 from modeling_gpt2scratch.tracking.metrics import METRICS_NAME, read_metrics
+from modeling_gpt2scratch.tracking.status import FINISHED, read_status
 from modeling_gpt2scratch.training.configuration import CONFIG_NAME, TrainConfig
 from modeling_gpt2scratch.training.directory import DATA_MANIFEST_NAME, ENVIRONMENT_NAME
 
@@ -90,12 +91,7 @@ def read_records(
             time than the model was saved.
     """
     records = read_training(run, sizes=sizes)
-    max_steps = records.arguments.get("max_steps")
-    if max_steps and records.metrics and records.metrics[-1]["step"] != max_steps:
-        raise RecordsError(
-            f"{run}: expected a finished run, found step {records.metrics[-1]['step']} of "
-            f"{max_steps}; finish it with train_accelerate.py --resume auto"
-        )
+    _require_finished(run, records)
     return replace(records, results=_read_results(run, repository, results))
 
 
@@ -140,6 +136,25 @@ def is_hub_name(name: str) -> bool:
     return True
 
 
+def _require_finished(run: Path, records: RunRecords) -> None:
+    """Refuses a run whose model is of an earlier step than its records."""
+    max_steps = records.arguments.get("max_steps")
+    status = read_status(run)
+    if status is not None:
+        found = f"one that is {status['status']} at step {status['step']}"
+        is_finished = status["status"] == FINISHED
+    elif max_steps and records.metrics:  # records of an earlier version
+        step = records.metrics[-1]["step"]
+        found, is_finished = f"step {step} of {max_steps}", step == max_steps
+    else:
+        return
+    if not is_finished:
+        raise RecordsError(
+            f"{run}: expected a finished run, found {found}; finish it with train_accelerate.py "
+            f"--resume auto"
+        )
+
+
 def _read_arguments(path: Path) -> dict:
     """Arguments of the training, empty if there is no file."""
     if not path.is_file():
@@ -153,13 +168,12 @@ def _read_arguments(path: Path) -> dict:
 
 def _public_arguments(arguments: dict) -> dict:
     """Arguments without free text, which could be a path; of a model's, the last part stays."""
-    choices = {
-        name for name, kind in get_type_hints(TrainConfig).items() if get_origin(kind) is Literal
-    }
+    known = get_type_hints(TrainConfig)
+    choices = {name for name, kind in known.items() if get_origin(kind) is Literal}
     public = {
         name: value
         for name, value in arguments.items()
-        if name in choices or isinstance(value, int | float)
+        if name in choices or (name in known and isinstance(value, int | float))
     }
     if arguments.get("init_from"):
         public["init_from"] = public_name(arguments["init_from"])

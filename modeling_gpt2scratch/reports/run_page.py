@@ -17,6 +17,7 @@ from modeling_gpt2scratch.checkpoints.weight_files import WeightsError, open_ten
 from modeling_gpt2scratch.common.atomic_files import write_file
 from modeling_gpt2scratch.common.json_lines import read_json_lines
 from modeling_gpt2scratch.tracking.metrics import EVENTS_NAME, METRICS_NAME, read_metrics
+from modeling_gpt2scratch.tracking.status import KILLED, read_status
 from modeling_gpt2scratch.training.configuration import CONFIG_NAME
 
 from .loss_plot import PlotError, draw_curves
@@ -33,6 +34,7 @@ SETTINGS = (
 )
 SIZES = {"n_layer": "layers", "n_embd": "channels", "n_positions": "positions"}
 EVENTS = {"skipped": "Skipped steps", "spike": "Loss spikes", "rollback": "Returns after a spike"}
+EVENTS |= {"gap": "Gaps in metrics.jsonl"}
 MEMORY = {
     "peak_cuda_memory_gib": "Peak memory of one GPU",
     "peak_resident_memory_gib": "Peak memory of one process",
@@ -88,7 +90,7 @@ def write_report(run: Path) -> Path:
         "# Report of a training run",
         _introduction(records),
         "## Results",
-        pipe_table(["", ""], _results(records, _events(run))),
+        pipe_table(["", ""], [*_status(run), *_results(records, _events(run))]),
         curves,
         *_sample(logged),
         "## Where things are",
@@ -124,6 +126,13 @@ def _introduction(records: RunRecords) -> str:
         where = ", ".join(f"{name} {value}" for name, value in records.environment.items())
         text += f"\n\nWhere it ran: {where}."
     return text
+
+
+def _status(run: Path) -> Iterator[tuple[str, str]]:
+    """How the run stands, if that is recorded; messages may have paths in them, but for our own."""
+    if status := read_status(run):
+        killed = f": {KILLED}" if status.get("message") == KILLED else ""
+        yield "Status", f"{status['status']}{killed}"
 
 
 def _results(records: RunRecords, events: dict[str, int]) -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ import os
 import platform
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -83,21 +84,24 @@ def read_status(run: Path) -> dict | None:
 
     A run whose process is gone has failed, whatever it said last.
     """
-    try:
-        status = json.loads((run / STATUS_NAME).read_bytes())
-        if not isinstance(status["status"], str) or type(status["step"]) is not int:
-            return None
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return None
-    # Locks of another machine may not be seen here.
-    is_here = status.get("host") in (None, platform.node())
-    if status["status"] != RUNNING or not is_here or is_in_use(run):
+    status = _read(run)
+    if status is None or status["status"] != RUNNING or is_in_use(run):
         return status
+    if status.get("host") not in (None, platform.node()):
+        return status  # locks of another machine may not be seen here
     return {"status": FAILED, "step": status["step"], "message": KILLED}
 
 
+def was_killed(run: Path) -> bool:
+    """Whether the last process of a run did not live to say how it ended; for who has the lock."""
+    status = _read(run)
+    return status is not None and status["status"] == RUNNING
+
+
 @contextlib.contextmanager
-def recorded(path: Path, step: Callable[[], int]) -> Iterator[dict[str, str]]:
+def recorded(
+    path: Path, step: Callable[[], int], *, is_main: bool = True
+) -> Iterator[dict[str, str]]:
     """Keeps a status file during the block, which puts how it ended under "status" of what it gets.
 
     If the block raises, the file says "failed" with a message. It does so as soon as a signal asks
@@ -107,8 +111,18 @@ def recorded(path: Path, step: Callable[[], int]) -> Iterator[dict[str, str]]:
     Args:
         path: of the file.
         step: returns the optimizer updates made so far.
+        is_main: whether this is the process that writes. Another one only says that the run has
+            failed, where the main one has died without a word.
     """
     outcome = {"status": RUNNING}
+    if not is_main:
+        try:
+            with _ended_by_sigterm():
+                yield outcome
+        except BaseException as error:
+            _note_for_main(path, step=step(), message=one_line(error))
+            raise
+        return
     status = RunStatus(path, step=step())
 
     def note(number: int) -> None:
@@ -159,20 +173,43 @@ def _heard_at_once(note: Callable[[int], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """Within the block, SIGTERM raises SystemExit, if it would have ended the process at once."""
+    """Within the block, SIGTERM raises SystemExit, if it would have ended the process at once.
+
+    While another exception is on its way, it changes nothing.
+    """
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
 
     def handle(number: int, frame: object) -> None:
-        raise SystemExit("ended by SIGTERM, before there was a step to save")
+        if sys.exc_info()[0] is None:
+            raise SystemExit("ended by SIGTERM, before there was a step to save")
 
     signal.signal(signal.SIGTERM, handle)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _note_for_main(path: Path, *, step: int, message: str) -> None:
+    """Says "failed" in a file that says "running"; the main process may still overwrite it."""
+    if was_killed(path.parent):
+        content = _as_bytes({"status": FAILED, "step": step, "message": message})
+        with contextlib.suppress(OSError), open(path, "r+b", buffering=0) as file:
+            file.write(content)
+            file.truncate()
+
+
+def _read(run: Path) -> dict | None:
+    """What the file says, None if that makes no sense."""
+    try:
+        status = json.loads((run / STATUS_NAME).read_bytes())
+        makes_sense = isinstance(status["status"], str) and type(status["step"]) is int
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return status if makes_sense else None
 
 
 def _as_bytes(status: dict) -> bytes:

@@ -142,12 +142,12 @@ def recorded_status(output_dir: Path, progress: TrainingProgress) -> Iterator[di
     """Keeps `status.json` for schedulers, which cannot tell a clean stop by the launcher's code.
 
     It says "running" during the block, then "failed" with a message if the block raised, else what
-    the block put under "status" of the yielded dictionary. Only the main process writes.
+    the block put under "status" of the yielded dictionary. Only the main process writes, but for
+    one that fails because the main process is gone.
     """
-    if not PartialState().is_main_process:
-        yield {}
-        return
-    with recorded(output_dir / STATUS_NAME, lambda: progress.step) as outcome:
+    is_main = PartialState().is_main_process
+    path = output_dir / STATUS_NAME
+    with recorded(path, lambda: progress.step, is_main=is_main) as outcome:
         yield outcome
 
 

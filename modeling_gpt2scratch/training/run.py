@@ -40,6 +40,7 @@ from modeling_gpt2scratch.hardware.micro_batch import find_micro_batch_size
 from modeling_gpt2scratch.modeling_gpt2scratch import GPT2ScratchForCausalLM
 from modeling_gpt2scratch.optim.optimizer import make_optimizer
 from modeling_gpt2scratch.tracking.metrics import EVENTS_NAME, METRICS_NAME, EventLog, JsonlTracker
+from modeling_gpt2scratch.tracking.status import was_killed
 from modeling_gpt2scratch.tracking.trackers import start_trackers
 
 from .checks import is_own
@@ -301,6 +302,8 @@ def _open_directory(
     output_dir = Path(config.output_dir)
     lock = OutputLock(output_dir)
     on_main_process(lock.acquire)
+    if was_killed(output_dir):
+        say(f"{output_dir}: the last process of this run ended without a word, perhaps by a kill")
     with recorded_status(output_dir, progress):
         records = _open_records(config, data, accelerator, checkpoint, state, progress.step)
     return {"lock": lock} | records
