@@ -265,7 +265,13 @@ def claimed(place: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def making(place: Path, *, marker: Marker | None = None, overwrite: bool = False) -> Iterator[Path]:
+def making(
+    place: Path,
+    *,
+    marker: Marker | None = None,
+    overwrite: bool = False,
+    flag: str = "--output_dir",
+) -> Iterator[Path]:
     """A temporary directory to fill, which becomes `place` when the block ends without an error.
 
     What stood there is replaced if it still may be.
@@ -276,7 +282,7 @@ def making(place: Path, *, marker: Marker | None = None, overwrite: bool = False
     Raises:
         OutputError: if another command is at work there, or the place was taken meanwhile.
     """
-    check = partial(require_free, place, marker=marker, overwrite=overwrite)
+    check = partial(require_free, place, marker=marker, overwrite=overwrite, flag=flag)
     with claimed(place), new_directory(place.absolute(), check=check) as directory:
         yield directory
 
