@@ -55,14 +55,17 @@ def write_records(
     """
     data = run.parent / "data"
     data.mkdir(exist_ok=True)
-    shards = (ShardEntry(file="train_000000.bin", n_tokens=5_120, sha256="0" * 64),)
+    train, val = (
+        (ShardEntry(file=f"{split}_000000.bin", n_tokens=n_tokens, sha256="0" * 64),)
+        for split, n_tokens in (("train", 5_120), ("val", 640))
+    )
     Manifest(
         vocab_size=300,
         end_of_text_id=299,
         tokenizer={"name": "bpe:300", "fingerprint": "1" * 64},
         splits={
-            "train": Split(n_tokens=5_120, n_documents=70, n_bytes=20_000, shards=shards),
-            "val": Split(n_tokens=640, n_documents=9, n_bytes=2_500, shards=()),
+            "train": Split(n_tokens=5_120, n_documents=70, n_bytes=20_000, shards=train),
+            "val": Split(n_tokens=640, n_documents=9, n_bytes=2_500, shards=val),
         },
         arguments={"dataset": dataset, "subset": None, "output_dir": str(data)},
     ).save(data)
