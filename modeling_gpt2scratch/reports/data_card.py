@@ -23,6 +23,11 @@ from .records import is_hub_name
 # Never a path, though a condition on a column may look like one.
 PLAIN_ARGUMENTS = ("subset", "text_column", "where")
 HIDDEN_ARGUMENTS = ("ignore_free_space", "num_workers", "output_dir", "overwrite")
+# By `split` of the manifest's `held_out`.
+HELD_OUT = {
+    "documents": "A hash of a document's text decides which split it is in.",
+    "tail": "The validation split is the end of the text.",
+}
 USAGE = """\
 ## How to train on it
 
@@ -148,7 +153,9 @@ def _splits(manifest: Manifest) -> str:
         ]
         for name, split in manifest.splits.items()
     ]
-    return pipe_table(["Split", "Documents", "Tokens", "Bytes of text", "Shards"], rows)
+    table = pipe_table(["Split", "Documents", "Tokens", "Bytes of text", "Shards"], rows)
+    how = HELD_OUT.get(manifest.held_out.get("split"), "")
+    return f"{table}\n\n{how}" if how else table
 
 
 def _format(manifest: Manifest) -> str:

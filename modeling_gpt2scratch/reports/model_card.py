@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from tabulate import tabulate
 
 from modeling_gpt2scratch.data.sources.docstrings import DOCSTRINGS
-from modeling_gpt2scratch.data.tokens.names import GPT2, TRAINED_PREFIX
+from modeling_gpt2scratch.data.tokens.names import BYTES, GPT2, TRAINED_PREFIX
 
 from .scores import estimates_of, is_partial, protocol_of, samples_of
 
@@ -299,6 +299,8 @@ def tokenizer_in_words(name: str) -> str:
     """What a card calls the tokenizer of this name."""
     if name == GPT2:
         return "GPT-2's own"
+    if name == BYTES:
+        return "the 256 bytes and `<|endoftext|>`"
     is_trained = name.startswith(TRAINED_PREFIX)
     return "a byte-level BPE trained on the training split" if is_trained else f"`{name}`"
 

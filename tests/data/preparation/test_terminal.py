@@ -1,4 +1,4 @@
-"""Ctrl-C in a terminal at any moment: one line with the command that goes on, and nothing lost."""
+"""At a terminal: one bar after another, and Ctrl-C at any moment costs one line and no work."""
 
 import random
 import re
@@ -90,3 +90,13 @@ def test_ctrl_c_works_while_docstrings_are_read(tmp_path, seed):
     generator = random.Random(seed)
     code, output = press_ctrl_c_at(command, "reading docstrings", 3 * generator.random())
     check(code, output, command)
+
+
+def test_one_bar_follows_another(tmp_path, large_file):
+    command = [sys.executable, SCRIPT, "--dataset", str(large_file), "--num_workers", "2"]
+    command += ["--tokenizer", "bpe:3000", "--output_dir", str(tmp_path / "out")]
+    with terminal(command) as there:
+        assert there.wait() == 0
+        assert "\x1b[A" not in there.output  # how a second bar would be drawn below the first
+        places = [re.search(moment, there.output).start() for moment in MOMENTS]
+    assert places == sorted(places)
