@@ -60,7 +60,7 @@ def test_the_evaluation_benchmark_prints_a_ratio_for_each_kind_of_request(monkey
         pytest.skip(f"needs GPT-2's tokenizer in {TIKTOKEN_CACHE}")
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(TIKTOKEN_CACHE))
     arguments = "--model gpt2 --cbt_examples 0 --hellaswag_examples 1 --lambada_examples 1"
-    rows = table_of(run("evaluate.py", *arguments.split(), "--repeats", "1"))
+    rows = table_of(run("evaluation.py", *arguments.split(), "--repeats", "1"))
     assert [row[0] for row in rows] == ["hellaswag", "lambada"]
     assert all(float(row[5]) < 1e-3 for row in rows)
 
@@ -115,3 +115,13 @@ def test_the_optimizer_benchmark_trains_what_is_missing_and_prints_a_row_for_eac
     assert again.stdout == process.stdout and "training" not in again.stderr
     last = table.read_text().splitlines()[-1].split(",")
     assert last[:4] == ["muon", "0.02", "14", "448"] and float(last[-1]) > 0
+
+
+@on_linux
+def test_the_benchmark_of_a_busy_machine_prints_each_way_to_wait_and_what_is_to_be_judged():
+    process = run("busy_machine.py", "--seconds", "0.2", "--rounds", "1")
+    rows = table_of(process)
+    names = ["as torch starts", "ours", "GOMP_SPINCOUNT=10000", "OMP_WAIT_POLICY=passive"]
+    assert [row[0] for row in rows] == names
+    assert rows[0][2] == "1.00"  # of itself, on an idle machine
+    assert "(goal: below 3%)" in process.stdout and "(goal: at least 0.35)" in process.stdout
