@@ -199,4 +199,6 @@ def _read_json(path: Path) -> Any:
         raise ValueError("something that is not a file")
     if path.stat().st_size > MAX_METADATA_BYTES:
         raise ValueError(f"{path.stat().st_size:,} bytes, more than {MAX_METADATA_BYTES:,}")
-    return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
+    content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
+    json.dumps(content, ensure_ascii=False).encode()  # fails at half a surrogate pair
+    return content

@@ -72,6 +72,11 @@ def check_content(content: dict) -> None:
                 f"expected {split['n_tokens']} tokens in split {name!r}, found {n_tokens} in the "
                 f"list of its shards; {AGAIN}"
             )
+        if 0 < n_tokens < split["n_documents"]:  # each has a token that says so
+            raise ManifestError(
+                f"expected at most {n_tokens} documents in split {name!r}, found "
+                f"{split['n_documents']}; {AGAIN}"
+            )
 
 
 def _check_origin(content: dict) -> None:

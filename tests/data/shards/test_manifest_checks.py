@@ -109,6 +109,10 @@ CONTRADICTIONS = {
         put("splits", "train", "n_documents", to=-1),
         "expected n_documents of split 'train' from 0 to ",
     ),
+    "too many": (
+        put("splits", "train", "n_documents", to=10_000),
+        "expected at most {n} documents in split 'train', found 10000; ",
+    ),
     "no train": (lambda m: m["splits"].pop("train"), "incomplete manifest: expected splits train"),
     "a split more": (
         lambda m: m["splits"].update(test=m["splits"]["val"]),
@@ -204,6 +208,7 @@ def test_an_entry_that_was_removed_with_its_tokens_is_missed_by_the_files(data, 
         ("[" * 100_000, "maximum recursion depth"),
         ('{"vocab_size": ' + "9" * 5000 + "}", "Exceeds the limit"),
         ("NaN", "()"),
+        ('{"format": "\\ud800"}', "surrogates not allowed"),
     ],
 )
 def test_json_that_says_two_things_or_too_much_is_one_line(tmp_path, content, found):
