@@ -23,6 +23,7 @@ _HOME_OF = {
     "WindowDataset": "data.loading.trainer_dataset",
     "compare": "evaluation.comparison",
     "prepare": "api",
+    "publish": "api",
     "train": "api",
 }
 __all__ = sorted(_HOME_OF)

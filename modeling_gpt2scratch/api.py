@@ -1,10 +1,11 @@
 """The scripts as functions, for notebooks and programs of your own.
 
-    from modeling_gpt2scratch import compare, prepare, train
+    from modeling_gpt2scratch import compare, prepare, publish, train
 
     prepare(dataset="input.txt", output_dir="data/mine", tokenizer="bpe:512")
     run = train(data="data/mine", output_dir="runs/mine", model="tiny", total_batch_tokens=2048)
     compare(models=[str(run)], tasks=["val"], val_data="data/mine")
+    publish(run=str(run), repository="you/mine", dry_run="hub/mine")
 
 Nothing is loaded before it is needed.
 """
@@ -60,3 +61,19 @@ def train(**arguments: Any) -> Path:
     if train_with(config) == "finished":
         print(report_at_end(output_dir))
     return output_dir
+
+
+def publish(**arguments: Any) -> str:
+    """Uploads a run to the Hugging Face Hub, with the arguments of `gpt2scratch publish` by name.
+
+    Returns:
+        The address of the repository; with `dry_run`, the directory that was written instead.
+
+    Raises:
+        PublishError, ConversionError, RecordsError, TokenizerError, ValueError, OSError: with what
+            was expected and found.
+    """
+    from modeling_gpt2scratch.hub.configuration import PublishConfig
+    from modeling_gpt2scratch.hub.runs import publish as publish_with
+
+    return publish_with(PublishConfig(**arguments))

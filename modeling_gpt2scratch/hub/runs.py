@@ -9,6 +9,7 @@ from huggingface_hub.errors import HTTPError  # of httpx or its successor, by ve
 
 from modeling_gpt2scratch.checkpoints.checkpoint import WEIGHTS_NAME, save_model
 from modeling_gpt2scratch.common.atomic_files import write_file, write_json
+from modeling_gpt2scratch.common.output_directory import making
 from modeling_gpt2scratch.interchange.conversion import read_run
 from modeling_gpt2scratch.reports.loss_plot import PlotError, draw_losses
 from modeling_gpt2scratch.reports.model_card import PICTURE_NAME, model_card
@@ -16,6 +17,8 @@ from modeling_gpt2scratch.reports.records import RESULTS_NAME, RunRecords, read_
 from modeling_gpt2scratch.reports.scores import FOLDER, PREFIX, eval_result_files
 from modeling_gpt2scratch.tracking.metrics import METRICS_NAME
 from modeling_gpt2scratch.training.configuration import CONFIG_NAME
+
+from .configuration import PublishConfig
 
 MODEL_FILES = ("config.json", WEIGHTS_NAME, "tokenizer.json", "tokenizer_config.json")
 RECORD_FILES = (CONFIG_NAME, METRICS_NAME, RESULTS_NAME, PICTURE_NAME)  # some runs have them
@@ -30,6 +33,26 @@ HINTS = {
 
 class PublishError(Exception):
     """A run that cannot be published."""
+
+
+def publish(config: PublishConfig) -> str:
+    """Uploads a finished run, or writes what would be uploaded.
+
+    Returns:
+        The address of the repository, or with `dry_run` the directory.
+
+    Raises:
+        PublishError: if there is no login, or the Hub refuses or cannot be reached.
+        ConversionError, RecordsError, TokenizerError: as `write_repository`.
+        OSError: if the files cannot be read or written.
+    """
+    run, results = Path(config.run), Path(config.results) if config.results else None
+    card = {"license": config.license, "language": config.language, "results": results}
+    if config.dry_run is None:
+        return push_run(run, config.repository, private=config.private, **card)
+    with making(Path(config.dry_run), flag="--dry_run") as folder:
+        write_repository(run, folder, config.repository, **card)
+    return config.dry_run
 
 
 def push_run(

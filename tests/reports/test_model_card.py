@@ -241,7 +241,10 @@ def test_a_dry_run_needs_neither_login_nor_network(run, monkeypatch, capsys):
     file = folder / "README.md"
     for place, problem in (
         (folder, f"expected --dry_run to name a new directory, found {str(folder)!r}"),
-        (file / "new", f"expected --dry_run to be in a directory, found a file: {file}"),
+        (
+            file / "new",
+            f"expected a directory that can be made and written to, found a file: {file}",
+        ),
     ):
         with pytest.raises(SystemExit) as stop:
             publish.main([*arguments[:-1], str(place)])
