@@ -1,5 +1,6 @@
 """Input that cannot be read, and any error in one line."""
 
+import json
 from pathlib import Path
 
 from .addresses import public
@@ -51,3 +52,14 @@ def content_instead(path: Path) -> str | None:
     if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
         return "a web page; download the file itself"
     return None
+
+
+def json_problem(path: Path) -> str | None:
+    """What stands in a file in place of a JSON object; None if it holds one, or there is none."""
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        return content_instead(path) or one_line(error)
+    return None if isinstance(content, dict) else f"a {type(content).__name__}"

@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTraine
 from modeling_gpt2scratch.checkpoints.checkpoint import open_to_readers
 from modeling_gpt2scratch.checkpoints.weight_files import WeightsError, naming_damaged_files
 from modeling_gpt2scratch.common.atomic_files import write_json
-from modeling_gpt2scratch.common.errors import named
+from modeling_gpt2scratch.common.errors import json_problem, named
 from modeling_gpt2scratch.common.output_directory import CONVERTED_MODEL
 from modeling_gpt2scratch.configuration_gpt2scratch import AUTO_MAP, GPT2ScratchConfig
 from modeling_gpt2scratch.data.tokens.names import GPT2, TokenizerError
@@ -115,22 +115,27 @@ def save_converted(
 
 def _load_ours(path: Path) -> tuple[GPT2ScratchForCausalLM, dict]:
     """The model in a directory, and transformers' report about its tensors."""
+    if found := json_problem(path / CONFIG_NAME):
+        raise ConversionError(f"{path / CONFIG_NAME}: expected a JSON object, found {found}")
     try:
         model_type = json.loads((path / CONFIG_NAME).read_bytes()).get("model_type")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+    except OSError as error:
         raise ConversionError(
             f"{path}: expected a finished run or one of its checkpoint-N, found {error}"
         ) from error
     if model_type != GPT2ScratchConfig.model_type:
         raise ConversionError(
-            f"{path}: expected a {GPT2ScratchConfig.model_type} model, found {model_type}"
+            f"{path / CONFIG_NAME}: expected a {GPT2ScratchConfig.model_type} model, found "
+            f"{str(model_type)[:99]}"
         )
     try:
         return GPT2ScratchForCausalLM.from_pretrained(
             path.absolute(), dtype="auto", output_loading_info=True, trust_remote_code=False
         )
     except Exception as error:  # transformers passes on whatever its readers raise
-        raise ConversionError(f"{path}: cannot be loaded: {named(error)}") from error
+        raise ConversionError(
+            f"{path / CONFIG_NAME}: cannot be loaded with the weights beside it: {named(error)}"
+        ) from error
 
 
 def _tokenizer_for(vocab_size: int, name: str | None) -> PreTrainedTokenizerBase | None:

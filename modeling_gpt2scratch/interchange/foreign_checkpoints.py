@@ -172,10 +172,13 @@ def _load_without_code(path: Path) -> dict:
     with open(path, "rb"):  # an error here names the file, torch's would not
         pass
     try:
+        _require_checksums(path)
         with torch.serialization.safe_globals(allowed):
             checkpoint = torch.load(
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
+    except ConversionError:
+        raise
     except Exception as error:  # a file that is no checkpoint can fail in any way
         raise ConversionError(
             f"{path}: expected a checkpoint of tensors and plain values, found "
@@ -185,6 +188,18 @@ def _load_without_code(path: Path) -> dict:
     if not isinstance(weights, dict):
         raise ConversionError(f"{path}: expected a dict of weights, found no dict")
     return checkpoint
+
+
+def _require_checksums(path: Path) -> None:
+    """Compares a zip archive with the checksums in it, which torch writes and does not look at."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise ConversionError(
+                f"{path}: expected the checksums in it, found another one of {damaged}; "
+                f"copy or download it again"
+            )
 
 
 def _nanogpt_tensors(path: Path, checkpoint: dict) -> dict[str, Tensor]:

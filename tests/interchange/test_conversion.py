@@ -119,7 +119,7 @@ def test_an_export_is_a_stock_directory_that_everybody_may_read(exports):
     assert config["n_ctx"] == config["n_positions"] == 8  # llama.cpp reads the first
     assert {file.name for file in out.iterdir()} == {
         *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json"),
-        *("tokenizer_config.json", "vocab.json", "merges.txt"),
+        *("tokenizer_config.json", "vocab.json", "merges.txt", ".gpt2scratch.json"),
     }
     assert len({file.stat().st_mode for file in out.iterdir()}) == 1
     generation = [json.loads((path / "generation_config.json").read_text()) for path in (run, out)]
@@ -172,7 +172,7 @@ def test_a_run_with_other_tensors_than_its_config_says_is_refused(
     ("content", "expected"),
     [
         (None, "expected a finished run"),
-        ("{", "expected a finished run"),
+        ("{", "config.json: expected a JSON object, found "),
         ('{"model_type": "llama"}', "expected a gpt2scratch model, found llama"),
         ('{"model_type": "gpt2scratch"}', "cannot be loaded"),
     ],

@@ -66,7 +66,7 @@ def test_damaged_weights_are_named_with_what_to_do(run, tmp_path, command, damag
 def test_a_configuration_that_makes_no_model_is_one_line(run, tmp_path, command, kind):
     spoil_config(run, BAD_CONFIGS[kind])
     line = refusal(command, run, tmp_path / "out")
-    assert f"error: {run}: " in line and len(line) < 600
+    assert f"error: {run}/config.json: " in line and len(line) < 600
 
 
 @pytest.mark.parametrize("command", COMMANDS)

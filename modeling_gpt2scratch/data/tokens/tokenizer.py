@@ -13,13 +13,15 @@ from tiktoken.load import read_file_cached
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase
 
-from modeling_gpt2scratch.common.errors import named
+from modeling_gpt2scratch.common.errors import json_problem, named
 
 from .ids import vocab_size_of
 from .names import BYTES, GPT2, KNOWN_NAMES, TokenizerError
 from .text import END_OF_TEXT
 
 GPT2_N_POSITIONS = 1024
+TOKENIZER_NAME = "tokenizer.json"
+TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", TOKENIZER_NAME)
 # Tables of a vocabulary have a row for each id up to its highest. The largest public ones have a
 # quarter of this.
 MAX_VOCAB_SIZE = 2**22
@@ -39,15 +41,27 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         return _load_gpt2()
     if name == BYTES:
         return byte_tokenizer()
-    refuse_huge_ids(name, _highest_id_in(Path(name, "tokenizer.json")))
+    refuse_huge_ids(name, _highest_id_in(Path(name, TOKENIZER_NAME)))
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # tokenizers raises nothing more special for a broken file
-        raise TokenizerError(f"{name}: expected {KNOWN_NAMES}, found {named(error)}") from error
+        raise TokenizerError(problem_of_files(name, error)) from error
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         raise TokenizerError(f"{name}: expected a fast tokenizer with an end-of-sequence token")
     refuse_huge_ids(name, vocab_size_of(tokenizer) - 1)
     return tokenizer
+
+
+def problem_of_files(name: str, error: Exception) -> str:
+    """In one line, which file of a tokenizer is the reason for an error at loading it."""
+    for file in TOKENIZER_FILES:
+        if found := json_problem(path := Path(name, file)):
+            return f"{path}: expected a JSON object, found {found}"
+    path = Path(name, TOKENIZER_NAME)
+    if path.is_file():
+        fitting = " that fits config.json" if Path(name, "config.json").is_file() else ""
+        return f"{path}: expected a tokenizer{fitting}, found {named(error)}; save it again"
+    return f"{name}: expected {KNOWN_NAMES}, found {named(error)}"
 
 
 def refuse_huge_ids(name: str, highest: int) -> None:

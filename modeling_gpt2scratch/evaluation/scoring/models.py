@@ -22,7 +22,7 @@ from transformers import (
 
 from modeling_gpt2scratch.checkpoints.weight_files import naming_damaged_files
 from modeling_gpt2scratch.data.tokens.ids import vocab_size_of
-from modeling_gpt2scratch.data.tokens.tokenizer import refuse_huge_ids
+from modeling_gpt2scratch.data.tokens.tokenizer import problem_of_files, refuse_huge_ids
 
 from .adapters import add_adapter, base_of_adapter
 from .processes import ProcessGroup
@@ -152,8 +152,8 @@ def load_tokenizer(name: str, *, trust_remote_code: bool) -> PreTrainedTokenizer
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         has_words = bool(tokenizer("a")["input_ids"])  # transformers makes an empty one of no files
-    except (OSError, ValueError, KeyError) as error:
-        reason = textwrap.shorten(str(error), 200)
+    except Exception as error:  # tokenizers raises nothing more special for a broken file
+        reason = textwrap.shorten(problem_of_files(name, error), 200)
         raise ValueError(NO_TOKENIZER.format(f" that loads ({reason})")) from error
     if not has_words:
         raise ValueError(NO_TOKENIZER.format(""))

@@ -1,0 +1,211 @@
+"""Which files are damaged, how, which command reads them, and what its result is."""
+
+from dataclasses import dataclass, field
+
+from fuzzing.mutations import (
+    BINARY,
+    JSON,
+    JSON_LINES,
+    SAFETENSORS,
+    TEXT_LINES,
+    YAML,
+    Family,
+)
+from fuzzing.workshop import CHECKPOINT
+
+CARD = ("--repository", "me/mine", "--dry_run", "out")
+
+
+@dataclass(frozen=True)
+class Command:
+    """Words of a shell, and the files that are its result; without any it is what is printed."""
+
+    words: tuple[str, ...]
+    outputs: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()  # files that are not there before: others would be read instead
+
+
+@dataclass(frozen=True)
+class Target:
+    """A file, the command that reads it, and what may happen to it."""
+
+    file: str
+    command: str
+    families: tuple[Family, ...]
+    n: int  # mutations
+    # What cannot be noticed: fields, lines or bytes, and why.
+    unnoticed: dict[str, str] = field(default_factory=dict)
+    names: tuple[str, ...] = ()  # what a message may name in place of the file
+
+    def __str__(self) -> str:
+        return f"{self.command} < {self.file}"
+
+
+def _python(script: str, *words: str) -> tuple[str, ...]:
+    return ("python", script, *words)
+
+
+def _ours(*words: str) -> tuple[str, ...]:
+    return ("gpt2scratch", *words)
+
+
+def _adopt(directory: str) -> Command:
+    words = _ours("shards", "adopt", directory, "--tokenizer", "data")
+    return Command(words, (f"{directory}/manifest.json",))
+
+
+def _prepare(file: str) -> Command:
+    return Command(_python("prepare_data.py", "prepare.yaml", "--dataset", file), ("out/*",))
+
+
+# What cannot be noticed, because nothing else says what the file held, and why.
+TEXT = {"*": "text carries no checksum: other text is other documents"}
+RECIPE = {"*": "what a recipe says is what the user wants; another value is another run"}
+IDS = {"bytes": "the format has no checksum: another id of the vocabulary is another token"}
+FLOATS = {"bytes": "the format has no checksum: another number is another weight"}
+TENSORS = {
+    "tensors": "safetensors have no checksum: another number is another weight",
+    "header.*.data_offsets.*": "two tensors of one shape that change places are two other tensors",
+}
+LOGGED = {"*": "a log has no checksum: a number that a step may have had is what it had"}
+MACHINE = {"*": "nothing else says on what machine a run was"}
+ARGUMENTS = {"*": "nothing else says with what arguments a run was started"}
+RECORD = {"*": "nothing else says what was measured"}
+COUNTS = {
+    "splits.*.n_bytes": "the bytes of the text are not in the shards",
+    "tokenizer.name": "a name is any text; the fingerprint decides",
+    "arguments.*": "nothing else says with what arguments the data were prepared",
+}
+UNREAD = {"*.sha256": "only `verify` and a training with --verify full read all of the shards"}
+UNREAD |= {"tokenizer.fingerprint": "`inspect` loads no tokenizer"} | COUNTS
+CONFIG = {
+    "*": "the model of a run is read by any program, and has no checksum; a field that makes a "
+    "model with these weights makes another one"
+}
+# What stands in a message for the file.
+BY_ARGUMENT, BY_TOKENIZER = ("--",), ("tokenizer beside the shards",)
+
+RESULT_OF_TRAINING = ("run/model.safetensors", "run/tokenizer.json")
+LATER = ("run/checkpoint-2", "run/model.safetensors", "run/results.json", "run/latest")
+TRAINED = Command(
+    _python("train_accelerate.py", "train.yaml", "--output_dir", "new", "--max_steps", "1"),
+    ("new/model.safetensors",),
+)
+VAL = ("--tasks", "val", "--val_data", "data", "--no_cache", "--output_dir", "out")
+COMMANDS = {
+    "verify": Command(_ours("shards", "verify", "data")),
+    "inspect": Command(_ours("shards", "inspect", "data")),
+    "inspect npy": Command(_ours("shards", "inspect", "npy", "--tokenizer", "data")),
+    "inspect llm.c": Command(_ours("shards", "inspect", "llm.c", "--tokenizer", "data")),
+    "data to llm.c": Command(
+        _ours("shards", "convert", "data", "out", "--to", "llm.c"), ("out/*",)
+    ),
+    "npy to ours": Command(
+        _ours("shards", "convert", "npy", "out", "--to", "ours", "--tokenizer", "data"), ("out/*",)
+    ),
+    "adopt npy": _adopt("npy"),
+    "adopt llm.c": _adopt("llm.c"),
+    "adopt nanogpt": _adopt("nanogpt"),
+    "publish data": Command(_ours("shards", "publish", "--data", "data", *CARD), ("out/*",)),
+    "train": TRAINED,
+    "train full": Command((*TRAINED.words, "--verify", "full"), TRAINED.outputs),
+    "train from stock": Command((*TRAINED.words, "--init_from", "stock"), TRAINED.outputs),
+    "resume": Command(
+        _python("train_accelerate.py", "train.yaml", "--resume", "auto"), RESULT_OF_TRAINING, LATER
+    ),
+    "prepare": _prepare("texts.jsonl"),
+    "prepare txt": _prepare("texts.txt"),
+    "prepare csv": _prepare("texts.csv"),
+    "prepare parquet": _prepare("texts.parquet"),
+    "prepare gz": _prepare("texts.jsonl.gz"),
+    "prepare xz": _prepare("texts.jsonl.xz"),
+    "prepare zst": _prepare("texts.jsonl.zst"),
+    "to gpt2": Command(_ours("convert", "to-gpt2", "run", "out"), ("out/*",)),
+    "from nanoGPT": Command(
+        _ours("convert", "from-nanogpt", "nanogpt.pt", "out", "--tokenizer", "none"), ("out/*",)
+    ),
+    "from llm.c": Command(
+        _ours("convert", "from-llmc", "llmc.bin", "out", "--tokenizer", "none"), ("out/*",)
+    ),
+    "sample": Command(_ours("sample", "run", "--prompt", "the", "--max_new_tokens", "4")),
+    "compare": Command(_python("evaluate/compare.py", "--models", "run", *VAL)),
+    "report": Command(_ours("report", "--run", "run"), ("run/report.md",)),
+    "plot": Command(_ours("plot", "--runs", "run", "--output", "loss.png"), ("loss.png",)),
+    "publish": Command(_ours("publish", "--run", "run", *CARD), ("out/*",)),
+}
+
+TARGETS = (
+    # Data of ours.
+    Target("data/train_000000.bin", "verify", BINARY, 100),
+    Target("data/val_000000.bin", "train full", BINARY, 20),
+    Target("data/train_000000.bin", "data to llm.c", BINARY, 40),
+    Target("data/train_000000.bin", "publish data", BINARY, 20),
+    Target("data/manifest.json", "verify", JSON, 140, COUNTS),
+    Target("data/manifest.json", "train", JSON, 40, UNREAD),
+    Target("data/manifest.json", "inspect", JSON, 60, UNREAD),
+    Target("data/manifest.json", "data to llm.c", JSON, 60, COUNTS),
+    Target("data/manifest.json", "publish data", JSON, 60, UNREAD),
+    Target("data/tokenizer.json", "verify", JSON, 60, names=BY_TOKENIZER),
+    Target("data/tokenizer.json", "inspect npy", JSON, 40, names=BY_TOKENIZER),
+    Target("data/tokenizer.json", "prepare", JSON, 40, names=BY_TOKENIZER),
+    Target("data/tokenizer_config.json", "train", JSON, 20, names=BY_TOKENIZER),
+    # Other programs' data.
+    Target("npy/edufineweb_train_000000.npy", "inspect npy", BINARY, 60, IDS),
+    Target("npy/edufineweb_train_000000.npy", "npy to ours", BINARY, 60, IDS),
+    Target("npy/edufineweb_train_000000.npy", "adopt npy", BINARY, 40, IDS),
+    Target("llm.c/fineweb_train_000000.bin", "inspect llm.c", BINARY, 60, IDS),
+    Target("llm.c/fineweb_train_000000.bin", "adopt llm.c", BINARY, 60, IDS),
+    Target("nanogpt/train.bin", "adopt nanogpt", BINARY, 40, IDS),
+    # Recipes and texts.
+    Target("train.yaml", "train", YAML, 60, RECIPE, BY_ARGUMENT),
+    Target("prepare.yaml", "prepare", YAML, 100, RECIPE, BY_ARGUMENT),
+    Target("texts.jsonl", "prepare", JSON_LINES, 80, TEXT),
+    Target("texts.txt", "prepare txt", TEXT_LINES, 20, TEXT),
+    Target("texts.csv", "prepare csv", TEXT_LINES, 60, TEXT),
+    Target("texts.parquet", "prepare parquet", BINARY, 100),
+    Target("texts.jsonl.gz", "prepare gz", BINARY, 60),
+    Target("texts.jsonl.xz", "prepare xz", BINARY, 40),
+    Target("texts.jsonl.zst", "prepare zst", BINARY, 60),
+    # Checkpoints.
+    Target(f"{CHECKPOINT}/model.safetensors", "resume", SAFETENSORS, 20),
+    Target(f"{CHECKPOINT}/optimizer/state.safetensors", "resume", SAFETENSORS, 20),
+    Target(f"{CHECKPOINT}/config.json", "resume", JSON, 20),
+    Target(f"{CHECKPOINT}/training_state.json", "resume", JSON, 40),
+    Target(f"{CHECKPOINT}/checksums.json", "resume", JSON, 40),
+    Target("run/metrics.jsonl", "resume", JSON_LINES, 30, LOGGED),
+    Target("run/train_config.json", "resume", JSON, 20, ARGUMENTS),
+    # Models.
+    Target(
+        "run/model.safetensors", "to gpt2", SAFETENSORS, 80, TENSORS, ("config.json", "tensors of")
+    ),
+    Target(
+        "run/model.safetensors", "sample", SAFETENSORS, 20, TENSORS, ("config.json", "tensors of")
+    ),
+    Target(
+        "run/model.safetensors", "publish", SAFETENSORS, 20, TENSORS, ("config.json", "tensors of")
+    ),
+    Target("run/config.json", "to gpt2", JSON, 80, CONFIG),
+    Target("run/config.json", "sample", JSON, 40, CONFIG),
+    Target("run/config.json", "compare", JSON, 40, CONFIG),
+    Target("run/tokenizer.json", "sample", JSON, 40),
+    Target("run/tokenizer.json", "publish", JSON, 40),
+    Target("stock/config.json", "train from stock", JSON, 30, CONFIG),
+    Target(
+        "stock/model.safetensors",
+        "train from stock",
+        SAFETENSORS,
+        30,
+        TENSORS,
+        ("config.json", "tensors of"),
+    ),
+    Target("nanogpt.pt", "from nanoGPT", BINARY, 120),
+    Target("llmc.bin", "from llm.c", BINARY, 80, FLOATS),
+    # Records.
+    Target("run/metrics.jsonl", "report", JSON_LINES, 60, LOGGED),
+    Target("run/metrics.jsonl", "plot", JSON_LINES, 40, LOGGED),
+    Target("run/train_config.json", "report", JSON, 40, ARGUMENTS),
+    Target("run/environment.json", "publish", JSON, 40, MACHINE),
+    Target("run/results.json", "publish", JSON, 60, RECORD),
+    Target("run/data_manifest.json", "publish", JSON, 40, COUNTS),
+    Target("run/results.json", "compare", JSON, 10, RECORD),
+)
