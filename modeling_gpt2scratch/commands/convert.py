@@ -41,9 +41,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     transformers_logging.disable_progress_bar()
     rule = {"marker": CONVERTED_MODEL, "overwrite": arguments.overwrite}
     try:
+        model, tokenizer = _convert(arguments)
+        require_apart(arguments.out.resolve(), [arguments.source])
         with making(arguments.out, **rule) as directory:
-            model, tokenizer = _convert(arguments)
-            require_apart(arguments.out.resolve(), [arguments.source])
             save_converted(model, tokenizer, directory)
     except (ConversionError, TokenizerError, OSError) as error:
         sys.exit(f"{PROGRAM} {arguments.direction}: error: {error}")

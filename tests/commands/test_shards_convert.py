@@ -206,12 +206,13 @@ def test_ours_becomes_what_llm_c_writes(tmp_path, run, ours):
         f"{out}/fineweb_train_{n_val + n_train - 1:06d}.bin, {n_train} in all",
     ]
     assert names_in(out) == [
+        ".gpt2scratch.json",
         *(f"fineweb_train_{n_val + index:06d}.bin" for index in range(n_train)),
         *(f"fineweb_val_{index:06d}.bin" for index in range(n_val)),
     ]
     content = b"".join(path.read_bytes()[1024:] for path in sorted(out.glob("*_train_*")))
     assert np.frombuffer(content, "<u2").tolist() == train
-    for path in out.iterdir():
+    for path in out.glob("*.bin"):
         words = struct.unpack("<256i", path.read_bytes()[:1024])
         n_tokens = (path.stat().st_size - 1024) // 2
         assert words == (20240520, 1, n_tokens) + (0,) * 253
@@ -231,7 +232,7 @@ def test_a_split_of_training_data_alone_begins_with_file_1(tmp_path, run, tokeni
     # llm.c's scripts call the validation split file 0.
     write_ours(tmp_path / "ours", tokenizer, shard_tokens=1000)
     assert run("convert", tmp_path / "ours", tmp_path / "web", "--to", "llm.c")[0] == 0
-    assert names_in(tmp_path / "web") == ["web_train_000001.bin"]
+    assert names_in(tmp_path / "web") == [".gpt2scratch.json", "web_train_000001.bin"]
 
 
 def test_a_damaged_directory_is_not_passed_on_to_llm_c(tmp_path, run, ours):

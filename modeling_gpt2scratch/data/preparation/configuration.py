@@ -149,7 +149,8 @@ class PrepareConfig:
         """Refuses a place that must not be written to, and takes the links out of another."""
         place = resolved(self.output_dir)
         output_dir = as_given(self.output_dir, place)
-        if not WorkingDirectory(place).is_published(self.recorded()):
+        is_root = not place.name
+        if is_root or not WorkingDirectory(place).is_published(self.recorded()):
             is_of_old_data = os.path.realpath(self.tokenizer) == str(place)
             output_dir = output_directory(
                 self.output_dir,
