@@ -48,13 +48,18 @@ def interrupt_after(monkeypatch, name, n_calls, error=Interruption):
 
 
 @pytest.mark.slow
-def test_a_preparation_killed_twenty_times_ends_in_the_same_files(configure, tmp_path):
+@pytest.mark.parametrize("split", ["documents", pytest.param("tail", marks=pytest.mark.gate)])
+def test_a_preparation_killed_twenty_times_ends_in_the_same_files(configure, tmp_path, split):
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     for i in range(6):  # some 280 blocks, of which a run that is killed makes a few
         write_jsonl(corpus / f"{i}.jsonl", fables(2500, seed=i))
     small_blocks = partial(
-        configure, dataset=str(corpus), deduplicate=True, shuffle_buffer_tokens=2000
+        configure,
+        dataset=str(corpus),
+        split=split,
+        deduplicate=True,
+        shuffle_buffer_tokens=2000,
     )
     expected = prepare(small_blocks(output_dir=str(tmp_path / "whole")))
     generator = random.Random(0)
