@@ -5,6 +5,7 @@ destructor swallows it, and a thread that computes or waits in C++ does not see 
 """
 
 import _thread
+import atexit
 import contextlib
 import os
 import shlex
@@ -49,6 +50,8 @@ class Interruptible:
         self._old_wakeup = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
         self._old_hook, sys.unraisablehook = sys.unraisablehook, self._raise_again
         threading.Thread(target=self._watch, name="Ctrl-C", daemon=True).start()
+        # While Python ends there is nothing left to interrupt.
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
         return self
 
     def __exit__(self, kind, error, trace) -> None:

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tqdm import tqdm
-
+from modeling_gpt2scratch.common.activity import activity
 from modeling_gpt2scratch.common.output_directory import OutputError, claimed
 
 from .configuration import (
@@ -118,14 +117,12 @@ def evaluate(
     cache = ResultCache(directory if config.cache else None)
     if processes.is_main:
         cache.check()
-    tasks, problems = load_tasks(config, processes)
+    with activity("reading the data of the tasks"):
+        tasks, problems = load_tasks(config, processes)
     comparison.tasks = tasks
     if processes.is_main:
         for name, problem in problems.items():
             print(f"{name}: {problem}", file=sys.stderr)
-    disable = None if processes.is_main else True  # None: only where nobody watches
-    with tqdm(comparison.models, unit="model", disable=disable) as progress:
-        for model in progress:
-            progress.set_description(model.name)
-            model.tasks |= {name: Measurement(error=text) for name, text in problems.items()}
-            evaluate_model(model, tasks, config, cache, processes)
+    for model in comparison.models:
+        model.tasks |= {name: Measurement(error=text) for name, text in problems.items()}
+        evaluate_model(model, tasks, config, cache, processes)

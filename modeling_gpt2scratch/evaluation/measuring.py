@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import transformers
 
+from modeling_gpt2scratch.common.activity import activity
+
 from .configuration import CompareArguments
 from .results.cache import ResultCache
 from .results.fingerprints import (
@@ -65,20 +67,22 @@ def evaluate_model(
 
     What the cache has is not measured again; a model that is all there is not even loaded.
     """
-    keys = _look_up(model, tasks, config, cache, processes)
+    with activity(f"looking at {model.name}"):
+        keys = _look_up(model, tasks, config, cache, processes)
     missing = [name for name in tasks if name not in model.tasks]
     if not missing:
         return
     scorer, problem = None, None
     try:
-        scorer = load_scorer(
-            model.name,
-            device=config.device,
-            dtype=config.dtype,
-            batch_tokens=config.tokens_of_pass,
-            trust_remote_code=config.trust_remote_code,
-            processes=processes,
-        )
+        with activity(f"loading {model.name}"):
+            scorer = load_scorer(
+                model.name,
+                device=config.device,
+                dtype=config.dtype,
+                batch_tokens=config.tokens_of_pass,
+                trust_remote_code=config.trust_remote_code,
+                processes=processes,
+            )
     except Exception as error:
         problem = error_line(error)
     if problem := processes.first_problem(problem):

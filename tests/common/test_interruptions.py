@@ -71,6 +71,19 @@ def test_a_program_ends_in_one_line_whatever_it_is_at(work):
     assert (output, process.returncode) == ("", 130)
 
 
+def test_ctrl_c_while_python_ends_changes_nothing():
+    program = """
+import atexit, os, signal
+from modeling_gpt2scratch.common.interruptions import Interruptible
+atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))
+with Interruptible("program.py"):
+    print("done")
+"""
+    command = [sys.executable, "-c", program]
+    process = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert (process.stdout, process.stderr, process.returncode) == ("done\n", "", 0)
+
+
 def test_what_is_not_interrupted_ends_as_ever():
     before = signal.getsignal(signal.SIGINT), sys.unraisablehook
     with pytest.raises(ValueError, match="^mine$"), Interruptible("program.py"):

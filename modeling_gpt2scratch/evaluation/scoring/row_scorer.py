@@ -18,6 +18,8 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
 
+from modeling_gpt2scratch.common.activity import kept_moving
+
 from .batching import MIN_SHARED_TOKENS, Batch, n_common_tokens, pack_endings, plan_batches
 from .causal_model import PROBE_TOKENS, CausalModel
 from .shared_prefix import SharedPrefix, smallest_window
@@ -119,11 +121,14 @@ class RowScorer(CausalModel):
             n_rows: of all batches, for the progress bar.
             description: of the progress bar.
         """
-        with tqdm(total=n_rows, desc=description, unit="row", disable=None) as progress:
+        with (
+            tqdm(total=n_rows, desc=description, unit="row", disable=None) as bar,
+            kept_moving(bar),
+        ):
             for batch in batches:
                 for found in compute(batch):
                     yield found
-                    progress.update()
+                    bar.update()
 
     def _plan(
         self,

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from modeling_gpt2scratch.common.activity import kept_moving
+
 from .batching import Batch
 from .processes import (
     Problem,
@@ -90,11 +92,14 @@ class SharedScorer(CausalScorer):
         batches = list(batches)
         n_batches = BATCHES_PER_EXCHANGE * self._accelerator.num_processes
         disable = None if self._has_progress else True  # None: only where nobody watches
-        with tqdm(total=n_rows, desc=description, unit="row", disable=disable) as progress:
+        with (
+            tqdm(total=n_rows, desc=description, unit="row", disable=disable) as bar,
+            kept_moving(bar),
+        ):
             for start in range(0, len(batches), n_batches):
                 for found in self._share_out(batches[start : start + n_batches], compute):
                     yield found
-                    progress.update()
+                    bar.update()
 
     def _share_out(
         self, batches: Sequence[Portion], compute: Callable[[Portion], Sequence[Row]]

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -229,7 +230,7 @@ def test_only_the_main_process_draws_a_bar_and_only_where_one_is_wanted(
 
     def draw(**options):
         drawn.append((int(threading.current_thread().name), options["disable"]))
-        return contextlib.nullcontext(contextlib.nullcontext)
+        return contextlib.nullcontext(SimpleNamespace(disable=True))
 
     def work(processes):
         threading.current_thread().name = str(processes.accelerator.process_index)
