@@ -8,6 +8,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import subprocess
 import sysconfig
+from collections import Counter
 from doctest import DocTestParser
 from pathlib import Path
 
@@ -76,3 +77,20 @@ def small_data(tmp_path_factory) -> Path:
         )
     )
     return directory / "shards"
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What became of damaged files, by outcome; printed here because a worker's output is lost."""
+    rows = [
+        value
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        for name, value in getattr(report, "user_properties", ())
+        if name == "fuzzing"
+    ]
+    if rows:
+        terminalreporter.section("damaged files, by the command that reads them")
+        total = sum((Counter(counts) for _, counts in rows), Counter())
+        for target, counts in [*rows, ["all", total]]:
+            words = ", ".join(f"{counts[outcome]:,} {outcome}" for outcome in sorted(counts))
+            terminalreporter.write_line(f"{target}: {words}")

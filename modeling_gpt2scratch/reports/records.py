@@ -190,7 +190,13 @@ def _public_metrics(rows: Iterable[dict]) -> list[dict]:
 
 
 def _read_data(run: Path) -> DataRecord | None:
-    """The data set of the run, None if the run has no copy of its manifest."""
+    """The data set of the run, None if the run has no copy of its manifest.
+
+    Raises:
+        RecordsError: if there is one that cannot be read.
+    """
+    if not (run / DATA_MANIFEST_NAME).exists():
+        return None
     try:
         manifest = Manifest.load(run, DATA_MANIFEST_NAME)
         # Manifests of earlier versions name their only source among the arguments.
@@ -208,7 +214,9 @@ def _read_data(run: Path) -> DataRecord | None:
             tokenizer=public_name(manifest.tokenizer["name"]),
             splits=manifest.splits,
         )
-    except (ShardError, KeyError):
+    except ShardError as error:
+        raise RecordsError(str(error)) from error
+    except KeyError:  # an early one, which does not say what it was made from
         return None
 
 

@@ -7,9 +7,11 @@ import os
 import resource
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import connection
 from pathlib import Path
 
 from support.paths import REPOSITORY
@@ -18,6 +20,8 @@ from support.programs.warm_python import call
 CPU_SECONDS = 20  # of its own; others may be busy beside it
 WALL_SECONDS = 120
 MEMORY_BYTES = 2 * 2**30  # beyond what the libraries take
+# Starting a process looks at the ends of all others, and an end can be read once.
+STARTING = threading.Lock()
 PACKAGES = (str(REPOSITORY), str(REPOSITORY / "tests"))
 
 
@@ -54,10 +58,12 @@ def fork_server() -> Iterator[multiprocessing.context.BaseContext]:
 def attempt(context, directory: Path, words: list[str]) -> Attempt:
     """Runs a command of the house in a directory."""
     process = context.Process(target=_run, args=(str(directory), words))
-    process.start()
-    process.join(WALL_SECONDS)
-    if process.exitcode is None:
-        process.kill()
+    with STARTING:
+        process.start()
+    has_ended = connection.wait([process.sentinel], WALL_SECONDS)
+    with STARTING:
+        if not has_ended:
+            process.kill()
         process.join()
     out, err = (_text(directory / f"{name}.txt") for name in ("out", "err"))
     unexpected = directory / "unexpected.txt"

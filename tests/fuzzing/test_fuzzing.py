@@ -116,7 +116,7 @@ def _judge(target: Target, original: bytes, content: bytes, expected, found) -> 
     ended = found[0]
     said = f"{ended.out}\n{ended.err}"
     lines = [line for line in said.splitlines() if line.strip()]
-    last = "\n    ".join(lines[-6:])[-900:]
+    last = f"exit code {ended.code}: " + "\n    ".join(lines[-6:])[-900:]
     if any(sign in said for sign in OUT_OF_MEMORY):
         return "memory", last
     if ended.code is None or ended.code < 0:
