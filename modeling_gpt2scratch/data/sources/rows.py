@@ -40,12 +40,12 @@ class RowRules:
             place: file and row, for messages.
             seen_as: the row as the conditions see it, if that differs.
         """
-        seen_as = row if seen_as is None else seen_as
         try:
             # What has no columns has no text, either, and that is what the message says.
-            has_columns = isinstance(seen_as, Mapping)
-            if has_columns and not all(c.holds(seen_as, place) for c in self.where):
-                return None
+            if self.where and isinstance(row, dict):
+                seen_as = row if seen_as is None else seen_as
+                if not all(condition.holds(seen_as, place) for condition in self.where):
+                    return None
             return self._text_of(row, place)
         except SourceError as error:
             return error
@@ -59,10 +59,10 @@ class RowRules:
 
     def _text_of(self, row: object, place: str) -> str:
         """The row's text; SourceError if there is none."""
-        text = row.get(self.text_column) if isinstance(row, Mapping) else None
+        text = row.get(self.text_column) if isinstance(row, dict) else None
         if isinstance(text, str):
             return text
-        if not isinstance(row, Mapping):
+        if not isinstance(row, dict):
             raise self.no_text(place, type(row).__name__)
         if self.text_column not in row:
             raise self.no_text(place, shown_columns(row))
