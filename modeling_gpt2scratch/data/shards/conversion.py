@@ -172,7 +172,7 @@ def _files_of(source: Path) -> list[Path]:
     if (source / MANIFEST_NAME).exists():
         raise ShardError(
             f"{source}: expected another program's files, found {MANIFEST_NAME}; it is a data "
-            f"directory of ours already"
+            f"directory already: train on it, or name its files to copy them"
         )
     files = token_files(source)
     if not files:
