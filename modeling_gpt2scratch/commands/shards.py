@@ -254,7 +254,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
             else:
                 files.append(read_token_file(path, format=arguments.format))
         except (ShardError, OSError) as error:
-            print(f"{PROGRAM} inspect: error: {error}", file=sys.stderr)
+            print(f"{PROGRAM} inspect: error: {public(str(error))}", file=sys.stderr)
             code = 1
     if files:
         print(_table_of_files(files, tokenizer))
