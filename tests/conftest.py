@@ -86,7 +86,7 @@ def pytest_terminal_summary(terminalreporter):
         for reports in terminalreporter.stats.values()
         for report in reports
         for name, value in getattr(report, "user_properties", ())
-        if name == "fuzzing"
+        if name == "fuzzing" and report.when == "call"
     ]
     if rows:
         terminalreporter.section("damaged files, by the command that reads them")

@@ -73,6 +73,7 @@ ARGUMENTS = {"*": "nothing else says with what arguments a run was started"}
 RECORD = {"*": "nothing else says what was measured"}
 COUNTS = {
     "splits.*.n_bytes": "the bytes of the text are not in the shards",
+    "splits.val": "data may have no validation split; `verify` finds shards that nobody lists",
     "tokenizer.name": "a name is any text; the fingerprint decides",
     "arguments.*": "nothing else says with what arguments the data were prepared",
 }
@@ -84,6 +85,7 @@ CONFIG = {
 }
 # What stands in a message for the file.
 BY_ARGUMENT, BY_TOKENIZER = ("--",), ("tokenizer beside the shards",)
+BY_SHARDS = (".bin: ", *BY_TOKENIZER)  # where these contradict the manifest
 
 RESULT_OF_TRAINING = ("run/model.safetensors", "run/tokenizer.json")
 LATER = ("run/checkpoint-2", "run/model.safetensors", "run/results.json", "run/latest")
@@ -140,11 +142,11 @@ TARGETS = (
     Target("data/val_000000.bin", "train full", BINARY, 20),
     Target("data/train_000000.bin", "data to llm.c", BINARY, 40),
     Target("data/train_000000.bin", "publish data", BINARY, 20),
-    Target("data/manifest.json", "verify", JSON, 140, COUNTS),
-    Target("data/manifest.json", "train", JSON, 40, UNREAD),
-    Target("data/manifest.json", "inspect", JSON, 60, UNREAD),
-    Target("data/manifest.json", "data to llm.c", JSON, 60, COUNTS),
-    Target("data/manifest.json", "publish data", JSON, 60, UNREAD),
+    Target("data/manifest.json", "verify", JSON, 140, COUNTS, BY_SHARDS),
+    Target("data/manifest.json", "train", JSON, 40, UNREAD, BY_SHARDS),
+    Target("data/manifest.json", "inspect", JSON, 60, UNREAD, BY_SHARDS),
+    Target("data/manifest.json", "data to llm.c", JSON, 60, COUNTS, BY_SHARDS),
+    Target("data/manifest.json", "publish data", JSON, 60, UNREAD, BY_SHARDS),
     Target("data/tokenizer.json", "verify", JSON, 60, names=BY_TOKENIZER),
     Target("data/tokenizer.json", "inspect npy", JSON, 40, names=BY_TOKENIZER),
     Target("data/tokenizer.json", "prepare", JSON, 40, names=BY_TOKENIZER),

@@ -21,7 +21,8 @@ from .text import END_OF_TEXT
 
 GPT2_N_POSITIONS = 1024
 TOKENIZER_NAME = "tokenizer.json"
-TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", TOKENIZER_NAME)
+SETTINGS_NAME = "tokenizer_config.json"
+TOKENIZER_FILES = (SETTINGS_NAME, "special_tokens_map.json", TOKENIZER_NAME)
 # Tables of a vocabulary have a row for each id up to its highest. The largest public ones have a
 # quarter of this.
 MAX_VOCAB_SIZE = 2**22
@@ -47,7 +48,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     except Exception as error:  # tokenizers raises nothing more special for a broken file
         raise TokenizerError(problem_of_files(name, error)) from error
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
-        raise TokenizerError(f"{name}: expected a fast tokenizer with an end-of-sequence token")
+        settings = Path(name, SETTINGS_NAME)
+        place = settings if settings.is_file() else name
+        raise TokenizerError(f"{place}: expected a fast tokenizer with an end-of-sequence token")
     refuse_huge_ids(name, vocab_size_of(tokenizer) - 1)
     return tokenizer
 
@@ -59,7 +62,8 @@ def problem_of_files(name: str, error: Exception) -> str:
             return f"{path}: expected a JSON object, found {found}"
     path = Path(name, TOKENIZER_NAME)
     if path.is_file():
-        fitting = " that fits config.json" if Path(name, "config.json").is_file() else ""
+        beside = [file for file in (SETTINGS_NAME, "config.json") if Path(name, file).is_file()]
+        fitting = f" that fits {' and '.join(beside)}" if beside else ""
         return f"{path}: expected a tokenizer{fitting}, found {named(error)}; save it again"
     return f"{name}: expected {KNOWN_NAMES}, found {named(error)}"
 
