@@ -139,13 +139,12 @@ class ValidationTask:
             text_nats[index] = window_nats[is_text].sum(dtype=np.float64)
             n_bytes[index] = token_bytes[targets[is_text]].sum()
         loss = ratio_estimate(nats, n_targets)
+        estimates = {"loss": loss, "perplexity": perplexity_estimate(loss)}
+        if n_bytes.any():  # else all targets are ends of text
+            estimates["bits_per_byte"] = ratio_estimate(text_nats / math.log(2), n_bytes)
         return TaskResult(
             n_samples=len(windows),
-            estimates={
-                "loss": loss,
-                "perplexity": perplexity_estimate(loss),
-                "bits_per_byte": ratio_estimate(text_nats / math.log(2), n_bytes),
-            },
+            estimates=estimates,
             details={
                 "window_tokens": int(n_targets[0]),
                 "n_target_tokens": int(n_targets.sum()),

@@ -102,6 +102,13 @@ def test_a_model_that_knows_nothing_has_the_numbers_of_a_uniform_guess(tmp_path,
     assert result.estimates["bits_per_byte"].value == pytest.approx(math.log2(n_vocabulary))
 
 
+def test_documents_without_text_have_a_loss_and_no_bits_per_byte(tmp_path, tokenizer, scorer):
+    shards = tiny.write_shards(tmp_path, [[tokenizer.eos_token_id] * 40], tokenizer)
+    result = load(shards).evaluate(scorer)
+    assert set(result.estimates) == {"loss", "perplexity"}
+    assert result.details["n_target_bytes"] == 0
+
+
 def test_bits_per_byte_count_text_alone(shards, stream, scorer):
     targets, nats = [], []
     for start in range(0, len(stream) - 32, 32):
