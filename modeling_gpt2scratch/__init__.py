@@ -21,7 +21,7 @@ _HOME_OF = {
     "GPT2ScratchPreTrainedModel": _MODELING,
     "ShardLoader": "data.loading.loader",
     "WindowDataset": "data.loading.trainer_dataset",
-    "compare": "evaluation.comparison",
+    "compare": "api",
     "prepare": "api",
     "publish": "api",
     "train": "api",

@@ -15,8 +15,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modeling_gpt2scratch.common.threads import let_waiting_threads_rest
+
 if TYPE_CHECKING:
     from modeling_gpt2scratch.data.shards.manifest import Manifest
+    from modeling_gpt2scratch.evaluation.report import Comparison
 
 
 def prepare(**arguments: Any) -> Manifest:
@@ -49,8 +52,6 @@ def train(**arguments: Any) -> Path:
         KeyboardInterrupt: after that checkpoint.
         ValueError, RuntimeError, OSError: with what was expected and found.
     """
-    from modeling_gpt2scratch.common.threads import let_waiting_threads_rest
-
     let_waiting_threads_rest()  # to no avail if torch is loaded already
     from modeling_gpt2scratch.reports.run_page import report_at_end
     from modeling_gpt2scratch.training.configuration import TrainConfig
@@ -77,3 +78,21 @@ def publish(**arguments: Any) -> str:
     from modeling_gpt2scratch.hub.runs import publish as publish_with
 
     return publish_with(PublishConfig(**arguments))
+
+
+def compare(models: list[str], tasks: list[str], **arguments: Any) -> Comparison:
+    """Measures models on tasks, prints the table and writes results.json.
+
+    Args:
+        models: directories or Hub names.
+        tasks: names, or "all" alone.
+        arguments: the others of `evaluate/compare.py`, by their names.
+
+    Raises:
+        ValueError: for arguments that do not fit.
+        KeyboardInterrupt: after Ctrl-C; the same call goes on from there.
+    """
+    let_waiting_threads_rest()
+    from modeling_gpt2scratch.evaluation.comparison import compare as compare_with
+
+    return compare_with(models, tasks, **arguments)
