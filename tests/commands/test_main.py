@@ -42,7 +42,8 @@ def run(*words: str, code: str = HEAVY_AT_THE_END) -> subprocess.CompletedProces
     [
         ("--help",),
         ("--version",),
-        *((verb, "--help") for verb in VERBS),
+        # The help of launch is Accelerate's.
+        *((verb, "--help") for verb in VERBS if verb != "launch"),
         *(("shards", command, "--help") for command in ("inspect", "convert", "publish")),
         ("convert", "from-nanogpt", "--help"),
         ("shards", "verify"),  # which lacks its directory

@@ -1,5 +1,6 @@
 """Ctrl-C at any moment, in a terminal: one line, and its command goes on to the same result."""
 
+import json
 import random
 import re
 import shlex
@@ -12,7 +13,7 @@ from support.training_runs import flags, launch
 
 from modeling_gpt2scratch.tracking.metrics import read_metrics
 from modeling_gpt2scratch.training import continuation
-from modeling_gpt2scratch.training.configuration import TrainConfig
+from modeling_gpt2scratch.training.configuration import RUN_MARKER, TrainConfig
 
 OPTIONS = {"max_steps": 40, "save_every": 8, "eval_every": 20, "log_every": 5, "dropout": 0}
 # What the terminal shows when a moment is near; each comes only if those before it have passed.
@@ -113,7 +114,7 @@ def interrupted(tmp_path, monkeypatch):
     return command
 
 
-BEGUN = {"train_config.json": "{}"}
+BEGUN = {RUN_MARKER.name: json.dumps(RUN_MARKER.content())}
 SAVED = BEGUN | {"latest": "checkpoint-4\n"}
 
 
