@@ -4,6 +4,7 @@ import json
 import random
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -132,7 +133,8 @@ def test_a_resumed_run_goes_on_by_its_own_command(interrupted):
     assert interrupted(BEGUN, resume="auto") == interrupted(SAVED, resume="auto") == "x.yaml"
 
 
-def test_a_branch_goes_on_from_its_own_checkpoint_once_it_has_one(interrupted):
+def test_a_branch_goes_on_from_its_own_checkpoint_once_it_has_one(interrupted, tmp_path):
     assert interrupted({}, resume="elsewhere") == "x.yaml"
     assert interrupted(BEGUN, resume="elsewhere") == "x.yaml --overwrite"
+    shutil.rmtree(tmp_path / "run")
     assert interrupted(SAVED, resume="elsewhere") == "x.yaml --resume auto"
