@@ -46,7 +46,12 @@ def test_only_the_names_of_shards_travel_to_a_worker(small_data):
     pickled = pickle.dumps(rows)
     assert sum(path.stat().st_size for path in small_data.glob("train_*.bin")) > 150_000
     assert len(pickled) < 5_000
-    # In another process, which is told no more than that.
+
+
+@pytest.mark.slow
+def test_another_process_that_is_told_no_more_reads_the_same_rows(small_data):
+    rows = WindowDataset(small_data, "train", n_tokens=33)
+    pickled = pickle.dumps(rows)
     program = "import pickle, sys; r = pickle.load(sys.stdin.buffer); print(r[7], r[len(r) - 1])"
     finished = subprocess.run(
         [sys.executable, "-c", program], input=pickled, capture_output=True, check=True
@@ -54,6 +59,7 @@ def test_only_the_names_of_shards_travel_to_a_worker(small_data):
     assert finished.stdout.decode().strip() == f"{rows[7]} {rows[len(rows) - 1]}"
 
 
+@pytest.mark.slow
 def test_workers_that_are_started_afresh_read_the_same_rows(small_data):
     rows = WindowDataset(small_data, "train", n_tokens=33)
     options = {"batch_size": 100, "num_workers": 2, "multiprocessing_context": "spawn"}
