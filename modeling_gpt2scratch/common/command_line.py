@@ -6,6 +6,7 @@ A message about a value is one line that begins with where the value came from.
 import argparse
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,6 +78,8 @@ def check_numbers(config: Any, *, positive: Sequence[str], non_negative: Sequenc
     for name in (*positive, *non_negative):
         value = getattr(config, name)
         bound = "above 0" if name in positive else "of at least 0"
+        if value is not None and 2**63 <= value < math.inf:
+            bound = "below 2^63"
         in_range = value is None or 0 < value < 2**63 or (value == 0 and name in non_negative)
         if not in_range:
             raise ArgumentError(name, problem=f"expected a number {bound}, found {value}")

@@ -1,4 +1,4 @@
-"""The shortest names that tell paths apart, for the columns of a table and the keys of a picture."""
+"""The shortest names that tell paths apart, for columns of a table and keys of a picture."""
 
 from collections import Counter
 from collections.abc import Iterable

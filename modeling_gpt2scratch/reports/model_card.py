@@ -26,7 +26,14 @@ PICTURE_NAME = "loss.png"
 HIDDEN_ARGUMENTS = (
     *("model", "n_layer", "n_head", "n_embd", "n_positions", "init_from"),
     *("verify", "data_cache_gb", "data_retry_seconds", "eval_every", "eval_tasks_every"),
-    *("eval_tasks_limit", "save_every", "keep_checkpoints", "keep_every", "save_in_background"),
+    *(
+        "eval_tasks_limit",
+        "save_every",
+        "keep_checkpoints",
+        "keep_every",
+        "keep_best",
+        "save_in_background",
+    ),
     *("log_every", "max_skipped_steps", "timeout_minutes", "preflight", "expect_processes"),
     *("expect_parameters", "strict", "activation_checkpointing", "peak_tflops", "profile"),
     "overwrite",
@@ -211,7 +218,7 @@ def _training(records: RunRecords, has_picture: bool) -> str:
     if not records.arguments:
         return "## Training\n\nNot recorded."
     rows = [
-        ["Steps", f"{records.arguments['max_steps']:,}"],
+        ["Steps", f"{records.steps:,}"],
         ["Tokens seen", f"{records.tokens_seen:,}"],
     ]
     if records.data:
@@ -219,11 +226,13 @@ def _training(records: RunRecords, has_picture: bool) -> str:
         rows.append(["Passes over the training split", f"{passes:.2f}"])
     if records.metrics:
         for row in [row for row in records.metrics if "loss" in row][-1:]:
-            when = "the last step" if row is records.metrics[-1] else f"step {row['step']:,}"
-            rows.append([f"Training loss of {when}, nats per token", f"{row['loss']:.4f}"])
-        for row in [row for row in records.metrics if "eval_loss" in row][-1:]:
+            title = f"Training loss up to step {row['step']:,}, nats per token"
+            rows.append([title, f"{row['loss']:.4f}"])
+        if row := records.validated:
             title = f"Validation loss after step {row['step']:,}, nats per token"
             rows.append([title, f"{row['eval_loss']:.4f}"])
+        if records.arguments.get("final") == "best":
+            rows.append(["Weights", "those with the lowest validation loss"])
         speed = statistics.median(row["tokens_per_second"] for row in records.metrics)
         rows.append(["Tokens per second, median of the log", f"{speed:,.0f}"])
     else:

@@ -68,7 +68,23 @@ class RunRecords:
         """Training tokens, repeated ones counted again."""
         if not self.arguments:
             return None
-        return self.arguments["max_steps"] * self.arguments["total_batch_tokens"]
+        return self.steps * self.arguments["total_batch_tokens"]
+
+    @property
+    def steps(self) -> int:
+        """Optimizer updates; a run may have ended early for want of progress."""
+        return self.metrics[-1]["step"] if self.metrics else self.arguments["max_steps"]
+
+    @property
+    def validated(self) -> dict[str, float] | None:
+        """The last validation of the model's weights, None if there was none.
+
+        With `--final best` they are not the last ones.
+        """
+        rows = [row for row in self.metrics if "eval_loss" in row]
+        if self.arguments.get("final") == "best":
+            return min(rows, key=lambda row: row["eval_loss"], default=None)
+        return rows[-1] if rows else None
 
 
 class RecordsError(ValueError):

@@ -147,6 +147,8 @@ def _results(records: RunRecords, events: dict[str, int]) -> Iterator[tuple[str,
         last, best = measured[-1], min(measured, key=lambda row: row["eval_loss"])
         yield "Validation loss, last", f"{_loss(last)}, perplexity {_perplexity(last)}"
         yield "Validation loss, best", f"{_loss(best)}, perplexity {_perplexity(best)}"
+        if records.arguments.get("final") == "best":
+            yield "Weights", f"of step {best['step']:,}, the ones with the best validation loss"
     benchmarks = {name: row for row in rows for name in row if "/" in name and name[:5] != "eval_"}
     limit = records.arguments.get("eval_tasks_limit")
     partial = f", first {limit:,} examples" if limit else ""

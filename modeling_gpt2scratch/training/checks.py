@@ -34,7 +34,11 @@ AT_MOST = {
     "muon_learning_rate": (1.0, "an update of Muon moves a matrix by about this much"),
     "weight_decay": (10.0, "weights shrink by learning_rate x weight_decay a step"),
     "timeout_minutes": (44_640.0, "that is a month"),
+    "n_layer": (1_000, "no machine has room for more"),
+    "n_embd": (2**20, "no machine has room for more"),
+    "n_positions": (2**30, "no machine has room for more"),
 }
+MAX_TOKENS = 2**53  # of a whole run; beyond, floating-point numbers cannot count
 CONTENTS = (MANIFEST_NAME, "config.json", STATE_NAME)  # of directories that a run reads
 EVAL_TASKS = ("lambada", "hellaswag")
 TRACKERS = ("wandb", "tensorboard", "trackio")
@@ -134,8 +138,12 @@ def _check_sizes(config: Any) -> None:
 
 
 def _check_schedule(config: Any) -> None:
-    """Warmup and decay fit the run, and the rate does not rise at its end."""
+    """The run ends, warmup and decay fit it, and the rate does not rise at its end."""
     peak, max_steps = config.learning_rate, config.max_steps
+    _require(
+        *(max_steps * config.total_batch_tokens <= MAX_TOKENS, config, "max_steps"),
+        *("that make at most 2^53 tokens with total_batch_tokens", "total_batch_tokens"),
+    )
     _require(
         *(config.warmup_steps < max_steps, config, "warmup_steps"),
         *(f"below max_steps = {max_steps}", "max_steps"),

@@ -2,9 +2,11 @@
 
 from transformers import PreTrainedTokenizerBase
 
+from modeling_gpt2scratch.common.errors import one_line
 from modeling_gpt2scratch.common.sampling import SAMPLING
 from modeling_gpt2scratch.configuration_gpt2scratch import GPT2ScratchConfig
 from modeling_gpt2scratch.data.shards.manifest import Manifest
+from modeling_gpt2scratch.distributed.processes import LaunchError
 from modeling_gpt2scratch.modeling_gpt2scratch import GPT2ScratchForCausalLM
 
 from .configuration import TrainConfig
@@ -23,6 +25,7 @@ def make_model(
 
     Raises:
         InitialWeightsError: if `config.init_from` does not fit the data.
+        LaunchError: if memory has no room for a model of these sizes.
     """
     tokenizer.model_max_length = config.n_positions
     if config.init_from is not None:
@@ -34,7 +37,13 @@ def make_model(
             tokenizer=tokenizer,
         )
     else:
-        model = GPT2ScratchForCausalLM(_fresh_config(config, manifest))
+        try:
+            model = GPT2ScratchForCausalLM(_fresh_config(config, manifest))
+        except (RuntimeError, MemoryError) as error:
+            raise LaunchError(
+                f"expected memory for a model of {config.n_layer} layers and {config.n_embd} "
+                f"channels, found {one_line(error)}; choose smaller sizes"
+            ) from error
     # Programs that serve models take a request's temperature only of a model that samples.
     model.generation_config.update(**SAMPLING, pad_token_id=manifest.end_of_text_id)
     return model

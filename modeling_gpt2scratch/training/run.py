@@ -237,7 +237,8 @@ def _model_and_data(
         )
     torch.manual_seed(config.seed)  # the same weights on every rank
     tokenizer = data.tokenizer()
-    model = make_model(config, manifest=data.manifest, tokenizer=tokenizer)
+    sized = {"manifest": data.manifest, "tokenizer": tokenizer}
+    model = on_all_processes(make_model, config, **sized)
     require_expected(
         {"processes": world_size, "parameters": model.num_parameters()},
         {"processes": config.expect_processes, "parameters": config.expect_parameters},

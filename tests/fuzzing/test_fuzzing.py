@@ -37,7 +37,7 @@ def bench(tmp_path_factory):
         yield context, directory
 
 
-@pytest.mark.gate
+@pytest.mark.fuzz
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_damage_is_without_effect_or_named(bench, target, tmp_path, record_property):
     context, sound = bench

@@ -240,7 +240,7 @@ class ShardLoader:
     def epochs(self, n_steps: int) -> list[float]:
         """How often each source has been read after so many optimizer steps."""
         shares = np.array(self._mixture.quotas if self._mixture else [1])
-        rows = n_steps * self.rows_per_step * shares / shares.sum()
+        rows = n_steps * self.rows_per_step * (shares / shares.sum())
         return [float(n / len(source)) for n, source in zip(rows, self.sources, strict=True)]
 
     def batch(self, step: int, micro_step: int) -> dict[str, Tensor]:

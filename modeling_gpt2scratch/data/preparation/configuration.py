@@ -28,6 +28,8 @@ NOT_RECORDED = (
 
 AUTO, DOCUMENTS, TAIL = "auto", "documents", "tail"  # values of --split
 
+MAX_WORKERS = 1_024
+
 # Headings of `--help`.
 OUTPUT, TEXT, TOKENS = "output", "text", "tokens"
 ORDER, HUB = "order and validation split", "Hugging Face Hub"
@@ -124,6 +126,9 @@ class PrepareConfig:
             raise ValueError(
                 f"expected --shard_tokens of at most {MAX_SHARD_TOKENS}, found {self.shard_tokens}"
             )
+        if self.num_workers is not None and self.num_workers > MAX_WORKERS:
+            problem = f"expected at most {MAX_WORKERS} processes, found {self.num_workers}"
+            raise ArgumentError("num_workers", problem=problem)
         if not 0 <= self.val_fraction < 1:
             raise ValueError(f"expected --val_fraction in [0, 1), found {self.val_fraction}")
         if self.split == TAIL and self.max_tokens is not None:

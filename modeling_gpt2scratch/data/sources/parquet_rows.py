@@ -16,15 +16,18 @@ MAX_BATCH_ROWS = 4096
 def read_parquet(reading: Reading) -> Rows:
     """The text column of a parquet file."""
     columns = list(dict.fromkeys([reading.text_column, *(c.column for c in reading.where)]))
-    # Without the first two, all of a row group is read ahead, which may be all of the file.
-    options = {"pre_buffer": False, "buffer_size": CHUNK_BYTES, "page_checksum_verification": True}
     n_rows = 0
     try:
-        with pq.ParquetFile(reading.path, **options) as table:
+        with pq.ParquetFile(
+            reading.path,
+            pre_buffer=False,  # would read all of a row group ahead, which may be all of the file
+            buffer_size=_buffer_bytes(pq.read_metadata(reading.path)),
+            page_checksum_verification=True,
+        ) as table:
             _check_schema(reading, table.schema_arrow)
             n_rows, groups = _groups_behind(table.metadata, reading.skip_rows)
             batches = table.iter_batches(
-                batch_size=_rows_per_batch(table.metadata, reading),
+                batch_size=_rows_per_batch(table.metadata, reading.name),
                 row_groups=groups,
                 columns=columns,
                 use_threads=False,
@@ -123,14 +126,24 @@ def _groups_behind(metadata: pq.FileMetaData, n_rows: int) -> tuple[int, list[in
     return n_passed, []
 
 
-def _rows_per_batch(metadata: pq.FileMetaData, reading: Reading) -> int:
-    """As many rows as have some `CHUNK_BYTES` of text in the row group of the longest."""
-    longest = 1
-    for index in range(metadata.num_row_groups):
-        group = metadata.row_group(index)
-        for chunk in map(group.column, range(group.num_columns)):
-            if chunk.path_in_schema == reading.text_column:
-                longest = max(longest, chunk.total_uncompressed_size // max(1, group.num_rows))
+def _buffer_bytes(metadata: pq.FileMetaData) -> int:
+    """0 reads a column of a row group as a whole, in which a damaged page can claim no more.
+
+    Behind a buffer, a page may claim up to 2 GiB.
+    """
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    is_small = all(group.total_byte_size <= MAX_ROW_BYTES for group in groups)
+    return 0 if is_small else CHUNK_BYTES
+
+
+def _rows_per_batch(metadata: pq.FileMetaData, name: str) -> int:
+    """As many rows as have some `CHUNK_BYTES` in the row group of the longest.
+
+    A row group knows only the bytes of all columns together. The columns know theirs, but at a
+    damaged one pyarrow ends the process.
+    """
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    longest = max((g.total_byte_size // max(1, g.num_rows) for g in groups), default=0)
     if longest > MAX_ROW_BYTES:
-        raise too_long(f"{reading.name}: rows of column {reading.text_column!r}")
-    return max(1, min(MAX_BATCH_ROWS, CHUNK_BYTES // longest))
+        raise too_long(f"{name}: rows")
+    return max(1, min(MAX_BATCH_ROWS, CHUNK_BYTES // max(1, longest)))
