@@ -1,11 +1,13 @@
 """A checkpoint in processes that start from nothing, with this package and without it."""
 
 import json
+import re
 import sys
 
 import pytest
 import torch
 from support.processes import run_process
+from support.terminal import terminal
 from support.tiny_models import WITHOUT_PACKAGE
 from transformers import AutoTokenizer
 
@@ -118,3 +120,25 @@ def test_the_text_generation_pipeline_runs_on_the_directory(checkpoint, tmp_path
         "print(write('The', max_new_tokens=5, do_sample=False)[0]['generated_text'][:3])\n"
     )
     assert run(code, str(checkpoint), cwd=tmp_path) == "The"
+
+
+@pytest.mark.gate
+@pytest.mark.parametrize("options", ["", ", trust_remote_code=False"])
+def test_without_the_package_a_tokenizer_needs_no_code_and_no_question_is_asked_without_trust(
+    checkpoint, tmp_path, options
+):
+    code = WITHOUT_PACKAGE + (
+        "import json\n"
+        "from transformers import AutoTokenizer\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({str(checkpoint)!r}{options})\n"
+        "print(f\"ids: {json.dumps(tokenizer('class for a function')['input_ids'])}.\")\n"
+    )
+    with terminal([sys.executable, "-c", code], cwd=tmp_path) as person:
+        if not options:  # transformers asks; once it does not, the docs can say less
+            assert person.wait_for(r"run the custom code\? \[y/N\]")
+            person.type("n\r")
+        assert person.wait() == 0, person.output
+    assert "custom code" not in person.output
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    expected = tokenizer("class for a function")["input_ids"]
+    assert json.loads(re.search(r"ids: (.*)\.", person.output)[1]) == expected
