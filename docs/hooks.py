@@ -18,7 +18,7 @@ from unittest import mock
 
 ARGUMENTS = re.compile(r"^<!-- arguments: ([\w.]+):(\w+) -->$", re.MULTILINE)
 HELP = re.compile(r"^<!-- help:((?: [\w-]+)*) -->$", re.MULTILINE)
-DEFAULTS_OF_THE_MACHINE = {"num_workers": "the number of CPUs"}
+DEFAULTS_OF_THE_MACHINE = {"num_workers": "one for each core; 1 for a little text"}
 HELP_COLUMNS = "88"
 
 

@@ -59,3 +59,20 @@ def test_the_help_of_a_verb_is_what_the_command_prints(hooks, capsys):
     assert capsys.readouterr().out == ""
     with pytest.raises(ValueError, match="expected the help of gpt2scratch sing, found none"):
         hooks.on_page_markdown("<!-- help: sing -->")
+
+
+def test_every_command_is_on_the_page_of_commands(hooks):
+    page = (REPOSITORY / "docs/reference/command.md").read_text(encoding="utf-8")
+    shown = [marker.split() for marker in hooks.HELP.findall(page)]
+    others = ["launch"]  # whose help is Accelerate's
+    found, commands = [], [[]]
+    while commands:
+        command = commands.pop()
+        found.append(command)
+        help = hooks.help_of(command) if command != others else ""
+        below = re.split(r"^(?:verbs|commands|directions):$", help, flags=re.MULTILINE)[1:]
+        names = re.findall(r"^    ([a-z][\w-]*)", "".join(below), re.MULTILINE)
+        commands += [[*command, name] for name in names]
+    assert len(found) > 15
+    groups = [["convert"]]  # which says no more than its parts
+    assert sorted(found) == sorted(shown + groups)
