@@ -36,13 +36,13 @@ def make_accelerator(
     """The Accelerator of this launch, for a loop that brings its own data loader.
 
     Args:
-        mixed_precision: "no", "bf16", "fp8", or "auto"; see `choose_precision`.
+        mixed_precision: "no", "fp16", "bf16", "fp8", or "auto"; see `choose_precision`.
         project_dir: where trackers may put their files.
         timeout_minutes: how long a process waits for another in any collective operation.
 
     Raises:
         LaunchError: if the launcher started several processes that do not know of each other, or
-            its configuration asks for a precision that needs loss scaling, or for more of
+            its configuration asks for an unknown precision, for fp16 in shards, or for more of
             DeepSpeed than ZeRO-2.
     """
     timeout = timedelta(minutes=timeout_minutes)
@@ -71,11 +71,14 @@ def make_accelerator(
             f"expected the {n_launched} processes that were launched to form one group, found "
             f"{accelerator.num_processes}; check distributed_type in the Accelerate configuration"
         )
-    if accelerator.mixed_precision not in ("no", "bf16", "fp8"):
+    if accelerator.mixed_precision not in ("no", "fp16", "bf16", "fp8"):
         raise LaunchError(
-            f"expected mixed_precision no, bf16 or fp8, found {accelerator.mixed_precision} in the "
-            f"Accelerate configuration; --mixed_precision overrides it"
+            f"expected mixed_precision no, fp16, bf16 or fp8, found {accelerator.mixed_precision} "
+            f"in the Accelerate configuration; --mixed_precision overrides it"
         )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        # Accelerate itself would go on in float32 without a word.
+        accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu")
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         _require_zero2(accelerator)
     if plugin is not None and accelerator.distributed_type == DistributedType.MULTI_CPU:
@@ -145,11 +148,17 @@ def _fsdp_plugin(precision: str | None) -> FullyShardedDataParallelPlugin | None
     of `mixed_precision: bf16` would reduce in bfloat16 as well, and lose small gradients.
 
     Raises:
-        LaunchError: if it asks for the first version of FSDP.
+        LaunchError: if it asks for the first version of FSDP, or fp16 is asked for with it: the
+            scaler of a loss would look for overflows in each process's own shards only.
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return None
     precision = precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision == "fp16":
+        raise LaunchError(
+            "expected --mixed_precision bf16 or no under FSDP2, found fp16; train replicas, as in "
+            "accelerate_configs/ddp_8gpu.yaml"
+        )
     policy = None
     if precision != "no":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -178,11 +187,11 @@ def _require_zero2(accelerator: Accelerator) -> None:
         (zero.get(f"offload_{what}") or {}).get("device", "none") for what in ("optimizer", "param")
     ]
     found = (zero.get("stage"), accelerator.mixed_precision, *offload)
-    if found[0] != 2 or found[1] == "fp8" or any(device != "none" for device in offload):
+    if found[0] != 2 or found[1] in ("fp8", "fp16") or any(device != "none" for device in offload):
         raise LaunchError(
-            f"expected ZeRO stage 2 without offloading and without fp8, found (stage, precision, "
-            f"offloading) {found}; see accelerate_configs/deepspeed_zero2.yaml, or fsdp2.yaml for "
-            f"parameters in shards"
+            f"expected ZeRO stage 2 in bf16 or float32 without offloading, found (stage, "
+            f"precision, offloading) {found}; see accelerate_configs/deepspeed_zero2.yaml, or "
+            f"fsdp2.yaml for parameters in shards"
         )
 
 

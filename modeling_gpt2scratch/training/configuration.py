@@ -182,7 +182,7 @@ class TrainConfig:
         group=HARDWARE,
         default="16",
     )
-    mixed_precision: Literal["auto", "no", "bf16", "fp8"] = argument(
+    mixed_precision: Literal["auto", "no", "fp16", "bf16", "fp8"] = argument(
         "auto: the Accelerate configuration's, else bf16 where the device has it",
         group=HARDWARE,
         default="auto",

@@ -19,19 +19,21 @@ class Finding:
     """A step that was not as others."""
 
     step: int  # optimizer updates made after it
-    kind: Literal["skipped", "spike"]
+    kind: Literal["skipped", "spike", "overflow"]
     loss: float  # nats per token
     grad_norm: float  # before clipping
     deviation: float | None = None  # of a spike, in standard deviations above the recent mean
+    loss_scale: float | None = None  # of an overflow
 
 
 class LossGuard:
     """Judges the loss and the gradient of each step, in their order.
 
-    A step without a finite loss and gradient counts as skipped. A loss far above the recent ones is
-    a spike: its distance to their mean exceeds `spike_threshold` of their standard deviations.
-    Every finite loss then becomes one of the recent ones, so that a lasting new level is reported
-    once and not for ever.
+    A step without a finite loss and gradient counts as skipped. In fp16, a gradient can overflow
+    although the loss is finite, and a smaller loss scale helps: such a step is counted apart,
+    unless the scale is down to 1. A loss far above the recent ones is a spike: its distance to
+    their mean exceeds `spike_threshold` of their standard deviations. Every finite loss then
+    becomes one of the recent ones, so that a lasting new level is reported once and not for ever.
 
     Args:
         spike_threshold: in standard deviations, 0 for no spikes.
@@ -48,18 +50,25 @@ class LossGuard:
         self._max_skipped_steps = max_skipped_steps
         self._recent: deque[float] = deque(maxlen=WINDOW_STEPS)
         self.skipped_steps = 0  # of the whole run
+        self.overflowed_steps = 0  # likewise
         self._skipped_in_a_row = 0
         if state is not None:
             self.load_state_dict(state)
 
-    def judge(self, step: int, loss: float, grad_norm: float) -> Finding | None:
+    def judge(
+        self, step: int, loss: float, grad_norm: float, *, loss_scale: float = 1.0
+    ) -> Finding | None:
         """What is wrong with a step, None if nothing is.
 
         Args:
             step: optimizer updates made after it.
             loss: mean of all processes.
             grad_norm: before clipping.
+            loss_scale: that the loss was multiplied by.
         """
+        if loss_scale > 1 and math.isfinite(loss) and not math.isfinite(grad_norm):
+            self.overflowed_steps += 1
+            return Finding(step, "overflow", loss, grad_norm, loss_scale=loss_scale)
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             self.skipped_steps += 1
             self._skipped_in_a_row += 1
@@ -90,6 +99,7 @@ class LossGuard:
             "recent_losses": list(self._recent),
             "skipped_steps": self.skipped_steps,
             "skipped_in_a_row": self._skipped_in_a_row,
+            "overflowed_steps": self.overflowed_steps,
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -97,6 +107,7 @@ class LossGuard:
         self._recent = deque(state["recent_losses"], maxlen=WINDOW_STEPS)
         self.skipped_steps = state["skipped_steps"]
         self._skipped_in_a_row = state["skipped_in_a_row"]
+        self.overflowed_steps = state.get("overflowed_steps", 0)  # not in earlier versions
 
     def _deviation(self, loss: float) -> float:
         """Standard deviations between a loss and the mean of the recent ones, 0 for too few."""

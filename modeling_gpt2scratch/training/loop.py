@@ -45,7 +45,7 @@ from .directory import find_resume_point, recorded_status
 from .guard_rails import DivergenceError
 from .initial_weights import InitialWeightsError
 from .run import TrainingRun, can_go_back, go_back, open_run, save_result
-from .steps import StepOutcome, clip_gradients, look_back, measure, skip_unless_finite
+from .steps import StepOutcome, clip_gradients, look_back, measure, update_weights
 from .validation import open_benchmarks, validate
 
 # What the user can mend, and therefore sees as one line.
@@ -56,6 +56,7 @@ EXPECTED_ERRORS = (
 # In metrics.jsonl and the trackers, and too much for a line of the log.
 UNSHOWN = {
     *("sample", "tokens", "elapsed_seconds", "save_stall_seconds", "compiled_graphs"),
+    *("loss_scale", "overflowed_steps"),
     *("peak_cuda_memory_gib", "peak_resident_memory_gib"),
 }
 FORMATS = {"eval_loss": ".4f", "data_wait": ".1%", "mfu": ".1%"}  # of the others four digits
@@ -290,8 +291,7 @@ def train_step(run: TrainingRun, batches: Prefetcher, request: StopRequest) -> S
             if accelerator.sync_gradients:
                 grad_norm = clip_gradients(run.wrapped_model, accelerator, config.max_grad_norm)
                 loss = accelerator.reduce(torch.stack(micro_losses).mean(), "mean")
-                if skip_unless_finite(run.optimizer.optimizer, loss, grad_norm):
-                    run.optimizer.step()
+                loss_scale = update_weights(run.optimizer, accelerator, loss, grad_norm)
             run.optimizer.zero_grad()
     return StepOutcome(
         step=progress.step + 1,
@@ -299,6 +299,7 @@ def train_step(run: TrainingRun, batches: Prefetcher, request: StopRequest) -> S
         loss=loss,
         grad_norm=grad_norm,
         micro_losses=torch.stack(micro_losses),
+        loss_scale=loss_scale,
     )
 
 

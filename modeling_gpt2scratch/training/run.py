@@ -89,6 +89,8 @@ class TrainingRun:
         """What a checkpoint holds, as arguments of the writer."""
         state = self.data.identity() | self.config.identity() | self.progress.to_state()
         state |= {"trackers": self.tracker_ids, "config": dataclasses.asdict(self.config)}
+        if self.accelerator.scaler is not None:
+            state["loss_scale"] = self.accelerator.scaler.state_dict()  # numbers
         return {
             "model": self.model,
             "tokenizer": self.tokenizer,
@@ -132,6 +134,7 @@ def open_run(
     wrapped_model, optimizer, compiled = _prepare(config, accelerator, model, loader)
     if checkpoint:
         load_optimizer(checkpoint, model, optimizer.optimizer)
+    _load_loss_scale(accelerator, state)
 
     return TrainingRun(
         config=config,
@@ -177,6 +180,7 @@ def go_back(run: TrainingRun) -> None:
     state = load_state(checkpoint, expected={})
     load_weights(checkpoint, run.model)
     load_optimizer(checkpoint, run.model, run.optimizer.optimizer)
+    _load_loss_scale(run.accelerator, state)
     progress.go_back(state)
     run.metrics.rewind(progress.step)
     run.events.write("rollback", step=left_from, to_step=progress.step)
@@ -203,6 +207,12 @@ def save_result(run: TrainingRun) -> None:
         source = f", from {checkpoint.name}"
     run.writer.save_model(run.model, run.tokenizer)
     say(f"finished: model and tokenizer are in {output_dir}{source}")
+
+
+def _load_loss_scale(accelerator: Accelerator, state: dict) -> None:
+    """Goes on with the loss scale of a checkpoint, if that run had one and this one needs it."""
+    if accelerator.scaler is not None and "loss_scale" in state:
+        accelerator.scaler.load_state_dict(state["loss_scale"])
 
 
 def _progress(config: TrainConfig, checkpoint: Path | None, state: dict) -> TrainingProgress:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -33,12 +34,13 @@ class StepOutcome:
     loss: Tensor  # () float32, nats per token, mean of all processes
     grad_norm: Tensor  # () float32, before clipping, of the whole gradient
     micro_losses: Tensor  # (A,) float32, of this process
+    loss_scale: Tensor  # () float32, that the loss was multiplied by; 1 unless in fp16
 
 
-def read_outcomes(outcomes: Sequence[StepOutcome]) -> list[tuple[float, float]]:
-    """Loss and gradient norm of each step, in one transfer from the device."""
-    numbers = [torch.stack((outcome.loss, outcome.grad_norm)) for outcome in outcomes]
-    return [(loss, grad_norm) for loss, grad_norm in torch.stack(numbers).tolist()]
+def read_outcomes(outcomes: Sequence[StepOutcome]) -> list[tuple[float, float, float]]:
+    """Loss, gradient norm and loss scale of each step, in one transfer from the device."""
+    numbers = [torch.stack((o.loss, o.grad_norm, o.loss_scale)) for o in outcomes]
+    return [tuple(row) for row in torch.stack(numbers).tolist()]
 
 
 def worst_micro_batch(outcome: StepOutcome, accelerator: Accelerator) -> tuple[int, int]:
@@ -52,7 +54,10 @@ def worst_micro_batch(outcome: StepOutcome, accelerator: Accelerator) -> tuple[i
 
 
 def clip_gradients(model: nn.Module, accelerator: Accelerator, max_norm: float) -> Tensor:
-    """Clips, and returns the norm of the whole gradient before it, () on the device."""
+    """Clips, and returns the norm of the whole gradient before it, () on the device.
+
+    In fp16 the gradients are divided by the loss scale first.
+    """
     norm = accelerator.clip_grad_norm_(model.parameters(), max_norm)
     if isinstance(norm, DTensor):
         norm = norm.full_tensor()
@@ -76,6 +81,30 @@ def skip_unless_finite(optimizer: torch.optim.Optimizer, loss: Tensor, grad_norm
     return loss.device.type != "mps" or bool(is_finite)
 
 
+def update_weights(
+    optimizer: AcceleratedOptimizer, accelerator: Accelerator, loss: Tensor, grad_norm: Tensor
+) -> Tensor:
+    """One step of the optimizer, which changes nothing unless loss and gradient are finite.
+
+    In fp16 the loss scale then falls or grows. torch's scaler does not make the step itself: its
+    flag, of the gradient alone, would replace ours, and it would wait for the device under Muon.
+
+    Returns:
+        The loss scale of this step, () on the device; 1 without one.
+    """
+    is_due = skip_unless_finite(optimizer.optimizer, loss, grad_norm)
+    loss_scale = torch.ones((), device=accelerator.device)
+    if accelerator.scaler is None:
+        if is_due:
+            optimizer.step()
+        return loss_scale
+    loss_scale = accelerator.scaler.scale(loss_scale)
+    if is_due:
+        optimizer.optimizer.step()
+    accelerator.scaler.update()
+    return loss_scale
+
+
 def look_back(
     run: TrainingRun, outcomes: Sequence[StepOutcome]
 ) -> tuple[dict[str, float], list[Finding]]:
@@ -86,8 +115,9 @@ def look_back(
     """
     progress, findings = run.progress, []
     guard = progress.guard
-    for outcome, (loss, grad_norm) in zip(outcomes, read_outcomes(outcomes), strict=True):
-        finding = guard.judge(outcome.step, loss, grad_norm)
+    for outcome, numbers in zip(outcomes, read_outcomes(outcomes), strict=True):
+        loss, grad_norm, loss_scale = numbers
+        finding = guard.judge(outcome.step, loss, grad_norm, loss_scale=loss_scale)
         if finding:
             findings.append(finding)
             _record(run, outcome, finding)
@@ -96,6 +126,8 @@ def look_back(
     values = progress.means.values()
     if guard.skipped_steps:
         values["skipped_steps"] = guard.skipped_steps
+    if run.accelerator.scaler is not None:
+        values |= {"loss_scale": loss_scale, "overflowed_steps": guard.overflowed_steps}
     if progress.step % run.config.log_every == 0:
         progress.means = StepMeans()
     return values, findings
@@ -127,9 +159,17 @@ def measure(run: TrainingRun, throughput: Throughput) -> dict[str, float]:
 
 def _record(run: TrainingRun, outcome: StepOutcome, finding: Finding) -> None:
     """Writes down a step that was not as usual, with the place of its worst data."""
+    if finding.kind == "overflow":
+        run.events.write("overflow", step=finding.step, loss_scale=finding.loss_scale)
+        say(
+            f"step {finding.step}: left out; the gradient times the loss scale of "
+            f"{finding.loss_scale:g} is too large for fp16, and the scale is halved"
+        )
+        return
     rank, micro_step = worst_micro_batch(outcome, run.accelerator)
     rows = run.loader.locate(outcome.data_step, micro_step, rank)
     event = dataclasses.asdict(finding)
+    del event["loss_scale"]
     run.events.write(event.pop("kind"), **event, process=rank, micro_step=micro_step, rows=rows)
     source, file, token = rows[0]
     say(

@@ -24,6 +24,16 @@ def test_shards_compute_in_bfloat16_and_add_gradients_in_float32(
     assert (policy and f"{policy.param_dtype} {policy.reduce_dtype}") == expected
 
 
+def test_shards_in_fp16_are_refused_in_one_line(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(LaunchError, match="^expected .* under FSDP2, found fp16; train replicas"):
+        accelerator._fsdp_plugin("fp16")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(LaunchError, match="under FSDP2, found fp16"):
+        accelerator._fsdp_plugin(None)
+
+
 def test_an_argument_or_a_cpu_run_decides_the_precision_and_then_the_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)

@@ -45,6 +45,21 @@ def test_a_step_without_finite_numbers_is_skipped_and_counted(loss, grad_norm):
     watch.require_progress()
 
 
+def test_a_gradient_that_overflows_under_a_loss_scale_is_counted_apart():
+    watch = guard()
+    for step, loss_scale in enumerate([2.0**16, 2.0**15, 4.0, 2.0]):
+        found = watch.judge(step, 4.0, math.inf, loss_scale=loss_scale)
+        assert (found.kind, found.loss_scale) == ("overflow", loss_scale)
+    watch.require_progress()
+    assert (watch.overflowed_steps, watch.skipped_steps) == (4, 0)
+    assert guard(state=json.loads(json.dumps(watch.state_dict()))).overflowed_steps == 4
+    # A lost loss is no matter of the scale, and a scale of 1 has nothing left to give.
+    for loss, loss_scale in [(math.nan, 2.0**16), (4.0, 1.0), (4.0, 0.5)]:
+        assert watch.judge(9, loss, math.inf, loss_scale=loss_scale).kind == "skipped"
+    with pytest.raises(DivergenceError):
+        watch.require_progress()
+
+
 def test_so_many_skipped_steps_in_a_row_end_the_run():
     watch = guard()
     findings(watch, [math.nan, math.nan, 4.0, math.nan, math.nan])

@@ -23,7 +23,7 @@ from modeling_gpt2scratch.training.steps import (
 
 def outcome(loss, grad_norm, micro_losses=(1.0,)):
     """The outcome of step 1."""
-    return StepOutcome(1, 0, *map(torch.tensor, (loss, grad_norm, list(micro_losses))))
+    return StepOutcome(1, 0, *map(torch.tensor, (loss, grad_norm, list(micro_losses), 2.0)))
 
 
 def everything_in(model, optimizer):
@@ -51,7 +51,10 @@ def test_a_skipped_step_changes_neither_weights_nor_moments(name, loss, grad_nor
 
 
 def test_numbers_of_several_steps_are_read_in_their_order():
-    assert read_outcomes([outcome(4.0, 1.5), outcome(3.5, 2.0)]) == [(4.0, 1.5), (3.5, 2.0)]
+    assert read_outcomes([outcome(4.0, 1.5), outcome(3.5, 2.0)]) == [
+        (4.0, 1.5, 2.0),
+        (3.5, 2.0, 2.0),
+    ]
 
 
 @pytest.mark.parametrize(
