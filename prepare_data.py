@@ -32,10 +32,10 @@ def main() -> None:
         try:
             manifest = prepare(config)
             for name, split in manifest.splits.items():
+                documents = f"{split.n_documents:,} document{'s' * (split.n_documents > 1)}"
+                shards = f"{len(split.shards)} shard{'s' * (len(split.shards) > 1)}"
                 print(
-                    f"{name}: {split.n_tokens:,} tokens, {split.n_documents:,} documents, "
-                    f"{len(split.shards)} shard{'s' * (len(split.shards) > 1)} in "
-                    f"{config.output_dir}"
+                    f"{name}: {split.n_tokens:,} tokens, {documents}, {shards} in {config.output_dir}"
                 )
             if config.push_to_hub:
                 repository, private = config.push_to_hub, config.private

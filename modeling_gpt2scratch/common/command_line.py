@@ -273,7 +273,9 @@ def _stray(part: str, known: Sequence[str]) -> str:
     """What is wrong with a part of the command line that belongs to no argument."""
     if part.startswith("--"):
         return f"unknown flag {_with_hint(_name_of(part), known, '--')}"
-    return f"expected recipes before all flags and one value for each, found {part!r}"
+    is_of_pattern = Path(part).exists() and Path(part).suffix not in (".yaml", ".yml")
+    hint = "; if the shell put files in place of a pattern, write it in quotes" * is_of_pattern
+    return f"expected recipes before all flags and one value for each, found {part!r}{hint}"
 
 
 def _readable(message: str) -> str:

@@ -64,7 +64,8 @@ class TokenWindows:
         if len(self) == 0:
             raise ShardError(
                 f"{self.name}: expected more than {sequence_length} tokens in split {split!r}, "
-                f"found {self.n_tokens}; prepare more text or lower the sequence length"
+                f"found {self.n_tokens}; prepare more text{', hold more out' * (split == 'val')}, "
+                f"or lower n_positions"
             )
         firsts = self._starts[: -1 : shuffle_shards or len(self.entries)]
         self.group_starts = [*np.minimum(-(-firsts // sequence_length), len(self)), len(self)]

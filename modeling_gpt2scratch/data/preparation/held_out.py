@@ -131,16 +131,16 @@ def settle(
         lengths = _lengths(stream, config, working)
     least = TAIL_CHARACTERS if config.split == AUTO else 0
     held_out = tail_of(lengths, config.val_fraction, least=least)
-    if held_out is None and config.split == TAIL:
+    if held_out is None:
+        if config.split == AUTO and is_possible:
+            return HeldOut(DOCUMENTS)
+        if not any(lengths):
+            raise _none_in(n_documents, config)
         raise SourceError(
             f"{config.dataset}: expected more text than a window of {WINDOW_CHARACTERS} characters "
             f"and a tail of --val_fraction {config.val_fraction}, found {sum(lengths)} characters; "
             f"give more, or --val_fraction 0 to hold none out"
         )
-    if held_out is None:
-        if is_possible:
-            return HeldOut(DOCUMENTS)
-        raise _none_in(n_documents, config)
     few = f"; there are too few documents to choose from ({len(lengths):,})"
     tqdm.write(
         f"held out for validation: the last {held_out.tail_characters:,} of "

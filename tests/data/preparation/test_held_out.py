@@ -244,8 +244,14 @@ def no_work(monkeypatch):
 @pytest.mark.parametrize(
     ("content", "flags", "expected"),
     [
-        ("x" * 60, (), "expected documents in both splits, found none of 1 in 'val'"),
+        ("x" * 60, (), "expected more text than a window of 64 characters"),
         ("x" * 60, ("--split", "tail"), "expected more text than a window of 64 characters"),
+        (
+            "x" * 999,
+            ("--val_fraction", "0.001"),
+            "expected more text than a window of 64 characters and a tail of --val_fraction 0.001, "
+            "found 999 characters; give more",
+        ),
         (
             "x" * 999,
             ("--split", "documents"),
@@ -258,8 +264,9 @@ def no_work(monkeypatch):
             "expected documents in both splits, found none of 1 in 'val' at --val_fraction 0.01; "
             "change it, --seed, or give more documents, or leave out --max_tokens (0 holds none",
         ),
-        (" \n", ("--split", "tail"), "expected more text than a window"),
+        (" \n", ("--split", "tail"), "expected documents, found none"),
         (" \n", (), "expected documents, found none"),
+        ("", (), "expected documents, found none"),
     ],
 )
 def test_what_cannot_work_is_refused_before_the_work(
