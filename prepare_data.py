@@ -34,9 +34,8 @@ def main() -> None:
             for name, split in manifest.splits.items():
                 documents = f"{split.n_documents:,} document{'s' * (split.n_documents > 1)}"
                 shards = f"{len(split.shards)} shard{'s' * (len(split.shards) > 1)}"
-                print(
-                    f"{name}: {split.n_tokens:,} tokens, {documents}, {shards} in {config.output_dir}"
-                )
+                sizes = f"{split.n_tokens:,} tokens, {documents}, {shards}"
+                print(f"{name}: {sizes} in {config.output_dir}")
             if config.push_to_hub:
                 repository, private = config.push_to_hub, config.private
                 with activity("uploading"):
