@@ -40,7 +40,7 @@ AT_MOST = {
 }
 MAX_TOKENS = 2**53  # of a whole run; beyond, floating-point numbers cannot count
 CONTENTS = (MANIFEST_NAME, "config.json", STATE_NAME)  # of directories that a run reads
-EVAL_TASKS = ("lambada", "hellaswag")
+EVAL_TASKS = ("lambada", "hellaswag", "blimp")
 TRACKERS = ("wandb", "tensorboard", "trackio")
 
 
@@ -82,7 +82,8 @@ def check_output_dir(config: Any, marker: Marker) -> Path:
         resume = "" if config.resume in ("none", "auto") else config.resume
         is_continued = config.resume == "auto" or bool(resume and is_own(Path(resume), place))
         read = [name for name, _ in parse_mixture(config.data, flag="--data")]
-        read += [config.init_from, config.lambada_data, config.hellaswag_data]
+        read += [config.init_from, config.lambada_data]
+        read += [config.hellaswag_data, config.blimp_data]
         read += [] if is_continued else [resume]
         return output_directory(
             config.output_dir,
@@ -188,6 +189,9 @@ def _check_data(config: Any) -> None:
     for name in ("lambada_data", "hellaswag_data"):
         path = getattr(config, name)
         _require(path is None or Path(path).is_file(), config, name, "as the path of a file")
+    path = config.blimp_data
+    reason = "as the path of a file or a directory"
+    _require(path is None or Path(path).exists(), config, "blimp_data", reason)
     is_remote = any("://" in address for address, _ in sources)
     if is_remote and config.timeout_minutes * 60 <= config.data_retry_seconds:
         problem = (

@@ -129,7 +129,7 @@ class TrainConfig:
         default=0,
     )
     eval_tasks: list[str] = argument(
-        "benchmarks scored during training: lambada, hellaswag",
+        "benchmarks scored during training: lambada, hellaswag, blimp",
         group=EVALUATION,
         default_factory=list,
     )
@@ -144,6 +144,11 @@ class TrainConfig:
     )
     hellaswag_data: str | None = argument(
         "local file in place of the Hub's", group=EVALUATION, default=None
+    )
+    blimp_data: str | None = argument(
+        "blimp.zip, or the directory of its files, in place of the Hub's",
+        group=EVALUATION,
+        default=None,
     )
 
     save_every: int = argument(
@@ -256,6 +261,7 @@ class TrainConfig:
         "eval_tasks_limit": ("eval_tasks", EVAL_TASKS),
         "lambada_data": ("eval_tasks", ("lambada",)),
         "hellaswag_data": ("eval_tasks", ("hellaswag",)),
+        "blimp_data": ("eval_tasks", ("blimp",)),
     }
 
     # What a recipe says of its own model holds for no other.

@@ -21,7 +21,7 @@ from modeling_gpt2scratch.evaluation.in_training import (
     score_benchmarks,
 )
 
-NAMES = ("lambada", "hellaswag")
+NAMES = ("lambada", "hellaswag", "blimp")
 # One process of a run: prints its scores and how often its model was called.
 SCRIPT = """
 import json, sys
@@ -33,7 +33,7 @@ sys.path.append(sys.argv[1])
 from modeling_gpt2scratch.evaluation.in_training import load_benchmarks, score_benchmarks
 from modeling_gpt2scratch.evaluation.scoring.row_scorer import RowScorer
 directory, kind = sys.argv[2:]
-sources = {name: f"{directory}/{name}.jsonl" for name in ("lambada", "hellaswag")}
+sources = {name: f"{directory}/{name}.jsonl" for name in ("lambada", "hellaswag", "blimp")}
 accelerator = Accelerator(cpu=True, mixed_precision="bf16")
 tokenizer = AutoTokenizer.from_pretrained(directory)
 if kind == "fsdp":
@@ -69,7 +69,7 @@ accelerator.end_training()
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    """A model with its tokenizer, and lambada.jsonl and hellaswag.jsonl beside it."""
+    """A model with its tokenizer, and a file for each benchmark beside it."""
     directory = tmp_path_factory.mktemp("model")
     tokenizer = tiny.tiny_tokenizer()
     model = tiny.tiny_gpt2(tokenizer, n_positions=64)
@@ -90,7 +90,12 @@ def directory(tmp_path_factory):
         | {"endings": [text(size) for size in random.integers(1, 8, size=4)], "label": i % 4}
         for i in range(21)
     ]
-    for name, rows in (("lambada", passages), ("hellaswag", questions)):
+    pairs = [
+        {"sentence_good": text(i % 4 + 2), "sentence_bad": text(i % 3 + 3), "UID": f"p{i % 4}"}
+        | {"linguistics_term": "islands"}
+        for i in range(21)
+    ]
+    for name, rows in zip(NAMES, (passages, questions, pairs), strict=True):
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (directory / f"{name}.jsonl").write_text(lines)
     return directory
@@ -132,7 +137,8 @@ def test_one_process_has_the_scores_of_compare(directory, expected):
     values, model = score(directory, Accelerator(cpu=True))
     assert values == pytest.approx(expected, rel=1e-5)
     assert model.training
-    assert len(expected) == 4 and 0 < expected["lambada/acc"] < 1
+    assert len(expected) == 5
+    assert 0 < expected["lambada/acc"] < 1 and 0 < expected["blimp/acc"] < 1
 
 
 @pytest.mark.gate
@@ -177,7 +183,7 @@ def test_a_model_without_finite_scores_does_not_end_the_run(directory, capsys):
     values, model = score(directory, Accelerator(cpu=True), break_it)
     assert values == {} and model.training
     printed = capsys.readouterr().out
-    assert printed.count("no score of ") == 2
+    assert printed.count("no score of ") == len(NAMES)
     assert "no score of lambada: 3 of 3 log-probs are not finite" in printed
 
 

@@ -105,10 +105,14 @@ def test_what_is_not_given_is_filled_in_and_what_is_accepted_stays(tmp_path):
         ({"micro_batch_size": "1.5"}, "micro_batch_size: expected a number above 0 or auto, found"),
         ({"eval_tasks": "[piqa]"}, "x.yaml: eval_tasks: expected words among lambada, hellaswag"),
         ({"report_to": "[wandb, wandb]"}, "report_to: expected each word once, found 'wandb' agai"),
-        ({"eval_tasks_every": 5}, "eval_tasks_every only with eval_tasks lambada or hellaswag, fo"),
+        ({"eval_tasks_every": 5}, "eval_tasks_every only with eval_tasks lambada or hellaswag o"),
         (
             {"eval_tasks": "[hellaswag]", "lambada_data": "x"},
             "x.yaml: lambada_data: expected lambada_data as the path of a file, found x",
+        ),
+        (
+            {"eval_tasks": "[blimp]", "blimp_data": "x"},
+            "x.yaml: blimp_data: expected blimp_data as the path of a file or a directory, found x",
         ),
         ({"muon_learning_rate": 0.01}, "muon_learning_rate only with optimizer muon, found adamw"),
         ({"decay_steps": 10}, "expected decay_steps only with schedule wsd, found cosine; leave"),

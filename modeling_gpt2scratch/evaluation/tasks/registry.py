@@ -17,6 +17,7 @@ from types import ModuleType
 
 from . import (
     arc_easy,
+    blimp,
     cbt,
     hellaswag,
     lambada,
@@ -32,7 +33,7 @@ ALL = "all"
 ENTRY_POINTS = "gpt2scratch.tasks"
 # In the order of the table.
 MODULES = (
-    *(validation, lambada, cbt, wikitext, hellaswag),
+    *(validation, lambada, cbt, wikitext, hellaswag, blimp),
     *(arc_easy, piqa, paper_corpora, local_text),
 )
 TASKS: dict[str, type[Task]] = {

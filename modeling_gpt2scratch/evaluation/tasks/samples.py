@@ -1,4 +1,4 @@
-"""Rows of a benchmark: from a local .jsonl or text file, or from a data set of the Hub.
+"""Rows of a benchmark: from local .jsonl or text files, or from a data set of the Hub.
 
 Their texts are well formed, as those of `prepare_data.py`: half a surrogate pair, which JSON can
 smuggle in and no tokenizer takes, is U+FFFD.
@@ -7,9 +7,11 @@ smuggle in and no tokenizer takes, is U+FFFD.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -166,8 +168,8 @@ def read_rows(
     """Each of the first `limit` rows, after the name of its place, for an error message.
 
     Args:
-        source: a .jsonl file, a text file (.txt, .raw, .tokens) whose lines are the rows of one
-            column `text`, or the name of a Hub data set.
+        source: a .jsonl file, a directory or an archive (.zip) of such, a text file (.txt, .raw,
+            .tokens) whose lines are the rows of one column `text`, or the name of a Hub data set.
         columns: what a row must have, with its type; a file may have others beside them.
         split: of the Hub data set.
         limit: rows to read, None for all.
@@ -180,12 +182,16 @@ def read_rows(
         ValueError: for a line or a row that is not as above.
     """
     path = Path(source)
-    if path.suffix in (*TEXT_SUFFIXES, ".jsonl") and not path.is_file():
+    if path.suffix in (*TEXT_SUFFIXES, ".jsonl", ".zip") and not path.exists():
         raise FileNotFoundError(f"expected a file {path}, found none")
     if path.suffix in TEXT_SUFFIXES:
         rows = _read_lines(path, limit)
+    elif path.is_dir():
+        rows = islice(chain.from_iterable(map(_read_jsonl, sorted(path.glob("*.jsonl")))), limit)
+    elif path.suffix == ".zip":
+        rows = islice(_read_zip(path), limit)
     elif path.suffix == ".jsonl" or path.is_file():
-        rows = _read_jsonl(path, limit)
+        rows = islice(_read_jsonl(path), limit)
     else:
         rows = _read_hub(source, split, limit, revision, subset, files)
     for place, row in rows:
@@ -224,16 +230,33 @@ def _read_lines(path: Path, limit: int | None) -> Iterator[tuple[str, dict]]:
                 raise ValueError(f"{place}: expected UTF-8: {error}") from error
 
 
-def _read_jsonl(path: Path, limit: int | None) -> Iterator[tuple[str, object]]:
-    """What is in the first `limit` lines."""
+def _read_zip(path: Path) -> Iterator[tuple[str, object]]:
+    """What is in the lines of each .jsonl file of an archive, by the files' names."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in sorted(archive.namelist()):
+                if name.endswith(".jsonl"):
+                    with archive.open(name) as lines:
+                        yield from _read_json_lines(f"{path}, {name}", lines)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{path}: expected a zip archive: {error}") from error
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[str, object]]:
+    """What is in the lines."""
     with path.open("rb") as lines:
-        for number, line in enumerate(islice(lines, limit), start=1):
-            place = f"{path}, line {number}"
-            try:
-                # Windows marks UTF-8 at the beginning of a file.
-                yield place, parse_json(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{place}: expected JSON: {error}") from error
+        yield from _read_json_lines(str(path), lines)
+
+
+def _read_json_lines(name: str, lines: Iterable[bytes]) -> Iterator[tuple[str, object]]:
+    """What is in the lines of the file that is called `name`."""
+    for number, line in enumerate(lines, start=1):
+        place = f"{name}, line {number}"
+        try:
+            # Windows marks UTF-8 at the beginning of a file.
+            yield place, parse_json(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{place}: expected JSON: {error}") from error
 
 
 def _read_hub(

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,12 @@ from modeling_gpt2scratch.evaluation.results.measurements import Measurement, Mo
 from modeling_gpt2scratch.evaluation.results.sample_logs import write_samples
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
 from modeling_gpt2scratch.evaluation.tasks.arc_easy import ArcEasyTask
+from modeling_gpt2scratch.evaluation.tasks.blimp import BlimpTask
 from modeling_gpt2scratch.evaluation.tasks.hellaswag import HellaswagTask
 from modeling_gpt2scratch.evaluation.tasks.lambada import STANDARD, read_texts
 from modeling_gpt2scratch.evaluation.tasks.lambada import TASKS as LAMBADA_TASKS
 from modeling_gpt2scratch.evaluation.tasks.piqa import PiqaTask
+from modeling_gpt2scratch.evaluation.tasks.samples import Selection
 from modeling_gpt2scratch.evaluation.tasks.wikitext import DATA as WIKITEXT
 from modeling_gpt2scratch.evaluation.tasks.wikitext import WikitextTask, read_pages
 
@@ -32,6 +35,7 @@ HARNESS_FILES = {
     "hellaswag": "hellaswag/hellaswag.yaml",
     "arc_easy": "arc/arc_easy.yaml",
     "piqa": "piqa/piqa.yaml",
+    "blimp": "blimp/_template_yaml",
 }
 # Files that the tasks read, and where the official ones are.
 OFFICIAL = {
@@ -40,6 +44,7 @@ OFFICIAL = {
     "hellaswag_val.jsonl": "hellaswag/hellaswag_val_subset_official_format.jsonl",
     "wiki.test.raw": "wikitext2_raw/wiki.test.raw",
 }
+PARADIGMS = ("adjunct_island", "passive_1", "wh_island")  # of BLiMP
 N_REAL_LINES = 40
 N_REAL_PAGES = 2
 WORDS = ("the", "cat", "sat", "on", "mat", "[title] dog", "[step]", "naïve", "end.", "“a”")
@@ -74,6 +79,14 @@ def made_files() -> dict[str, str]:
         {"goal": text(5), "sol1": text(4), "sol2": text(i % 5 + 1), "label": i % 2}
         for i in range(16)
     ]
+    pairs = {
+        f"blimp/{name}.jsonl": json_lines(
+            {"sentence_good": text(i % 4 + 2), "sentence_bad": text(i % 3 + 3)}
+            | {"UID": name, "linguistics_term": "islands"}
+            for i in range(8)
+        )
+        for name in PARADIGMS
+    }
     page = ' = The mat = \n \n The cat \'s " naïve " mat , 2 @,@ 000 ( or N ) @-@ old . \n \n'
     section = " = = On it = = \n \n the dog sat on the mat ; the cat ' s end ' : 5 ° \n \n"
     return {
@@ -83,7 +96,7 @@ def made_files() -> dict[str, str]:
         "arc_easy_test.jsonl": json_lines(questions),
         "piqa_validation.jsonl": json_lines(goals),
         "wiki.test.raw": " \n" + (page + section * 9) * 3,
-    }
+    } | pairs
 
 
 def real_files() -> dict[str, str]:
@@ -99,6 +112,13 @@ def real_files() -> dict[str, str]:
             files[name] = text[: titles[N_REAL_PAGES]]
         else:
             files[name] = "".join(text.splitlines(keepends=True)[:N_REAL_LINES])
+    path = SHARED_DATA / "blimp" / "blimp.zip"
+    if not path.exists():
+        pytest.skip("needs blimp/blimp.zip beside the repository, in shared/data")
+    with zipfile.ZipFile(path) as archive:
+        for name in PARADIGMS:
+            lines = archive.read(f"{name}.jsonl").decode().splitlines(keepends=True)
+            files[f"blimp/{name}.jsonl"] = "".join(lines[:N_REAL_LINES])
     return files
 
 
@@ -110,6 +130,7 @@ def json_lines(rows) -> str:
 def directory(request, tmp_path_factory):
     """A directory with a file for each task."""
     directory = tmp_path_factory.mktemp("data")
+    (directory / "blimp").mkdir()
     for name, text in request.param().items():
         (directory / name).write_text(text, encoding="utf-8", newline="")
     return directory
@@ -216,6 +237,22 @@ def test_answers_score_as_in_lm_evaluation_harness(task_class, directory, scorer
     assert scores.is_greedy.tolist() == [greedy for _, greedy in answers]
 
 
+@pytest.mark.gate
+def test_minimal_pairs_score_as_in_lm_evaluation_harness(directory, scorer, harness):
+    task = BlimpTask.load(Selection(data_dir=str(directory)))
+    expected, samples = harness["blimp"]
+    found = task.evaluate(scorer)
+    # The harness reads one file after the other.
+    docs = [sample["doc"] for sample in samples]
+    places = [(doc["sentence_good"], doc["sentence_bad"]) for doc in docs]
+    own = [samples[places.index(pair.answers)] for pair in task.questions]
+    assert len(samples) == len(task.questions) >= 24 and found.details["n_ties"] == 0
+    assert found.samples["acc"].tolist() == [sample["acc"] for sample in own]
+    assert 0 < found.estimates["acc"].value == expected["acc,none"] < 1
+    nats = [[nats for nats, _ in sample["filtered_resps"]] for sample in own]
+    np.testing.assert_allclose([[n for n, _ in r] for r in found.responses], nats, atol=1e-4)
+
+
 def log_of_harness(samples, directory):
     """Rows of the file that lm-evaluation-harness writes of these samples."""
     from lm_eval.loggers import EvaluationTracker
@@ -239,7 +276,7 @@ def read_task(name, directory):
 
 
 @pytest.mark.gate
-@pytest.mark.parametrize("name", list(HARNESS_FILES))
+@pytest.mark.parametrize("name", [name for name in HARNESS_FILES if name != "blimp"])
 @pytest.mark.parametrize("is_from_cache", [False, True])
 def test_samples_are_logged_as_in_lm_evaluation_harness(
     name, is_from_cache, directory, scorer, harness, tmp_path
@@ -297,7 +334,8 @@ def test_a_task_file_differs_from_the_harness_in_its_data_alone(name):
         for path in (TASK_FILES / f"{name}_local.yaml", Path(package, "tasks", HARNESS_FILES[name]))
     )
     assert ours.pop("task") == f"{name}_local"
-    for key in ("dataset_path", "dataset_kwargs", "test_split", "validation_split"):
+    data_keys = ("dataset_path", "dataset_kwargs", "custom_dataset")
+    for key in (*data_keys, "test_split", "validation_split"):
         ours.pop(key, None)
     if name == "wikitext":
         assert ours.pop("process_docs") == "wikitext_pages"  # the data set has pages already
