@@ -21,6 +21,7 @@ from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
 from modeling_gpt2scratch.checkpoints.writer import CheckpointWriter
 from modeling_gpt2scratch.common.command_line import argument, check_numbers, parse_config
 from modeling_gpt2scratch.data.tokens.tokenizer import train_tokenizer
+from modeling_gpt2scratch.distributed.device import available_device
 from modeling_gpt2scratch.optim.optimizer import make_optimizer
 from modeling_gpt2scratch.training.sizes import MODEL_SIZES
 
@@ -42,7 +43,7 @@ class BenchmarkConfig:
 def make_parts(model_name: str) -> dict:
     """What a checkpoint is made of, with moments of full size, on the GPU if there is one."""
     model = GPT2ScratchForCausalLM(GPT2ScratchConfig(**MODEL_SIZES[model_name]))
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(available_device())
     optimizer = make_optimizer(model, learning_rate=1e-4, weight_decay=0.1)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)

@@ -26,6 +26,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.common.command_line import argument, parse_config
 from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer
+from modeling_gpt2scratch.distributed.device import available_device
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
 from modeling_gpt2scratch.evaluation.tasks.hellaswag import HellaswagTask
 from modeling_gpt2scratch.evaluation.tasks.lambada import read_texts, split_last_word
@@ -73,9 +74,7 @@ class BenchmarkConfig:
     harness_batch_size: int = argument("rows of a batch of the harness", default=8)
     batch_tokens: str = argument("tokens of a batch of ours, or auto", default="auto")
     dtype: Literal["float32", "bfloat16", "float16"] = argument("of the weights", default="float32")
-    device: Literal["cpu", "cuda"] = argument(
-        "where", default="cuda" if torch.cuda.is_available() else "cpu"
-    )
+    device: str = argument("where", default=available_device().type)
 
 
 def cbt_requests(config: BenchmarkConfig) -> Requests:

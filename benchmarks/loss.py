@@ -14,13 +14,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
-from typing import Literal
 
 import torch
 from tabulate import tabulate
 
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
 from modeling_gpt2scratch.common.command_line import argument, parse_config
+from modeling_gpt2scratch.distributed.device import available_device
 from modeling_gpt2scratch.training.sizes import MODEL_SIZES
 
 LOSSES = ("plain", "chunked")
@@ -36,9 +36,7 @@ class BenchmarkConfig:
     micro_batch_size: int = argument("rows of a step", default=4)
     repeats: int = argument("timed steps of each loss; the fastest counts", default=3)
     bf16: bool = argument("run under bf16 autocast", default=False)
-    device: Literal["cpu", "cuda"] = argument(
-        "where", default="cuda" if torch.cuda.is_available() else "cpu"
-    )
+    device: str = argument("where", default=available_device().type)
 
 
 class Step:
@@ -64,8 +62,8 @@ class Step:
             else:
                 mean = self.model(self.input_ids, shift_labels=self.input_ids).loss
         mean.backward()
-        if self.config.device == "cuda":
-            torch.cuda.synchronize()
+        if self.config.device != "cpu":
+            torch.accelerator.synchronize()
         return time.perf_counter() - start
 
 
@@ -75,10 +73,10 @@ def peak_bytes(loss: str, config: BenchmarkConfig) -> int:
     for parameter in step.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     gc.collect()
-    if config.device == "cuda":
-        before = torch.cuda.memory_allocated()
+    if config.device != "cpu":
+        before = torch.accelerator.memory_allocated()
         step(loss)
-        return torch.cuda.max_memory_allocated() - before
+        return torch.accelerator.max_memory_allocated() - before
     before = max_resident_bytes()
     step(loss)
     return max_resident_bytes() - before

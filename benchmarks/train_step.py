@@ -24,6 +24,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
 from modeling_gpt2scratch.common.command_line import argument, parse_config
+from modeling_gpt2scratch.distributed.device import available_device
 from modeling_gpt2scratch.hardware.devices import (
     flops_per_token,
     keep_freed_memory,
@@ -59,9 +60,7 @@ class BenchmarkConfig:
         f"any of {', '.join(CONTESTANTS)}; all if none is given", default_factory=list
     )
     clock: Literal["wall", "cpu"] = argument("seconds that count", default="wall")
-    device: Literal["cpu", "cuda"] = argument(
-        "where", default="cuda" if torch.cuda.is_available() else "cpu"
-    )
+    device: str = argument("where", default=available_device().type)
 
 
 class Contestant:

@@ -31,6 +31,8 @@ MEANT = {
     "cpu": (1, 1, {"ACCELERATE_USE_CPU": "True", "ACCELERATE_MIXED_PRECISION": "no"}),
     "cpu_2proc": (2, 1, {"ACCELERATE_MIXED_PRECISION": "no"}),
     "single_gpu": (1, 1, {"ACCELERATE_USE_CPU": "False", "ACCELERATE_MIXED_PRECISION": "bf16"}),
+    "mps": (1, 1, {"ACCELERATE_USE_CPU": "False", "ACCELERATE_MIXED_PRECISION": "no"}),
+    "xpu": (1, 1, {"ACCELERATE_USE_CPU": "False", "ACCELERATE_MIXED_PRECISION": "bf16"}),
     "ddp_8gpu": (8, 1, {"ACCELERATE_MIXED_PRECISION": "bf16"}),
     "multi_node_ddp": (16, 2, {"ACCELERATE_MIXED_PRECISION": "bf16"}),
     "fsdp2": (8, 1, {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_MIXED_PRECISION": "bf16"}),

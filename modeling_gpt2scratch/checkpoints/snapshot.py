@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.common.atomic_files import fsync
 from modeling_gpt2scratch.common.checksums import checksum, drop_from_cache
+from modeling_gpt2scratch.distributed.device import has_pinned_memory
 
 from .checkpoint import (
     OPTIMIZER_FOLDER,
@@ -46,18 +47,18 @@ class HostCopies:
         """The copy, which is complete after `finish`."""
         if self._is_aliasing and tensor.device.type == "cpu":
             return tensor.contiguous()
-        is_cuda = tensor.device.type == "cuda"
+        is_pinned = has_pinned_memory(tensor.device)
         buffer = self._buffers.get(key)
         if buffer is None or (buffer.shape, buffer.dtype) != (tensor.shape, tensor.dtype):
             # Only into pinned memory can a GPU copy while the host goes on.
-            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=is_cuda)
+            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=is_pinned)
             self._buffers[key] = buffer
-        return buffer.copy_(tensor, non_blocking=is_cuda)
+        return buffer.copy_(tensor, non_blocking=is_pinned)
 
     def finish(self) -> None:
         """Waits for the copies."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
 
 
 @dataclass(frozen=True)

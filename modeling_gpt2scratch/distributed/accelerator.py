@@ -22,11 +22,12 @@ from accelerate.utils import (
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
+from .device import available_device, device_name, has_bf16
 from .processes import LaunchError
 from .roll_call import is_first_to_say
 
-# NCCL ends a process whose operation timed out. Before that, the exchange among the processes' CPUs
-# shall time out, which names the one that is missing.
+# NCCL and its like end a process whose operation timed out. Before that, the exchange among the
+# processes' CPUs shall time out, which names the one that is missing.
 NCCL_GRACE = timedelta(minutes=1)
 
 
@@ -46,7 +47,7 @@ def make_accelerator(
             DeepSpeed than ZeRO-2.
     """
     timeout = timedelta(minutes=timeout_minutes)
-    if torch.cuda.is_available():
+    if torch.accelerator.is_available():
         timeout += NCCL_GRACE
     _join_after_restart(timeout)
     precision = choose_precision(mixed_precision)
@@ -133,12 +134,19 @@ def _join_after_restart(timeout: timedelta) -> None:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(address, port, is_master=False, timeout=timeout)
     dist.init_process_group(
-        "cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo",
+        _backends(available_device()),
         store=dist.PrefixStore(f"attempt-{attempt}", store),
         rank=int(os.environ["RANK"]),
         world_size=int(os.environ["WORLD_SIZE"]),
         timeout=timeout,
     )
+
+
+def _backends(device: torch.device) -> str:
+    """How processes talk, in torch's words: the devices by their vendor's library, the CPUs too."""
+    if device.type == "cpu":
+        return "gloo"
+    return f"{device.type}:{dist.get_default_backend_for_device(device.type)},cpu:gloo"
 
 
 def _fsdp_plugin(precision: str | None) -> FullyShardedDataParallelPlugin | None:
@@ -208,11 +216,8 @@ def _shard_on_cpu(accelerator: Accelerator, plugin: FullyShardedDataParallelPlug
 
 def describe_environment(accelerator: Accelerator) -> dict[str, str | int]:
     """Where a run takes place, as JSON values that name no machine and no user."""
-    device = accelerator.device.type
-    if device == "cuda":
-        device = torch.cuda.get_device_name(accelerator.device)
     return {
-        "device": device,
+        "device": device_name(accelerator.device),
         "processes": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
         "python": platform.python_version(),
@@ -250,8 +255,8 @@ def closing(accelerator: Accelerator) -> Iterator[None]:
 def choose_precision(requested: str) -> str | None:
     """The precision to hand to Accelerate; None leaves it to Accelerate's own configuration.
 
-    "auto" is what that configuration says if it says anything, else bf16 on GPUs that have it. Its
-    launcher says "no" as well where nobody has said anything, so that "no" counts as nothing.
+    "auto" is what that configuration says if it says anything, else bf16 on accelerators that have
+    it. Its launcher says "no" as well where nobody has said anything, so that counts as nothing.
     """
     if requested != "auto":
         return requested
@@ -259,9 +264,8 @@ def choose_precision(requested: str) -> str | None:
         return None
     if os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true":
         return "no"
-    if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False):
-        return "bf16"
-    return "no"
+    device = available_device()
+    return "bf16" if device.type != "cpu" and has_bf16(device) else "no"
 
 
 def asks_for_fp8(mixed_precision: str) -> bool:

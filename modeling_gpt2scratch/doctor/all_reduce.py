@@ -1,6 +1,7 @@
 """One of several processes that add their numbers, as torchrun starts them for the doctor.
 
-Its arguments: gloo or nccl, and the seconds that one waits for the others.
+Its arguments: gloo, or the library of this machine's accelerators, and the seconds that one waits
+for the others.
 """
 
 import datetime
@@ -10,13 +11,16 @@ import sys
 import torch
 from torch import distributed
 
+from modeling_gpt2scratch.distributed.device import available_device
+
 
 def main() -> None:
     """Joins the others, adds, and raises unless the sum is right."""
     backend, seconds = sys.argv[1], float(sys.argv[2])
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if backend == "nccl" else "cpu"
-    if backend == "nccl":
-        torch.cuda.set_device(device)
+    device = torch.device("cpu")
+    if backend != "gloo":
+        device = torch.device(available_device().type, int(os.environ["LOCAL_RANK"]))
+        torch.accelerator.set_device_index(device.index)
     distributed.init_process_group(backend, timeout=datetime.timedelta(seconds=seconds))
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     number = torch.full((1024,), float(rank), device=device)

@@ -18,6 +18,13 @@ from packaging.requirements import Requirement
 
 from modeling_gpt2scratch.common.atomic_files import write_file
 from modeling_gpt2scratch.common.threads import CHOICES, load_of_others, n_cores
+from modeling_gpt2scratch.distributed.device import (
+    available_device,
+    cpu_bf16,
+    device_name,
+    has_bf16,
+    lacking,
+)
 
 PACKAGE = "gpt2scratch"
 GIB = 2**30
@@ -66,17 +73,22 @@ def check_devices() -> Finding:
     """GPUs, and whether torch sees those that the driver sees."""
     memory = f"{psutil.virtual_memory().available / GIB:.0f} GiB of memory free"
     host = f"{os.cpu_count()} CPU cores, {memory}"
-    if torch.cuda.is_available():
-        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    if devices := accelerators():
+        names = [device_name(device) for device in devices]
         counts = [f"{names.count(name)} x {name}" for name in dict.fromkeys(names)]
-        return Finding("ok", f"{', '.join(counts)}; {host}")
-    if torch.accelerator.is_available():
-        return Finding("ok", f"{torch.accelerator.current_accelerator()}; {host}")
+        lacks = "".join(f", without {name}" for name in lacking(devices[0]))
+        return Finding("ok", f"{', '.join(counts)}{lacks}; {host}")
     if shutil.which("nvidia-smi"):
         built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU only"
         found = f"nvidia-smi, but no GPU for torch, which was built for {built}"
         return Finding("failed", found, "install the torch of this driver: pytorch.org/get-started")
     return Finding("ok", f"no GPU; {host}")
+
+
+def accelerators() -> list[torch.device]:
+    """The devices of this machine besides its CPU."""
+    kind = available_device().type
+    return [torch.device(kind, i) for i in range(torch.accelerator.device_count())]
 
 
 def check_load() -> Finding:
@@ -91,13 +103,12 @@ def check_load() -> Finding:
 
 def check_bf16() -> Finding:
     """Whether the device multiplies bf16 faster than float32."""
-    if torch.cuda.is_available():
-        if torch.cuda.is_bf16_supported(including_emulation=False):
+    device = available_device()
+    if device.type != "cpu":
+        if has_bf16(device):
             return Finding("ok", "the GPU has it")
-        return Finding("warning", "the GPU has none", "--mixed_precision no; fp16 is not supported")
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    has = [name for name in ("amx_bf16", "avx512_bf16") if capabilities.get(name)]
-    if has:
+        return Finding("warning", "the GPU has none", "train with --mixed_precision fp16 or no")
+    if has := cpu_bf16():
         return Finding("ok", f"the CPU has {', '.join(has)}: --mixed_precision bf16 is faster")
     return Finding("ok", "the CPU has neither AMX nor AVX512-BF16: float32 is faster")
 
@@ -107,12 +118,12 @@ def check_matrix_products() -> Finding:
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(256, 256, generator=generator, dtype=torch.float64) for _ in "ab")
     expected = left @ right
-    devices = [torch.device("cpu")]
-    devices += [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    devices = [torch.device("cpu"), *accelerators()]
     for device in devices:
         # TF32 and bf16 have 8 and 11 bits; their errors average out over 256 products.
         for dtype, tolerance in ((torch.float32, 1e-3), (torch.bfloat16, 1e-2)):
-            product = (left.to(device, dtype) @ right.to(device, dtype)).cpu().double()
+            on_device = [matrix.to(dtype).to(device) for matrix in (left, right)]
+            product = torch.mm(*on_device).cpu().double()
             error = ((product - expected).norm() / expected.norm()).item()
             if not error < tolerance:
                 found = f"an error of {error:.1e} in {dtype} on {device}, more than {tolerance}"
@@ -123,7 +134,7 @@ def check_matrix_products() -> Finding:
 def check_compilation() -> Finding:
     """torch.compile makes code that runs."""
     constant = random.random()  # so that no cache has the result
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = available_device()
     x = torch.linspace(0, 1, 1000, device=device)
 
     def function(x):
@@ -133,12 +144,14 @@ def check_compilation() -> Finding:
         close = torch.allclose(torch.compile(function)(x), function(x), atol=1e-6)
     except Exception as error:  # inductor, dynamo and compilers raise dozens of kinds
         cause = error.__cause__ or error
-        missing = "triton, which" if device == "cuda" else "a C++ compiler (g++, clang), which"
+        missing = "a C++ compiler (g++, clang)" if device.type == "cpu" else "triton"
         found = " ".join(f"{type(cause).__name__}: {cause}".split())[:200]
-        return Finding("warning", found, f"install {missing} it needs, or train with --compile no")
+        return Finding(
+            "warning", found, f"install {missing}, which it needs, or train with --compile no"
+        )
     if not close:
         return Finding("failed", "code that computes something else", "train with --compile no")
-    return Finding("ok", f"compiles for {device}")
+    return Finding("ok", f"compiles for {device.type}")
 
 
 def check_gloo(*, timeout_seconds: float) -> Finding:
@@ -148,10 +161,11 @@ def check_gloo(*, timeout_seconds: float) -> Finding:
 
 def check_nccl(*, timeout_seconds: float) -> Finding:
     """One process for each GPU of this machine, likewise."""
-    n_gpus = torch.cuda.device_count()
-    if n_gpus == 0:
+    devices = accelerators()
+    if not devices:
         return Finding("ok", "no GPU, nothing to do")
-    return _all_reduce("nccl", n_processes=n_gpus, timeout_seconds=timeout_seconds)
+    backend = torch.distributed.get_default_backend_for_device(devices[0].type)
+    return _all_reduce(backend, n_processes=len(devices), timeout_seconds=timeout_seconds)
 
 
 def _all_reduce(backend: str, *, n_processes: int, timeout_seconds: float) -> Finding:

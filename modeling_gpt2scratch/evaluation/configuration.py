@@ -64,7 +64,9 @@ class CompareArguments:
         default="auto",
     )
     device: str = argument(
-        "a torch device; auto is cuda, mps or cpu, the first found", group=HARDWARE, default="auto"
+        "a torch device; auto is the accelerator if there is one",
+        group=HARDWARE,
+        default="auto",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = argument(
         "of weights and activations", group=HARDWARE, default="float32"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate.utils.memory import clear_device_cache
 
 from modeling_gpt2scratch.common.activity import activity
 
@@ -107,8 +107,7 @@ def evaluate_model(
             cache.write(keys[name], model.tasks[name], model.description)
     # The next model may need the memory of this one.
     del scorer
-    gc.collect()
-    torch.cuda.empty_cache()
+    clear_device_cache(garbage_collection=True)
 
 
 def _look_up(

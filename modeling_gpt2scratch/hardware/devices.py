@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from modeling_gpt2scratch.configuration_gpt2scratch import GPT2ScratchConfig
+from modeling_gpt2scratch.distributed.device import device_name
 from modeling_gpt2scratch.distributed.processes import LaunchError
 
 # Dense peaks in TFLOP/s, by a pattern of the device's name; the first that fits counts. Vendors
@@ -43,21 +44,33 @@ PEAK_TFLOPS: tuple[tuple[str, dict[str, float]], ...] = (
     (r"L4\b", {"fp8": 242.5, "bf16": 121.0, "tf32": 60.0, "fp32": 30.3}),
     (r"L40S", {"fp8": 733.0, "bf16": 362.05, "tf32": 183.0, "fp32": 91.6}),
     (r"L40\b", {"fp8": 362.0, "bf16": 181.05, "tf32": 90.5, "fp32": 90.5}),
-    # "NVIDIA T4" and "NVIDIA V100" (SXM2, PCIe, S) datasheets; neither has bf16 or TF32.
-    (r"T4\b", {"fp32": 8.1}),
-    (r"V100S", {"fp32": 16.4}),
-    (r"V100-SXM", {"fp32": 15.7}),
-    (r"V100-PCIE", {"fp32": 14.0}),
+    # "NVIDIA T4", "Tesla P100" (SXM2, PCIe 16 GB) and "NVIDIA V100" (SXM2, PCIe, S) datasheets;
+    # none has bf16 or TF32.
+    (r"T4\b", {"fp16": 65.0, "fp32": 8.1}),
+    (r"P100-SXM2", {"fp32": 10.6}),
+    (r"P100-PCIE", {"fp32": 9.3}),
+    (r"V100S", {"fp16": 130.0, "fp32": 16.4}),
+    (r"V100-SXM", {"fp16": 125.0, "fp32": 15.7}),
+    (r"V100-PCIE", {"fp16": 112.0, "fp32": 14.0}),
     # "NVIDIA Ampere GA102 GPU Architecture", "NVIDIA Ada GPU Architecture" and "NVIDIA RTX
     # Blackwell GPU Architecture" white papers, appendix A.
     (r"RTX A6000", {"bf16": 154.8, "tf32": 77.4, "fp32": 38.7}),
+    (r"RTX 3070$", {"bf16": 40.6, "tf32": 20.3, "fp32": 20.3}),
+    (r"RTX 3080$", {"bf16": 59.5, "tf32": 29.8, "fp32": 29.8}),
     (r"RTX 3090$", {"bf16": 71.0, "tf32": 35.6, "fp32": 35.6}),
+    (r"RTX 4080$", {"fp8": 194.9, "bf16": 97.5, "tf32": 48.7, "fp32": 48.7}),
     (r"RTX 4090$", {"fp8": 330.3, "bf16": 165.2, "tf32": 82.6, "fp32": 82.6}),
+    (r"RTX 5080$", {"fp8": 225.1, "bf16": 112.6, "tf32": 56.3, "fp32": 56.3}),
     (r"RTX 5090$", {"fp8": 419.0, "bf16": 209.5, "tf32": 104.8, "fp32": 104.8}),
-    # "AMD Instinct MI300X", "MI325X" and "MI250X" data sheets, matrix peaks. A MI250X is two
-    # devices; each has half of what its data sheet says.
+    # "NVIDIA Turing GPU Architecture" white paper, reference clocks; no bf16, no TF32.
+    (r"RTX 2080 Ti$", {"fp16": 53.8, "fp32": 13.4}),
+    # "AMD Instinct MI300X", "MI325X", "MI250X" and "MI210" data sheets, matrix peaks. A MI250X is
+    # two devices; each has half of what its data sheet says.
     (r"MI3(00|25)X", {"fp8": 2614.9, "bf16": 1307.4, "tf32": 653.7, "fp32": 163.4}),
     (r"MI250X", {"bf16": 191.5, "fp32": 47.9}),
+    (r"MI210", {"bf16": 181.0, "fp32": 45.3}),
+    # "AMD Radeon RX 7900 XTX" specifications.
+    (r"RX 7900 XTX", {"bf16": 122.8, "fp32": 61.4}),
 )
 GIB = 2**30
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
@@ -70,7 +83,7 @@ def peak_flops(name: str, precision: str) -> float | None:
 
     Args:
         name: as torch gives it. A slice of a device (MIG) is unknown: it has a part of the peak.
-        precision: of matrix products: fp8, bf16, tf32 or fp32.
+        precision: of matrix products: fp8, bf16, fp16, tf32 or fp32.
     """
     if "MIG" in name:
         return None
@@ -87,14 +100,16 @@ def device_peak_flops(
 
     Args:
         device: of this process.
-        mixed_precision: of the Accelerator: no, bf16 or fp8.
+        mixed_precision: of the Accelerator: no, fp16, bf16 or fp8.
         peak_tflops: what the user says it is, in TFLOP/s.
     """
     if peak_tflops is not None:
         return peak_tflops * 1e12
-    if device.type != "cuda":
+    if device.type == "cpu":
         return None
-    name = torch.cuda.get_device_name(device)
+    name = device_name(device)
+    if mixed_precision == "fp16":  # the same as bf16 where a device has both
+        return peak_flops(name, "fp16") or peak_flops(name, "bf16")
     if mixed_precision != "no":
         return peak_flops(name, mixed_precision)
     if torch.get_float32_matmul_precision() == "highest":
@@ -108,7 +123,7 @@ def use_tf32(enabled: bool) -> None:
 
     CPUs are left alone, whose results should not change.
     """
-    if torch.cuda.is_available():
+    if torch.accelerator.is_available():
         torch.set_float32_matmul_precision("high" if enabled else "highest")
 
 
@@ -188,14 +203,23 @@ def measure_matmul_flops(
 
 def peak_memory(device: torch.device) -> dict[str, float]:
     """The most memory of this process so far, in GiB, under a name that says which memory."""
-    if device.type == "cuda":
-        return {"peak_cuda_memory_gib": torch.cuda.max_memory_allocated(device) / GIB}
+    # Devices that share the host's memory, such as Apple's, do not count their own.
+    if device.type != "cpu" and (n_bytes := torch.accelerator.max_memory_allocated(device)):
+        return {"peak_device_memory_gib": n_bytes / GIB}
     status = Path("/proc/self/status")
     if status.exists():  # getrusage would count the parent's peak, too
         match = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
         if match:
             return {"peak_resident_memory_gib": int(match[1]) * 1024 / GIB}
     return {}
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of an accelerator's memory; on MPS, those that the system recommends as the most."""
+    if device.type == "mps":  # which `torch.accelerator` cannot ask
+        return torch.mps.recommended_max_memory()
+    _, total = torch.accelerator.get_memory_info(device)
+    return total
 
 
 def require_fp8() -> None:

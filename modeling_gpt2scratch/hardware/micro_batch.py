@@ -13,6 +13,8 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from modeling_gpt2scratch.distributed.processes import LaunchError
 from modeling_gpt2scratch.modeling_gpt2scratch import GPT2ScratchForCausalLM
 
+from .devices import total_memory
+
 # Left free on a GPU, as a share of its memory: for buffers of the communication between GPUs, and
 # because memory is cut up more and more during a long run.
 GPU_RESERVE = 0.1
@@ -64,8 +66,8 @@ def find_micro_batch_size(
         found = largest_by_trying(trial, sizes) if on_gpu else largest_by_estimate(trial, sizes)
     model.train(was_training)
     clear_device_cache()
-    if device.type == "cuda":  # the run's own peak counts, and not that of the trials
-        torch.cuda.reset_peak_memory_stats(device)
+    if on_gpu:  # the run's own peak counts, and not that of the trials
+        torch.accelerator.reset_peak_memory_stats(device)
     found = min(gather_object([found]))
     if not found:
         raise LaunchError(
@@ -110,8 +112,8 @@ def _fits(trial: Trial, n_rows: int) -> bool:
     device = trial.accelerator.device
     clear_device_cache(garbage_collection=True)  # of what the exception of a trial before held
     try:
-        _, total = torch.accelerator.get_memory_info(device)
-        n_bytes = (STATE_PER_WEIGHT - 1) * trial.weight_bytes + int(GPU_RESERVE * total)
+        n_bytes = (STATE_PER_WEIGHT - 1) * trial.weight_bytes
+        n_bytes += int(GPU_RESERVE * total_memory(device))
         reserve = torch.empty(n_bytes, dtype=torch.uint8, device=device)
         for _ in range(2):  # the second has the gradients of the first beside it
             trial(n_rows)

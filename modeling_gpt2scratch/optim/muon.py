@@ -43,6 +43,8 @@ class MuonAdamW(Optimizer):
         eps: of AdamW.
         momentum: of Muon, in Nesterov's form.
         rule: of groups that bring none.
+        fused: AdamW in one kernel. Without it `found_inf` is no protection, and whoever steps has
+            to look at the number first.
 
     Raises:
         ValueError: for an unknown rule, or a parameter of Muon that is no matrix of such parts.
@@ -61,6 +63,7 @@ class MuonAdamW(Optimizer):
         eps: float = 1e-8,
         momentum: float = 0.95,
         rule: str = "adamw",
+        fused: bool = True,
     ):
         defaults = {
             "lr": lr,
@@ -70,7 +73,7 @@ class MuonAdamW(Optimizer):
             "momentum": momentum,
             "rule": rule,
             "parts": 1,
-            "fused": True,  # what torch asks before it puts the loaded `step` on a device
+            "fused": fused,  # what torch asks before it puts the loaded `step` on a device
         }
         super().__init__(params, defaults)
 
@@ -111,7 +114,8 @@ class MuonAdamW(Optimizer):
         for parameter in parameters:
             state = self.state[parameter]
             if not state:
-                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                device = parameter.device if group["fused"] else "cpu"
+                state["step"] = torch.zeros((), dtype=torch.float32, device=device)
                 state["exp_avg"] = torch.zeros_like(parameter)
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
         states = [self.state[parameter] for parameter in parameters]
@@ -122,8 +126,8 @@ class MuonAdamW(Optimizer):
             [_local(state["exp_avg_sq"]) for state in states],
             [],
             [state["step"] for state in states],
-            fused=True,
-            found_inf=self._found_inf(),
+            fused=group["fused"],
+            found_inf=self._found_inf() if group["fused"] else None,
             amsgrad=False,
             beta1=group["betas"][0],
             beta2=group["betas"][1],

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from modeling_gpt2scratch.distributed.device import has_bf16
+
 # Of the quintic a*x + b*x^3 + c*x^5, which takes singular values to about 1 in few steps. It
 # overshoots on purpose: they end between 0.7 and 1.2, which trains as well as exactly 1.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -12,13 +14,7 @@ EPSILON = 1e-7
 
 def iteration_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the device multiplies it faster than float32, which is used elsewhere."""
-    is_fast = device.type == "xpu"
-    if device.type == "cuda":
-        is_fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
-        capabilities = torch.cpu.get_capabilities()
-        is_fast = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
-    return torch.bfloat16 if is_fast else torch.float32
+    return torch.bfloat16 if has_bf16(device) else torch.float32
 
 
 def orthogonalize(matrix: Tensor, *, parts: int = 1) -> Tensor:

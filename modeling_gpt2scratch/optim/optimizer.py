@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from modeling_gpt2scratch.checkpoints.zero_state import optimized_parameters
+from modeling_gpt2scratch.distributed.device import has_fused_adamw
 
 from .muon import MuonAdamW
 
@@ -21,6 +22,7 @@ def make_optimizer(
     weight_decay: float,
     name: Literal["adamw", "muon"] = "adamw",
     muon_learning_rate: float | None = None,
+    device: torch.device | None = None,
 ) -> Optimizer:
     """The optimizer for a model; make it before Accelerate or FSDP2 wraps the two.
 
@@ -31,6 +33,7 @@ def make_optimizer(
         name: "adamw" for everything, or "muon" for the matrices of the blocks and AdamW for the
             rest.
         muon_learning_rate: peak of Muon, on the same scale, see `update_scale`; AdamW's if None.
+        device: on which it will step; the model's if None.
 
     Source: Brown et al. 2020 (GPT-3), appendix B, for AdamW's betas.
     """
@@ -39,11 +42,19 @@ def make_optimizer(
         is_muon = group["rule"] == "muon" and muon_learning_rate is not None
         peak = muon_learning_rate if is_muon else learning_rate
         group["lr"] = group["initial_lr"] = peak
-    if name == "muon":
-        return MuonAdamW(groups, lr=learning_rate, betas=ADAM_BETAS, eps=ADAM_EPSILON)
-    return torch.optim.AdamW(
-        groups, lr=learning_rate, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True
-    )
+    fused = has_fused_adamw(device or next(model.parameters()).device)
+    optimizer = MuonAdamW if name == "muon" else torch.optim.AdamW
+    return optimizer(groups, lr=learning_rate, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=fused)
+
+
+def skips_by_itself(optimizer: Optimizer, device: torch.device) -> bool:
+    """Whether `found_inf` is enough to make a step change nothing.
+
+    torch's AdamW looks at it in one kernel or not at all; on MPS no kernel before torch 2.13 does
+    (pytorch/pytorch#186360).
+    """
+    options = getattr(optimizer, "defaults", {"fused": True})  # DeepSpeed's has none
+    return bool(options["fused"]) and device.type != "mps"
 
 
 def parameter_groups(

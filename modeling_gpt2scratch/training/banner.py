@@ -9,6 +9,8 @@ from tabulate import tabulate
 from torch import nn
 
 from modeling_gpt2scratch.common.threads import load_of_others, n_cores
+from modeling_gpt2scratch.distributed.device import device_name, has_bf16, lacking
+from modeling_gpt2scratch.hardware.compilation import missing_for_compilation
 from modeling_gpt2scratch.optim.optimizer import describe_groups
 
 from .configuration import TrainConfig
@@ -62,11 +64,12 @@ def surprises(
 ) -> list[str]:
     """Sentences about what is allowed and seldom meant."""
     notes = []
-    n_visible = torch.cuda.device_count()
+    device = accelerator.device
+    n_visible = torch.accelerator.device_count()
     n_local = torch.distributed.get_node_local_rank(fallback_rank=0) if n_visible else 0
-    if accelerator.device.type == "cuda" and accelerator.num_processes < n_visible and not n_local:
+    if device.type != "cpu" and accelerator.num_processes < n_visible and not n_local:
         notes.append(f"{accelerator.num_processes} of the {n_visible} GPUs here are used")
-    if torch.accelerator.is_available() and accelerator.device.type == "cpu":
+    if torch.accelerator.is_available() and device.type == "cpu":
         notes.append("a GPU is here, and the Accelerate configuration says not to use it")
     if config.eval_every and not has_validation:
         notes.append(
@@ -79,8 +82,14 @@ def surprises(
             f"a batch of {config.total_batch_tokens:,} tokens is small for a model of this size; "
             f"0.5M is usual, and much smaller ones have diverged"
         )
-    if accelerator.device.type == "cuda" and accelerator.mixed_precision == "no":
-        notes.append("matrices are multiplied in float32; --mixed_precision bf16 is much faster")
+    if device.type != "cpu" and accelerator.mixed_precision == "no":
+        faster = "bf16" if has_bf16(device) else "fp16"
+        notes.append(f"matrices are multiplied in float32; try --mixed_precision {faster}")
+    lacks = lacking(device)
+    if device.type != "cpu" and missing_for_compilation(device):
+        lacks.append("torch.compile")
+    if lacks:
+        notes.append(f"{device_name(device)} lacks {', '.join(lacks)}; the run does without")
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         notes.append(
             "DeepSpeed itself skips a step whose gradient is not finite, and clips; such a step is "

@@ -57,7 +57,7 @@ EXPECTED_ERRORS = (
 UNSHOWN = {
     *("sample", "tokens", "elapsed_seconds", "save_stall_seconds", "compiled_graphs"),
     *("loss_scale", "overflowed_steps"),
-    *("peak_cuda_memory_gib", "peak_resident_memory_gib"),
+    *("peak_device_memory_gib", "peak_resident_memory_gib"),
 }
 FORMATS = {"eval_loss": ".4f", "data_wait": ".1%", "mfu": ".1%"}  # of the others four digits
 

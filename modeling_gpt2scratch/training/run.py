@@ -296,6 +296,7 @@ def _prepare(
         weight_decay=config.weight_decay,
         name=config.optimizer,
         muon_learning_rate=config.muon_learning_rate,
+        device=accelerator.device,
     )
     wrapped_model, wrapped_optimizer = prepare(accelerator, model, optimizer)
     return wrapped_model, wrapped_optimizer, compiled

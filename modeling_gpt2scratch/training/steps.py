@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from modeling_gpt2scratch.distributed.processes import say
 from modeling_gpt2scratch.hardware.compilation import n_compiled_graphs
 from modeling_gpt2scratch.hardware.devices import flops_per_token, mfu, peak_memory
+from modeling_gpt2scratch.optim.optimizer import skips_by_itself
 from modeling_gpt2scratch.tracking.metrics import Throughput
 
 from .guard_rails import Finding
@@ -72,13 +73,15 @@ def skip_unless_finite(optimizer: torch.optim.Optimizer, loss: Tensor, grad_norm
     now, unless it found the gradient not finite itself, and does not look at the flag.
 
     Returns:
-        False where the step must not be made at all: on MPS, whose kernels before torch 2.13 do
-        not look at the flag either (pytorch/pytorch#186360), the number is waited for.
+        False where the step must not be made at all: where the optimizer would not look at the
+        flag, the number is waited for; see `skips_by_itself`.
     """
     is_finite = torch.isfinite(loss) & torch.isfinite(grad_norm)
+    if not skips_by_itself(optimizer, loss.device):
+        return bool(is_finite)
     optimizer.grad_scale = None
     optimizer.found_inf = (~is_finite).to(torch.float32)
-    return loss.device.type != "mps" or bool(is_finite)
+    return True
 
 
 def update_weights(

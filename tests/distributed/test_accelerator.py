@@ -35,16 +35,26 @@ def test_shards_in_fp16_are_refused_in_one_line(monkeypatch):
 
 
 def test_an_argument_or_a_cpu_run_decides_the_precision_and_then_the_device(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    has = {"cuda": True, "xpu": True, "mps": False}
+    monkeypatch.setattr(accelerator, "has_bf16", lambda device: has[device.type])
     assert accelerator.choose_precision("no") == "no"
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # as the launcher always says
     monkeypatch.setenv("ACCELERATE_USE_CPU", "False")
-    assert accelerator.choose_precision("auto") == "bf16"
+    for kind, is_there in has.items():
+        monkeypatch.setattr(accelerator, "available_device", lambda k=kind: torch.device(k))
+        assert accelerator.choose_precision("auto") == ("bf16" if is_there else "no")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")  # on a machine with a GPU
     assert accelerator.choose_precision("auto") == "no"
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert accelerator.choose_precision("auto") is None  # Accelerate's own
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("cpu", "gloo"), ("cuda", "cuda:nccl,cpu:gloo"), ("xpu", "xpu:xccl,cpu:gloo")],
+)
+def test_devices_talk_by_the_library_of_their_vendor(kind, expected):
+    assert accelerator._backends(torch.device(kind)) == expected
 
 
 def test_processes_that_do_not_find_each_other_are_refused(monkeypatch, tmp_path):

@@ -40,6 +40,8 @@ def test_each_device_has_its_own_peak(name):
 @pytest.mark.parametrize(
     ("name", "precision"),
     [
+        ("NVIDIA GeForce RTX 2080 Ti", "bf16"),
+        ("Tesla P100-PCIE-16GB", "fp16"),  # without tensor cores
         ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "bf16"),  # a seventh of a device
         ("NVIDIA GeForce RTX 3090 Ti", "bf16"),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", "bf16"),
@@ -123,6 +125,14 @@ def test_fp8_is_refused_where_nothing_can_do_it(monkeypatch):
     monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(LaunchError, match="expected torchao or transformer_engine for fp8"):
         devices.require_fp8()
+
+
+def test_fp16_has_a_peak_of_its_own_or_that_of_bf16(monkeypatch):
+    peaks = {"Tesla T4": 65, "Tesla V100-SXM2-16GB": 125, "NVIDIA GeForce RTX 3080": 59.5}
+    for name, expected in peaks.items():
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, n=name: n)
+        found = devices.device_peak_flops(torch.device("cuda"), mixed_precision="fp16")
+        assert found == expected * 1e12
 
 
 @pytest.mark.parametrize(

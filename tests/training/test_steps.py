@@ -79,6 +79,9 @@ def test_where_the_optimizer_ignores_the_flag_the_number_is_waited_for():
     assert skip_unless_finite(optimizer, finite.as_subclass(OnMps), finite) is True
     assert skip_unless_finite(optimizer, lost.as_subclass(OnMps), finite) is False
     assert skip_unless_finite(optimizer, finite.as_subclass(OnMps), lost) is False
+    optimizer = torch.optim.AdamW(model.parameters(), fused=False)
+    assert skip_unless_finite(optimizer, finite, finite) is True
+    assert skip_unless_finite(optimizer, lost, finite) is False
 
 
 def test_means_leave_out_the_steps_that_were_skipped():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from modeling_gpt2scratch.data.shards.format import ShardError
+from modeling_gpt2scratch.distributed.device import has_pinned_memory
 
 from .loader import ShardLoader
 
@@ -72,15 +73,15 @@ class Prefetcher:
 
     def _run(self, step: int) -> None:
         """Fills the queue until told to stop."""
-        is_for_gpu = self._device is not None and self._device.type == "cuda"
+        is_pinned = self._device is not None and has_pinned_memory(self._device)
         try:
             # A new thread has the first GPU, which is also what a single process's "cuda" means.
-            if is_for_gpu and self._device.index is not None:
-                torch.cuda.set_device(self._device)
+            if is_pinned and self._device.index is not None:
+                torch.accelerator.set_device_index(self._device.index)
             while True:
                 for micro_step in range(self._loader.micro_steps):
                     batch = self._loader.batch(step, micro_step)
-                    if is_for_gpu:
+                    if is_pinned:
                         batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
                     if not self._put(batch):
                         return

@@ -23,6 +23,7 @@ from transformers import (
 from modeling_gpt2scratch.checkpoints.weight_files import naming_damaged_files
 from modeling_gpt2scratch.data.tokens.ids import vocab_size_of
 from modeling_gpt2scratch.data.tokens.tokenizer import problem_of_files, refuse_huge_ids
+from modeling_gpt2scratch.distributed.device import available_device
 
 from .adapters import add_adapter, base_of_adapter
 from .processes import ProcessGroup
@@ -180,11 +181,7 @@ def require_fitting(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) 
 
 def resolve_device(name: str) -> torch.device:
     """The device called `name`; auto is the fastest kind there is."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    return available_device() if name == "auto" else torch.device(name)
 
 
 def describe_model(scorer: CausalScorer) -> dict[str, Any]:

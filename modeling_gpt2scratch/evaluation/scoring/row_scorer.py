@@ -27,9 +27,10 @@ from .token_scores import padded, score_tokens
 
 logger = logging.getLogger(__name__)
 LONGEST_PROBED_WINDOW = 512  # of attention, in tokens; a longer one would take too long to exceed
-# Where `batch_tokens` "auto" begins, by the device. On a CPU more is slower: rows of one batch
-# differ more in length, and its arrays leave the cache.
-AUTO_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
+# Where `batch_tokens` "auto" begins. On a CPU more is slower: rows of one batch differ more in
+# length, and its arrays leave the cache. Apple's devices take memory from everybody else.
+AUTO_BATCH_TOKENS = 32768
+FEWER_BATCH_TOKENS = {"cpu": 1024, "mps": 1024}
 # Beginnings that one cache may hold: of any lengths, of one length, or none.
 Sharing = Literal["any", "equal", "none"]
 Portion = TypeVar("Portion")
@@ -44,7 +45,7 @@ class RowScorer(CausalModel):
         context_tokens: as in `CausalModel`.
         batch_tokens: padded input tokens of one forward pass; a longer row is a batch of its own.
             Whenever the device has not enough memory, the number is halved. "auto" begins with
-            `AUTO_BATCH_TOKENS` of the device.
+            `AUTO_BATCH_TOKENS`, or fewer on some devices.
 
     Raises:
         ValueError: as in `CausalModel`.
@@ -55,7 +56,7 @@ class RowScorer(CausalModel):
     ) -> None:
         super().__init__(model, context_tokens=context_tokens)
         if batch_tokens == "auto":
-            batch_tokens = AUTO_BATCH_TOKENS.get(model.device.type, AUTO_BATCH_TOKENS["cpu"])
+            batch_tokens = FEWER_BATCH_TOKENS.get(model.device.type, AUTO_BATCH_TOKENS)
         self.batch_tokens = batch_tokens
         # What batches are made for. It stays as it is, so that several processes make the same.
         self._planned_tokens = batch_tokens

@@ -5,6 +5,7 @@ import torch
 from support.counting_shards import N_SHARDS, cache_of, loader_of, opened
 from support.servers.faulty_server import delay, serve, status
 
+from modeling_gpt2scratch.data.loading import prefetcher
 from modeling_gpt2scratch.data.loading.prefetcher import Prefetcher, StreamError
 from modeling_gpt2scratch.data.loading.store import LocalStore
 
@@ -20,14 +21,9 @@ class Counting:
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:3"])
 def test_the_thread_uses_the_gpu_of_its_process(monkeypatch, device):
-    set_device, chosen = torch.cuda.set_device, []
-
-    def choose(device):
-        if torch.device(device).index is None:
-            set_device(device)  # torch's own, which refuses what has no index
-        chosen.append(device.index)
-
-    monkeypatch.setattr(torch.cuda, "set_device", choose)
+    chosen = []
+    monkeypatch.setattr(torch.accelerator, "set_device_index", chosen.append)
+    monkeypatch.setattr(prefetcher, "has_pinned_memory", lambda device: True)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
     with Prefetcher(Counting(), start_step=5, device=torch.device(device)) as batches:
         assert [next(batches)["input_ids"].item() for _ in range(3)] == [5, 6, 7]
