@@ -34,9 +34,10 @@ SETTINGS = (
 )
 SIZES = {"n_layer": "layers", "n_embd": "channels", "n_positions": "positions"}
 EVENTS = {"skipped": "Skipped steps", "spike": "Loss spikes", "rollback": "Returns after a spike"}
-EVENTS |= {"gap": "Gaps in metrics.jsonl"}
+EVENTS |= {"gap": "Gaps in metrics.jsonl", "overflow": "Steps left out for fp16's loss scale"}
 MEMORY = {
-    "peak_cuda_memory_gib": "Peak memory of one GPU",
+    "peak_device_memory_gib": "Peak memory of one GPU",
+    "peak_cuda_memory_gib": "Peak memory of one GPU",  # in runs of earlier versions
     "peak_resident_memory_gib": "Peak memory of one process",
     "peak_memory_gib": "Peak memory of one process",
 }

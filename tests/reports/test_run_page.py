@@ -16,7 +16,7 @@ ROWS = [
     {"step": 30, "loss": None, "tokens_per_second": 1200.0, "eval_loss": 3.0},
 ]
 ROWS[1] |= {"lambada/acc": 0.25, "lambada/perplexity": 80.0, "mfu": 0.4, "data_wait": 0.01}
-ROWS[2] |= {"sample": "once\n\n`upon`", "lambada/acc": 0.5, "peak_cuda_memory_gib": 3.5}
+ROWS[2] |= {"sample": "once\n\n`upon`", "lambada/acc": 0.5, "peak_device_memory_gib": 3.5}
 ROWS[2] |= {"elapsed_seconds": 3725.2, "save_stall_seconds": 1.25, "eval_loss/one": 3.0}
 EVENTS = [{"step": 30, "event": "skipped"}, {"step": 21, "event": "spike"}]
 
