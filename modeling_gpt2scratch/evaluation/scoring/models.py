@@ -139,9 +139,10 @@ def _nearest(name: str) -> str:
     if name in WELL_KNOWN:
         return ""
     parent = Path(name).parent
-    folders = [str(path) for path in parent.glob("*/")] if parent.is_dir() else []
-    near = difflib.get_close_matches(name, {*folders, *WELL_KNOWN}, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    folders = {path.name: str(path) for path in parent.glob("*/")} if parent.is_dir() else {}
+    known = folders | {own: own for own in WELL_KNOWN}
+    near = difflib.get_close_matches(Path(name).name, known, n=1)
+    return f"; did you mean {known[near[0]]}?" if near else ""
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:

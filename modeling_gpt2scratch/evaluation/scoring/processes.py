@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
@@ -100,7 +101,7 @@ class ProcessGroup:
                 f"{self.accelerator.num_processes}: check distributed_type in the configuration"
             )
         self.is_main = self.accelerator is None or self.accelerator.is_main_process
-        if not self.is_main:
+        if not (self.is_main and sys.stderr.isatty()):
             logging.disable_progress_bar()  # those of loading weights
 
     def from_main(self, make: Callable[[], Value]) -> Value:
