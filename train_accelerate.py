@@ -19,7 +19,7 @@ def main() -> None:
     with Interruptible(PROGRAM) as ctrl_c:
         # `--help` and mistakes need not wait for torch.
         from modeling_gpt2scratch.common.activity import activity
-        from modeling_gpt2scratch.common.command_line import parse_config
+        from modeling_gpt2scratch.common.command_line import parse_config, with_place
         from modeling_gpt2scratch.common.threads import let_waiting_threads_rest
         from modeling_gpt2scratch.training.configuration import TrainConfig
         from modeling_gpt2scratch.training.continuation import Continuation
@@ -27,7 +27,7 @@ def main() -> None:
         let_waiting_threads_rest()
         config = parse_config(TrainConfig, description=__doc__)
         continuation = Continuation(config)
-        ctrl_c.advice = continuation.__str__
+        ctrl_c.advice = lambda: f"go on with: {continuation.command}"
         with ctrl_c.ending_at_once(), activity("loading torch and transformers"):
             from modeling_gpt2scratch.reports.run_page import report_at_end
             from modeling_gpt2scratch.training.loop import EXPECTED_ERRORS, LaunchError, train
@@ -37,7 +37,7 @@ def main() -> None:
         except EXPECTED_ERRORS as error:
             if not ctrl_c.was_pressed and is_speaker(error):
                 # In one piece, or the lines of several processes may lie within one another.
-                sys.stderr.write(f"{PROGRAM}: error: {error}\n")
+                sys.stderr.write(f"{PROGRAM}: error: {with_place(str(error))}\n")
             sys.exit(2 if isinstance(error, LaunchError) else 1)
         if end == "finished" and os.environ.get("RANK", "0") == "0":
             with activity("writing the report"):

@@ -3,9 +3,10 @@
 It takes the arguments of `accelerate launch` and starts the same processes. What goes wrong in a
 script is one line of the script. Ctrl-C waits until the processes have saved what they had.
 
-The exit code is the script's, 130 after Ctrl-C and 143 after SIGTERM.
+The exit code is the script's. With several processes it is 130 after Ctrl-C and 143 after SIGTERM.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from modeling_gpt2scratch.common.activity import activity
+from modeling_gpt2scratch.common.errors import one_line
 from modeling_gpt2scratch.common.interruptions import EXIT_CODE, Interruptible
 
 PROGRAM = "gpt2scratch launch"
@@ -32,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.prog = PROGRAM
         arguments = parser.parse_args(argv)
     signal.signal(signal.SIGINT, leave_to_the_processes)
+    signal.signal(signal.SIGTERM, hand_on)  # torch's launcher does so itself
     # Its warnings announce each signal that it hands on.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
@@ -44,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except SignalException as error:
         sys.exit(128 + error.sigval)
     except (ValueError, OSError) as error:  # a configuration that does not fit
-        sys.exit(f"{PROGRAM}: error: {error}")
+        sys.exit(f"{PROGRAM}: error: {one_line(error)}")
 
 
 def leave_to_the_processes(number: int, frame: FrameType | None) -> None:
@@ -54,6 +57,15 @@ def leave_to_the_processes(number: int, frame: FrameType | None) -> None:
     if not psutil.Process().children():
         os.write(2, f"{PROGRAM}: interrupted\n".encode())
         os._exit(EXIT_CODE)
+
+
+def hand_on(number: int, frame: FrameType | None) -> None:
+    """Sends a signal to the processes, as Accelerate does not to a single one."""
+    import psutil
+
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.send_signal(number)
 
 
 def end(process: str, code: int) -> None:

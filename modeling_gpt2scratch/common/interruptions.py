@@ -7,6 +7,7 @@ destructor swallows it, and a thread that computes or waits in C++ does not see 
 import _thread
 import atexit
 import contextlib
+import math
 import os
 import shlex
 import signal
@@ -23,6 +24,8 @@ from .addresses import public
 
 EXIT_CODE = 130  # what shells expect of a program that Ctrl-C has ended
 ORDERLY_SECONDS = 4.0  # in which an interrupted program may tidy up
+SILENT_SECONDS = 3.0  # after which a loop that was asked to stop, and has not, says so
+PRESS_AGAIN = "Ctrl-C again does not wait for a checkpoint"
 RAISE_AGAIN_SECONDS = 0.01  # to be out of what swallowed an interruption
 
 
@@ -94,15 +97,21 @@ class Interruptible:
         """Ends the process if the main thread has not done so in time, or never hears of it."""
         n_presses = self._receiver.recv(64).count(signal.SIGINT)  # waits for the first signal
         self._receiver.setblocking(False)
-        deadline = None
+        deadline = silent_until = None
         while not self._is_over.wait(0.1):
             with contextlib.suppress(BlockingIOError):
                 n_presses += self._receiver.recv(64).count(signal.SIGINT)
-            if deadline is None and n_presses > StopRequest.n_polite:
+            now = time.monotonic()
+            if n_presses > StopRequest.n_polite:
                 self.was_pressed = True
-                deadline = time.monotonic() + ORDERLY_SECONDS
-            if deadline is not None and time.monotonic() > deadline:
-                self._end()
+                deadline = deadline or now + ORDERLY_SECONDS
+                if now > deadline:
+                    self._end()
+            elif n_presses:
+                silent_until = silent_until or now + SILENT_SECONDS
+                if now > silent_until:
+                    self._write(f"stopping ({PRESS_AGAIN})")
+                    silent_until = math.inf
         self._receiver.close()
 
     def _end(self) -> NoReturn:
@@ -118,11 +127,14 @@ class Interruptible:
         if self._has_spoken:
             return
         self._has_spoken = True
-        if os.environ.get("LOCAL_RANK", "0") != "0":
-            return
         line = "; ".join(filter(None, [what or "interrupted", self.advice()]))
-        erase = "\r\x1b[K" if os.isatty(2) else ""  # a bar may stand there
-        os.write(2, f"{erase}{self._program}: {line}\n".encode())
+        self._write(f"{self._program}: {line}")
+
+    def _write(self, line: str) -> None:
+        """Writes a line in one piece, in place of a bar that may stand there."""
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            erase = "\r\x1b[K" if os.isatty(2) else ""
+            os.write(2, f"{erase}{line}\n".encode())
 
 
 class Stopped(KeyboardInterrupt):

@@ -35,9 +35,6 @@ class Continuation:
         is_refused = marker != self._before[0] and not self._config.overwrite
         return f"{self._command} --overwrite" if is_refused else self._command
 
-    def __str__(self) -> str:
-        return f"go on with: {self.command}"
-
 
 def _identity(path: Path) -> tuple[int, int] | None:
     """What changes whenever a file is replaced; None if it is not there."""

@@ -71,6 +71,30 @@ def test_a_program_ends_in_one_line_whatever_it_is_at(work):
     assert (output, process.returncode) == ("", 130)
 
 
+def test_a_loop_that_takes_its_time_to_stop_says_so():
+    program = """
+import time
+from modeling_gpt2scratch.common import interruptions
+from modeling_gpt2scratch.common.interruptions import Interruptible, StopRequest
+interruptions.SILENT_SECONDS = 0.2
+with Interruptible("program.py"):
+    with StopRequest() as request:
+        print("ready", flush=True)
+        while not request.is_made:
+            time.sleep(0.01)
+        input()  # the step goes on
+    raise KeyboardInterrupt("stopped after step 7")
+"""
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with started([sys.executable, "-c", program], cwd=REPOSITORY, **pipes) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        line = process.stderr.readline()
+        assert line == "stopping (Ctrl-C again does not wait for a checkpoint)\n"
+        _, errors = process.communicate("\n")
+    assert (errors, process.returncode) == ("program.py: stopped after step 7\n", 130)
+
+
 def test_ctrl_c_while_python_ends_changes_nothing():
     program = """
 import atexit, os, signal

@@ -1,0 +1,57 @@
+"""`gpt2scratch launch`: what goes wrong is one line, and the exit code is the script's."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.paths import REPOSITORY
+from support.processes import run_process
+
+pytestmark = pytest.mark.gate
+
+
+def launch(config: str, *words: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "modeling_gpt2scratch", "launch"]
+    path = Path("accelerate_configs", config)
+    return run_process([*command, "--config_file", str(path), *words], cwd=REPOSITORY)
+
+
+@pytest.fixture
+def script(tmp_path) -> Path:
+    """A script that ends as its argument says, on the last of the processes."""
+    path = tmp_path / "script.py"
+    path.write_text(
+        "import os, signal, sys\n"
+        "is_last = int(os.environ.get('RANK', 0)) == int(os.environ.get('WORLD_SIZE', 1)) - 1\n"
+        "if is_last and sys.argv[1] == 'killed':\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "if is_last and int(sys.argv[1]):\n"
+        "    print('script.py: error: mine', file=sys.stderr)\n"
+        "    sys.exit(int(sys.argv[1]))\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("config", "process"), [("cpu.yaml", "the process"), ("cpu_2proc.yaml", "process 1")]
+)
+def test_the_end_of_a_script_is_the_end_of_the_launch(script, config, process):
+    for code, line in (
+        (0, ""),
+        (1, "script.py: error: mine\n"),
+        (2, "script.py: error: mine\n"),
+        (7, f"script.py: error: mine\ngpt2scratch launch: {process} ended with code 7\n"),
+    ):
+        launched = launch(config, str(script), str(code))
+        assert (launched.returncode, launched.stderr) == (code, line)
+    launched = launch(config, str(script), "killed")
+    line = f"gpt2scratch launch: {process} ended with SIGKILL\n"
+    assert (launched.returncode, launched.stderr) == (137, line)
+
+
+def test_a_configuration_that_is_not_there_is_one_line():
+    launched = launch("no_such.yaml", "script.py")
+    (line,) = launched.stderr.splitlines()
+    assert launched.returncode == 1
+    assert line.startswith("gpt2scratch launch: error: ") and "no_such.yaml" in line
