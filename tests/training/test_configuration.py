@@ -126,6 +126,18 @@ def test_what_is_not_given_is_filled_in_and_what_is_accepted_stays(tmp_path):
         ),
         ({"data": "a:0.5,b:0.6"}, "x.yaml: data: expected weights of --data that sum to 1, found"),
         ({"output_dir": "x.yaml/run"}, "x.yaml: output_dir: expected a directory that can be made"),
+        (
+            {"max_steps": 2**62},
+            "x.yaml: max_steps, total_batch_tokens: expected max_steps that make at most 2^53 toke",
+        ),
+        (
+            {"max_steps": 2**64},
+            "x.yaml: max_steps: expected a number below 2^63, found 1844674407",
+        ),
+        ({"n_layer": 10**9}, "expected n_layer of at most 1000: no machine has room for more"),
+        ({"n_embd": 2**62}, "expected n_embd of at most 1048576: no machine has room for more"),
+        ({"eval_tokens": "1" * 5000}, "eval_tokens: expected int, found '1111"),
+        ({"data_retry_seconds": 1e300}, "data_retry_seconds: expected a number below 2^63, found"),
     ],
 )
 def test_arguments_that_make_no_run_are_refused_by_recipe_and_key(

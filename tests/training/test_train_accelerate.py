@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -54,6 +55,22 @@ def test_each_logged_step_is_a_line_of_metrics(finished):
         assert row["tokens"] == 512 * row["step"]
     assert metrics[0]["loss"] == pytest.approx(np.log(300), abs=0.1)
     assert metrics[-1]["eval_loss"] < metrics[5]["eval_loss"] < metrics[0]["loss"]
+
+
+def test_a_line_of_the_log_says_each_value_once_and_shares_in_percent(
+    small_data, tmp_path, monkeypatch, capsys
+):
+    arguments = flags(small_data, tmp_path / "run", max_steps=4, eval_every=2)
+    assert run_here(monkeypatch, *arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    logged = [line for line in lines if re.match(r"step \d+: ", line)]
+    assert [line.partition(":")[0] for line in logged] == [f"step {n}" for n in range(1, 5)]
+    for row, line in zip(rows, logged, strict=True):
+        assert f"data_wait {row['data_wait']:.1%}" in line
+    losses = [f"eval_loss {row['eval_loss']:.4f}" for row in rows if "eval_loss" in row]
+    assert [line.rpartition(", ")[2] for line in lines if "eval_loss" in line] == losses
+    assert sum(line.endswith(", sample:") for line in lines) == len(losses) == 2
 
 
 @pytest.mark.slow

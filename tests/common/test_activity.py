@@ -1,0 +1,40 @@
+"""Signs of life: on a terminal, by one process, and for as long as something goes on."""
+
+import re
+import subprocess
+import sys
+
+from support.paths import REPOSITORY
+from support.terminal import terminal
+
+PROGRAM = """
+import sys
+from tqdm import tqdm
+from modeling_gpt2scratch.common import activity as module
+from modeling_gpt2scratch.common.activity import activity
+module.REFRESH_SECONDS = 0.05
+with activity("making the model"):
+    input()
+    tqdm.write("a line above")
+print("done")
+"""
+
+
+def test_a_terminal_shows_what_goes_on_and_its_clock_moves():
+    with terminal([sys.executable, "-c", PROGRAM]) as shown:
+        assert shown.wait_for(r"making the model \.\.\. 00:00")
+        assert shown.wait_for(r"making the model \.\.\. 00:02")  # though nothing happens
+        shown.type("\n")
+        assert shown.wait() == 0
+    assert "a line above" in shown.output
+    assert re.search(r"\r *\rdone\r\n$", shown.output)  # what was shown is gone
+
+
+def test_beside_the_first_process_and_without_a_terminal_nothing_is_shown():
+    with terminal([sys.executable, "-c", PROGRAM], env={"RANK": "1"}) as shown:
+        shown.type("\n")
+        assert shown.wait() == 0
+    assert "making" not in shown.output
+    command = [sys.executable, "-c", PROGRAM]
+    process = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, input="\n")
+    assert (process.stdout, process.stderr) == ("a line above\ndone\n", "")
