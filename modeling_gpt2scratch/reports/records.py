@@ -128,7 +128,7 @@ def read_training(
     return RunRecords(
         sizes=sizes,
         arguments=_public_arguments(_read_arguments(run / CONFIG_NAME)),
-        environment=_read_json(environment) if environment.is_file() else {},
+        environment=read_json(environment) if environment.is_file() else {},
         metrics=_public_metrics(read_metrics(run / METRICS_NAME) if logged is None else logged),
         data=_read_data(run),
         results=None,
@@ -175,7 +175,7 @@ def _read_arguments(path: Path) -> dict:
     """Arguments of the training, empty if there is no file."""
     if not path.is_file():
         return {}
-    arguments = _read_json(path)
+    arguments = read_json(path)
     for key in ARGUMENT_KEYS:
         if not isinstance(arguments.get(key), int):
             raise RecordsError(f"{path}: expected a number for {key}, found {arguments.get(key)!r}")
@@ -247,7 +247,7 @@ def _read_results(run: Path, repository: str, path: Path | None) -> dict | None:
                 f"{path}: expected results of the model beside it, which is newer; run "
                 f"evaluate/compare.py again or remove the file"
             )
-    content = _read_json(path)
+    content = read_json(path)
     try:
         models = content["models"]
         own = _own_name(models, run, repository)
@@ -320,11 +320,18 @@ def _name_of_shards(directory: Path) -> str | None:
         return None
 
 
-def _read_json(path: Path) -> dict:
-    """The object in a JSON file."""
+def read_json(path: Path) -> dict:
+    """The object in a JSON file.
+
+    Raises:
+        RecordsError: if there is none in it.
+        OSError: if it cannot be read.
+    """
+    if path.exists() and not path.is_file():  # a pipe would not end
+        raise RecordsError(f"{path}: expected a JSON file, found something else")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordsError(f"{path}: expected JSON, found {error}") from error
     if not isinstance(content, dict):
         raise RecordsError(f"{path}: expected a JSON object, found {type(content).__name__}")

@@ -3,7 +3,6 @@
 They say what the run recorded, without names and paths of the machine.
 """
 
-import json
 import math
 import statistics
 import textwrap
@@ -22,7 +21,7 @@ from modeling_gpt2scratch.training.configuration import CONFIG_NAME
 
 from .loss_plot import PlotError, draw_curves
 from .model_card import data_links, is_shown, origin_of_weights, pipe_table
-from .records import RESULTS_NAME, RecordsError, RunRecords, read_training
+from .records import RESULTS_NAME, RecordsError, RunRecords, read_json, read_training
 
 REPORT_NAME = "report.md"
 CURVES_NAME = "curves.png"
@@ -220,7 +219,7 @@ def _sizes(run: Path) -> dict[str, int]:
     """Sizes of the model: those in its configuration, and its parameters."""
     for directory in (run, find_checkpoint(run)):
         if directory and (directory / "config.json").is_file():
-            config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+            config = read_json(directory / "config.json")
             sizes = {name: config[name] for name in SIZES if isinstance(config.get(name), int)}
             n_parameters = _n_parameters(directory / WEIGHTS_NAME)
             return sizes | ({"parameters": n_parameters} if n_parameters else {})

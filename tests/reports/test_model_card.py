@@ -66,6 +66,28 @@ def test_a_card_says_what_the_run_recorded(run):
     assert "The weights: `apache-2.0`" in card.text
 
 
+def test_a_card_gives_the_loss_of_its_own_weights_and_the_steps_that_were_made(run):
+    arguments = json.loads((run / "train_config.json").read_text())
+    (run / "train_config.json").write_text(
+        json.dumps(arguments | {"final": "best", "patience": 1, "max_steps": 90})
+    )
+    status = {"status": "finished", "step": 40}  # early, for want of a lower loss
+    (run / "status.json").write_text(json.dumps(status))
+    with open(run / "metrics.jsonl", "a") as file:
+        row = {"step": 40, "loss": 3.0, "tokens_per_second": 1100.0, "eval_loss": 4.75}
+        file.write(json.dumps(row) + "\n")
+    cells = {
+        tuple(part.strip() for part in line.split("|")[1:-1])
+        for line in card_of(run).text.split("\n")
+    }
+    assert cells >= {
+        ("Steps", "40"),
+        ("Tokens seen", "5,120"),
+        ("Validation loss after step 20, nats per token", "4.2500"),
+        ("Weights", "those with the lowest validation loss"),
+    }
+
+
 def test_the_metadata_of_a_card_can_be_read_by_the_hub(run):
     data = ModelCard(str(card_of(run))).data
     assert (data.license, data.language, data.pipeline_tag) == (None, "en", "text-generation")

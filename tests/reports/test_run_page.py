@@ -80,6 +80,13 @@ def test_a_report_says_what_the_run_recorded(run):
     assert "](curves.png)" in report
 
 
+def test_a_report_says_of_which_step_the_best_weights_are(run):
+    path = run / "train_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"final": "best"}))
+    cells = cells_of(write_report(run).read_text())
+    assert ("Weights", "of step 20, the ones with the best validation loss") in cells
+
+
 def test_a_report_names_no_user_and_no_path(run):
     report = write_report(run).read_text()
     assert "alice" not in report and str(run.parent) not in report

@@ -84,6 +84,8 @@ def read_token_file(path: Path, *, format: str | None = None) -> TokenFile:
     Raises:
         ShardError: if it is no token file, empty, truncated or of a type that is not integer.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would not end
+        raise ShardError(f"{path}: expected a token file, found something else; name a file")
     try:
         with open(path, "rb") as file:
             head = file.read(HEADER_BYTES)
