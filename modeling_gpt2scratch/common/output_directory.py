@@ -19,6 +19,7 @@ from .atomic_files import new_directory
 from .errors import one_line
 
 LOCK_NAME = "run.lock"  # held by a run, in its directory
+STATUS_NAME = "status.json"  # what a run says of itself
 PARTIAL_SUFFIX = ".partial"  # of what was not complete when its process was killed
 MAX_MARKER_BYTES = 2**26  # a manifest of very many shards has half of it
 ELSEWHERE = "choose another"
@@ -303,11 +304,11 @@ def is_in_use(directory: Path) -> bool:
 
 
 def _counts_for_nothing(path: Path) -> bool:
-    """Whether a killed process left this before it was complete, or a run its lock.
+    """Whether a killed process left this before it was complete, or a run that never began.
 
     Another hidden directory may well be the unfinished work of days.
     """
-    if path.name == LOCK_NAME:
+    if path.name == LOCK_NAME or path.name == STATUS_NAME and path.with_name(LOCK_NAME).exists():
         return True
     is_partial = path.name.startswith(".") and path.name.endswith(PARTIAL_SUFFIX)
     is_ours = path.name == PARTIAL_SUFFIX or path.name.startswith(".checkpoint-")

@@ -18,9 +18,8 @@ from pathlib import Path
 
 from modeling_gpt2scratch.common.atomic_files import write_file
 from modeling_gpt2scratch.common.errors import one_line
-from modeling_gpt2scratch.common.output_directory import is_in_use
+from modeling_gpt2scratch.common.output_directory import STATUS_NAME, is_in_use
 
-STATUS_NAME = "status.json"
 RUNNING, STOPPED, FINISHED, FAILED = "running", "stopped", "finished", "failed"
 KILLED = "its process ended without a word: it was killed, or its machine stopped"
 

@@ -12,8 +12,17 @@ import torch
 from safetensors.torch import load_file
 from support.paths import REPOSITORY
 from support.processes import PATIENCE, started, wait_until
-from support.training_runs import curve, flags, launch, launcher_of, refusal, run_here
+from support.training_runs import (
+    curve,
+    events_of,
+    flags,
+    launch,
+    launcher_of,
+    refusal,
+    run_here,
+)
 
+from modeling_gpt2scratch.training import directory, loop
 from modeling_gpt2scratch.training.directory import OutputLock
 
 
@@ -160,3 +169,75 @@ def test_a_directory_in_which_a_run_is_going_on_is_refused(
     assert (run_copy / "checkpoint-8" / "model.safetensors").exists()
     lock.close()
     assert run_here(monkeypatch, *flags(small_data, run_copy, resume="auto")) == 0
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_directory_that_is_deleted_ends_the_run_in_one_line(
+    small_data, tmp_path, monkeypatch, capsys, is_replaced
+):
+    output_dir = tmp_path / "run"
+    train_step = loop.train_step
+
+    def delete_and_step(run, *arguments):
+        if run.progress.step == 5:
+            shutil.rmtree(output_dir)
+            if is_replaced:
+                output_dir.mkdir()
+                (output_dir / "run.lock").touch()
+        return train_step(run, *arguments)
+
+    monkeypatch.setattr(loop, "train_step", delete_and_step)
+    code, error = refusal(monkeypatch, capsys, *flags(small_data, output_dir))
+    assert code == 1 and "found that it was deleted or replaced while the run went on" in error
+    left = [path.name for path in output_dir.iterdir()] if output_dir.exists() else None
+    assert left == (["run.lock"] if is_replaced else None)
+
+
+def test_damaged_logs_do_not_block_a_run_whose_checkpoint_is_sound(
+    run_copy, small_data, monkeypatch, capsys
+):
+    metrics, events = run_copy / "metrics.jsonl", run_copy / "events.jsonl"
+    lines = metrics.read_bytes().splitlines(keepends=True)
+    metrics.write_bytes(b"".join([*lines[:2], b"\xff{oops\n", *lines[3:5], lines[5][:9]]))
+    events.write_text('{"event": "spike", "step": 3}\n{"time": "2026-11-29T20:')
+    assert run_here(monkeypatch, *flags(small_data, run_copy, resume="auto")) == 0
+    printed = capsys.readouterr()
+    assert f"warning: {metrics}:3: expected a JSON object, found \ufffd{{oops;" in printed.err
+    assert f"warning: {metrics}:6: expected a JSON object, found " in printed.err
+    assert f"warning: {events}:2: expected a whole line, found " in printed.err
+    assert (
+        f"{metrics}: expected a line for step 8, where checkpoint-8 is, found the last one for "
+        f"step 5; the lines between are lost"
+    ) in printed.out
+    assert curve(run_copy).keys() == {1, 2, 4, 5, 9, 10, 11, 12}
+    spike, gap = events_of(run_copy)
+    assert spike == {"event": "spike", "step": 3}
+    assert (gap["event"], gap["step"], gap["from_step"]) == ("gap", 8, 5)
+    # A file that is gone altogether is a gap as well; a branch has none.
+    metrics.unlink()
+    assert run_here(monkeypatch, *flags(small_data, run_copy, resume="auto")) == 0
+    assert "found the last one for step 0" in capsys.readouterr().out
+
+
+def test_the_next_command_says_that_the_last_process_was_killed(
+    run_copy, small_data, monkeypatch, capsys
+):
+    (run_copy / "status.json").write_text('{"status": "running", "step": 8}')
+    assert run_here(monkeypatch, *flags(small_data, run_copy, resume="auto")) == 0
+    assert f"{run_copy}: the last process of this run ended without" in capsys.readouterr().out
+    assert json.loads((run_copy / "status.json").read_text()) == {"status": "finished", "step": 12}
+
+
+def test_a_run_that_was_killed_while_it_replaced_another_may_be_replaced(
+    run_copy, small_data, monkeypatch
+):
+    with monkeypatch.context() as patch, pytest.raises(KeyError):
+
+        def stop(path, *arguments, **options):
+            raise KeyError(path)
+
+        patch.setattr(directory, "write_json", stop)
+        run_here(patch, *flags(small_data, run_copy), "--overwrite")
+    names = {path.name for path in run_copy.iterdir()}
+    assert names == {"run.lock", "status.json", "train_config.json"}
+    assert run_here(monkeypatch, *flags(small_data, run_copy, max_steps=1), "--overwrite") == 0

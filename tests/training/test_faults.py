@@ -4,7 +4,7 @@ import json
 
 import pytest
 from safetensors.torch import load_file
-from support.training_runs import curve, events_of, flags, train_with
+from support.training_runs import curve, events_of, flags, refusal, train_with
 
 pytestmark = pytest.mark.gate
 
@@ -89,3 +89,33 @@ def test_a_process_that_dies_is_restarted_by_the_launcher_and_the_curve_stays(sm
     assert curve(broken) == curve(whole)
     left, right = (load_file(d / "model.safetensors") for d in (whole, broken))
     assert all(left[name].equal(right[name]) for name in left)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_run_whose_process_was_killed_says_that_it_has_failed(small_data, tmp_path, rank):
+    output_dir = tmp_path / "run"
+    arguments = flags(small_data, output_dir, eval_every=0)
+    process = train_with([["die", 6, rank]], *arguments, FAULT_ONCE=str(tmp_path / "died"))
+    assert process.returncode == 1
+    errors = [line for line in process.stderr.splitlines() if "py: error:" in line]
+    assert len(errors) == 1 and f"found that process {rank} has ended" in errors[0]
+    found = status_of(output_dir)
+    assert found["status"] == "failed" and f"process {rank} has ended" in found["message"]
+
+
+@pytest.mark.parametrize(
+    ("kilobytes", "preflight"),
+    # Before the first record, in the middle of them, in the look at the space, and in checkpoints.
+    [(4, True), (12, True), (24, True), (24, False), (150, False), (400, False), (800, False)],
+)
+def test_a_run_on_a_full_disk_says_that_it_has_failed(
+    small_data, small_disk, monkeypatch, capsys, kilobytes, preflight
+):
+    output_dir = small_disk(f"{kilobytes}k") / "run"
+    arguments = flags(small_data, output_dir, eval_every=0, preflight=preflight)
+    code, error = refusal(monkeypatch, capsys, *arguments)
+    assert code == 1 and "train_accelerate.py: error: " in error
+    assert status_of(output_dir)["status"] == "failed"
+    # The next attempt finds it as full.
+    code, error = refusal(monkeypatch, capsys, *arguments, "--resume", "auto")
+    assert code == 1 and status_of(output_dir)["status"] == "failed", error
