@@ -18,7 +18,7 @@ from .filters import Condition, shown_columns
 # Rows so far, and the last one's text or what is wrong with it.
 Rows = Iterator[tuple[int, str | SourceError]]
 CHUNK_BYTES = 1 << 20  # read from a file, or turned into Python's strings, at a time
-MAX_ROW_BYTES = 1 << 26  # of a line or a cell; where only characters can be counted, characters
+MAX_ROW_BYTES = 1 << 27  # of a line or a cell; where only characters can be counted, characters
 MAX_TEXT_BYTES = 1 << 30  # of a plain text between two marks, or of joined rows
 N_SHOWN = 5  # rows that are named before they are only counted
 

@@ -137,4 +137,4 @@ def test_rows_that_cannot_fit_are_refused_before_one_is_read(tmp_path, monkeypat
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["x" * 3000]}), path, use_dictionary=False)
     message = refusal(path, bad_rows=BadRows("skip"))
-    assert message.startswith(f"{path}: rows: expected at most 64 MiB, found more")
+    assert message.startswith(f"{path}: rows: expected at most 128 MiB, found more")

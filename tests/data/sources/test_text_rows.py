@@ -130,7 +130,7 @@ def test_a_line_of_json_beyond_the_limit_is_refused_with_its_number(tmp_path, li
     lines = [fits, is_long, fits, is_long * 9, fits, is_long]
     path = written(tmp_path / "a.jsonl", b"\n".join(lines))
     assert refusal(path) == (
-        f"{path}:2: expected at most 64 MiB, found more; make several documents of it"
+        f"{path}:2: expected at most 128 MiB, found more; make several documents of it"
     )
     bad_rows = BadRows("skip")
     assert [n for n, _ in read_documents(path, bad_rows=bad_rows)] == [1, 3, 5]
@@ -147,7 +147,7 @@ def test_a_row_of_csv_beyond_the_limit_ends_the_reading(tmp_path, limit, rows, l
     content = csv_table(["fits", *rows, "fits, too"])
     path = written(tmp_path / "a.csv", content)
     message = refusal(path, bad_rows=BadRows(on_bad_row))
-    assert message.startswith(f"{path}:{line}: expected at most 64 MiB, found more; close its ")
+    assert message.startswith(f"{path}:{line}: expected at most 128 MiB, found more; close its ")
 
 
 def test_a_quote_that_is_never_closed_does_not_fill_the_memory(tmp_path, limit):
