@@ -77,7 +77,7 @@ def say_when_interrupted(program: str) -> None:
             sys.__excepthook__(kind, error, trace)
             return
         if _is_first_of_machine():
-            sys.stderr.write(f"{program}: error: interrupted\n")
+            sys.stderr.write(f"{program}: interrupted\n")
         sys.exit(130)
 
     sys.excepthook = hook

@@ -94,7 +94,7 @@ def test_ctrl_c_is_one_line_even_while_a_verb_is_imported():
         assert process.stdout.readline() == "importing\n"
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate()
-    assert errors == "gpt2scratch report: error: interrupted\n"
+    assert errors == "gpt2scratch report: interrupted\n"
     assert process.returncode == 130
 
 

@@ -170,7 +170,7 @@ def test_prompts_are_typed_stopped_remembered_and_left_with_one_line(run_dir, ca
         session.press_ctrl_c()
         assert session.wait() == 130
     # Some terminals show the keys themselves.
-    assert session.output.lstrip("^C\r\n") == "gpt2scratch sample: error: interrupted\r\n"
+    assert session.output.lstrip("^C\r\n") == "gpt2scratch sample: interrupted\r\n"
 
     with terminal([*COMMAND, run_dir, "--max_new_tokens", "9"], env=environment) as session:
         assert session.wait_for("> $")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import sys
 from pathlib import Path
 
+from huggingface_hub import constants
 from transformers import PreTrainedModel
 from transformers.utils import cached_file, is_peft_available
 
@@ -24,6 +27,14 @@ def adapter_config(name: str) -> Path | None:
     if Path(name).is_dir():
         path = Path(name, CONFIG_NAME)
         return path if path.is_file() else None
+    return _adapter_config_of_hub(name)
+
+
+@functools.cache  # each request may be made again for half a minute where there is no network
+def _adapter_config_of_hub(name: str) -> Path | None:
+    """As `adapter_config`, for a name that is no directory here."""
+    if "/" in name and Path(name).parent.is_dir():  # a directory whose name is mistyped?
+        print(f"{name}: no directory of this name; asking {constants.ENDPOINT}", file=sys.stderr)
     options = dict.fromkeys(
         (
             "_raise_exceptions_for_gated_repo",

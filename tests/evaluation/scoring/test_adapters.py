@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from peft import LoraConfig, PeftModel, get_peft_model
 from support.damaged_files import damaged
 from support.paths import SHARED_DATA
@@ -151,3 +152,17 @@ def test_a_configuration_that_names_no_model_is_refused(adapter, content):
     (adapter / "adapter_config.json").write_text(content)
     line = problem(adapter)
     assert line.startswith(f"{adapter}/adapter_config.json: expected base_model_name_or_path")
+
+
+def test_the_hub_is_asked_once_and_a_mistyped_directory_is_told_so_at_once(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    asked = []
+    monkeypatch.setattr(adapters, "cached_file", lambda name, *_, **options: asked.append(name))
+    for name in ("runs/nowhere", "runs/nowhere", "someone/model", "model"):
+        assert adapters.adapter_config(name) is None
+    assert asked == ["runs/nowhere", "someone/model", "model"]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"runs/nowhere: no directory of this name; asking {constants.ENDPOINT}"]
