@@ -20,7 +20,7 @@ def main() -> None:
     with Interruptible(PROGRAM) as ctrl_c:
         # `--help` needs only these.
         from modeling_gpt2scratch.common.activity import activity
-        from modeling_gpt2scratch.common.command_line import parse_config
+        from modeling_gpt2scratch.common.command_line import parse_config, with_place
         from modeling_gpt2scratch.data.preparation.configuration import PrepareConfig
 
         config = parse_config(PrepareConfig, description=__doc__)
@@ -41,7 +41,7 @@ def main() -> None:
                 with activity("uploading"):
                     print(push_data(Path(config.output_dir), repository, private=private))
         except EXPECTED_ERRORS as error:
-            sys.exit(f"{PROGRAM}: error: {error}")
+            sys.exit(f"{PROGRAM}: error: {with_place(str(error))}")
 
 
 if __name__ == "__main__":

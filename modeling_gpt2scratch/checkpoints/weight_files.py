@@ -12,11 +12,15 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
-from modeling_gpt2scratch.common.errors import content_instead, named, one_line
+from modeling_gpt2scratch.common.errors import content_instead, json_problem, named, one_line
 
+CONFIG_NAME = "config.json"
+CLEAR = (CONFIG_NAME, "trust_remote_code")  # an error that says so needs no more
+NOT_OF_A_FILE = (OSError, MemoryError, torch.OutOfMemoryError)
 TENSOR_FILES = ("*.safetensors", "*.bin")  # of a model's directory
 
 
@@ -42,6 +46,8 @@ def open_tensors(path: Path, *, framework: str = "pt"):
 @contextlib.contextmanager
 def naming_damaged_files(name: str | Path) -> Iterator[None]:
     """Says which file of a model is damaged, if that is why the block raises.
+
+    Where the tensors can be read and a library refuses the model, it is its configuration.
 
     Args:
         name: from which the block loads the model, a directory or a repository of the Hub.
@@ -71,7 +77,7 @@ def _damage(name: str | Path, error: Exception) -> str | None:
     directory = Path(name)
     if not directory.is_dir():
         try:
-            directory = Path(cached_file(str(name), "config.json", local_files_only=True)).parent
+            directory = Path(cached_file(str(name), CONFIG_NAME, local_files_only=True)).parent
         except Exception:  # of many kinds; then there are no files that could be damaged
             return None
     files = sorted(path for kind in TENSOR_FILES for path in directory.glob(kind))
@@ -89,7 +95,17 @@ def _damage(name: str | Path, error: Exception) -> str | None:
         if files and isinstance(cause, pickle.UnpicklingError):
             found = unpickling_problem(cause)
             return f"{files[0]}: expected tensors and plain values, found {found}"
-    return None
+    return _config_problem(directory / CONFIG_NAME, error)
+
+
+def _config_problem(path: Path, error: Exception) -> str | None:
+    """Names the configuration, of which libraries speak without its name; None for other errors."""
+    message = str(error)
+    is_clear = message.startswith("expected ") or any(word in message for word in CLEAR)
+    if is_clear or isinstance(error, NOT_OF_A_FILE) or not path.is_file():
+        return None
+    found = json_problem(path) or named(error)
+    return f"{path}: expected the configuration of a model that fits its weights, found {found}"
 
 
 def _cut_archive(path: Path) -> str | None:

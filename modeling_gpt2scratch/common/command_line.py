@@ -27,6 +27,7 @@ ALIASES = {"lr": "learning_rate", "min_lr": "min_learning_rate", "wandb": "repor
 ALIASES |= {"bs": "micro_batch_size", "batch_size": "micro_batch_size", "steps": "max_steps"}
 MAX_RECIPE_BYTES = 2**20
 DEFAULT = "default"  # in place of a path
+_places: dict[str, str] = {}  # values of recipes, and where they stand
 EMPTY = ("", "null", "~")
 # argparse's complaints, and ours.
 READABLE = (
@@ -128,6 +129,7 @@ def parse_config(
         namespace, left = parser.parse_known_args([*in_front, *flags])
         if left:
             raise ValueError(_stray(left[0], known))
+        _places.update(_places_of(entries, origins))
         config = _made_of(config_class, vars(namespace), origins, parser)
         _refuse_without_effect(config, origins)
         written = getattr(config, getattr(config_class, "written", ""), None)
@@ -139,8 +141,18 @@ def parse_config(
     except ArgumentError as error:
         parser.error(error.located(origins))
     except (ValueError, FileExistsError) as error:
-        parser.error(str(error))
+        parser.error(with_place(str(error)))
     return config
+
+
+def with_place(message: str) -> str:
+    """A message about a value, with recipe and key in front if it is one of a recipe.
+
+    Args:
+        message: "VALUE: expected X, found Y".
+    """
+    value = next((value for value in _places if message.startswith(f"{value}: ")), None)
+    return message if value is None else f"{_places[value]}: {message}"
 
 
 class _RecipeLoader(yaml.BaseLoader):
@@ -193,6 +205,12 @@ def _read_recipe(path: str, config_class: type) -> dict[str, str | list[str]]:
         if problem:
             raise ValueError(f"{path}: {key}: {problem}")
     return {key: value for key, value in recipe.items() if value not in EMPTY}
+
+
+def _places_of(entries: dict, origins: Origins) -> dict[str, str]:
+    """Where the texts of recipes stand that no flag has replaced."""
+    given = ((entries.get(name), path, name) for name, (_, path) in origins.items() if path)
+    return {value: f"{path}: {name}" for value, path, name in given if isinstance(value, str)}
 
 
 def _outdated(config_class: type, entries: dict, origins: Origins) -> list[str]:

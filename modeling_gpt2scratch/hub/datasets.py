@@ -24,9 +24,10 @@ from modeling_gpt2scratch.common.atomic_files import write_file
 from modeling_gpt2scratch.common.errors import SourceError, one_line
 from modeling_gpt2scratch.common.hub_requests import DEFAULT_RETRIES, with_retries
 from modeling_gpt2scratch.common.retries import Retries
-from modeling_gpt2scratch.data.shards.directory import load_own_tokenizer, open_directory
+from modeling_gpt2scratch.data.shards.directory import load_own_tokenizer
 from modeling_gpt2scratch.data.shards.format import ShardError
 from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry
+from modeling_gpt2scratch.data.shards.verification import problems_of
 from modeling_gpt2scratch.data.tokens.tokenizer import save_tokenizer
 from modeling_gpt2scratch.reports.data_card import data_card, public_manifest
 
@@ -95,15 +96,15 @@ def push_data(
 
 
 def read_verified(directory: Path) -> Manifest:
-    """The manifest of a directory whose shards all look as it says.
+    """The manifest of a directory in which nothing contradicts it; all shards are read for it.
 
     Raises:
         ShardError: if a shard, the manifest or the tokenizer is missing or wrong.
-        TokenizerError: if the tokenizer cannot be read.
     """
-    manifest = open_directory(directory)
-    load_own_tokenizer(directory, manifest)
-    return manifest
+    problems = problems_of(directory)
+    if problems:
+        raise ShardError(problems[0])
+    return Manifest.load(directory)
 
 
 def write_small_files(
@@ -138,14 +139,6 @@ def _push_shards(repository: str, directory: Path, shards: list[ShardEntry], fol
     missing = [entry for entry in shards if there.get(entry.file) != entry.sha256]
     if not missing:
         return
-    for entry in missing:
-        with open(directory / entry.file, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != entry.sha256:
-            raise ShardError(
-                f"{directory / entry.file}: expected sha256 {entry.sha256}, found {found}; "
-                f"the file was changed, prepare the data again"
-            )
     operations = [CommitOperationAdd(entry.file, directory / entry.file) for entry in missing]
     if MANIFEST_NAME in there and there[MANIFEST_NAME] != _blob_id(folder / MANIFEST_NAME):
         operations.append(CommitOperationDelete(MANIFEST_NAME))

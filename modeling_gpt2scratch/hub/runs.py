@@ -6,10 +6,13 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HTTPError  # of httpx or its successor, by version
+from transformers import PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.checkpoints.checkpoint import WEIGHTS_NAME, save_model
 from modeling_gpt2scratch.common.atomic_files import write_file, write_json
 from modeling_gpt2scratch.common.output_directory import making
+from modeling_gpt2scratch.data.shards.manifest import Manifest
+from modeling_gpt2scratch.data.tokens.tokenizer import TOKENIZER_NAME, fingerprint
 from modeling_gpt2scratch.interchange.conversion import read_run
 from modeling_gpt2scratch.reports.loss_plot import PlotError, draw_losses
 from modeling_gpt2scratch.reports.model_card import PICTURE_NAME, model_card
@@ -17,6 +20,7 @@ from modeling_gpt2scratch.reports.records import RESULTS_NAME, RunRecords, read_
 from modeling_gpt2scratch.reports.scores import FOLDER, PREFIX, eval_result_files
 from modeling_gpt2scratch.tracking.metrics import METRICS_NAME
 from modeling_gpt2scratch.training.configuration import CONFIG_NAME
+from modeling_gpt2scratch.training.directory import DATA_MANIFEST_NAME
 
 from .configuration import PublishConfig
 
@@ -115,6 +119,7 @@ def write_repository(
         | {name: getattr(model.config, name) for name in SIZES},
         results=results,
     )
+    _require_tokenizer_of_data(run, tokenizer)
     _write_records(records, folder)
     card = model_card(
         records,
@@ -127,6 +132,23 @@ def write_repository(
     for name, text in eval_result_files(records.results, repository).items():
         (folder / name).parent.mkdir(exist_ok=True)
         write_file(folder / name, text.encode())
+
+
+def _require_tokenizer_of_data(run: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuses a tokenizer that gives other ids than those that the model was trained on.
+
+    Raises:
+        PublishError: if the run has a copy of its data's manifest, and that knows another one.
+    """
+    if not (run / DATA_MANIFEST_NAME).is_file():
+        return
+    expected = Manifest.load(run, DATA_MANIFEST_NAME).tokenizer["fingerprint"]
+    found = fingerprint(tokenizer)
+    if found != expected:
+        raise PublishError(
+            f"{run / TOKENIZER_NAME}: expected the tokenizer of {DATA_MANIFEST_NAME}, with "
+            f"fingerprint {expected}, found {found}; copy it from the data or from a checkpoint"
+        )
 
 
 def upload(folder: Path, repository: str, *, private: bool) -> str:

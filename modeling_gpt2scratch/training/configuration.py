@@ -330,8 +330,8 @@ def _initial_sizes(config: TrainConfig) -> dict[str, int]:
         if found not in (None, stored) and not (name == "n_positions" and found < stored):
             bound = "of at most" if name == "n_positions" else "of"
             problem = (
-                f"expected {name} {bound} {stored}, as in {config.init_from}, found {found}; "
-                f"leave it out"
+                f"expected {name} {bound} {stored}, as in config.json of {config.init_from}, found "
+                f"{found}; leave it out"
             )
             raise ArgumentError(name, "init_from", problem=problem)
     return sizes

@@ -10,6 +10,7 @@ from modeling_gpt2scratch.common.command_line import (
     argument,
     check_numbers,
     parse_config,
+    with_place,
 )
 
 
@@ -188,3 +189,12 @@ def test_one_process_of_a_machine_complains_for_all(tmp_path, capsys, monkeypatc
 def test_an_error_without_a_command_line_names_the_flags():
     with pytest.raises(ArgumentError, match="^--warmup_steps, --steps: expected warmup_steps of"):
         Config(warmup_steps=2, steps=1)
+
+
+def test_what_a_program_says_of_a_value_names_the_recipe_that_it_is_from(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("kind: b\nsteps: 7\n")
+    parse_config(Config, description=None, argv=[str(recipe), "--steps", "9"])
+    assert with_place("b: expected a, found b") == f"{recipe}: kind: b: expected a, found b"
+    assert with_place("b/c: expected a, found b") == "b/c: expected a, found b"
+    assert with_place("7: expected 9, found 7") == "7: expected 9, found 7"

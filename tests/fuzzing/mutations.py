@@ -11,6 +11,8 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+import yaml
+
 Mutation = tuple[str, bytes]
 Family = Callable[[bytes, Random], Mutation]
 
@@ -163,14 +165,18 @@ def header_changed(content: bytes, random: Random) -> Mutation:
 
 
 def differences(original: bytes, changed: bytes) -> set[str]:
-    """The places of JSON (a.b.0), or of lines of JSON, where two files differ; `bytes` for others.
+    """The places of JSON (a.b.0), of its lines or of YAML where two files differ, else `bytes`.
 
-    Numbers of lines are left out, so that a place names a field.
+    It is `twice` for a file that stands behind itself. Numbers of lines are left out, so that a
+    place names a field.
     """
-    try:
-        return set(_differences(json.loads(original), json.loads(changed), ""))
-    except (ValueError, RecursionError):
-        pass
+    if changed == original * 2:
+        return {"twice"}
+    for read in (json.loads, _recipe):
+        try:
+            return set(_differences(read(original), read(changed), ""))
+        except (ValueError, RecursionError, yaml.YAMLError):
+            pass
     if len(original) > 8 and original[8:9] == b"{":
         return _differences_of_tensors(original, changed)
     try:
@@ -180,6 +186,14 @@ def differences(original: bytes, changed: bytes) -> set[str]:
     if len(left) != len(right):
         return {"lines"}
     return {re.sub(r"^\d+\.", "", place) for place in _differences(left, right, "")}
+
+
+def _recipe(content: bytes) -> dict[str, str]:
+    """The entries of a YAML recipe."""
+    entries = yaml.load(content.decode(), Loader=yaml.BaseLoader)
+    if not isinstance(entries, dict):
+        raise ValueError("no recipe")
+    return entries
 
 
 def _differences_of_tensors(original: bytes, changed: bytes) -> set[str]:

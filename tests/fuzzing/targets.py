@@ -11,7 +11,7 @@ from fuzzing.mutations import (
     YAML,
     Family,
 )
-from fuzzing.workshop import CHECKPOINT
+from fuzzing.workshop import CHECKPOINT, PREPARATION, TRAINING
 
 CARD = ("--repository", "me/mine", "--dry_run", "out")
 
@@ -21,8 +21,10 @@ class Command:
     """Words of a shell, and the files that are its result; without any it is what is printed."""
 
     words: tuple[str, ...]
+    inputs: tuple[str, ...]  # what it reads, of all that there is
     outputs: tuple[str, ...] = ()
     without: tuple[str, ...] = ()  # files that are not there before: others would be read instead
+    draws: bool = False  # pictures; they take longer than all the rest
 
 
 @dataclass(frozen=True)
@@ -51,26 +53,29 @@ def _ours(*words: str) -> tuple[str, ...]:
 
 def _adopt(directory: str) -> Command:
     words = _ours("shards", "adopt", directory, "--tokenizer", "data")
-    return Command(words, (f"{directory}/manifest.json",))
+    return Command(words, ("data", directory), (f"{directory}/manifest.json",))
 
 
 def _prepare(file: str) -> Command:
-    return Command(_python("prepare_data.py", "prepare.yaml", "--dataset", file), ("out/*",))
+    words = _python("prepare_data.py", "prepare.yaml", "--dataset", file)
+    return Command(words, ("data", "prepare.yaml", file), ("out/*.bin", "out/tokenizer*"))
 
 
 # What cannot be noticed, because nothing else says what the file held, and why.
-TEXT = {"*": "text carries no checksum: other text is other documents"}
-RECIPE = {"*": "what a recipe says is what the user wants; another value is another run"}
+NO_CHECKSUM = "text carries no checksum: other text is other documents"
+TEXT = dict.fromkeys(("bytes", "lines", "text", "twice"), NO_CHECKSUM)
+COMPRESSED = {"twice": "compressed files one behind the other are one file of both, by the formats"}
+WISH = "what a recipe says is what the user wants; another value is another run"
 IDS = {"bytes": "the format has no checksum: another id of the vocabulary is another token"}
 FLOATS = {"bytes": "the format has no checksum: another number is another weight"}
 TENSORS = {
     "tensors": "safetensors have no checksum: another number is another weight",
     "header.*.data_offsets.*": "two tensors of one shape that change places are two other tensors",
 }
-LOGGED = {"*": "a log has no checksum: a number that a step may have had is what it had"}
-MACHINE = {"*": "nothing else says on what machine a run was"}
-ARGUMENTS = {"*": "nothing else says with what arguments a run was started"}
-RECORD = {"*": "nothing else says what was measured"}
+LOGGED = {"lines": "a log has no checksum: a line may be missing"}
+MACHINE = {}
+ARGUMENTS = {}
+RECORD = {}
 COUNTS = {
     "splits.*.n_bytes": "the bytes of the text are not in the shards",
     "splits.val": "data may have no validation split; `verify` finds shards that nobody lists",
@@ -79,41 +84,58 @@ COUNTS = {
 }
 UNREAD = {"*.sha256": "only `verify` and a training with --verify full read all of the shards"}
 UNREAD |= {"tokenizer.fingerprint": "`inspect` loads no tokenizer"} | COUNTS
-CONFIG = {
-    "*": "the model of a run is read by any program, and has no checksum; a field that makes a "
-    "model with these weights makes another one"
-}
+ANOTHER_MODEL = "any program may read a model, which has no checksum; this one is another model"
+CONFIG = dict.fromkeys(
+    ("activation_function", "bos_token_id", "dtype", "eos_token_id", "initializer_range"),
+    ANOTHER_MODEL,
+)
+CONFIG |= dict.fromkeys(
+    ("layer_norm_epsilon", "n_head", "pad_token_id", "*_pdrop", "use_cache"), ANOTHER_MODEL
+)
 # What stands in a message for the file.
 BY_ARGUMENT, BY_TOKENIZER = ("--",), ("tokenizer beside the shards",)
+BY_NAME = (*BY_ARGUMENT, "gpt2: ")  # which is the tokenizer where a recipe names none
 BY_SHARDS = (".bin: ", *BY_TOKENIZER)  # where these contradict the manifest
 
 RESULT_OF_TRAINING = ("run/model.safetensors", "run/tokenizer.json")
 LATER = ("run/checkpoint-2", "run/model.safetensors", "run/results.json", "run/latest")
-TRAINED = Command(
+TRAIN = (
     _python("train_accelerate.py", "train.yaml", "--output_dir", "new", "--max_steps", "1"),
-    ("new/model.safetensors",),
+    ("data", "train.yaml"),
 )
+NEW = ("new/model.safetensors",)
 VAL = ("--tasks", "val", "--val_data", "data", "--no_cache", "--output_dir", "out")
 COMMANDS = {
-    "verify": Command(_ours("shards", "verify", "data")),
-    "inspect": Command(_ours("shards", "inspect", "data")),
-    "inspect npy": Command(_ours("shards", "inspect", "npy", "--tokenizer", "data")),
-    "inspect llm.c": Command(_ours("shards", "inspect", "llm.c", "--tokenizer", "data")),
+    "verify": Command(_ours("shards", "verify", "data"), ("data",)),
+    "inspect": Command(_ours("shards", "inspect", "data"), ("data",)),
+    "inspect npy": Command(
+        _ours("shards", "inspect", "npy", "--tokenizer", "data"), ("data", "npy")
+    ),
+    "inspect llm.c": Command(
+        _ours("shards", "inspect", "llm.c", "--tokenizer", "data"), ("data", "llm.c")
+    ),
     "data to llm.c": Command(
-        _ours("shards", "convert", "data", "out", "--to", "llm.c"), ("out/*",)
+        _ours("shards", "convert", "data", "out", "--to", "llm.c"), ("data",), ("out/*",)
     ),
     "npy to ours": Command(
-        _ours("shards", "convert", "npy", "out", "--to", "ours", "--tokenizer", "data"), ("out/*",)
+        _ours("shards", "convert", "npy", "out", "--to", "ours", "--tokenizer", "data"),
+        ("data", "npy"),
+        ("out/*",),
     ),
     "adopt npy": _adopt("npy"),
     "adopt llm.c": _adopt("llm.c"),
     "adopt nanogpt": _adopt("nanogpt"),
-    "publish data": Command(_ours("shards", "publish", "--data", "data", *CARD), ("out/*",)),
-    "train": TRAINED,
-    "train full": Command((*TRAINED.words, "--verify", "full"), TRAINED.outputs),
-    "train from stock": Command((*TRAINED.words, "--init_from", "stock"), TRAINED.outputs),
+    "publish data": Command(
+        _ours("shards", "publish", "--data", "data", *CARD), ("data",), ("out/*",)
+    ),
+    "train": Command(*TRAIN, NEW),
+    "train full": Command((*TRAIN[0], "--verify", "full"), TRAIN[1], NEW),
+    "train from stock": Command((*TRAIN[0], "--init_from", "stock"), (*TRAIN[1], "stock"), NEW),
     "resume": Command(
-        _python("train_accelerate.py", "train.yaml", "--resume", "auto"), RESULT_OF_TRAINING, LATER
+        _python("train_accelerate.py", "train.yaml", "--resume", "auto"),
+        ("data", "run", "train.yaml"),
+        RESULT_OF_TRAINING,
+        LATER,
     ),
     "prepare": _prepare("texts.jsonl"),
     "prepare txt": _prepare("texts.txt"),
@@ -122,18 +144,24 @@ COMMANDS = {
     "prepare gz": _prepare("texts.jsonl.gz"),
     "prepare xz": _prepare("texts.jsonl.xz"),
     "prepare zst": _prepare("texts.jsonl.zst"),
-    "to gpt2": Command(_ours("convert", "to-gpt2", "run", "out"), ("out/*",)),
+    "to gpt2": Command(_ours("convert", "to-gpt2", "run", "out"), ("run",), ("out/*",)),
     "from nanoGPT": Command(
-        _ours("convert", "from-nanogpt", "nanogpt.pt", "out", "--tokenizer", "none"), ("out/*",)
+        _ours("convert", "from-nanogpt", "nanogpt.pt", "out", "--tokenizer", "none"),
+        ("nanogpt.pt",),
+        ("out/*",),
     ),
     "from llm.c": Command(
-        _ours("convert", "from-llmc", "llmc.bin", "out", "--tokenizer", "none"), ("out/*",)
+        _ours("convert", "from-llmc", "llmc.bin", "out", "--tokenizer", "none"),
+        ("llmc.bin",),
+        ("out/*",),
     ),
-    "sample": Command(_ours("sample", "run", "--prompt", "the", "--max_new_tokens", "4")),
-    "compare": Command(_python("evaluate/compare.py", "--models", "run", *VAL)),
-    "report": Command(_ours("report", "--run", "run"), ("run/report.md",)),
-    "plot": Command(_ours("plot", "--runs", "run", "--output", "loss.png"), ("loss.png",)),
-    "publish": Command(_ours("publish", "--run", "run", *CARD), ("out/*",)),
+    "sample": Command(_ours("sample", "run", "--prompt", "the", "--max_new_tokens", "4"), ("run",)),
+    "compare": Command(_python("evaluate/compare.py", "--models", "run", *VAL), ("data", "run")),
+    "report": Command(_ours("report", "--run", "run"), ("run",), ("run/report.md",)),
+    "plot": Command(
+        _ours("plot", "--runs", "run", "--output", "loss.png"), ("run",), ("loss.png",), draws=True
+    ),
+    "publish": Command(_ours("publish", "--run", "run", *CARD), ("run",), ("out/*",)),
 }
 
 TARGETS = (
@@ -146,7 +174,7 @@ TARGETS = (
     Target("data/manifest.json", "train", JSON, 40, UNREAD, BY_SHARDS),
     Target("data/manifest.json", "inspect", JSON, 60, UNREAD, BY_SHARDS),
     Target("data/manifest.json", "data to llm.c", JSON, 60, COUNTS, BY_SHARDS),
-    Target("data/manifest.json", "publish data", JSON, 60, UNREAD, BY_SHARDS),
+    Target("data/manifest.json", "publish data", JSON, 60, COUNTS, BY_SHARDS),
     Target("data/tokenizer.json", "verify", JSON, 60, names=BY_TOKENIZER),
     Target("data/tokenizer.json", "inspect npy", JSON, 40, names=BY_TOKENIZER),
     Target("data/tokenizer.json", "prepare", JSON, 40, names=BY_TOKENIZER),
@@ -159,15 +187,15 @@ TARGETS = (
     Target("llm.c/fineweb_train_000000.bin", "adopt llm.c", BINARY, 60, IDS),
     Target("nanogpt/train.bin", "adopt nanogpt", BINARY, 40, IDS),
     # Recipes and texts.
-    Target("train.yaml", "train", YAML, 60, RECIPE, BY_ARGUMENT),
-    Target("prepare.yaml", "prepare", YAML, 100, RECIPE, BY_ARGUMENT),
+    Target("train.yaml", "train", YAML, 60, dict.fromkeys(TRAINING, WISH), BY_ARGUMENT),
+    Target("prepare.yaml", "prepare", YAML, 100, dict.fromkeys(PREPARATION, WISH), BY_NAME),
     Target("texts.jsonl", "prepare", JSON_LINES, 80, TEXT),
     Target("texts.txt", "prepare txt", TEXT_LINES, 20, TEXT),
     Target("texts.csv", "prepare csv", TEXT_LINES, 60, TEXT),
     Target("texts.parquet", "prepare parquet", BINARY, 100),
-    Target("texts.jsonl.gz", "prepare gz", BINARY, 60),
-    Target("texts.jsonl.xz", "prepare xz", BINARY, 40),
-    Target("texts.jsonl.zst", "prepare zst", BINARY, 60),
+    Target("texts.jsonl.gz", "prepare gz", BINARY, 60, COMPRESSED),
+    Target("texts.jsonl.xz", "prepare xz", BINARY, 40, COMPRESSED),
+    Target("texts.jsonl.zst", "prepare zst", BINARY, 60, COMPRESSED),
     # Checkpoints.
     Target(f"{CHECKPOINT}/model.safetensors", "resume", SAFETENSORS, 20),
     Target(f"{CHECKPOINT}/optimizer/state.safetensors", "resume", SAFETENSORS, 20),

@@ -13,41 +13,46 @@ import shutil
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from random import Random
 
 import pytest
 from fuzzing import workshop
-from fuzzing.attempts import Attempt, attempt, fork_server, name_of_signal
+from fuzzing.attempts import Attempt, attempt, name_of_signal
 from fuzzing.mutations import differences
+from fuzzing.server import servers
 from fuzzing.targets import COMMANDS, TARGETS, Target
 
 LISTED, SAID, SAME, REFUSED = "listed", "said", "same", "refused"
 ALLOWED = {SAME, REFUSED, SAID, LISTED}
 OUT_OF_MEMORY = ("MemoryError", "allocate memory", "Cannot allocate", "bad_alloc")
 LEAST = 2_000
+N_AT_ONCE = 2
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
-    """The server, and the directory of sound files."""
+    """Connections to the server that nobody uses, and the directory of sound files."""
     directory = tmp_path_factory.mktemp("fuzzing") / "sound"
     directory.mkdir()
-    with fork_server() as context:
-        workshop.make(context, directory)
-        yield context, directory
+    with servers(N_AT_ONCE) as connections:
+        workshop.make(connections[0], directory)
+        idle = SimpleQueue()
+        for connection in connections:
+            idle.put(connection)
+        yield idle, directory
 
 
-@pytest.mark.fuzz
+@pytest.mark.gate
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_damage_is_without_effect_or_named(bench, target, tmp_path, record_property):
-    context, sound = bench
-    try_one = functools.partial(_try, context, sound, target)
+    try_one = functools.partial(_try, *bench, target)
     expected, again = (try_one(tmp_path / f"sound_{n}", None) for n in range(2))
     assert expected == again and expected[0].code == 0, expected
-    original = (sound / target.file).read_bytes()
+    original = (bench[1] / target.file).read_bytes()
     mutations = [_mutation(original, target, number) for number in range(target.n)]
     places = [tmp_path / str(number) for number in range(target.n)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(N_AT_ONCE) as pool:
         contents = [content for _, content in mutations]
         results = list(pool.map(try_one, places, contents))
     counts, wrong = Counter(), []
@@ -73,10 +78,13 @@ def _mutation(original: bytes, target: Target, number: int) -> tuple[str, bytes]
             return name, content
 
 
-def _try(context, sound: Path, target: Target, place: Path, content: bytes | None):
+def _try(idle: SimpleQueue, sound: Path, target: Target, place: Path, content: bytes | None):
     """What the command says, and its result, with that content in place of the file."""
     command = COMMANDS[target.command]
-    shutil.copytree(sound, place)
+    place.mkdir()
+    for name in command.inputs:
+        copy = shutil.copytree if (sound / name).is_dir() else shutil.copy2
+        copy(sound / name, place / name)
     for name in command.without:
         path = place / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -85,7 +93,9 @@ def _try(context, sound: Path, target: Target, place: Path, content: bytes | Non
         times = path.stat()
         path.write_bytes(content)
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    ended = attempt(context, place, list(command.words))
+    server = idle.get()
+    ended = attempt(server, place, command.words, draws=command.draws)
+    idle.put(server)
     here = str(place)
     ended = Attempt(
         ended.code, ended.out.replace(here, ""), ended.err.replace(here, ""), ended.is_unexpected
@@ -137,4 +147,5 @@ def _judge(target: Target, original: bytes, content: bytes, expected, found) -> 
     places = differences(original, content)
     if all(any(fnmatch.fnmatch(p, known) for known in target.unnoticed) for p in places):
         return LISTED, ""
-    return "silent", f"{sorted(places)[:4]} {last[-200:]}"
+    others = [name for name, _ in {*found[1]} ^ {*expected[1]}] if type(found[1]) is list else []
+    return "silent", f"{sorted(places)[:4]} changed {sorted({*others})} {last[-200:]}"

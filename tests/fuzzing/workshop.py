@@ -1,13 +1,16 @@
 """Small files of every kind that the house reads, all in one directory, made once."""
 
+import socket
 import struct
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from fuzzing.attempts import attempt
 from support.evaluation import tiny_tokenizer
-from support.table_files import COMPRESS, csv_table, jsonl, parquet_table
+from support.table_files import COMPRESS, csv_table, jsonl
 from support.token_directories import CORPUS, before, write_foreign, write_ours
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -25,7 +28,7 @@ DOCUMENTS = [f"{n} {text}" for n in range(8) for text in CORPUS]
 RUN, CHECKPOINT = "run", "run/checkpoint-1"
 
 
-def make(context, directory: Path) -> None:
+def make(server: socket.socket, directory: Path) -> None:
     """Fills a directory with data, a finished run, the same run before its end, and other files."""
     tokenizer = tiny_tokenizer()
     write_ours(directory / "data", tokenizer, shard_tokens=400, val=CORPUS)
@@ -44,7 +47,7 @@ def make(context, directory: Path) -> None:
             *("--val_data", "data", "--no_cache"),
         ],
     ):
-        ended = attempt(context, directory, words)
+        ended = attempt(server, directory, words)
         assert ended.code == 0, ended.err
     for name in ("out.txt", "err.txt"):
         (directory / name).unlink()
@@ -55,7 +58,8 @@ def _write_texts(directory: Path) -> None:
     lines = jsonl(DOCUMENTS)
     (directory / "texts.txt").write_text("<|endoftext|>".join(DOCUMENTS), encoding="utf-8")
     (directory / "texts.csv").write_bytes(csv_table(DOCUMENTS))
-    (directory / "texts.parquet").write_bytes(parquet_table(DOCUMENTS))
+    table = pa.table({"id": range(len(DOCUMENTS)), "text": DOCUMENTS})
+    pq.write_table(table, directory / "texts.parquet", write_page_checksum=True)
     for ending, compress in COMPRESS.items():
         (directory / f"texts.jsonl{ending}").write_bytes(compress(lines))
 

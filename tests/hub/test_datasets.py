@@ -34,10 +34,17 @@ def tokenizer_of_300():
     return train_tokenizer(fables(20), 300)
 
 
+def tokens_of(seed: int = 0, n_tokens: int = 45) -> np.ndarray:
+    """Three documents, whose end-of-text id is 299."""
+    tokens = np.random.default_rng(seed).integers(0, 299, n_tokens)
+    tokens[[0, 2, 4]] = 299
+    return tokens
+
+
 def write_data(directory: Path, *, seed: int = 0, n_tokens: int = 45) -> Manifest:
     """A data directory with shards of ten tokens: five for training and one to validate."""
     directory.mkdir()
-    tokens = np.random.default_rng(seed).integers(0, 300, n_tokens)
+    tokens = tokens_of(seed, n_tokens)
     splits = {}
     for name, part in (("train", tokens), ("val", tokens[:7])):
         writer = SplitWriter(directory, name, shard_tokens=10, vocab_size=300)
@@ -257,8 +264,7 @@ def test_the_code_on_the_card_reads_the_first_tokens(hub, data, capsys):
     code = re.search(r"```python\n(.*?)```", hub.files["README.md"].decode(), re.DOTALL)[1]
     capsys.readouterr()
     exec(code, {})
-    first = np.random.default_rng(0).integers(0, 300, 45)[:10]
-    assert capsys.readouterr().out == f"10 {first}\n"
+    assert capsys.readouterr().out == f"10 {tokens_of()[:10]}\n"
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,12 @@ def add_lambada(run: Path, **changes) -> None:
 
 
 def write_records(
-    run: Path, *, dataset: str = "someone/fables", limit: int | None = None, step: int = 20
+    run: Path,
+    *,
+    dataset: str = "someone/fables",
+    limit: int | None = None,
+    step: int = 20,
+    fingerprint: str = "1" * 64,
 ) -> None:
     """Every record that a run of 20 steps of 128 tokens leaves, and the data it names.
 
@@ -62,7 +67,7 @@ def write_records(
     Manifest(
         vocab_size=300,
         end_of_text_id=299,
-        tokenizer={"name": "bpe:300", "fingerprint": "1" * 64},
+        tokenizer={"name": "bpe:300", "fingerprint": fingerprint},
         splits={
             "train": Split(n_tokens=5_120, n_documents=70, n_bytes=20_000, shards=train),
             "val": Split(n_tokens=640, n_documents=9, n_bytes=2_500, shards=val),

@@ -101,7 +101,8 @@ def test_a_configuration_that_makes_no_model_is_one_line(small_data, stock, kind
     with pytest.raises(InitialWeightsError) as refused:
         load(stock, small_data)
     message = str(refused.value)
-    assert message.startswith(f"{stock}: expected a ") and "\n" not in message
+    places = (f"{stock}: expected a ", f"{stock}/config.json: expected the configuration of a ")
+    assert message.startswith(places) and "\n" not in message
     assert len(message) < 600
 
 

@@ -88,7 +88,8 @@ class PrepareConfig:
         default=50_000_000,
     )
     num_workers: int | None = argument(
-        "processes that tokenize; by default one for each core, and a single one for a little text",
+        "processes that tokenize, at most four for each core; by default one for each core, and a "
+        "single one for a little text",
         group=TOKENS,
         default=None,
     )

@@ -56,6 +56,7 @@ EXPECTED_ERRORS = (
 )
 MANY_BYTES = 2**28  # of a data set on the Hub, which has more than enough documents then
 LITTLE_BYTES = 2**21  # of tokens, which one process makes in the time that others take to begin
+MAX_WORKERS_PER_CORE = 4  # more make nothing faster, and each takes memory
 TOKENIZER_CHARACTERS = 4 * 2**30  # a tokenizer is trained on so much text at most
 
 
@@ -203,7 +204,9 @@ def finish(
             is_shuffled=config.shuffle,
             is_deduplicated=config.deduplicate,
             max_tokens=config.max_tokens,
-            num_workers=config.num_workers or default_workers(sources),
+            num_workers=min(
+                config.num_workers or default_workers(sources), MAX_WORKERS_PER_CORE * n_cores()
+            ),
         )
         with closing(split_stream(config, sources, working, held_out, progress.position)) as stream:
             write_shards(stream, plan, working, progress)
