@@ -1,5 +1,6 @@
 """The benchmarks run and print what they promise; what they measure is not judged here."""
 
+import statistics
 import sys
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 from support.paths import REPOSITORY
 from support.processes import run_process
 from support.tiny_corpus import fables, write_jsonl
+
+from modeling_gpt2scratch.tracking.metrics import METRICS_NAME, read_metrics
 
 TIKTOKEN_CACHE = REPOSITORY.parent / "shared" / "data" / "tiktoken_cache"
 pytestmark = pytest.mark.gate
@@ -125,3 +128,56 @@ def test_the_benchmark_of_a_busy_machine_prints_each_way_to_wait_and_what_is_to_
     assert [row[0] for row in rows] == names
     assert rows[0][2] == "1.00"  # of itself, on an idle machine
     assert "(goal: below 3%)" in process.stdout and "(goal: at least 0.35)" in process.stdout
+
+
+def test_a_search_makes_what_is_missing_and_seeds_share_a_row(small_data, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"data: {small_data}\nn_layer: 1\nn_head: 1\nn_embd: 8\nn_positions: 16\n"
+        "total_batch_tokens: 32\nmicro_batch_size: 2\neval_tokens: 32\neval_every: 2\n"
+        "max_steps: 4\npreflight: false\n"
+    )
+    arguments = ["--recipe", recipe, "--output_dir", tmp_path / "runs", "--at_once", 2]
+    arguments += ["--fixed", "optimizer=muon", "--vary", "learning_rate=1e-2,1e-4", "seed=0,1"]
+    process = run("search.py", *arguments)
+    rows = table_of(process)
+    assert [row[0] for row in rows] == ["1e-2", "1e-4"]  # the best first
+    for rate, *_ in rows:
+        losses = []
+        for seed in (0, 1):
+            directory = tmp_path / "runs" / f"learning_rate-{rate}_seed-{seed}"
+            metrics = read_metrics(directory / METRICS_NAME)
+            losses.append(min(row["eval_loss"] for row in metrics if "eval_loss" in row))
+        expected = f"{statistics.fmean(losses):.4f} ± {statistics.stdev(losses):.4f}"
+        assert next(row[1] for row in rows if row[0] == rate) == expected
+    again = run("search.py", *arguments)
+    assert again.stdout == process.stdout and "training" not in again.stderr
+    refused = run("search.py", *arguments[:4], "--vary", "no_such=1")
+    assert refused.returncode == 2 and "found 'no_such=1'" in refused.stderr
+
+
+# What nanoGPT's script leaves behind, where a model predicts the next number with the same odds.
+AS_NANOGPT = """
+import torch
+seed = torch.initial_seed() if torch.manual_seed(1337) else 0
+block_size, losses = 8, {"val": torch.tensor(float(seed))}
+
+class Model(torch.nn.Module):
+    def forward(self, inputs, targets):
+        logits = torch.zeros(*inputs.shape, 4)
+        return logits, torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+model = Model()
+"""
+
+
+def test_the_runs_of_nanogpt_differ_in_their_seed_and_are_measured_on_the_whole_split(tmp_path):
+    checkout = tmp_path / "nanoGPT"
+    data = checkout / "data" / "shakespeare_char"
+    data.mkdir(parents=True)
+    (data / "val.bin").write_bytes(bytes([1, 0] * 100))
+    (checkout / "train.py").write_text(AS_NANOGPT)
+    arguments = ["--checkout", checkout, "--output_dir", tmp_path / "out", "--seeds", 0, 3]
+    rows = table_of(run("nanogpt.py", *arguments))
+    assert [row[:2] for row in rows[:2]] == [["0", "1337.0000"], ["3", "1340.0000"]]
+    assert [row[2] for row in rows] == ["1.3863", "1.3863", "1.3863 ± 0.0000"]
