@@ -19,8 +19,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from lm_eval.api.instance import Instance
-from lm_eval.models.huggingface import HFLM
 from tabulate import tabulate
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
@@ -33,6 +31,8 @@ from modeling_gpt2scratch.evaluation.tasks.lambada import read_texts, split_last
 from modeling_gpt2scratch.training.sizes import MODEL_SIZES
 
 Requests = list[tuple[str, list[str]]]  # a context and what may follow it
+Pairs = list[tuple[str, str]]  # a context and what follows it
+Score = Callable[[Pairs], np.ndarray]  # the log-likelihood of what follows
 N_SENTENCES = 20
 N_CANDIDATES = 10
 WORDS = [
@@ -159,20 +159,43 @@ def make_model(config: BenchmarkConfig, tokenizer: PreTrainedTokenizerBase) -> G
     return GPT2LMHeadModel(model_config).to(config.device, getattr(torch, config.dtype)).eval()
 
 
+def harness(
+    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, config: BenchmarkConfig
+) -> Score:
+    """lm-evaluation-harness around a model."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    batch_size = config.harness_batch_size
+    harness = HFLM(model, tokenizer=tokenizer, batch_size=batch_size, device=config.device)
+
+    def score(pairs: Pairs) -> np.ndarray:
+        instances = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+        found = harness.loglikelihood(instances, disable_tqdm=True)
+        return np.array([log_prob for log_prob, _ in found])
+
+    return score
+
+
 def measure(
-    requests: Requests, scorer: CausalScorer, harness: HFLM, repeats: int
+    requests: Requests, scorer: CausalScorer, score: Score, repeats: int
 ) -> tuple[float, float, float]:
-    """Seconds of ours and of the harness, and the largest difference of two log-likelihoods."""
+    """Seconds of ours and of others, and the largest difference of two log-likelihoods.
+
+    Args:
+        requests: what both score.
+        scorer: ours.
+        score: theirs.
+        repeats: of each; the fastest counts.
+    """
     clock = time.process_time if scorer.model.device.type == "cpu" else time.perf_counter
     pairs = [(context, choice) for context, own in requests for choice in own]
-    instances = [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]
 
     def ours() -> np.ndarray:
         return scorer.score_choices(*zip(*requests, strict=True)).log_probs
 
     def theirs() -> np.ndarray:
-        found = harness.loglikelihood(instances, disable_tqdm=True)
-        return np.array([log_prob for log_prob, _ in found])
+        return score(pairs)
 
     seconds, values = {ours: [], theirs: []}, {}
     for _, side in itertools.product(range(repeats), (ours, theirs)):
@@ -190,20 +213,15 @@ def main() -> None:
     model = make_model(config, tokenizer)
     batch_tokens = "auto" if config.batch_tokens == "auto" else int(config.batch_tokens)
     scorer = CausalScorer(model, tokenizer, batch_tokens=batch_tokens)
-    harness = HFLM(
-        pretrained=model,
-        tokenizer=tokenizer,
-        batch_size=config.harness_batch_size,
-        device=config.device,
-    )
+    score = harness(model, tokenizer, config)
     rows, ratios = [], {}
     for name, make_requests in REQUESTS.items():
         requests = make_requests(config)
         if not requests:
             continue
         # The first forward passes of a process are slower.
-        measure(requests[:1], scorer, harness, 1)
-        ours, theirs, difference = measure(requests, scorer, harness, config.repeats)
+        measure(requests[:1], scorer, score, 1)
+        ours, theirs, difference = measure(requests, scorer, score, config.repeats)
         n = len(requests)
         ratios[name] = theirs / ours
         rows.append([name, n, n / ours, n / theirs, theirs / ours, f"{difference:.1e}"])

@@ -33,13 +33,23 @@ from modeling_gpt2scratch.hardware.devices import (
 from modeling_gpt2scratch.optim.optimizer import make_optimizer
 from modeling_gpt2scratch.training.sizes import MODEL_SIZES
 
-# Name -> model and precision.
+
+@dataclass(frozen=True)
+class Entry:
+    """Who takes part, and how."""
+
+    kind: str  # ours, transformers or plain
+    dtype: torch.dtype
+    optimizer: Literal["adamw", "muon"] = "adamw"  # Muon knows our blocks only
+    is_compiled: bool = False
+
+
 CONTESTANTS = {
-    "ours bf16": ("ours", torch.bfloat16),
-    "ours fp32": ("ours", torch.float32),
-    "transformers bf16": ("transformers", torch.bfloat16),
-    "transformers fp32": ("transformers", torch.float32),
-    "plain fp32": ("plain", torch.float32),
+    "ours bf16": Entry("ours", torch.bfloat16),
+    "ours fp32": Entry("ours", torch.float32),
+    "transformers bf16": Entry("transformers", torch.bfloat16),
+    "transformers fp32": Entry("transformers", torch.float32),
+    "plain fp32": Entry("plain", torch.float32),
 }
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 LEARNING_RATE = 3e-4
@@ -64,17 +74,27 @@ class BenchmarkConfig:
 
 
 class Contestant:
-    """A model with its optimizer."""
+    """A model with its optimizer.
 
-    def __init__(self, name: str, config: BenchmarkConfig):
-        kind, self.dtype = CONTESTANTS[name]
+    Args:
+        entry: who it is.
+        config: sizes, device and clock.
+        backend: of torch.compile.
+    """
+
+    def __init__(self, entry: Entry, config: BenchmarkConfig, *, backend: str = "inductor"):
+        self.dtype = entry.dtype
         self.device, self.clock = config.device, CLOCKS[config.clock]
         torch.manual_seed(0)  # so that ours begins alike in both precisions
         sizes = MODEL_SIZES[config.model] | {"n_positions": config.sequence_length}
         sizes["vocab_size"] = config.vocab_size
-        model, self.loss_of = MODELS[kind](sizes)
+        model, self.loss_of = MODELS[entry.kind](sizes)
         self.model = model.to(config.device).train()
-        self.optimizer = make_optimizer(self.model, learning_rate=LEARNING_RATE, weight_decay=0.1)
+        if entry.is_compiled:
+            self.model.compile(backend=backend)
+        self.optimizer = make_optimizer(
+            self.model, learning_rate=LEARNING_RATE, weight_decay=0.1, name=entry.optimizer
+        )
 
     def step(self, input_ids: Tensor, targets: Tensor) -> tuple[float, float]:
         """One optimizer update; its loss in nats per token, and its seconds."""
@@ -129,7 +149,7 @@ def measure(
     config: BenchmarkConfig, names: list[str]
 ) -> tuple[dict[str, list[float]], dict[str, list[float]], dict[torch.dtype, float]]:
     """Losses and seconds by contestant and round, and the best matrix product by precision."""
-    contestants = {name: Contestant(name, config) for name in names}
+    contestants = {name: Contestant(CONTESTANTS[name], config) for name in names}
     losses, seconds = ({name: [] for name in names} for _ in range(2))
     peaks = {contestant.dtype: 0.0 for contestant in contestants.values()}
     for round_, batch in enumerate(batches(config)):
@@ -168,7 +188,7 @@ def main() -> None:
     rows = []
     for name in names:
         per_second = tokens / statistics.median(seconds[name])
-        peak = peaks[CONTESTANTS[name][1]]
+        peak = peaks[CONTESTANTS[name].dtype]
         times = [ratio(seconds, name, other) for other in compared]
         rows.append([name, per_second, 100 * per_second * of_token / peak, *times])
     header = ["", "tokens/s", "% of peak", *(f"x {other}" for other in compared)]

@@ -51,6 +51,19 @@ def small_disk(tmp_path):
         subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
+@pytest.fixture(params=["cpu", pytest.param("accelerator", marks=pytest.mark.gpu)])
+def device(request, monkeypatch):
+    """The CPU, and then the accelerator if there is one; runs of a test keep to it."""
+    import torch
+
+    if request.param == "cpu":
+        monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+        return torch.device("cpu")
+    if not torch.accelerator.is_available():
+        pytest.skip("needs an accelerator")
+    return torch.accelerator.current_accelerator()
+
+
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory) -> Path:
     """A data directory of some 50,000 tokens: docstrings of a few standard modules, 300 entries."""

@@ -1,0 +1,9 @@
+"""The training step of GPT-2 medium, in what time is left at the end."""
+
+from gpu_parts.plan import Plan, Record
+from gpu_parts.steps import measure
+
+
+def run(plan: Plan, record: Record) -> None:
+    """As for GPT-2 small."""
+    measure(plan, record, "gpt2-medium", smoke_names=["ours, AdamW"])

@@ -1,0 +1,93 @@
+"""The day on a GPU: its parts, its time limits, its data and its page."""
+
+import importlib
+import json
+import sys
+
+import pytest
+from support.paths import REPOSITORY
+from support.processes import run_process
+from support.tiny_corpus import fables, write_jsonl
+
+# Writes a result at once, and then hangs or fails.
+PART = """
+import json, pathlib, sys, time
+name, plan = sys.argv[1], json.loads(sys.argv[2])
+path = pathlib.Path(plan["output_dir"], "parts", name + ".json")
+path.write_text(json.dumps({"sizes": {"rows": 7}, "contestants": {"ours": {"rows": 8}}}))
+if name == "losses":
+    time.sleep(600)
+raise ValueError("no such device")
+"""
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """Imports a module from `benchmarks/`."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    return importlib.import_module
+
+
+@pytest.mark.gate
+def test_a_smoke_test_runs_every_part_and_writes_the_page(tmp_path):
+    command = [sys.executable, "benchmarks/gpu_day.py", "--smoke", "--output_dir", str(tmp_path)]
+    process = run_process(command, cwd=REPOSITORY)
+    assert process.returncode == 0, process.stdout + process.stderr
+    parts = json.loads((tmp_path / "gpu_day.json").read_text())["parts"]
+    assert all(part["status"] == "finished" for part in parts.values())
+    results = {name: part["results"] for name, part in parts.items()}
+    assert not {"failed", "error"} & results["machine"]["tests"].keys()
+    assert results["steps"]["contestants"].keys() == {"ours, Muon, compiled", "transformers, AdamW"}
+    assert results["larger_steps"]["contestants"].keys() == {"ours, AdamW"}
+    losses = results["losses"]["losses"]
+    assert losses["chunked"]["loss"] == pytest.approx(losses["plain"]["loss"], rel=1e-2)
+    assert (results["training"]["end"], results["training"]["last_step"]) == ("finished", 6)
+    assert all("alias" in scores for scores in results["training"]["scores"].values())
+    assert results["scoring"]["scoring"]["hellaswag"]["largest_difference"] < 1e-3
+    assert results["scoring"]["generation"].keys() == {"growing cache", "static cache"}
+    page = (tmp_path / "gpu_day.md").read_text()
+    assert page.count("\n## ") == len(parts) == 7 and "did not finish" not in page
+
+
+def test_a_part_that_hangs_or_fails_leaves_what_it_found(scripts, monkeypatch, tmp_path):
+    gpu_day = scripts("gpu_day")
+    fake = tmp_path / "fake" / "gpu_parts"
+    fake.mkdir(parents=True)
+    (fake / "__main__.py").write_text(PART)
+    monkeypatch.setattr(gpu_day, "HERE", tmp_path / "fake")
+    config = gpu_day.GpuDayConfig(
+        output_dir=str(tmp_path / "day"), data="d", seconds=16, parts=["losses", "larger_steps"]
+    )
+    assert not gpu_day.Day(config, tmp_path).run()
+    parts = json.loads((tmp_path / "day" / "gpu_day.json").read_text())["parts"]
+    assert parts["losses"]["status"] == "ended after 4 s"  # 16 x 15 / (15 + 40)
+    assert parts["larger_steps"]["status"] == "failed: ValueError: no such device"
+    assert all(part["results"]["sizes"] == {"rows": 7} for part in parts.values())
+    page = (tmp_path / "day" / "gpu_day.md").read_text()
+    assert "This part did not finish: ended after 4 s." in page
+    assert "| ours         | 8      |" in page
+
+
+def test_the_data_keep_to_their_limit_and_are_those_of_the_text(scripts, monkeypatch, tmp_path):
+    data = scripts("gpu_parts.data")
+    monkeypatch.setattr(data, "BLOCK_BYTES", 15_000)
+    text = [str(write_jsonl(tmp_path / f"{n}.jsonl", fables(300, seed=n))) for n in (1, 2)]
+    official = tmp_path / "lambada_test.jsonl"
+    official.write_text('{"text": "the end"}\n')
+    options = {"text": text, "official": [str(official)], "tokenizer": "bytes"}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    n_bytes = data.make_folder(whole, **options, megabytes=45)
+    assert n_bytes == data.size_of(whole) < 45e6
+    assert (whole / "official" / official.name).read_text() == official.read_text()
+    assert list(data.documents_of(str(whole / "text"))) == fables(300, seed=1) + fables(300, seed=2)
+    limit = n_bytes - data.size_of(whole / "text") // 3
+    assert data.make_folder(cut, **options, megabytes=limit / 1e6) <= limit
+    assert 300 <= len(list(data.documents_of(str(cut / "text")))) < 600
+
+
+def test_a_day_without_data_or_with_an_unknown_part_is_refused(scripts):
+    config = scripts("gpu_day").GpuDayConfig
+    with pytest.raises(ValueError, match="expected --data, as --make_data writes it, or --smoke"):
+        config()
+    with pytest.raises(ValueError, match="expected --parts of machine, .*, found step"):
+        config(smoke=True, parts=["step"])
