@@ -36,6 +36,14 @@ def test_what_a_page_links_to_and_names_is_there(name):
     assert (links, files) == ([], [])
 
 
+@pytest.mark.parametrize("name", PAGE_NAMES)
+def test_the_rows_of_a_table_have_as_many_cells_as_its_head(name):
+    text = CODE.sub("", (REPOSITORY / name).read_text(encoding="utf-8"))
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        head, *rows = (len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines())
+        assert rows == [head] * len(rows), table
+
+
 def test_every_argument_is_in_a_table_with_its_default_and_help(hooks):
     marked = "before\n<!-- arguments: modeling_gpt2scratch.training.configuration:TrainConfig -->\n"
     text = hooks.on_page_markdown(marked)
