@@ -20,13 +20,18 @@ def warn(text: str) -> None:
 
 
 def read_json_lines(
-    path: Path, *, integers: Sequence[str] = (), warn: Callable[[str], None] = warn
+    path: Path,
+    *,
+    integers: Sequence[str] = (),
+    texts: Sequence[str] | None = None,
+    warn: Callable[[str], None] = warn,
 ) -> list[dict]:
     """The objects in a file, in their order; none if there is no file.
 
     Args:
         path: of the file.
         integers: keys that must be in each object, with a whole number of at least 0.
+        texts: keys that may hold anything; if given, all others hold numbers or null.
         warn: is told of each line that is left out, by file and number.
 
     Raises:
@@ -42,7 +47,7 @@ def read_json_lines(
         if not line.strip():
             continue
         try:
-            rows.append(_object_of(line, integers))
+            rows.append(_object_of(line, integers, texts))
         except ValueError as error:
             is_cut = number > len(lines)  # nothing ended it
             problem = f"found {_shown(line)}, the cut end" if is_cut else f"found {error}"
@@ -89,7 +94,7 @@ def _end_last_line(descriptor: int, path: Path, warn: Callable[[str], None]) -> 
         content = file.read()
     start = content.rfind(b"\n") + 1
     try:
-        _object_of(content[start:], ())
+        _object_of(content[start:])
     except ValueError:
         os.ftruncate(descriptor, start)
         number = content.count(b"\n") + 1
@@ -103,7 +108,9 @@ def _end_last_line(descriptor: int, path: Path, warn: Callable[[str], None]) -> 
     return size + 1
 
 
-def _object_of(line: bytes, integers: Sequence[str]) -> dict:
+def _object_of(
+    line: bytes, integers: Sequence[str] = (), texts: Sequence[str] | None = None
+) -> dict:
     """The object that a line holds.
 
     Raises:
@@ -118,6 +125,9 @@ def _object_of(line: bytes, integers: Sequence[str]) -> dict:
     for key in integers:
         if type(row.get(key)) is not int or row[key] < 0:
             raise ValueError(f"{key} {_shown(json.dumps(row.get(key)).encode())}")
+    for key in () if texts is None else row.keys() - {*texts}:
+        if not isinstance(row[key], int | float | None):
+            raise ValueError(_shown(f"{key} {json.dumps(row[key])}".encode()))
     return row
 
 

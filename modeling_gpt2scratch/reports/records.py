@@ -13,6 +13,7 @@ from typing import Any, Literal, get_origin, get_type_hints
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from modeling_gpt2scratch.common.json_lines import warn
 from modeling_gpt2scratch.data.shards.format import ShardError
 from modeling_gpt2scratch.data.shards.manifest import Manifest, Split
 from modeling_gpt2scratch.data.sources.docstrings import DOCSTRINGS
@@ -21,6 +22,14 @@ from modeling_gpt2scratch.tracking.metrics import METRICS_NAME, read_metrics
 from modeling_gpt2scratch.tracking.status import FINISHED, read_status
 from modeling_gpt2scratch.training.configuration import CONFIG_NAME, TrainConfig
 from modeling_gpt2scratch.training.directory import DATA_MANIFEST_NAME, ENVIRONMENT_NAME
+
+from .record_checks import (
+    check_arguments,
+    check_difference,
+    check_environment,
+    check_evaluation,
+    check_model,
+)
 
 RESULTS_NAME = "results.json"
 # What is always there.
@@ -124,11 +133,10 @@ def read_training(
     Raises:
         RecordsError: if a file cannot be read.
     """
-    environment = run / ENVIRONMENT_NAME
     return RunRecords(
         sizes=sizes,
         arguments=_public_arguments(_read_arguments(run / CONFIG_NAME)),
-        environment=read_json(environment) if environment.is_file() else {},
+        environment=_read_environment(run / ENVIRONMENT_NAME),
         metrics=_public_metrics(read_metrics(run / METRICS_NAME) if logged is None else logged),
         data=_read_data(run),
         results=None,
@@ -179,7 +187,24 @@ def _read_arguments(path: Path) -> dict:
     for key in ARGUMENT_KEYS:
         if not isinstance(arguments.get(key), int):
             raise RecordsError(f"{path}: expected a number for {key}, found {arguments.get(key)!r}")
+    try:
+        for name in check_arguments(arguments):
+            warn(f"{path}: expected arguments of this version, found {name}; it is left out")
+    except ValueError as error:
+        raise RecordsError(f"{path}: {error}") from error
     return arguments
+
+
+def _read_environment(path: Path) -> dict:
+    """Where the run took place, empty if there is no file."""
+    if not path.is_file():
+        return {}
+    environment = read_json(path)
+    try:
+        check_environment(environment)
+    except ValueError as error:
+        raise RecordsError(f"{path}: {error}") from error
+    return environment
 
 
 def _public_arguments(arguments: dict) -> dict:
@@ -251,6 +276,14 @@ def _read_results(run: Path, repository: str, path: Path | None) -> dict | None:
     try:
         models = content["models"]
         own = _own_name(models, run, repository)
+        for model in models.values():
+            check_model(model)
+        versions = {key: content[key] for key in VERSION_KEYS}
+        check_evaluation(content["arguments"], versions)
+        if content["baseline"] not in (None, *models):
+            raise ValueError(f"expected a baseline of the models, found {content['baseline']!r}")
+        for row in content["differences"]:
+            check_difference(row)
         names = {name: _label_of_model(name) for name in models} | {own: repository}
         public = {names[name]: _public_model(model) for name, model in models.items()}
         differences = [
@@ -263,9 +296,13 @@ def _read_results(run: Path, repository: str, path: Path | None) -> dict | None:
             "baseline": names.get(content["baseline"]),
             "differences": differences,
             "arguments": _public_evaluation(content["arguments"]),
-            **{key: content[key] for key in VERSION_KEYS},
+            **versions,
         }
-    except (KeyError, TypeError, AttributeError) as error:
+    except RecordsError:
+        raise
+    except ValueError as error:
+        raise RecordsError(f"{path}: {error}") from error
+    except (LookupError, TypeError, AttributeError) as error:
         raise RecordsError(
             f"{path}: expected results of evaluate/compare.py, found {error!r}"
         ) from error

@@ -66,6 +66,14 @@ def test_a_line_without_the_number_that_is_needed_is_a_bad_one(log):
     assert len(read(log)[0]) == 8
 
 
+def test_a_text_in_place_of_a_number_is_a_bad_line(log):
+    with open(log, "ab") as file:
+        file.write(b'{"step": 4, "loss": "2.5"}\n{"step": 5, "loss": null, "sample": "a"}\n')
+    rows, said = read(log, texts=("sample", "text"))
+    assert rows == [*ROWS, {"step": 5, "loss": None, "sample": "a"}]
+    assert said == [f'{log}:4: expected a JSON object, found loss "2.5"; it is left out']
+
+
 @pytest.mark.parametrize("end", range(1, len(WHOLE)))
 def test_a_log_that_was_cut_anywhere_keeps_its_whole_lines_and_takes_the_next(log, end):
     log.write_bytes(WHOLE[:end])

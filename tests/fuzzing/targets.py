@@ -1,5 +1,6 @@
 """Which files are damaged, how, which command reads them, and what its result is."""
 
+import dataclasses
 from dataclasses import dataclass, field
 
 from fuzzing.mutations import (
@@ -12,6 +13,8 @@ from fuzzing.mutations import (
     Family,
 )
 from fuzzing.workshop import CHECKPOINT, PREPARATION, TRAINING
+
+from modeling_gpt2scratch.training.configuration import TrainConfig
 
 CARD = ("--repository", "me/mine", "--dry_run", "out")
 
@@ -72,10 +75,39 @@ TENSORS = {
     "tensors": "safetensors have no checksum: another number is another weight",
     "header.*.data_offsets.*": "two tensors of one shape that change places are two other tensors",
 }
-LOGGED = {"lines": "a log has no checksum: a line may be missing"}
-MACHINE = {}
-ARGUMENTS = {}
-RECORD = {}
+NO_RECORD = "a log has no checksum: a number may be another, and a line or a number may be missing"
+LOGGED = dict.fromkeys(
+    (
+        *("lines", "loss", "eval_loss", "grad_norm", "learning_rate", "tokens", "elapsed_seconds"),
+        *("tokens_per_second", "data_wait", "peak_resident_memory_gib", "save_stall_seconds"),
+    ),
+    NO_RECORD,
+)
+MACHINE = dict.fromkeys(
+    ("accelerate", "device", "mixed_precision", "processes", "python", "torch", "transformers"),
+    "nothing else says on what machine a run was",
+)
+ARGUMENTS = dict.fromkeys(
+    {field.name for field in dataclasses.fields(TrainConfig)},
+    "nothing else says with what arguments a run was started; earlier versions had fewer",
+)
+MEASURED = "nothing else says what was measured, and how"
+RECORD = {
+    "models.*.results.*.*,none": MEASURED,
+    "models.*.results.*.sample_len": "n-samples says it, too",
+    "models.*.n-samples.*": MEASURED,
+    "models.*.higher_is_better.*": MEASURED,
+    "models.*.model_sha256*": "the card does not need the files of other models",
+    "models.*.task_hashes": "earlier results had none",
+    "*date": MEASURED,
+}
+RECORD |= {f"models.*.configs.*.{key}": MEASURED for key in ("data_status", "num_fewshot")}
+RECORD |= {f"models.*.configs.*.{key}": MEASURED for key in ("dataset_path", "dataset_revision")}
+RECORD |= {f"models.*.configs.*.{key}": MEASURED for key in ("official_dataset", "protocol")}
+RECORD |= {f"models.*.configs.*.{key}": MEASURED for key in ("samples", "sha256", "metadata")}
+RECORD |= {f"arguments.{key}": MEASURED for key in ("tasks", "tasks.*", "limit", "batch_tokens")}
+RECORD |= {f"arguments.{key}": MEASURED for key in ("device", "dtype", "val_data")}
+RECORD |= {f"{program}_version": MEASURED for program in ("python", "torch", "transformers")}
 COUNTS = {
     "splits.*.n_bytes": "the bytes of the text are not in the shards",
     "splits.val": "data may have no validation split; `verify` finds shards that nobody lists",

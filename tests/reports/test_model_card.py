@@ -18,7 +18,7 @@ from support.run_records import REPOSITORY, SECRET, add_lambada, write_records
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
 from modeling_gpt2scratch.checkpoints.checkpoint import save_model
 from modeling_gpt2scratch.commands import plot, publish
-from modeling_gpt2scratch.data.tokens.tokenizer import train_tokenizer
+from modeling_gpt2scratch.data.tokens.tokenizer import fingerprint, train_tokenizer
 from modeling_gpt2scratch.reports.model_card import (
     DEPENDENT_ARGUMENTS,
     HIDDEN_ARGUMENTS,
@@ -246,7 +246,7 @@ def test_a_dry_run_needs_neither_login_nor_network(run, monkeypatch, capsys):
     folder, model_only = run.parent / "folder", run.parent / "model_only"
     save_model(GPT2ScratchForCausalLM(config), tokenizer, model_only)
     shutil.copytree(model_only, run, dirs_exist_ok=True)
-    write_records(run)
+    write_records(run, fingerprint=fingerprint(tokenizer))
     add_lambada(run)
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("asked the network"))
     arguments = ["--run", str(run), "--repository", REPOSITORY, "--dry_run", str(folder)]
