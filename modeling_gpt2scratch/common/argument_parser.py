@@ -5,7 +5,9 @@ It loads neither torch nor transformers, so that `--help` and a wrong flag are a
 
 import argparse
 import dataclasses
+import difflib
 import os
+import re
 import sys
 import textwrap
 import types
@@ -18,6 +20,7 @@ TRUTHS = ("true", "yes", "t", "y", "1")
 UNTRUTHS = ("false", "no", "f", "n", "0")
 # What stands for a value in `--help`.
 PLACEHOLDERS = {str: "TEXT", int: "INTEGER", float: "NUMBER"}
+WRONG_CHOICE = re.compile(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", re.DOTALL)
 
 
 class OneLineErrorParser(argparse.ArgumentParser):
@@ -59,7 +62,7 @@ class OneLineErrorParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exits with code 2 and one line."""
-        line = f"{self.prog}: error: {public(message)}\n"
+        line = f"{self.prog}: error: {public(_readable(message))}\n"
         self.exit(2, line if _is_first_of_machine() else None)
 
 
@@ -81,6 +84,17 @@ def say_when_interrupted(program: str) -> None:
         sys.exit(130)
 
     sys.excepthook = hook
+
+
+def _readable(message: str) -> str:
+    """argparse's complaint; about a wrong choice in our words, with the nearest right one."""
+    found = WRONG_CHOICE.fullmatch(message)
+    if found is None:
+        return message
+    name, value, choices = found[1], found[2], re.findall(r"[\w.-]+", found[3])
+    near = difflib.get_close_matches(value, choices, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{name}: expected one of {', '.join(choices)}, found {value!r}{hint}"
 
 
 def _is_first_of_machine() -> bool:

@@ -76,7 +76,11 @@ def test_the_version_is_that_of_the_installed_package(capsys):
     ("words", "message"),
     [
         ((), "gpt2scratch: error: the following arguments are required: VERB"),
-        (("explode",), "gpt2scratch: error: argument VERB: invalid choice: 'explode' (choose from"),
+        (
+            ("sampel",),
+            f"gpt2scratch: error: VERB: expected one of {', '.join(VERBS)}, found 'sampel'; did you "
+            "mean sample?",
+        ),
         (("report",), "gpt2scratch report: error: the following arguments are required: --run"),
     ],
 )
