@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with Interruptible(PROGRAM) as ctrl_c, ctrl_c.ending_at_once():
         with activity("loading the launcher"):
             from accelerate.commands.launch import launch_command, launch_command_parser
+            from torch.distributed.elastic.agent.server import api as agent
             from torch.distributed.elastic.multiprocessing import SignalException
             from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
         parser = launch_command_parser()
@@ -35,8 +36,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments = parser.parse_args(argv)
     signal.signal(signal.SIGINT, leave_to_the_processes)
     signal.signal(signal.SIGTERM, hand_on)  # torch's launcher does so itself
-    # Its warnings announce each signal that it hands on.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # Their warnings announce each signal that is handed on; the agent's has a level of its own.
+    for logger in (logging.getLogger("torch.distributed.elastic"), agent.logger):
+        logger.setLevel(logging.CRITICAL)
     try:
         launch_command(arguments)
     except subprocess.CalledProcessError as error:

@@ -87,15 +87,17 @@ def test_ctrl_c_at_any_moment_is_one_line_whose_command_goes_on(
         assert "modeling_gpt2scratch" not in output.replace(line, ""), (
             output
         )  # no traceback of ours
-        assert start.startswith("accelerate") or "Traceback" not in output
+        assert start.startswith("accelerate") or not re.search("Traceback|death signal", output)
         assert advice.startswith(command), output
         command = advice
     with terminal(as_run(command)) as shown:
         assert shown.wait() == 0, shown.output
     found = curve(tmp_path / "run")
     assert found.keys() == whole.keys()
-    for step, values in whole.items():
-        assert found[step] == (values if "2proc" not in start else pytest.approx(values, rel=1e-3))
+    for step, (loss, norm) in whole.items():
+        if "2proc" in start:  # sums in another order, to which norms are more sensitive
+            loss, norm = pytest.approx(loss, rel=1e-4), pytest.approx(norm, rel=1e-2)
+        assert found[step] == (loss, norm)
 
 
 @pytest.fixture
