@@ -78,8 +78,8 @@ def test_the_version_is_that_of_the_installed_package(capsys):
         ((), "gpt2scratch: error: the following arguments are required: VERB"),
         (
             ("sampel",),
-            f"gpt2scratch: error: VERB: expected one of {', '.join(VERBS)}, found 'sampel'; did you "
-            "mean sample?",
+            f"gpt2scratch: error: VERB: expected one of {', '.join(VERBS)}, found 'sampel'; "
+            "did you mean sample?",
         ),
         (("report",), "gpt2scratch report: error: the following arguments are required: --run"),
     ],
