@@ -6,7 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support import evaluation as tiny
-from support.paths import REPOSITORY, SHARED_DATA
+from support.paths import REPOSITORY
+from support.real.questions import BOOKS, official_text, practice_questions
 from support.servers.fake_hub import serve
 
 from modeling_gpt2scratch.evaluation.results.cache import ResultCache
@@ -22,7 +23,6 @@ from modeling_gpt2scratch.evaluation.tasks.cbt_questions import (
 )
 from modeling_gpt2scratch.evaluation.tasks.samples import Selection
 
-BOOKS = SHARED_DATA / "cbt_raw" / "cbt_valid.txt"
 N_QUESTIONS = 5
 DATA = question_data("CN", "validation")
 WORDS = ("king", "cat", "mat", "dog", "queen", "old dog", "house", "naïve", "end", "boy")
@@ -38,39 +38,6 @@ def small_questions(n):
         query = f"`` XXXXX {'sat ' * (index % 4)}on the mat , '' said he ."
         questions.append((sentences, query, WORDS[index], random.permutation(WORDS).tolist()))
     return questions
-
-
-def practice_questions(n):
-    """The same from real books, made as the test's were, but for its tagger.
-
-    For practice: never report scores of them as the Children's Book Test.
-    """
-    random = np.random.default_rng(0)
-    lines = [line.strip() for line in BOOKS.read_text().splitlines() if " " in line.strip()]
-    questions = []
-    for start in random.permutation(len(lines) - 21):
-        *sentences, query = lines[start : start + 21]
-        words = sorted({word for text in sentences for word in text.split() if word.isalpha()})
-        blanks = [word for word in query.split() if word in words]
-        if not any("BOOK_TITLE" in text for text in sentences) and blanks and len(words) > 20:
-            answer = blanks[random.integers(len(blanks))]
-            others = [word for word in words if word != answer]
-            candidates = [answer, *random.choice(others, size=9, replace=False)]
-            padded = f" {query} ".replace(f" {answer} ", " XXXXX ", 1).strip()
-            questions.append((sentences, padded, answer, random.permutation(candidates).tolist()))
-        if len(questions) == n:
-            break
-    return questions
-
-
-def official_text(questions):
-    """The questions as the official files have them."""
-    parts = []
-    for sentences, query, answer, candidates in questions:
-        numbered = [f"{number} {text}" for number, text in enumerate(sentences, start=1)]
-        last = f"21 {query}\t{answer}\t\t{'|'.join(candidates)}"
-        parts.append("\n".join([*numbered, last, "", ""]))
-    return "".join(parts)
 
 
 @pytest.fixture(scope="module")
