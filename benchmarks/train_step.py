@@ -91,7 +91,7 @@ class Contestant:
         model, self.loss_of = MODELS[entry.kind](sizes)
         self.model = model.to(config.device).train()
         if entry.is_compiled:
-            self.model.compile(backend=backend)
+            self.model.compile(backend=backend, dynamic=False)
         self.optimizer = make_optimizer(
             self.model, learning_rate=LEARNING_RATE, weight_decay=0.1, name=entry.optimizer
         )

@@ -21,18 +21,19 @@ class Plan:
         data: folder that `--make_data` wrote, or that was made for a smoke test.
         seconds: that the part has.
         is_smoke: whether sizes are tiny, so that any machine can run everything.
+        started: when the part's process was, in seconds since 1970.
     """
 
     output_dir: str
     data: str
     seconds: float
     is_smoke: bool
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.time)
 
     @property
     def seconds_left(self) -> float:
         """Until the part is ended."""
-        return self.seconds - (time.monotonic() - self.started)
+        return self.seconds - (time.time() - self.started)
 
     @property
     def device(self) -> torch.device:

@@ -56,11 +56,11 @@ def test_a_part_that_hangs_or_fails_leaves_what_it_found(scripts, monkeypatch, t
     (fake / "__main__.py").write_text(PART)
     monkeypatch.setattr(gpu_day, "HERE", tmp_path / "fake")
     config = gpu_day.GpuDayConfig(
-        output_dir=str(tmp_path / "day"), data="d", seconds=16, parts=["losses", "larger_steps"]
+        output_dir=str(tmp_path / "day"), data="d", seconds=12, parts=["losses", "larger_steps"]
     )
     assert not gpu_day.Day(config, tmp_path).run()
     parts = json.loads((tmp_path / "day" / "gpu_day.json").read_text())["parts"]
-    assert parts["losses"]["status"] == "ended after 4 s"  # 16 x 15 / (15 + 40)
+    assert parts["losses"]["status"] == "ended after 4 s"  # 12 x 20 / (20 + 40)
     assert parts["larger_steps"]["status"] == "failed: ValueError: no such device"
     assert all(part["results"]["sizes"] == {"rows": 7} for part in parts.values())
     page = (tmp_path / "day" / "gpu_day.md").read_text()
