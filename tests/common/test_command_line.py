@@ -1,5 +1,6 @@
 """Recipes and flags."""
 
+import os
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -189,6 +190,59 @@ def test_one_process_of_a_machine_complains_for_all(tmp_path, capsys, monkeypatc
 def test_an_error_without_a_command_line_names_the_flags():
     with pytest.raises(ArgumentError, match="^--warmup_steps, --steps: expected warmup_steps of"):
         Config(warmup_steps=2, steps=1)
+
+
+def test_what_is_no_recipe_is_one_line_and_not_waited_for(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    contents = {
+        "binary.yaml": (bytes(range(256)), "'utf-8' codec can't decode byte"),
+        "nul.yaml": (b"rate: 1\0", "unacceptable character"),
+        "deep.yaml": (b"rate: " + b"[" * 100_000, "entries in entries, deeper than"),
+        "deep_maps.yaml": (b"rate: " + b"{a: " * 100_000, "entries in entries, deeper than"),
+        "itself.yaml": (b"names: &names [*names]\n", "unconstructable recursive node"),
+        "large.yaml": (b"#" * (2**20 + 1), "1,048,577 bytes of something"),
+        "tag.yaml": (b"rate: !!python/object/apply:os.system [ls]\n", "expected one value"),
+        "key.yaml": (b"? [a]\n: 1\n", "found unhashable key"),
+    }
+    for name, (content, _) in contents.items():
+        (tmp_path / name).write_bytes(content)
+    expected = {name: found for name, (_, found) in contents.items()}
+    expected |= {
+        "pipe.yaml": "found no file; name a file",
+        "folder.yaml": "found a directory; name",
+    }
+    for name, found in expected.items():
+        with pytest.raises(SystemExit) as error:
+            parse_config(Config, description=None, argv=[str(tmp_path / name)])
+        assert error.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{name}: " in line and found in line, line
+
+
+def test_a_number_beyond_all_counts_is_refused_by_its_bound(tmp_path, capsys):
+    assert "rate: expected a number below 2^63, found 1e+300" in refusal(
+        capsys, tmp_path, "rate: 1e300\n"
+    )
+    assert "--steps: expected a number below 2^63, found 9223372036854775808" in refusal(
+        capsys, tmp_path, "rate: 1\n", "--steps", str(2**63)
+    )
+
+
+def test_a_recipe_may_not_be_in_the_directory_that_it_makes(tmp_path, capsys):
+    @dataclass(frozen=True)
+    class Making(Config):
+        output_dir: str = argument("to make", default=str(tmp_path / "out"))
+        written: ClassVar = "output_dir"
+
+    (tmp_path / "out").mkdir()
+    for path in (tmp_path / "out" / "recipe.yaml", tmp_path / "recipe.yaml"):
+        path.write_text("rate: 2\n")
+    argv = [str(tmp_path / "recipe.yaml")]
+    assert parse_config(Making, description=None, argv=argv).rate == 2
+    with pytest.raises(SystemExit):
+        parse_config(Making, description=None, argv=[*argv, str(tmp_path / "out" / "recipe.yaml")])
+    assert f"found {tmp_path}/out/recipe.yaml in {tmp_path}/out;" in capsys.readouterr().err
 
 
 def test_what_a_program_says_of_a_value_names_the_recipe_that_it_is_from(tmp_path):
