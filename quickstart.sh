@@ -1,19 +1,17 @@
 #!/usr/bin/env bash
 # From raw text to a scored checkpoint on two CPU cores, without a network. Copy the lines one by one.
+# After an interruption run it again: it goes on where it stopped.
 set -euo pipefail
 
 # 1. Text to token shards: the docstrings of the installed Python packages, and a tokenizer for them.
-python prepare_data.py --dataset docstrings --output_dir data/docstrings --overwrite
+python prepare_data.py --dataset docstrings --output_dir data/docstrings
 
 # 2. Shards to a checkpoint.
 accelerate launch --config_file accelerate_configs/cpu.yaml \
-    train_accelerate.py recipes/quickstart.yaml --overwrite
+    train_accelerate.py recipes/quickstart.yaml --resume auto
 
 # 3. The checkpoint's score on text it has not seen.
 python evaluate/compare.py --models runs/quickstart --tasks val --val_data data/docstrings
 
-# 4. The checkpoint in transformers' own pipeline.
-python -c "
-import modeling_gpt2scratch, transformers
-write = transformers.pipeline('text-generation', model='runs/quickstart')
-print(write('Returns the', max_new_tokens=60, top_k=50)[0]['generated_text'])"
+# 4. What it writes.
+gpt2scratch sample runs/quickstart --prompt "Returns the" --max_new_tokens 60 --temperature 0.7

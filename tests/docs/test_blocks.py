@@ -55,7 +55,8 @@ SMALLER_RECIPES = {
     "quickstart.yaml": {
         "\ntotal_batch_tokens: 2048\n": "\ntotal_batch_tokens: 512\n",
         "\nmicro_batch_size: 8\n": "\nmicro_batch_size: 1\n",
-        "\nmax_steps: 1000\n": "\nmax_steps: 4\n",
+        "\nmax_steps: 1200\n": "\nmax_steps: 4\n",
+        "\ndecay_steps: 1100\n": "\n",
         "\neval_every: 250\n": "\neval_every: 4\n",
         "\nsave_every: 500\n": "\nsave_every: 2\n",
     },
