@@ -105,6 +105,6 @@ def surprises_of_load() -> list[str]:
     if load <= cores:
         return []
     return [
-        f"others here wanted {load:g} cores at the start, of {cores} that there are; the run takes "
-        f"longer until they are done"
+        f"this machine has {cores} cores, and other programs kept {load:g} busy when the run "
+        f"began; it is slower while they work"
     ]

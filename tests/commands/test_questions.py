@@ -92,7 +92,8 @@ NAMES = list(commands(Path(), Path()))
 @pytest.mark.parametrize(
     ("name", "way"),
     # A pipe answers every question; the keyboard is tried where a tokenizer and a model are read.
-    [(name, "through a pipe") for name in NAMES] + [(name, "at the keyboard") for name in NAMES[:3]],
+    [(name, "through a pipe") for name in NAMES]
+    + [(name, "at the keyboard") for name in NAMES[:3]],
 )
 def test_nobody_is_asked_and_no_code_is_run(hostile, tmp_path, name, way):
     home, traps = hostile

@@ -102,7 +102,7 @@ def test_a_machine_on_which_others_compute_is_said(monkeypatch):
     assert banner.surprises_of_load() == []
     monkeypatch.setattr(banner, "load_of_others", lambda: 7.0)
     (note,) = banner.surprises_of_load()
-    assert note.startswith("others here wanted 7 cores at the start, of 2 that there are")
+    assert note.startswith("this machine has 2 cores, and other programs kept 7 busy when")
 
 
 def test_data_without_a_validation_split_is_said(accelerator, tmp_path):

@@ -139,7 +139,7 @@ def settle(
         raise SourceError(
             f"{config.dataset}: expected more text than a window of {WINDOW_CHARACTERS} characters "
             f"and a tail of --val_fraction {config.val_fraction}, found {sum(lengths)} characters; "
-            f"give more, or --val_fraction 0 to hold none out"
+            f"give more text or another fraction (0 holds none out)"
         )
     few = f"; there are too few documents to choose from ({len(lengths):,})"
     tqdm.write(

@@ -159,14 +159,15 @@ GOOD = b"".join(json.dumps({"text": text}).encode() + b"\n" for text in fables(3
             "a.jsonl",
             GOOD,
             ("--val_fraction", "1e-9"),
-            "{path}: expected documents in both splits, found none of 30 in 'val' at "
-            "--val_fraction 1e-09; change it, --seed, or give more documents",
+            "{path}: expected more text than a window of 64 characters and a tail of "
+            "--val_fraction 1e-09, found ",
         ),
         (
             "a.jsonl",
             GOOD,
             ("--val_fraction", "0.999999999"),
-            "{path}: expected documents in both splits, found none of 30 in 'train'",
+            "{path}: expected more text than a window of 64 characters and a tail of "
+            "--val_fraction 0.999999999, found ",
         ),
     ],
     ids=[
