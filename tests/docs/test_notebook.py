@@ -69,7 +69,7 @@ def test_the_notebook_learns_its_stories_and_makes_a_repository_of_the_run(execu
     (row,) = re.findall(r"\| val .*\| loss .*\|", text)
     lines = (work / RUN / "metrics.jsonl").read_text().splitlines()
     losses = [row["eval_loss"] for row in map(json.loads, lines) if "eval_loss" in row]
-    assert float(row.split("|")[5].split("±")[0]) == pytest.approx(losses[-1], abs=1e-3)
+    assert float(row.split("|")[6].split("±")[0]) == pytest.approx(losses[-1], abs=1e-3)
     results = json.loads((work / RUN / "results.json").read_text())["models"][RUN]["results"]
     found = results["val"]["bits_per_byte,none"]
     assert found / best == pytest.approx(float(ratios[RUN]), abs=0.02)
