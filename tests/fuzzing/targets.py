@@ -70,6 +70,7 @@ TEXT = dict.fromkeys(("bytes", "lines", "text", "twice"), NO_CHECKSUM)
 COMPRESSED = {"twice": "compressed files one behind the other are one file of both, by the formats"}
 WISH = "what a recipe says is what the user wants; another value is another run"
 IDS = {"bytes": "the format has no checksum: another id of the vocabulary is another token"}
+RAW_IDS = IDS | {"twice": "a file without a header has as many ids as it has room for"}
 FLOATS = {"bytes": "the format has no checksum: another number is another weight"}
 TENSORS = {
     "tensors": "safetensors have no checksum: another number is another weight",
@@ -217,7 +218,7 @@ TARGETS = (
     Target("npy/edufineweb_train_000000.npy", "adopt npy", BINARY, 35, IDS),
     Target("llm.c/fineweb_train_000000.bin", "inspect llm.c", BINARY, 55, IDS),
     Target("llm.c/fineweb_train_000000.bin", "adopt llm.c", BINARY, 55, IDS),
-    Target("nanogpt/train.bin", "adopt nanogpt", BINARY, 35, IDS),
+    Target("nanogpt/train.bin", "adopt nanogpt", BINARY, 35, RAW_IDS),
     # Recipes and texts.
     Target("train.yaml", "train", YAML, 35, dict.fromkeys(TRAINING, WISH), BY_ARGUMENT),
     Target("prepare.yaml", "prepare", YAML, 90, dict.fromkeys(PREPARATION, WISH), BY_NAME),
