@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # From raw text to a scored checkpoint on two CPU cores, without a network. Copy the lines one by one.
-# After an interruption run it again: it goes on where it stopped.
+# After an interruption run it again: it goes on where it stopped. Arguments go to the training, such as
+# --max_steps 300 for a shorter one.
 set -euo pipefail
 
 # 1. Text to token shards: the docstrings of the installed Python packages, and a tokenizer for them.
-python prepare_data.py --dataset docstrings --output_dir data/docstrings
+test -e data/docstrings/manifest.json ||
+    python prepare_data.py --dataset docstrings --output_dir data/docstrings
 
 # 2. Shards to a checkpoint.
 accelerate launch --config_file accelerate_configs/cpu.yaml \
-    train_accelerate.py recipes/quickstart.yaml --resume auto
+    train_accelerate.py recipes/quickstart.yaml --resume auto "$@"
 
 # 3. The checkpoint's score on text it has not seen.
 python evaluate/compare.py --models runs/quickstart --tasks val --val_data data/docstrings
