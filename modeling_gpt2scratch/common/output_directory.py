@@ -308,7 +308,9 @@ def _counts_for_nothing(path: Path) -> bool:
 
     Another hidden directory may well be the unfinished work of days.
     """
-    if path.name == LOCK_NAME or path.name == STATUS_NAME and path.with_name(LOCK_NAME).exists():
+    if path.name == LOCK_NAME:
+        return True
+    if path.name == STATUS_NAME and path.with_name(LOCK_NAME).exists():
         return True
     is_partial = path.name.startswith(".") and path.name.endswith(PARTIAL_SUFFIX)
     is_ours = path.name == PARTIAL_SUFFIX or path.name.startswith(".checkpoint-")
