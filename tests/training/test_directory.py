@@ -180,6 +180,7 @@ def test_a_directory_that_is_deleted_ends_the_run_in_one_line(
 
     def delete_and_step(run, *arguments):
         if run.progress.step == 5:
+            run.writer.wait()  # else checkpoint-4 may come and go under `rmtree`
             shutil.rmtree(output_dir)
             if is_replaced:
                 output_dir.mkdir()
