@@ -2,12 +2,12 @@
 
 import json
 import os
-import subprocess
 import sys
 
 import pytest
 from support import evaluation as tiny
 from support.paths import REPOSITORY
+from support.processes import run_process
 
 from modeling_gpt2scratch.evaluation.configuration import CompareConfig, arguments_for
 from modeling_gpt2scratch.evaluation.tasks.registry import TASKS, TaskError, known_tasks
@@ -18,19 +18,20 @@ ENTRY_POINTS = "[gpt2scratch.tasks]\nopposites = opposites\n"
 METADATA = "Metadata-Version: 2.1\nName: opposites\nVersion: 1.0\n"
 
 
-def compare(inputs, tmp_path, *arguments, **environment):
-    """A process of the script, and the results that it wrote."""
-    model, data = inputs
-    command = [sys.executable, "evaluate/compare.py", "--models", str(model), *arguments]
-    command += ["--opposites_data", str(data), "--device", "cpu"]
-    finished = subprocess.run(
-        [*command, "--output_dir", str(tmp_path / "out")],
-        cwd=REPOSITORY,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-    )
-    assert finished.returncode == 0, finished.stderr
+def compare(inputs, tmp_path, *arguments):
+    """The results that the script writes."""
+    assert tiny.compare.main(command_line(inputs, tmp_path, *arguments)) == 0
+    return results(inputs, tmp_path)
+
+
+def command_line(inputs, tmp_path, *arguments):
+    model, data = map(str, inputs)
+    places = ["--opposites_data", data, "--output_dir", str(tmp_path / "out")]
+    return ["--models", model, "--device", "cpu", *places, *arguments]
+
+
+def results(inputs, tmp_path):
+    model, _ = inputs
     return json.loads((tmp_path / "out" / "results.json").read_text())["models"][str(model)]
 
 
@@ -73,7 +74,13 @@ def test_a_task_of_an_installed_package_needs_no_argument(inputs, tmp_path):
     (packages / "opposites-1.0.dist-info" / "METADATA").write_text(METADATA)
     (packages / "opposites-1.0.dist-info" / "entry_points.txt").write_text(ENTRY_POINTS)
     (packages / "opposites.py").write_text((EXAMPLES / "opposites.py").read_text())
-    found = compare(inputs, tmp_path, "--tasks", "opposites", PYTHONPATH=str(packages))
+    arguments = command_line(inputs, tmp_path, "--tasks", "opposites")
+    environment = os.environ | {"PYTHONPATH": str(packages)}
+    finished = run_process(
+        [sys.executable, "evaluate/compare.py", *arguments], cwd=REPOSITORY, env=environment
+    )
+    assert finished.returncode == 0, finished.stderr
+    found = results(inputs, tmp_path)
     assert found["n-samples"]["opposites"]["effective"] == 2
 
 
@@ -107,5 +114,5 @@ def test_the_arguments_and_the_tasks_need_no_torch():
         "import sys, modeling_gpt2scratch.evaluation.configuration\n"
         "print({'torch', 'transformers', 'datasets'} & set(sys.modules))\n"
     )
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    process = run_process([sys.executable, "-c", code])
     assert process.stdout == "set()\n", process.stderr
