@@ -28,7 +28,7 @@ def test_sdpa_gives_the_logits_of_eager():
 
 @pytest.mark.parametrize(
     "attention",
-    ["eager", "sdpa", pytest.param("flex_attention", marks=pytest.mark.slow)],  # flex compiles
+    ["eager", "sdpa", pytest.param("flex_attention", marks=pytest.mark.gate)],  # flex compiles
 )
 def test_packed_documents_do_not_see_each_other(attention):
     ids, model, eager = random_ids(1, 20), model_with(attention), model_with("eager")

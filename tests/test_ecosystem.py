@@ -281,7 +281,7 @@ def test_onnxruntime_gives_the_same_logits_for_other_shapes(model, tmp_path):
         assert_close(torch.from_numpy(found)[is_token], model(**batch).logits[is_token], 1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.gate
 def test_the_lm_eval_command_scores_a_checkpoint_without_the_package(model, tmp_path):
     tokenizer = tiny_tokenizer()
     for saved in (model, tokenizer):

@@ -37,6 +37,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("kind", ["tp", "fsdp"])
 def test_two_processes_have_the_loss_and_gradients_of_one(tmp_path, kind):
     tiny_twins(tmp_path / "stock")[0].save_pretrained(tmp_path / "model")

@@ -98,10 +98,8 @@ def test_without_the_package_and_without_trust_nothing_is_run(checkpoint, tmp_pa
 @pytest.mark.parametrize(
     "first",
     [
-        "import modeling_gpt2scratch, transformers",
         "import transformers, modeling_gpt2scratch",
         "from modeling_gpt2scratch import GPT2ScratchConfig",
-        "from modeling_gpt2scratch.modeling_gpt2scratch import GPT2ScratchModel",
     ],
 )
 def test_the_auto_classes_know_the_model_in_any_import_order(tmp_path, first):

@@ -83,7 +83,7 @@ def error_in(text):
     return line
 
 
-@pytest.mark.slow
+@pytest.mark.gate
 def test_training_records_and_prints_no_secret(small_data, tmp_path):
     options = {"max_steps": 2, "eval_every": 2, "save_every": 1, "data_cache": tmp_path / "cache"}
     with serve(small_data) as server:

@@ -231,7 +231,7 @@ def test_a_bad_id_ends_a_run_in_one_line_that_names_its_shard(
     assert "expected ids below 300, found 301 at token 0; prepare the data again" in error
 
 
-@pytest.mark.slow
+@pytest.mark.gate
 def test_a_fault_that_only_the_second_process_meets_is_told_and_ends_both(small_data, tmp_path):
     data = shutil.copytree(small_data, tmp_path / "data")
     training_data = TrainingData(config_of(data, tmp_path))

@@ -141,6 +141,7 @@ def test_logged_losses_are_means_wherever_a_run_was_stopped(small_data, tmp_path
             assert step not in whole or row[name] == whole[step][name]
 
 
+@pytest.mark.gate
 def test_a_run_that_overfits_ends_early_with_its_best_weights_killed_or_not(
     few_documents, tmp_path, monkeypatch
 ):

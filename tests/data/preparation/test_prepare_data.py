@@ -203,7 +203,7 @@ def test_the_script_says_what_it_made_or_what_is_wrong_and_nothing_else(tmp_path
     assert manifest_of(tmp_path / "out")["splits"] == splits
 
 
-@pytest.mark.slow
+@pytest.mark.gate
 def test_a_killed_run_leaves_no_data_directory_and_the_same_command_then_succeeds(
     tmp_path, run_script, saved_tokenizer
 ):
@@ -225,7 +225,7 @@ def test_a_killed_run_leaves_no_data_directory_and_the_same_command_then_succeed
     assert names_in(tmp_path) == ["fables.jsonl", "out"]
 
 
-@pytest.mark.slow
+@pytest.mark.gate
 def test_ctrl_c_ends_in_one_line_and_the_same_command_then_succeeds(
     tmp_path, run_script, saved_tokenizer
 ):

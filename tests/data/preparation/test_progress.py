@@ -47,8 +47,8 @@ def interrupt_after(monkeypatch, name, n_calls, error=Interruption):
     monkeypatch.setattr(WorkingDirectory, name, method)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("split", ["documents", pytest.param("tail", marks=pytest.mark.gate)])
+@pytest.mark.gate
+@pytest.mark.parametrize("split", ["documents", "tail"])
 def test_a_preparation_killed_twenty_times_ends_in_the_same_files(configure, tmp_path, split):
     corpus = tmp_path / "corpus"
     corpus.mkdir()

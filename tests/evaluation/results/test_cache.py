@@ -101,7 +101,7 @@ def test_a_model_that_comes_from_the_hub_only_now_is_kept_under_its_checksums(
     assert len(list((tmp_path / "out" / "evaluation_cache").iterdir())) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.gate
 def test_a_model_whose_code_was_edited_is_measured_again(model, arguments, tmp_path):
     for folder in (REPOSITORY / "evaluate", PACKAGE):
         shutil.copytree(folder, tmp_path / folder.name)
