@@ -58,9 +58,10 @@ UNLOADED = {
 }
 MAX_MODULES, MAX_LINES, MAX_FUNCTION_LINES, MAX_README_LINES = 16, 400, 60, 200
 
+SCRIPT_FOLDERS = ("benchmarks", "evaluate", "launch")
 SCRIPTS = sorted(
-    [*REPOSITORY.glob("*.py"), *(REPOSITORY / "evaluate").rglob("*.py")]
-    + [*(REPOSITORY / "benchmarks").rglob("*.py")]
+    [*REPOSITORY.glob("*.py")]
+    + [file for folder in SCRIPT_FOLDERS for file in (REPOSITORY / folder).rglob("*.py")]
 )
 MODULES = {
     ".".join(file.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): file

@@ -12,7 +12,7 @@ from modeling_gpt2scratch.training.configuration import TrainConfig
 
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)(?:#[^)\s]*)?\)")
 FILE = re.compile(
-    r"`((?:tests|modeling_gpt2scratch|recipes|benchmarks|accelerate_configs)/[^`*\s…]+)`"
+    r"`((?:tests|modeling_gpt2scratch|recipes|benchmarks|accelerate_configs|launch)/[^`*\s…]+)`"
 )
 CODE = re.compile(r"```.*?```", re.DOTALL)
 PAGE_NAMES = [page.relative_to(REPOSITORY).as_posix() for page in PAGES]
