@@ -5,12 +5,14 @@ the Hub is down for minutes, a rate limit lasts, the network of the machine is g
 down damaged.
 """
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 import tenacity
-from huggingface_hub import get_token
+from huggingface_hub import HfApi, RepoFile, constants, get_token
 from huggingface_hub.errors import (  # the first is of httpx or its successor, by version
     HTTPError,
     OfflineModeIsEnabled,
@@ -31,6 +33,12 @@ HINTS = {
     "token with the right to read it",
     404: f"check the name; if the data set is private, {LOGIN_HINT}",
 }
+# The same of writing.
+PUSH_HINTS = {
+    401: "the login is not valid; run `hf auth login`",
+    403: "this login may not write there; use a token with write access to the repository",
+    404: "there is no such user or organization, or this login may not see it",
+}
 DEFAULT_RETRIES = Retries()
 
 
@@ -47,6 +55,42 @@ def check_repository(repository: str, *, flag: str) -> None:
     validate_repo_id(repository)
     if "/" not in repository:
         raise ValueError(f"expected {flag} OWNER/NAME, found {repository!r}")
+
+
+def make_repository(repository: str, *, repo_type: str, private: bool) -> str:
+    """The address of a repository, which is there afterwards.
+
+    Raises:
+        SourceError: if it is to be private, and is there and public.
+        HTTPError: if the Hub refuses or cannot be reached.
+    """
+    api = HfApi(endpoint=constants.ENDPOINT)
+    url = api.create_repo(repository, repo_type=repo_type, private=private or None, exist_ok=True)
+    if private and api.repo_info(repository, repo_type=repo_type).private is False:
+        raise SourceError(
+            f"{repository}: expected a private repository, found a public one; change it in its "
+            f"settings or leave out --private"
+        )
+    return str(url)
+
+
+def file_ids(repository: str, *, repo_type: str, revision: str | None = None) -> dict[str, str]:
+    """Every file of a repository: the sha256 of what is in large file storage, else git's sha1.
+
+    Raises:
+        HTTPError: if the Hub refuses or cannot be reached.
+    """
+    tree = HfApi(endpoint=constants.ENDPOINT).list_repo_tree(
+        repository, repo_type=repo_type, revision=revision, recursive=True
+    )
+    files = [entry for entry in tree if isinstance(entry, RepoFile)]
+    return {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in files}
+
+
+def blob_id(path: Path) -> str:
+    """What git calls the content of a file: its sha1."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def with_retries(

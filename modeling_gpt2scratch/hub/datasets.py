@@ -5,7 +5,6 @@ has no manifest, and nobody takes it for complete; the next one goes on where it
 there with the same checksum is not sent again.
 """
 
-import hashlib
 import re
 import tempfile
 from functools import partial
@@ -15,14 +14,20 @@ from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
-    RepoFile,
     constants,
     get_token,
 )
 
 from modeling_gpt2scratch.common.atomic_files import write_file
 from modeling_gpt2scratch.common.errors import SourceError, one_line
-from modeling_gpt2scratch.common.hub_requests import DEFAULT_RETRIES, with_retries
+from modeling_gpt2scratch.common.hub_requests import (
+    DEFAULT_RETRIES,
+    PUSH_HINTS,
+    blob_id,
+    file_ids,
+    make_repository,
+    with_retries,
+)
 from modeling_gpt2scratch.common.retries import Retries
 from modeling_gpt2scratch.data.shards.directory import load_own_tokenizer
 from modeling_gpt2scratch.data.shards.format import ShardError
@@ -38,11 +43,6 @@ TOKENIZER_FILES = (  # some of them
 )
 SHARD_NAME = re.compile(r"[a-z]+_\d{6}\.bin")
 SHARDS_PER_COMMIT = 10  # some 2 GB; the Hub limits the number of commits in an hour
-HINTS = {
-    401: "the login is not valid; run `hf auth login`",
-    403: "this login may not write there; use a token with write access to the repository",
-    404: "there is no such user or organization, or this login may not see it",
-}
 
 
 class PushError(SourceError):
@@ -75,11 +75,11 @@ def push_data(
             "expected a login at the Hub, found none; run `hf auth login` or set HF_TOKEN"
         )
     manifest = read_verified(directory)
-    call = partial(with_retries, what=repository, retries=retries, hints=HINTS)
+    call = partial(with_retries, what=repository, retries=retries, hints=PUSH_HINTS)
     try:
         with tempfile.TemporaryDirectory() as folder:
             write_small_files(directory, Path(folder), manifest, repository, license)
-            url = call(partial(_make_repository, repository, private))
+            url = call(partial(make_repository, repository, repo_type="dataset", private=private))
             shards = [entry for split in manifest.splits.values() for entry in split.shards]
             for start in range(0, len(shards), SHARDS_PER_COMMIT):
                 group = shards[start : start + SHARDS_PER_COMMIT]
@@ -121,33 +121,21 @@ def write_small_files(
             write_file(folder / name, (directory / name).read_bytes())
 
 
-def _make_repository(repository: str, private: bool) -> str:
-    """The address of the repository, which is there afterwards."""
-    api = _api()
-    url = api.create_repo(repository, repo_type="dataset", private=private or None, exist_ok=True)
-    if private and api.dataset_info(repository).private is False:
-        raise PushError(
-            f"{repository}: expected a private repository, found a public one; change it in its "
-            f"settings or leave out --private"
-        )
-    return str(url)
-
-
 def _push_shards(repository: str, directory: Path, shards: list[ShardEntry], folder: Path) -> None:
     """One commit of those of the shards that are not there; with them goes an old manifest."""
-    there = _checksums(repository)
+    there = file_ids(repository, repo_type="dataset")
     missing = [entry for entry in shards if there.get(entry.file) != entry.sha256]
     if not missing:
         return
     operations = [CommitOperationAdd(entry.file, directory / entry.file) for entry in missing]
-    if MANIFEST_NAME in there and there[MANIFEST_NAME] != _blob_id(folder / MANIFEST_NAME):
+    if MANIFEST_NAME in there and there[MANIFEST_NAME] != blob_id(folder / MANIFEST_NAME):
         operations.append(CommitOperationDelete(MANIFEST_NAME))
     _commit(repository, operations, f"Add {missing[0].file} to {missing[-1].file}")
 
 
 def _finish(repository: str, folder: Path, shards: list[ShardEntry]) -> None:
     """The last commit: manifest, card and tokenizer; shards of an earlier data set go."""
-    there = _checksums(repository)
+    there = file_ids(repository, repo_type="dataset")
     wanted = {entry.file: entry.sha256 for entry in shards}
     wrong = [name for name, sha256 in wanted.items() if there.get(name) != sha256]
     if wrong:
@@ -162,21 +150,5 @@ def _finish(repository: str, folder: Path, shards: list[ShardEntry]) -> None:
 
 
 def _commit(repository: str, operations: list, message: str) -> None:
-    _api().create_commit(repository, operations, commit_message=message, repo_type="dataset")
-
-
-def _checksums(repository: str) -> dict[str, str]:
-    """Every file of the repository: sha256 of what is in large file storage, else git's sha1."""
-    tree = _api().list_repo_tree(repository, repo_type="dataset", recursive=True)
-    files = [entry for entry in tree if isinstance(entry, RepoFile)]
-    return {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in files}
-
-
-def _blob_id(path: Path) -> str:
-    """What git calls the content of a file."""
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-def _api() -> HfApi:
-    return HfApi(endpoint=constants.ENDPOINT)
+    api = HfApi(endpoint=constants.ENDPOINT)
+    api.create_commit(repository, operations, commit_message=message, repo_type="dataset")

@@ -10,6 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.checkpoints.checkpoint import WEIGHTS_NAME, save_model
 from modeling_gpt2scratch.common.atomic_files import write_file, write_json
+from modeling_gpt2scratch.common.errors import SourceError
+from modeling_gpt2scratch.common.hub_requests import PUSH_HINTS, make_repository
 from modeling_gpt2scratch.common.output_directory import making
 from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.data.tokens.tokenizer import TOKENIZER_NAME, fingerprint
@@ -28,11 +30,6 @@ MODEL_FILES = ("config.json", WEIGHTS_NAME, "tokenizer.json", "tokenizer_config.
 RECORD_FILES = (CONFIG_NAME, METRICS_NAME, RESULTS_NAME, PICTURE_NAME)  # some runs have them
 OWN_EVAL_RESULTS = f"{FOLDER}/{PREFIX}"
 SIZES = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
-HINTS = {
-    401: "the login is not valid; run `hf auth login`",
-    403: "this login may not write there; use a token with write access to the repository",
-    404: "there is no such user or organization, or this login may not see it",
-}
 
 
 class PublishError(Exception):
@@ -161,12 +158,7 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
     """
     api = HfApi()
     try:
-        url = api.create_repo(repository, private=private or None, exist_ok=True)
-        if private and api.model_info(repository).private is False:
-            raise PublishError(
-                f"{repository}: expected a private repository, found a public one; change it in "
-                f"its settings or leave out --private"
-            )
+        url = make_repository(repository, repo_type="model", private=private)
         paths = (path for path in folder.rglob("*") if path.is_file())
         names = sorted(path.relative_to(folder).as_posix() for path in paths)
         outdated = [
@@ -181,11 +173,13 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
             + [CommitOperationDelete(name) for name in outdated],
             commit_message="Publish a run of GPT2Scratch",
         )
+    except SourceError as error:
+        raise PublishError(str(error)) from error
     except HTTPError as error:
         raise PublishError(f"{repository}: {_reason(error)}") from error
     except (ValueError, RuntimeError) as error:  # metadata that the Hub refuses, or its uploader
         raise PublishError(f"{repository}: {error}") from error
-    return str(url)
+    return url
 
 
 def _write_records(records: RunRecords, folder: Path) -> None:
@@ -218,5 +212,5 @@ def _reason(error: HTTPError) -> str:
         return f"the Hub cannot be reached: {error}"
     status = response.status_code
     answer = getattr(error, "server_message", None) or response.reason_phrase
-    hint = "the Hub has a problem, try again later" if status >= 500 else HINTS.get(status)
+    hint = "the Hub has a problem, try again later" if status >= 500 else PUSH_HINTS.get(status)
     return f"the Hub answered {status} {answer}" + (f"; {hint}" if hint else "")
