@@ -5,8 +5,7 @@
 set -euo pipefail
 
 # 1. Text to token shards: the docstrings of the installed Python packages, and a tokenizer for them.
-test -e data/docstrings/manifest.json ||
-    python prepare_data.py --dataset docstrings --output_dir data/docstrings
+python prepare_data.py --dataset docstrings --output_dir data/docstrings
 
 # 2. Shards to a checkpoint.
 accelerate launch --config_file accelerate_configs/cpu.yaml \

@@ -155,8 +155,8 @@ class PrepareConfig:
         """Refuses a place that must not be written to, and takes the links out of another."""
         place = resolved(self.output_dir)
         output_dir = as_given(self.output_dir, place)
-        is_root = not place.name
-        if is_root or not WorkingDirectory(place).is_published(self.recorded()):
+        working = WorkingDirectory(place) if place.name else None  # a root has no name
+        if working is None or not self._is_made(working):
             is_of_old_data = os.path.realpath(self.tokenizer) == str(place)
             output_dir = output_directory(
                 self.output_dir,
@@ -167,6 +167,13 @@ class PrepareConfig:
                 kept=[] if is_of_old_data else [self.tokenizer],
             )
         object.__setattr__(self, "output_dir", str(output_dir))
+
+    def _is_made(self, working: WorkingDirectory) -> bool:
+        """Whether the same command was here before, and has left nothing to do."""
+        arguments = self.recorded()
+        return working.is_published(arguments) or (
+            not self.overwrite and working.finished(arguments) is not None
+        )
 
     def recorded(self) -> dict:
         """The arguments that decide the shards, as the manifest names them."""

@@ -6,6 +6,7 @@ are written block by block (`blocks.py`), last comes the manifest; then the dire
 
 import dataclasses
 import shutil
+import sys
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -15,15 +16,16 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.common.activity import activity, kept_moving
 from modeling_gpt2scratch.common.errors import SourceError
-from modeling_gpt2scratch.common.output_directory import require_apart
+from modeling_gpt2scratch.common.output_directory import OutputError, require_apart
 from modeling_gpt2scratch.common.threads import n_cores
 from modeling_gpt2scratch.data.shards.format import ShardError
-from modeling_gpt2scratch.data.shards.manifest import Manifest, Split
+from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME, Manifest, Split
 from modeling_gpt2scratch.data.sources.dataset_argument import (
     Source,
     describe_files,
     describe_sources,
     estimated_bytes,
+    local_paths,
     open_sources,
 )
 from modeling_gpt2scratch.data.sources.docstrings import DocstringFile
@@ -74,8 +76,12 @@ def prepare(config: PrepareConfig) -> Manifest:
             text_column=config.text_column,
             where=[parse_condition(condition) for condition in config.where],
         )
-    files = [file for source in sources for file in source.files]
-    require_apart(output_dir.resolve(), [f.path for f in files if isinstance(f, LocalFile)])
+    made = None if config.overwrite else working.finished(config.recorded())
+    if made is not None:
+        require_unchanged(made, sources, config)
+        tqdm.write(f"{output_dir}: made before; --overwrite makes it again", file=sys.stderr)
+        return made
+    require_apart(output_dir.resolve(), local_paths(sources))
     with working.locked():
         inputs = describe_files(sources)
         progress = working.open(config.recorded(), inputs, overwrite=config.overwrite)
@@ -97,6 +103,22 @@ def prepare(config: PrepareConfig) -> Manifest:
                     f"are safe: run the same command again to go on"
                 ) from error
             raise
+
+
+def require_unchanged(made: Manifest, sources: list[Source], config: PrepareConfig) -> None:
+    """Refuses to take data for those of this command if what they were made of has changed.
+
+    Raises:
+        OutputError: if the sources are others, or a file is younger than the manifest.
+    """
+    inputs = [*local_paths(sources), *Path(config.tokenizer).glob("tokenizer*")]
+    newest = max((path.stat().st_mtime for path in inputs), default=0)
+    made_at = (Path(config.output_dir) / MANIFEST_NAME).stat().st_mtime
+    if describe_sources(sources) != made.sources or newest > made_at:
+        raise OutputError(
+            f"expected in {config.output_dir} the data of this command, found that what they were "
+            f"made of has changed since; choose another directory or add --overwrite"
+        )
 
 
 def require_free_space(sources: list[Source], config: PrepareConfig) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from modeling_gpt2scratch.common.atomic_files import publish_directory, write_json
 from modeling_gpt2scratch.common.output_directory import OutputError, claimed, require_free
-from modeling_gpt2scratch.data.shards.manifest import DATA_MARKER
+from modeling_gpt2scratch.data.shards.manifest import DATA_MARKER, Manifest
 
 PROGRESS_NAME = "progress.json"
 SQLITE_CACHE_KIB = 64 * 1024
@@ -61,6 +61,14 @@ class WorkingDirectory:
         self.data = self.path / "data"
         self.downloads = self.path / "downloads"
         self.seen = self.path / "seen.sqlite"
+
+    def finished(self, arguments: dict) -> Manifest | None:
+        """The manifest of the data directory, if a preparation with these arguments made it."""
+        if self.path.exists() or DATA_MARKER.difference(self.output_dir) is not None:
+            return None
+        manifest = Manifest.load(self.output_dir)
+        as_saved = json.loads(json.dumps(arguments))
+        return manifest if manifest.arguments == as_saved else None
 
     def open(self, arguments: dict, inputs: list, *, overwrite: bool) -> Progress | None:
         """The progress of an unfinished preparation with these arguments and inputs, or None.

@@ -10,6 +10,7 @@ import difflib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from modeling_gpt2scratch.common.errors import SourceError
 
@@ -21,8 +22,9 @@ from .hub_stream import HubStream
 from .local_files import LocalFile, find_files
 from .mixture import parse_mixture
 from .readers import COMPRESSIONS
-from .url_files import URL_PRESETS
+from .url_files import URL_PRESETS, UrlFile
 
+NAMED = (DocstringFile, UrlFile)  # corpora that a name stands for
 FILES_AT_ONCE = 4  # read in turn, so that neighbouring documents come from different files
 
 
@@ -129,6 +131,12 @@ def _version(file: File) -> str | int | None:
     return file.revision
 
 
+def local_paths(sources: Sequence[Source]) -> list[Path]:
+    """The files that the user has put where they are."""
+    files = (file for source in sources for file in source.files)
+    return [file.path for file in files if isinstance(file, LocalFile)]
+
+
 def describe_sources(sources: Sequence[Source]) -> list[dict]:
     """What the manifest says about the input."""
     return [
@@ -139,6 +147,8 @@ def describe_sources(sources: Sequence[Source]) -> list[dict]:
             "weight": source.weight,
             "files": len(source.files),
             "bytes": sum(file.n_bytes for file in source.files) or None,  # as stored, if known
+            # What decides the content of a corpus that is neither local nor of the Hub.
+            "version": next((f.revision for f in source.files if isinstance(f, NAMED)), None),
         }
         for source in sources
     ]

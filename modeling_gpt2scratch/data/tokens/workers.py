@@ -28,6 +28,7 @@ from .encoder import (
 )
 
 BATCHES_PER_WORKER = 3  # on their way at a time: one in work, the others so that it never waits
+SECONDS_TO_END = 2.0  # of the pool's own thread, once its processes are dead
 
 
 class WorkerError(RuntimeError):
@@ -124,7 +125,10 @@ def _kill(pool: ProcessPoolExecutor) -> None:
     for process in list((pool._processes or {}).values()):
         process.kill()
     pool._result_queue._writer.close()
+    thread = pool._executor_manager_thread
     pool.shutdown(wait=False)
+    if thread is not None:  # Python wakes it when it ends, and must not while it closes its pipes
+        thread.join(timeout=SECONDS_TO_END)
 
 
 @contextmanager

@@ -32,6 +32,7 @@ def test_the_manifest_names_the_tokenizer_the_arguments_and_every_shard(tmp_path
             "weight": None,
             "files": 1,
             "bytes": dataset.stat().st_size,
+            "version": None,
         }
     ]
     shards = {

@@ -86,6 +86,25 @@ def test_an_existing_data_directory_is_kept_unless_it_may_be_overwritten(
     assert names_in(tmp_path) == ["new.jsonl", "old.jsonl", "out"]
 
 
+def test_the_same_command_again_has_nothing_to_do(tmp_path, prepared, run_script):
+    out, dataset = tmp_path / "out", write_jsonl(tmp_path / "fables.jsonl", fables(30))
+    flags = ("--tokenizer", "bpe:300", "--val_fraction", "0")
+    assert run_script(out, dataset, *flags) == (0, [])
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    for more in ((), ("--num_workers", "1")):
+        assert run_script(out, dataset, *flags, *more) == (0, [])
+        assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+    code, (error,) = run_script(out, dataset, *flags, "--seed", "1")
+    assert code == 2 and "expected a new directory, found manifest.json in " in error
+    write_jsonl(dataset, fables(30))
+    code, (error,) = run_script(out, dataset, *flags)
+    assert code == 1 and "found that what they were made of has changed since" in error
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    assert run_script(out, dataset, *flags, "--overwrite") == (0, [])
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} != before
+
+
 def test_a_failed_attempt_to_overwrite_keeps_the_old_data(tmp_path, prepared, run_script):
     out = tmp_path / "out"
     prepared(out, write_jsonl(tmp_path / "old.jsonl", fables(30)), "--val_fraction", "0")
