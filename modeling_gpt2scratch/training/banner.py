@@ -32,6 +32,7 @@ def banner(run: TrainingRun, notes: Sequence[str]) -> str:
     precision = PRECISIONS.get(accelerator.mixed_precision, accelerator.mixed_precision)
     n_parameters = run.model.num_parameters()
     n_embedding = n_parameters - run.model.num_parameters(exclude_embeddings=True)
+    n_tokens = config.max_steps * config.total_batch_tokens
     epochs = loader.epochs(config.max_steps)
     rows = {
         "processes": f"{world_size} ({KINDS.get(kind, kind.value)})",
@@ -40,7 +41,8 @@ def banner(run: TrainingRun, notes: Sequence[str]) -> str:
         "tokens per step": f"{config.total_batch_tokens:,} = {config.sequence_length} per row x "
         f"{loader.micro_batch_size} rows x {loader.micro_steps} micro-steps x "
         f"{world_size} processes",
-        "steps": f"{run.progress.step:,} to {config.max_steps:,}",
+        "steps": f"{run.progress.step:,} to {config.max_steps:,}, {n_tokens:,} tokens, "
+        f"{n_tokens / n_parameters:.3g} per parameter",
         "schedule": f"{config.schedule}, peak {config.learning_rate:g} after "
         f"{config.warmup_steps:,} steps",
         "data": "; ".join(

@@ -21,7 +21,7 @@ POSITIVE = (
     *("max_steps", "learning_rate", "muon_learning_rate", "max_grad_norm", "log_every"),
     *("eval_tokens", "eval_tasks_limit", "data_cache_gb", "data_retry_seconds"),
     *("decay_steps", "max_skipped_steps", "timeout_minutes", "peak_tflops"),
-    *("expect_processes", "expect_parameters"),
+    *("expect_processes", "expect_parameters", "tokens_per_parameter"),
 )
 NON_NEGATIVE = (
     *("min_learning_rate", "warmup_steps", "weight_decay", "dropout", "seed", "eval_every"),
@@ -141,6 +141,10 @@ def _check_sizes(config: Any) -> None:
 def _check_schedule(config: Any) -> None:
     """The run ends, warmup and decay fit it, and the rate does not rise at its end."""
     peak, max_steps = config.learning_rate, config.max_steps
+    if config.tokens_per_parameter is not None:
+        name = "tokens_per_parameter"
+        _require(max_steps is None, config, name, "or max_steps and not both", "max_steps")
+        return  # the rest is checked once the number of steps is known
     _require(
         *(max_steps * config.total_batch_tokens <= MAX_TOKENS, config, "max_steps"),
         *("that make at most 2^53 tokens with total_batch_tokens", "total_batch_tokens"),

@@ -14,6 +14,7 @@ CONFIG_NAME = "train_config.json"
 RUN_MARKER = Marker(CONFIG_NAME, "gpt2scratch-run")
 
 AUTO = "auto"
+MAX_STEPS = 19_073  # 10^10 tokens of the default batch
 # Headings of `--help`.
 RUN, MODEL, DATA, OPTIMISATION = "run", "model", "data", "optimisation"
 EVALUATION, CHECKPOINTS, TRACKERS = "evaluation", "checkpoints", "trackers"
@@ -85,7 +86,14 @@ class TrainConfig:
         group=OPTIMISATION,
         default=524_288,
     )
-    max_steps: int = argument("optimizer updates", group=OPTIMISATION, default=19_073)
+    max_steps: int | None = argument(
+        f"optimizer updates; {MAX_STEPS:,} if not given", group=OPTIMISATION, default=None
+    )
+    tokens_per_parameter: float | None = argument(
+        "sets max_steps: tokens to read for each parameter, of which about 20 use compute best",
+        group=OPTIMISATION,
+        default=None,
+    )
     optimizer: Literal["adamw", "muon"] = argument(
         "muon: Muon for the matrices of the blocks, AdamW for everything else",
         group=OPTIMISATION,
@@ -254,6 +262,7 @@ class TrainConfig:
     # elsewhere.
     only_with: ClassVar = {
         "model": ("init_from", (None,)),
+        "tokens_per_parameter": ("init_from", (None,)),
         "muon_learning_rate": ("optimizer", ("muon",)),
         "decay_steps": ("schedule", ("wsd",)),
         "min_learning_rate": ("schedule", ("cosine", "wsd")),
@@ -264,8 +273,10 @@ class TrainConfig:
         "blimp_data": ("eval_tasks", ("blimp",)),
     }
 
-    # What a recipe says of its own model holds for no other.
+    # What a recipe says of its own model holds for no other, and there is one length of a run.
     only_until: ClassVar = {
+        **dict.fromkeys(("max_steps", "warmup_steps", "decay_steps"), ("tokens_per_parameter",)),
+        "tokens_per_parameter": ("max_steps",),
         "expect_parameters": ("model", "init_from", "n_layer", "n_head", "n_embd", "n_positions"),
     }
 
@@ -285,10 +296,13 @@ class TrainConfig:
         self._fill_in(
             sequence_length=self.n_positions,
             min_learning_rate=self.learning_rate / 10,
-            warmup_steps=self.max_steps // 25,
             muon_learning_rate=self.learning_rate,
-            decay_steps=max(1, self.max_steps // 5),
         )
+        if self.tokens_per_parameter is None:  # else it takes the vocabulary to know the steps
+            self._fill_in(max_steps=MAX_STEPS)
+            self._fill_in(
+                warmup_steps=self.max_steps // 25, decay_steps=max(1, self.max_steps // 5)
+            )
         check_arguments(self)
         self._set(output_dir=str(check_output_dir(self, RUN_MARKER)))
 

@@ -44,6 +44,7 @@ from .data import TrainingData
 from .directory import find_resume_point, recorded_status
 from .guard_rails import DivergenceError
 from .initial_weights import InitialWeightsError
+from .model import with_max_steps
 from .run import TrainingRun, can_go_back, go_back, open_run, save_result
 from .steps import StepOutcome, clip_gradients, look_back, measure, update_weights
 from .validation import open_benchmarks, validate
@@ -83,6 +84,7 @@ def train(config: TrainConfig) -> str:
         require_fp8()
     with activity("opening the data"):
         data = TrainingData(config)
+    config = with_max_steps(config, data.manifest)
     accelerator = make_accelerator(
         mixed_precision=config.mixed_precision,
         project_dir=config.output_dir,

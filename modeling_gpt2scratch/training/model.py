@@ -1,7 +1,12 @@
 """The model of a training run: freshly initialised, or from the weights of an earlier one."""
 
+import dataclasses
+import math
+
+import torch
 from transformers import PreTrainedTokenizerBase
 
+from modeling_gpt2scratch.common.command_line import ArgumentError
 from modeling_gpt2scratch.common.errors import one_line
 from modeling_gpt2scratch.common.sampling import SAMPLING
 from modeling_gpt2scratch.configuration_gpt2scratch import GPT2ScratchConfig
@@ -47,6 +52,29 @@ def make_model(
     # Programs that serve models take a request's temperature only of a model that samples.
     model.generation_config.update(**SAMPLING, pad_token_id=manifest.end_of_text_id)
     return model
+
+
+def with_max_steps(config: TrainConfig, manifest: Manifest) -> TrainConfig:
+    """The configuration with the steps that `tokens_per_parameter` asks for, if it does.
+
+    The tokens are rounded up to whole steps. All parameters count, tied ones once.
+
+    Args:
+        config: of the run.
+        manifest: of the data, whose vocabulary decides the size of the embeddings.
+
+    Raises:
+        LaunchError: if the warmup or the decay do not fit the steps.
+    """
+    if config.tokens_per_parameter is None:
+        return config
+    with torch.device("meta"):  # takes no memory
+        n_parameters = GPT2ScratchForCausalLM(_fresh_config(config, manifest)).num_parameters()
+    n_steps = math.ceil(config.tokens_per_parameter * n_parameters / config.total_batch_tokens)
+    try:
+        return dataclasses.replace(config, max_steps=n_steps, tokens_per_parameter=None)
+    except ArgumentError as error:
+        raise LaunchError(f"--tokens_per_parameter makes {n_steps:,} steps: {error}") from error
 
 
 def _fresh_config(config: TrainConfig, manifest: Manifest) -> GPT2ScratchConfig:

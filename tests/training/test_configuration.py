@@ -206,6 +206,17 @@ def test_a_flag_gives_way_to_nothing_nor_does_a_recipe_in_itself(tmp_path, capsy
     assert parse_config(TrainConfig, description=None, argv=argv).warmup_steps == 1
 
 
+def test_the_length_of_a_run_is_said_once_and_the_last_word_counts(tmp_path, capsys):
+    line = refusal(tmp_path, capsys, {}, "--max_steps", "9", "--tokens_per_parameter", "20")
+    assert "expected tokens_per_parameter or max_steps and not both, found 20" in line
+    recipe = {"max_steps": 100, "warmup_steps": 30, "schedule": "wsd", "decay_steps": 60}
+    config = parsed(tmp_path, recipe, "--tokens_per_parameter", "20")
+    assert (config.max_steps, config.warmup_steps, config.decay_steps) == (None, None, None)
+    recipe = {"max_steps": "", "tokens_per_parameter": 20}
+    config = parsed(tmp_path, recipe, "--max_steps", "50")
+    assert (config.max_steps, config.warmup_steps, config.tokens_per_parameter) == (50, 2, None)
+
+
 def test_a_model_beside_init_from_would_be_without_effect(tmp_path, capsys):
     weights = tmp_path / "weights"
     weights.mkdir()

@@ -1,12 +1,14 @@
 """Models to train: fresh ones, and those that start from the weights of an earlier one."""
 
 import json
+import math
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from support.tiny_models import tiny_tokenizer
-from support.training_runs import LAYERS, SIZES, curve, refusal, run_here, stock_model
+from support.training_runs import LAYERS, SIZES, curve, flags, refusal, run_here, stock_model
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from modeling_gpt2scratch.common.command_line import ArgumentError
@@ -66,6 +68,36 @@ def test_the_first_loss_is_that_of_the_stock_model(small_data, tmp_path, monkeyp
     trained = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     assert {name: getattr(trained.config, name) for name in LAYERS} == LAYERS
     assert json.loads((tmp_path / "run" / "train_config.json").read_text())["n_layer"] == 3
+
+
+def flags_without_steps(data: Path, output_dir: Path, **changes) -> list[str]:
+    arguments = flags(data, output_dir, eval_every=0, save_every=0, **changes)
+    at = arguments.index("--max_steps")
+    return arguments[:at] + arguments[at + 2 :]
+
+
+@pytest.mark.parametrize("tokens_per_parameter", [0.05, 0.08])
+def test_tokens_per_parameter_set_the_steps_and_what_depends_on_them(
+    small_data, tmp_path, monkeypatch, capsys, tokens_per_parameter
+):
+    run, changes = tmp_path / "run", {"tokens_per_parameter": tokens_per_parameter}
+    assert run_here(monkeypatch, *flags_without_steps(small_data, run, **changes)) == 0
+    n_parameters = AutoModelForCausalLM.from_pretrained(run).num_parameters()
+    n_steps = math.ceil(tokens_per_parameter * n_parameters / SIZES["total_batch_tokens"])
+    assert max(curve(run)) == n_steps > 1
+    recorded = json.loads((run / "train_config.json").read_text())
+    assert (recorded["max_steps"], recorded["tokens_per_parameter"]) == (n_steps, None)
+    assert f"0 to {n_steps}, " in capsys.readouterr().out
+
+
+def test_steps_of_tokens_per_parameter_that_do_not_fit_are_refused(
+    small_data, tmp_path, monkeypatch, capsys
+):
+    changes = {"tokens_per_parameter": 0.05, "warmup_steps": 500}
+    arguments = flags_without_steps(small_data, tmp_path / "run", **changes)
+    code, error = refusal(monkeypatch, capsys, *arguments)
+    assert code == 2 and not (tmp_path / "run").exists()
+    assert re.search(r"--tokens_per_parameter makes \d+ steps: .*expected warmup_steps below", error)
 
 
 def test_positions_can_be_left_out_and_the_rest_computes_the_same(small_data, tmp_path):
