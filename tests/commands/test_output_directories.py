@@ -139,6 +139,8 @@ def test_a_link_stays_a_link_and_what_it_leads_to_is_replaced(command, home, mon
     (home / "way").symlink_to(home / "disk")
     assert command.run(monkeypatch, capsys, home / "link") == (0, "")
     assert (home / "link").is_symlink() and any((home / "disk" / "out").iterdir())
+    for path in command.source.iterdir():
+        path.touch()  # else a preparation has nothing to do
     code, error = command.run(monkeypatch, capsys, home / "link")
     assert code in (1, 2) and error.endswith("add --overwrite")
     (home / "disk" / "out" / "old").touch()

@@ -97,7 +97,9 @@ def test_steps_of_tokens_per_parameter_that_do_not_fit_are_refused(
     arguments = flags_without_steps(small_data, tmp_path / "run", **changes)
     code, error = refusal(monkeypatch, capsys, *arguments)
     assert code == 2 and not (tmp_path / "run").exists()
-    assert re.search(r"--tokens_per_parameter makes \d+ steps: .*expected warmup_steps below", error)
+    assert re.search(
+        r"--tokens_per_parameter makes \d+ steps: .*expected warmup_steps below", error
+    )
 
 
 def test_positions_can_be_left_out_and_the_rest_computes_the_same(small_data, tmp_path):
