@@ -31,6 +31,8 @@ _places: dict[str, str] = {}  # values of recipes, and where they stand
 EMPTY = ("", "null", "~")
 # argparse's complaints, and ours.
 READABLE = (
+    (r"invalid int value: (.*)", r"expected a whole number, found \1"),
+    (r"invalid float value: (.*)", r"expected a number, found \1"),
     (r"invalid (\w+) value: (.*)", r"expected \1, found \2"),
     (r"invalid choice: (.*?) \(choose from (.*)\)", r"expected one of \2, found \1"),
 )

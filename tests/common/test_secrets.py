@@ -162,7 +162,7 @@ def test_an_evaluation_records_and_prints_no_secret(call, small_data, tmp_path):
         assert code == 1
         assert "127.0.0.1:9/d" in (tmp_path / "out" / "results.json").read_text()
     code, shown = call(exit_of(compare.main), *options, "--models", "x", "--limit", address)
-    assert code == 2 and " error: --limit: expected int, found 'http:" in shown
+    assert code == 2 and " error: --limit: expected a whole number, found 'http:" in shown
 
 
 @pytest.mark.parametrize("command", ["verify", "adopt", "inspect"])

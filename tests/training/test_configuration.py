@@ -136,7 +136,7 @@ def test_what_is_not_given_is_filled_in_and_what_is_accepted_stays(tmp_path):
         ),
         ({"n_layer": 10**9}, "expected n_layer of at most 1000: no machine has room for more"),
         ({"n_embd": 2**62}, "expected n_embd of at most 1048576: no machine has room for more"),
-        ({"eval_tokens": "1" * 5000}, "eval_tokens: expected int, found '1111"),
+        ({"eval_tokens": "1" * 5000}, "eval_tokens: expected a whole number, found '1111"),
         ({"data_retry_seconds": 1e300}, "data_retry_seconds: expected a number below 2^63, found"),
     ],
 )

@@ -28,7 +28,7 @@ SCRIPT = Path(prepare_data.__file__)
         (("--shard_tokens", "0"), "--shard_tokens: expected a number above 0, found 0"),
         (("--num_workers", "-1"), "--num_workers: expected a number above 0, found -1"),
         (("--limit_documents", "0"), "--limit_documents: expected a number above 0, found 0"),
-        (("--limit_documents", "ten"), "--limit_documents: expected int, found 'ten'"),
+        (("--limit_documents", "ten"), "--limit_documents: expected a whole number, found 'ten'"),
         (("--seed", "-1"), "--seed: expected a number of at least 0, found -1"),
         (("--val_fraction", "1"), "expected --val_fraction in [0, 1), found 1.0"),
         (("--val_fraction", "-0.1"), "expected --val_fraction in [0, 1), found -0.1"),
