@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
+from modeling_gpt2scratch.common.addresses import split_revision
 from modeling_gpt2scratch.common.errors import content_instead, json_problem, named, one_line
 
 CONFIG_NAME = "config.json"
@@ -77,7 +78,9 @@ def _damage(name: str | Path, error: Exception) -> str | None:
     directory = Path(name)
     if not directory.is_dir():
         try:
-            directory = Path(cached_file(str(name), CONFIG_NAME, local_files_only=True)).parent
+            repository, revision = split_revision(str(name))
+            path = cached_file(repository, CONFIG_NAME, revision=revision, local_files_only=True)
+            directory = Path(path).parent
         except Exception:  # of many kinds; then there are no files that could be damaged
             return None
     files = sorted(path for kind in TENSOR_FILES for path in directory.glob(kind))

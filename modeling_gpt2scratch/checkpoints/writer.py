@@ -98,6 +98,7 @@ class CheckpointWriter:
         optimizer: torch.optim.Optimizer,
         state: dict,
         best_step: int | None = None,
+        on_written: Callable[[Path], None] | None = None,
     ) -> float:
         """Writes `checkpoint-N` for N = state["step"], after the one in flight if there is one.
 
@@ -107,6 +108,8 @@ class CheckpointWriter:
             optimizer: the torch optimizer itself.
             state: JSON values that a resumed run needs or checks.
             best_step: of the checkpoint with the lowest validation loss, None if it is not known.
+            on_written: called on the main rank with the complete checkpoint, before `latest` names
+                it and any other is pruned. Whatever it raises counts as a failure to write.
 
         Returns:
             Seconds that the training stood still.
@@ -121,7 +124,7 @@ class CheckpointWriter:
         path = self._output_dir / f"{CHECKPOINT_PREFIX}{state['step']}"
         self._thread = threading.Thread(
             target=self._write,
-            args=(snapshot, path, best_step),
+            args=(snapshot, path, best_step, on_written),
             name="checkpoint writer",
             daemon=True,
         )
@@ -207,12 +210,20 @@ class CheckpointWriter:
             state=state,
         )
 
-    def _write(self, snapshot: Snapshot, path: Path, best_step: int | None) -> None:
+    def _write(
+        self,
+        snapshot: Snapshot,
+        path: Path,
+        best_step: int | None,
+        on_written: Callable[[Path], None] | None,
+    ) -> None:
         """Writes a checkpoint and publishes it; what goes wrong is the new `problem`."""
         try:
             with self._partial_directory(path) as partial:
                 self._fill(snapshot, partial)
                 self._on_main(publish_directory, partial, path)
+            if on_written is not None:
+                self._on_main(on_written, path)
             self._on_main(self._point_and_prune, path, best_step)
         except Exception as error:  # a thread has nobody to raise to
             self._problem = f"{path}: {_in_words(error)}"

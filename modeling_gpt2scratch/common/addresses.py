@@ -9,6 +9,7 @@ import dataclasses
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -24,6 +25,7 @@ ADDRESS = re.compile(
     r"([?#](?:[^,\s]|,(?=[^,/:\s]*[=&]))*?"
     rf"(?=(?::{NUMBER}+)?:?(?:,(?![^,/:\s]*[=&])|\s|$)))?"
 )
+MAIN = "main"  # a repository's branch, if none is named
 HOST_AND_PORT = re.compile(r"[^/]+:\d+")
 
 
@@ -56,6 +58,17 @@ def private(address: str) -> tuple[str, str]:
     scheme, _, place = last.partition("://")
     user = quote(secrets.user, safe=":%!$&'()*+,;=-._~")
     return (f"{before}{scheme}://{user}@{place}" if user else address), secrets.query
+
+
+def split_revision(name: str) -> tuple[str, str]:
+    """Repository and revision of `OWNER/NAME@REVISION`, the revision "main" if none is named.
+
+    The name of a directory stays whole.
+    """
+    repository, at, revision = name.partition("@")
+    if not (at and repository and revision) or name.startswith((".", "/", "~")):
+        return name, MAIN
+    return (name, MAIN) if Path(name).is_dir() else (repository, revision)
 
 
 def keep_secrets_apart(config: Any, *, but: Sequence[str] = ()) -> None:

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from .atomic_files import write_file
+
 CHECKSUMS_NAME = "checksums.json"
 
 
@@ -17,8 +19,8 @@ def checksum(path: Path) -> dict:
 
 
 def write_checksums(directory: Path, checksums: dict[str, dict]) -> None:
-    """`checksums.json`, in a directory not yet published: one entry of `checksum` per name."""
-    (directory / CHECKSUMS_NAME).write_text(_as_text(checksums), encoding="utf-8")
+    """`checksums.json` of a directory, in one step: one entry of `checksum` per name."""
+    write_file(directory / CHECKSUMS_NAME, _as_text(checksums).encode())
 
 
 def damage(

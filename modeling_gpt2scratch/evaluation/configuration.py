@@ -34,7 +34,10 @@ class CompareArguments:
 
     registry: ClassVar[Mapping[str, type[Task]]] = TASKS
 
-    models: list[str] = argument("model directories or Hub names, one column each", group=MODELS)
+    models: list[str] = argument(
+        "model directories or Hub names (OWNER/NAME or OWNER/NAME@REVISION), one column each",
+        group=MODELS,
+    )
     tasks: list[str] = argument(
         f"what to measure: {ALL}, or some of {', '.join(TASKS)}", group=MODELS
     )

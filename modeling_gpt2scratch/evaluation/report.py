@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from modeling_gpt2scratch.common.atomic_files import write_json
+from modeling_gpt2scratch.common.atomic_files import write_file, write_json
 
 from .configuration import BARS_NAME, CURVES_NAME, HARNESS_FOLDER, RESULTS_FILE, CompareArguments
 from .results.charts import draw_bars, draw_curves
+from .results.comparison_page import PAGE_NAME, comparison_page
 from .results.differences import differences_of
+from .results.html_page import missing_package
 from .results.measurements import ModelMeasurements
-from .results.published_numbers import numbers_beside, read_published
+from .results.published_numbers import PublishedNumber, numbers_beside, read_published
 from .results.results_json import model_content, results_content
 from .results.sample_logs import write_samples
-from .results.table import markdown_table, table_notes
+from .results.table import Rows, markdown_table, table_notes
 from .tasks.samples import NO_CHECKSUM
 from .tasks.task import Task
 
@@ -66,10 +68,12 @@ def report(
         baseline=baseline.name,
         sources=origins,
     )
-    print("", *notes, *data_notes(comparison.tasks, config.limit), sep="\n")
+    notes += data_notes(comparison.tasks, config.limit)
+    print("", *notes, sep="\n")
     results = {"differences": differences, "published": published, "baseline": baseline.name}
     try:
         write_files(config, comparison, output_dir, results | {"seconds": seconds})
+        write_page(config, comparison, output_dir / PAGE_NAME, differences, published, notes)
     except OSError as error:
         line = f"--output_dir: expected to write to {output_dir}, found {error}"
         print(line, file=sys.stderr)
@@ -145,6 +149,34 @@ def write_files(
         if not draw_bars(models, metrics_of(config), output_dir / BARS_NAME):
             print(f"no {BARS_NAME}: every number is zero, or there is none", file=sys.stderr)
         draw_curves([model.name for model in models], output_dir / CURVES_NAME)
+
+
+def write_page(
+    config: CompareArguments,
+    comparison: Comparison,
+    path: Path,
+    differences: Mapping[str, Rows],
+    published: Sequence[PublishedNumber],
+    notes: Sequence[str],
+) -> None:
+    """Writes the page to look at, or says what it lacks.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    if problem := missing_package("itables"):
+        print(f"no {path.name}: {problem}", file=sys.stderr)
+        return
+    page = comparison_page(
+        config.kinds,
+        comparison.models,
+        limit=config.limit,
+        differences=differences,
+        published=published,
+        notes=notes,
+        logged=comparison.tasks if config.log_samples else {},
+    )
+    write_file(path, page)
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -34,6 +34,7 @@ HIDDEN_ARGUMENTS = (
         "keep_best",
         "save_in_background",
     ),
+    *("push_every", "private"),
     *("log_every", "max_skipped_steps", "timeout_minutes", "preflight", "expect_processes"),
     "tokens_per_parameter",  # by now it is max_steps
     *("expect_parameters", "strict", "activation_checkpointing", "peak_tflops", "profile"),

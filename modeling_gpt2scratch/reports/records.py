@@ -13,6 +13,7 @@ from typing import Any, Literal, get_origin, get_type_hints
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from modeling_gpt2scratch.common.addresses import split_revision
 from modeling_gpt2scratch.common.json_lines import warn
 from modeling_gpt2scratch.data.shards.format import ShardError
 from modeling_gpt2scratch.data.shards.manifest import Manifest, Split
@@ -154,7 +155,11 @@ def is_hub_name(name: str) -> bool:
     if name == DOCSTRINGS or is_file or glob.has_magic(name):
         return False
     try:
-        validate_repo_id(name)
+        repository, revision = split_revision(name)
+        validate_repo_id(repository)
+        if repository != name:
+            validate_repo_id(revision)  # whose rules are stricter, and let no path pass
+            return "/" not in revision
     except HFValidationError:
         return False
     return True

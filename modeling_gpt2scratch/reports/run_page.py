@@ -1,4 +1,4 @@
-"""One page about a run, with its curves: `report.md` and `curves.png`.
+"""One page about a run, with its curves: `report.md` and `curves.png`, or `report.html` alone.
 
 They say what the run recorded, without names and paths of the machine.
 """
@@ -7,14 +7,15 @@ import math
 import statistics
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 from modeling_gpt2scratch.checkpoints.checkpoint import WEIGHTS_NAME, find_checkpoint
 from modeling_gpt2scratch.checkpoints.weight_files import WeightsError, open_tensors
 from modeling_gpt2scratch.common.atomic_files import write_file
-from modeling_gpt2scratch.common.json_lines import read_json_lines
+from modeling_gpt2scratch.common.json_lines import read_json_lines, warn
+from modeling_gpt2scratch.evaluation.results.html_page import missing_package
 from modeling_gpt2scratch.tracking.metrics import EVENTS_NAME, METRICS_NAME, read_metrics
 from modeling_gpt2scratch.tracking.status import KILLED, read_status
 from modeling_gpt2scratch.training.configuration import CONFIG_NAME
@@ -22,7 +23,9 @@ from modeling_gpt2scratch.training.configuration import CONFIG_NAME
 from .loss_plot import PlotError, draw_curves
 from .model_card import data_links, is_shown, origin_of_weights, pipe_table
 from .records import RESULTS_NAME, RecordsError, RunRecords, read_json, read_training
+from .run_html import HTML_NAME, run_html
 
+TITLE = "Report of a training run"
 REPORT_NAME = "report.md"
 CURVES_NAME = "curves.png"
 
@@ -48,6 +51,7 @@ FILES = {
     RESULTS_NAME: "results of `evaluate/compare.py`",
     "tensorboard": "for `tensorboard --logdir`",
     "wandb": "wandb's copy; `wandb sync` uploads the runs that were offline",
+    HTML_NAME: "this report, with curves to hover over and zoom, and all samples",
     "profile": "traces of a few steps",
 }
 
@@ -65,7 +69,7 @@ def report_at_end(run: Path) -> str:
 
 
 def write_report(run: Path) -> Path:
-    """Writes `report.md` and `curves.png`.
+    """Writes `report.md`, `curves.png` and, if plotly is installed, `report.html`.
 
     Args:
         run: output directory of the training script.
@@ -81,28 +85,45 @@ def write_report(run: Path) -> Path:
     records = read_training(run, sizes=_sizes(run), logged=logged)
     if not records.metrics:
         raise RecordsError(f"{run / METRICS_NAME}: expected logged steps of a run, found none")
+    events = read_json_lines(run / EVENTS_NAME)
+    results = [*_status(run), *_results(records, _counts(events))]
+    summary = _summary(records)
     try:
         write_file(run / CURVES_NAME, draw_curves(run, logged))
         curves = f"![Losses and more over the steps]({CURVES_NAME})"
     except PlotError as error:
         curves = f"No curves: {error}."
+    if problem := missing_package("plotly"):
+        warn(f"no {HTML_NAME}: {problem}")
+    else:
+        page = run_html(
+            title=TITLE,
+            summary=summary,
+            results=results,
+            settings=records.arguments | records.environment,
+            files=_files(run).items(),
+            logged=logged,
+            events=[(_name_of(event), event) for event in events],
+        )
+        write_file(run / HTML_NAME, page)
     sections = [
-        "# Report of a training run",
-        _introduction(records),
+        f"# {TITLE}",
+        summary,
+        *_settings(records),
         "## Results",
-        pipe_table(["", ""], [*_status(run), *_results(records, _events(run))]),
+        pipe_table(["", ""], results),
         curves,
         *_sample(logged),
         "## Where things are",
-        _files(run),
+        "\n".join(f"- `{name}`: {text}" for name, text in _files(run).items()),
     ]
     path = run / REPORT_NAME
     write_file(path, ("\n\n".join(sections) + "\n").encode())
     return path
 
 
-def _introduction(records: RunRecords) -> str:
-    """What was trained on what, how and where."""
+def _summary(records: RunRecords) -> str:
+    """What was trained on what."""
     sizes = records.sizes
     parameters = f" of {sizes['parameters']:,} parameters" if "parameters" in sizes else ""
     shape = ", ".join(f"{sizes[name]:,} {word}" for name, word in SIZES.items() if name in sizes)
@@ -114,18 +135,21 @@ def _introduction(records: RunRecords) -> str:
         if records.data:
             passes = n_tokens / records.data.splits["train"].n_tokens
             training += f" ({passes:.2f} passes over its training split)"
-    text = f"A GPT-2{parameters}{f' ({shape})' * bool(shape)}{training}."
+    return f"A GPT-2{parameters}{f' ({shape})' * bool(shape)}{training}."
+
+
+def _settings(records: RunRecords) -> Iterator[str]:
+    """How it was trained, and where."""
     settings = [
         f"{name} {value}"
         for name, value in records.arguments.items()
         if name in SETTINGS and is_shown(name, records.arguments)
     ]
     if settings:
-        text += f"\n\nSettings: {', '.join(settings)}."
+        yield f"Settings: {', '.join(settings)}."
     if records.environment:
         where = ", ".join(f"{name} {value}" for name, value in records.environment.items())
-        text += f"\n\nWhere it ran: {where}."
-    return text
+        yield f"Where it ran: {where}."
 
 
 def _status(run: Path) -> Iterator[tuple[str, str]]:
@@ -194,9 +218,15 @@ def _perplexity(row: dict) -> str:
     return f"{math.exp(row['eval_loss']):,.2f}" if row["eval_loss"] < 100 else "none"
 
 
-def _events(run: Path) -> dict[str, int]:
+def _counts(events: Iterable[dict]) -> dict[str, int]:
     """How often what happened."""
-    return Counter(str(row.get("event")) for row in read_json_lines(run / EVENTS_NAME))
+    return Counter(str(row.get("event")) for row in events)
+
+
+def _name_of(event: dict) -> str:
+    """What the event is called in the table."""
+    name = str(event.get("event"))
+    return EVENTS.get(name, name)
 
 
 def _sample(logged: Sequence[dict]) -> Iterator[str]:
@@ -206,13 +236,13 @@ def _sample(logged: Sequence[dict]) -> Iterator[str]:
         yield textwrap.indent(str(row["sample"]), "    ", lambda line: True)
 
 
-def _files(run: Path) -> str:
+def _files(run: Path) -> dict[str, str]:
     """What is in the directory of the run."""
     found = {name: text for name, text in FILES.items() if (run / name).exists()}
     checkpoint = find_checkpoint(run)
     if checkpoint:
         found[checkpoint.name] = "the last checkpoint, from which `--resume auto` goes on"
-    return "\n".join(f"- `{name}`: {text}" for name, text in found.items())
+    return found
 
 
 def _sizes(run: Path) -> dict[str, int]:

@@ -26,7 +26,7 @@ POSITIVE = (
 NON_NEGATIVE = (
     *("min_learning_rate", "warmup_steps", "weight_decay", "dropout", "seed", "eval_every"),
     *("eval_tasks_every", "save_every", "keep_checkpoints", "keep_every", "shuffle_shards"),
-    *("spike_threshold", "patience"),
+    *("spike_threshold", "patience", "push_every"),
 )
 # What none can want, and why.
 AT_MOST = {
@@ -168,11 +168,13 @@ def _check_schedule(config: Any) -> None:
 def _check_checkpoints(config: Any) -> None:
     """Checkpoints that are to be kept, or returned to, will exist."""
     every = config.save_every
-    if config.keep_every:
+    for name in ("keep_every", "push_every"):
+        chosen = getattr(config, name)
         _require(
-            *(every > 0 and config.keep_every % every == 0, config, "keep_every"),
+            *(not chosen or (every > 0 and chosen % every == 0), config, name),
             *(f"a multiple of save_every = {every}, as others are not written", "save_every"),
         )
+    _check_push(config)
     for name in ("keep_best", "patience"):
         if getattr(config, name):
             reason = f"above 0 for {name}, which looks at validations"
@@ -182,6 +184,22 @@ def _check_checkpoints(config: Any) -> None:
         _require(every > 0, config, "save_every", reason, "rollback_on_spike")
         is_found = config.spike_threshold > 0
         _require(is_found, config, "spike_threshold", reason, "rollback_on_spike")
+
+
+def _check_push(config: Any) -> None:
+    """What is sent to the Hub has a place there, and the place is for something."""
+    if config.push_to_hub is not None:
+        from modeling_gpt2scratch.common.hub_requests import check_repository
+
+        check_repository(config.push_to_hub, flag="--push_to_hub")
+    if bool(config.push_every) != (config.push_to_hub is not None):
+        given = ("push_every", "push_to_hub")
+        name, other = given if config.push_every else given[::-1]
+        problem = f"expected {other} with {name}, found none; give both or neither"
+        raise ArgumentError(name, problem=problem)
+    if config.private and config.push_to_hub is None:
+        problem = "expected push_to_hub with private, found none; leave private out"
+        raise ArgumentError("private", problem=problem)
 
 
 def _check_data(config: Any) -> None:

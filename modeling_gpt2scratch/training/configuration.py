@@ -181,6 +181,18 @@ class TrainConfig:
     save_in_background: bool = argument(
         "train on while a checkpoint is written", group=CHECKPOINTS, default=True
     )
+    push_to_hub: str | None = argument(
+        "OWNER/NAME on the Hub, made if needed, where push_every sends checkpoints",
+        group=CHECKPOINTS,
+        default=None,
+    )
+    push_every: int = argument(
+        "steps between checkpoints that are sent there while training goes on, each as branch "
+        "step-N, the last one too; a multiple of save_every, 0 for none",
+        group=CHECKPOINTS,
+        default=0,
+    )
+    private: bool = argument("make that repository private", group=CHECKPOINTS, default=False)
 
     log_every: int = argument("steps between log lines", group=TRACKERS, default=10)
     report_to: list[str] = argument(

@@ -29,7 +29,7 @@ from modeling_gpt2scratch.data.shards.format import ShardError
 from modeling_gpt2scratch.data.tokens.names import TokenizerError
 from modeling_gpt2scratch.distributed.accelerator import asks_for_fp8, closing, make_accelerator
 from modeling_gpt2scratch.distributed.agreement import StalledError
-from modeling_gpt2scratch.distributed.processes import LaunchError, say
+from modeling_gpt2scratch.distributed.processes import LaunchError, on_main_process, say
 from modeling_gpt2scratch.hardware.devices import keep_freed_memory, require_fp8
 from modeling_gpt2scratch.hardware.profiling import profiler
 from modeling_gpt2scratch.optim.optimizer import set_learning_rate
@@ -110,20 +110,23 @@ def train_from(
     with activity("making the model"):
         score = open_benchmarks(config, accelerator, limit=config.eval_tasks_limit)
         run = open_run(config, data, accelerator, score, checkpoint=checkpoint, state=state)
-    with (
-        contextlib.closing(run.lock),
-        contextlib.closing(run.writer),
-        recorded_status(Path(config.output_dir), run.progress) as outcome,
-        run.agreement.naming_the_stalled(),
-    ):
-        look_ahead(run)
-        with StopRequest() as request:
-            end = make_steps(run, request)
-            with activity("saving"):
-                run.writer.wait()
-                if end == "finished":
-                    save_result(run)
-        outcome["status"] = end
+    with contextlib.closing(run.lock), run.pusher:
+        with (
+            contextlib.closing(run.writer),
+            recorded_status(Path(config.output_dir), run.progress) as outcome,
+            run.agreement.naming_the_stalled(),
+        ):
+            look_ahead(run)
+            with StopRequest() as request:
+                end = make_steps(run, request)
+                with activity("saving"):
+                    run.writer.wait()
+                    if end == "finished":
+                        save_result(run)
+            outcome["status"] = end
+        # Who asked the run to stop meanwhile leaves them to the next process.
+        if end == "finished" and not on_main_process(lambda: request.is_made):
+            run.pusher.finish()
     step = run.progress.step
     place = f"stopped after step {step}" if step else "stopped before the first step"
     if request.is_from_keyboard:
@@ -229,21 +232,33 @@ def run_steps(
         is_stopped = found is None
         values |= found or {}
         is_best = "eval_loss" in values and progress.best.add(progress.step, values["eval_loss"])
-        is_save = due.save or (is_best and config.keep_best) or progress.has_lost(config.patience)
+        has_lost = progress.has_lost(config.patience)
+        is_save = due.save or (is_best and config.keep_best) or has_lost
         if is_save or (is_stopped and saved_step < progress.step):
             bar.set_description("saving")
-            values["save_stall_seconds"] = run.writer.save(
-                **run.snapshot(), best_step=progress.best.step
-            )
+            values["save_stall_seconds"] = save(run, is_sent=due.push or has_lost)
             saved_step = progress.step
         if outcomes:
             report(run, bar, values)
+        run.pusher.logged(progress.step)
         outcomes.clear()
         throughput.restart()
         bar.set_description("training")
         if is_stopped and progress.step < config.max_steps:
             return "stopped"
     return "finished"
+
+
+def save(run: TrainingRun, *, is_sent: bool) -> float:
+    """Begins to write a checkpoint, for the Hub as well if the run sends any there.
+
+    Returns:
+        Seconds that the training stood still.
+    """
+    on_written = run.pusher.hold if is_sent and run.config.push_every else None
+    return run.writer.save(
+        **run.snapshot(), best_step=run.progress.best.step, on_written=on_written
+    )
 
 
 def is_asked_to_stop(run: TrainingRun, request: StopRequest) -> bool:
@@ -326,6 +341,7 @@ class Due:
     validation: bool = False
     scores: bool = False  # on benchmarks
     save: bool = False
+    push: bool = False  # of what is saved, to the Hub
 
 
 def due_after(run: TrainingRun, step: int) -> Due:
@@ -340,7 +356,8 @@ def due_after(run: TrainingRun, step: int) -> Due:
     scores = bool(config.eval_tasks) and (is_last or is_due(config.eval_tasks_every))
     save = is_last or is_due(config.save_every)
     line = validation or scores or save or step == 1 or step % config.log_every == 0
-    return Due(line=line, validation=validation, scores=scores, save=save)
+    push = is_due(config.push_every)
+    return Due(line=line, validation=validation, scores=scores, save=save, push=push)
 
 
 def examine(run: TrainingRun, due: Due, request: StopRequest, bar: tqdm) -> dict | None:

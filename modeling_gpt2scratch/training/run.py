@@ -20,7 +20,9 @@ from modeling_gpt2scratch.checkpoints.checkpoint import (
     load_weights,
     verify_checkpoint,
 )
+from modeling_gpt2scratch.checkpoints.pusher import RevisionPusher
 from modeling_gpt2scratch.checkpoints.retention import checkpoints_by_step
+from modeling_gpt2scratch.checkpoints.revisions import prepare_repository
 from modeling_gpt2scratch.checkpoints.writer import CheckpointWriter
 from modeling_gpt2scratch.checkpoints.zero_state import prepare
 from modeling_gpt2scratch.data.loading.loader import ShardLoader, TokenWindows
@@ -74,6 +76,7 @@ class TrainingRun:
     score: Score  # on the benchmarks of `--eval_tasks`
     lock: OutputLock
     writer: CheckpointWriter
+    pusher: RevisionPusher
     metrics: JsonlTracker
     events: EventLog
     tracker_ids: dict[str, str]  # under which trackers know the run
@@ -122,6 +125,7 @@ def open_run(
         ValueError, OSError: on every process alike, if the parts do not fit together.
     """
     require_agreement((data.identity(), state), "data and checkpoint")
+    on_main_process(_prepare_hub, config, state)
     progress = _progress(config, checkpoint, state)
     model, tokenizer, loader, validation = _model_and_data(config, data, accelerator)
     if (config.keep_best or config.patience) and not validation:
@@ -228,6 +232,13 @@ def _progress(config: TrainConfig, checkpoint: Path | None, state: dict) -> Trai
         if progress.best.step not in kept:
             progress.best = BestValidation()
     return progress
+
+
+def _prepare_hub(config: TrainConfig, state: dict) -> None:
+    """Refuses a repository that checkpoints cannot go to, or another run's."""
+    if config.push_to_hub is not None:
+        is_own = state.get("config", {}).get("push_to_hub") == config.push_to_hub
+        prepare_repository(config.push_to_hub, private=config.private, is_own=is_own)
 
 
 def _model_and_data(
@@ -361,4 +372,13 @@ def _open_records(
             f"found the last one for step {metrics.last_step}; the lines between are lost"
         )
         events.write("gap", step=step, from_step=metrics.last_step)
-    return {"writer": writer, "metrics": metrics, "events": events, "tracker_ids": tracker_ids}
+    pusher = RevisionPusher(
+        output_dir,
+        config.push_to_hub,
+        private=config.private,
+        metrics=metrics.tracker,
+        step=step,
+        record=events.write,
+    )
+    written = {"writer": writer, "pusher": pusher, "metrics": metrics, "events": events}
+    return written | {"tracker_ids": tracker_ids}

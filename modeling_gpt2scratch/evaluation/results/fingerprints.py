@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers import AutoConfig
 from transformers.utils import cached_file
 
+from modeling_gpt2scratch.common.addresses import split_revision
 from modeling_gpt2scratch.evaluation.scoring.adapters import adapter_config, base_of_adapter
 
 FOLDER = Path(__file__).parents[1]  # the whole evaluation
@@ -42,8 +43,10 @@ def model_code(name: str, *, trust_remote_code: bool) -> str | None:
         None for a class of transformers, and for a model that is not there.
     """
     try:
-        name = base_of_adapter(name) or name
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        repository, revision = split_revision(base_of_adapter(name) or name)
+        config = AutoConfig.from_pretrained(
+            repository, revision=revision, trust_remote_code=trust_remote_code
+        )
     except Exception:  # of many kinds; loading the model will say it
         return None
     module = sys.modules[type(config).__module__]
@@ -91,7 +94,8 @@ def checksums_of(name: str) -> dict[str, str]:
         return {path.name: file_sha256(path) for path in own} | of_base
     directory = Path(name)
     if not directory.is_dir():
-        directory = Path(cached_file(name, "config.json")).parent
+        repository, revision = split_revision(name)
+        directory = Path(cached_file(repository, "config.json", revision=revision)).parent
     weights = next((found for kind in WEIGHTS if (found := sorted(directory.glob(kind)))), [])
     if not weights:
         raise FileNotFoundError(f"{name}: expected {' or '.join(WEIGHTS)}, found none")

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import transformers
 
+from modeling_gpt2scratch.common.addresses import split_revision
 from modeling_gpt2scratch.common.output_directory import Marker
 from modeling_gpt2scratch.evaluation.tasks.task import Task
 
@@ -115,7 +116,7 @@ def model_content(
         "errors": {name: cell.error for name, cell in model.tasks.items() if cell.error},
         "config": {
             "model": "hf",
-            "model_args": {"pretrained": model.name, "dtype": config["dtype"]},
+            "model_args": _model_args(model.name) | {"dtype": config["dtype"]},
             **model.description,
             **config,
         },
@@ -132,6 +133,13 @@ def model_content(
 def sanitized(name: str) -> str:
     """A name fit for a file, as lm-evaluation-harness makes it."""
     return re.sub(r"[\"<>:/|\\?*\[\]]+", "__", name)
+
+
+def _model_args(name: str) -> dict[str, str]:
+    """How lm-evaluation-harness is told which model to load."""
+    repository, revision = split_revision(name)
+    named = {} if repository == name else {"revision": revision}
+    return {"pretrained": repository} | named
 
 
 def _estimates(name: str, result: Any) -> dict[str, Any]:

@@ -41,9 +41,8 @@ def markdown_table(
     errors = errors_of(tasks, models)
     rows = []
     for name, task in tasks.items():
-        first = "" if limit is None else f", first {limit} {task.samples}"
         for metric, is_higher_better in task.metrics.items():
-            head = [name, f"{task.protocol} v{task.version}{first}", metric]
+            head = [name, protocol_cell(task, limit), metric]
             cells = [
                 format_cell(
                     model.tasks.get(name),
@@ -60,6 +59,12 @@ def markdown_table(
     headers = ["Task", "Protocol", "Metric", "", *titles.values()]
     headers += [f"{source} (published, not measured here)" for source in sources]
     return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)
+
+
+def protocol_cell(task: type[Task], limit: int | None) -> str:
+    """Protocol and version, and whether only the first samples were measured."""
+    first = "" if limit is None else f", first {limit} {task.samples}"
+    return f"{task.protocol} v{task.version}{first}"
 
 
 def errors_of(tasks: Iterable[str], models: Sequence[ModelMeasurements]) -> list[str]:

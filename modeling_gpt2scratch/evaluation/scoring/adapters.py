@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils import cached_file, is_peft_available
 
 from modeling_gpt2scratch.checkpoints.weight_files import WeightsError, naming_damaged_files
+from modeling_gpt2scratch.common.addresses import split_revision
 from modeling_gpt2scratch.common.errors import named
 
 CONFIG_NAME = "adapter_config.json"
@@ -22,7 +23,7 @@ def adapter_config(name: str) -> Path | None:
     """The file that says that `name` is an adapter; None if it is a model or not there.
 
     Args:
-        name: a directory, or a repository of the Hub.
+        name: a directory, or a repository of the Hub, perhaps with @REVISION.
     """
     if Path(name).is_dir():
         path = Path(name, CONFIG_NAME)
@@ -44,7 +45,8 @@ def _adapter_config_of_hub(name: str) -> Path | None:
         False,
     )
     try:
-        path = cached_file(name, CONFIG_NAME, **options)
+        repository, revision = split_revision(name)
+        path = cached_file(repository, CONFIG_NAME, revision=revision, **options)
     except (OSError, ValueError):  # no such repository; loading will say it
         return None
     return Path(path) if path else None
@@ -94,7 +96,9 @@ def add_adapter(model: PreTrainedModel, name: str) -> None:
     misfit = f"expected the adapter {name} to fit {type(model).__name__}, found"
     try:
         with naming_damaged_files(name):
-            report = model.load_adapter(name)
+            repository, revision = split_revision(name)
+            options = {} if repository == name else {"adapter_kwargs": {"revision": revision}}
+            report = model.load_adapter(repository, **options)
     except WeightsError:
         raise
     except Exception as error:  # of many kinds, from what peft finds in its files

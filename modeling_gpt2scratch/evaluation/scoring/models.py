@@ -11,7 +11,11 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub import constants
-from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,6 +25,7 @@ from transformers import (
 )
 
 from modeling_gpt2scratch.checkpoints.weight_files import naming_damaged_files
+from modeling_gpt2scratch.common.addresses import split_revision
 from modeling_gpt2scratch.data.tokens.ids import vocab_size_of
 from modeling_gpt2scratch.data.tokens.tokenizer import problem_of_files, refuse_huge_ids
 from modeling_gpt2scratch.distributed.device import available_device
@@ -47,7 +52,7 @@ def load_scorer(
     """The model and its tokenizer on the device of this process.
 
     Args:
-        name: a directory, or a model of the Hub.
+        name: a directory, or a model of the Hub, perhaps with @REVISION.
         device: as torch calls it, or "auto".
         dtype: of weights and activations, as torch calls it.
         batch_tokens: as in `RowScorer`.
@@ -91,11 +96,16 @@ def load_model(
     """
     base = base_of_adapter(name)
     place = base or name
+    repository, revision = split_revision(place)
     with naming_damaged_files(place):
         require_model(place, trust_remote_code=trust_remote_code)
         tokenizer = load_tokenizer(place, trust_remote_code=trust_remote_code)
         model, report = AutoModelForCausalLM.from_pretrained(
-            place, dtype=dtype, output_loading_info=True, trust_remote_code=trust_remote_code
+            repository,
+            revision=revision,
+            dtype=dtype,
+            output_loading_info=True,
+            trust_remote_code=trust_remote_code,
         )
         require_fitting(tokenizer, model)
     if missing := sorted(report["missing_keys"]):
@@ -119,9 +129,17 @@ def require_model(name: str, *, trust_remote_code: bool) -> None:
     expected = "expected a model directory"
     if name.startswith((".", "/", "~")):
         raise ValueError(f"{expected}, found none{_nearest(name)}")
+    repository, revision = split_revision(name)
     try:
-        AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        AutoConfig.from_pretrained(
+            repository, revision=revision, trust_remote_code=trust_remote_code
+        )
     except OSError as error:
+        if isinstance(error.__cause__, RevisionNotFoundError):
+            raise ValueError(
+                f"expected a branch, tag or commit of {repository}, found no {revision}; its page "
+                f"on the Hub lists them"
+            ) from error
         if isinstance(error.__cause__, LocalEntryNotFoundError):
             place = constants.ENDPOINT
             raise ValueError(
@@ -152,7 +170,10 @@ def load_tokenizer(name: str, *, trust_remote_code: bool) -> PreTrainedTokenizer
         ValueError: if there is none.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        repository, revision = split_revision(name)
+        tokenizer = AutoTokenizer.from_pretrained(
+            repository, revision=revision, trust_remote_code=trust_remote_code
+        )
         has_words = bool(tokenizer("a")["input_ids"])  # transformers makes an empty one of no files
     except Exception as error:  # tokenizers raises nothing more special for a broken file
         reason = textwrap.shorten(problem_of_files(name, error), 200)

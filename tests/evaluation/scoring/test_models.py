@@ -6,11 +6,15 @@ import re
 import sys
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from support import evaluation as tiny
 from support.damaged_files import DAMAGES, add_hostile_code, damaged, spoil_config
 from support.paths import SHARED_DATA
+from support.servers import fake_hub
 from support.tiny_models import tiny_stock_model, tiny_tokenizer
 
+from modeling_gpt2scratch.evaluation.results.fingerprints import checksums_of
 from modeling_gpt2scratch.evaluation.scoring.models import describe_model, load_scorer
 from modeling_gpt2scratch.evaluation.scoring.processes import ProcessGroup, error_line
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
@@ -62,6 +66,42 @@ def test_code_beside_a_model_is_never_executed_and_nobody_is_asked(stock, proces
     spoil_config(stock, {"model_type": "hostile"})
     assert "trust_remote_code" in problem(stock, processes)
     assert not touched.exists() and sys.stdin.read() == "y\n" * 50
+
+
+@pytest.fixture
+def hub(stock, tmp_path_factory, monkeypatch):
+    """A Hub with two revisions of a model: the stock one, and one whose weights are all doubled."""
+    home = tmp_path_factory.mktemp("home")
+    first = {path.name: path.read_bytes() for path in stock.iterdir()}
+    doubled = load_file(stock / "model.safetensors")
+    save_file({name: 2 * tensor for name, tensor in doubled.items()}, home / "doubled")
+    second = first | {"model.safetensors": (home / "doubled").read_bytes()}
+    revisions = {"step-1": first, "refs/pr/2": second}
+    with fake_hub.serve("someone/tiny", {}, kind="models", revisions=revisions) as hub:
+        hub.use_here(monkeypatch, home)
+        yield hub
+
+
+def test_a_revision_of_the_hub_is_a_model_of_its_own(hub, stock, processes):
+    names = ["someone/tiny@step-1", "someone/tiny@refs/pr/2"]
+    first, second = (load_scorer(name, processes=processes, **OPTIONS) for name in names)
+    here = load_scorer(str(stock), processes=processes, **OPTIONS)
+    own, theirs = first.model.state_dict(), second.model.state_dict()
+    for name, tensor in here.model.state_dict().items():
+        assert torch.equal(own[name], tensor) and torch.equal(theirs[name], 2 * tensor)
+    files = {name: checksums_of(name) for name in [*names, str(stock)]}
+    assert files[names[0]] == files[str(stock)] != files[names[1]]
+
+
+def test_a_revision_that_is_not_there_is_named_and_a_directory_may_be_called_like_one(
+    hub, stock, processes, tmp_path, monkeypatch
+):
+    assert problem("someone/tiny@step-2", processes).startswith(
+        "expected a branch, tag or commit of someone/tiny, found no step-2; its page on the Hub"
+    )
+    monkeypatch.chdir(stock.parent)
+    stock.rename("tiny@step-2")
+    assert load_scorer("tiny@step-2", processes=processes, **OPTIONS).model.config.n_layer == 2
 
 
 def test_vocabularies_are_the_same_whose_tokens_are_whatever_the_special_ones():

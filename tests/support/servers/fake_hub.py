@@ -1,9 +1,9 @@
 """A Hub of one repository on the loopback interface.
 
 It answers what `load_dataset(streaming=True)`, `from_pretrained`, `push_to_hub` and our own
-publishing and downloads ask for. Writing takes a token; `hf_status_403` is one that gets the
-answer 403. Shards, parquet, weights and compressed files are in large file storage, as on the
-Hub.
+publishing and downloads ask for, on the main branch and on others that are made or given. Writing
+takes a token; `hf_status_403` is one that gets the answer 403. Shards, parquet, weights and
+compressed files are in large file storage, as on the Hub.
 
     with serve("someone/fables", {"data/train.jsonl": content}) as hub:
         run(command, env=os.environ | hub.environment(tmp_path))
@@ -31,9 +31,9 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
-from support.servers.fake_hub_handler import Handler, commit_of
+from support.servers.fake_hub_handler import FIRST_COMMIT, Handler, commit_of
 
-COMMIT = "5" * 40  # before anything is pushed
+COMMIT = FIRST_COMMIT
 
 
 @dataclass
@@ -72,10 +72,13 @@ class Hub:
         self.kind = kind
         self.commit = COMMIT
         self.commits: list[dict[str, list[str]]] = []  # paths "added" and "deleted", oldest first
+        self.branch_commits: dict[str, list[dict[str, list[str]]]] = {}  # the same of others
         self.address = ""
         self.not_found: list[str] = []
         self.requests: list[str] = []  # "GET /path", oldest first
-        self.revisions = revisions  # files by branch; every other name is the main branch
+        self.revisions = revisions  # files by branch, the main one left out
+        self.heads: dict[str, str] = {}  # commits of branches that were written to
+        self.first_files = files
         self.objects: dict[str, bytes] = {}  # uploads to large file storage by sha256
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
@@ -90,6 +93,10 @@ class Hub:
     ) -> None:
         """Lets the next `times` requests that match go wrong; see `Fault`."""
         self._faults.append(Fault(pattern, answer, times, headers or {}))
+
+    def forgive(self) -> None:
+        """Lets nothing go wrong any more."""
+        self._faults.clear()
 
     def fault_of(self, request: str) -> Fault | None:
         """Notes a request and returns what is to go wrong with it."""
@@ -147,12 +154,17 @@ class Hub:
             monkeypatch.setattr(module, "time", impatient)
         HfFileSystem.clear_instance_cache()
 
+    def commit_at(self, branch: str) -> str:
+        """The commit that a branch other than the main one stands at."""
+        return self.heads.get(branch, commit_of(branch))
+
     def files_at(self, revision: str) -> dict[str, bytes] | None:
         """The files of a branch, or of its commit; None if there is no such branch."""
         for name, files in self.revisions.items():
-            if revision in (name, commit_of(name)):
+            if revision in (name, self.commit_at(name)):
                 return files
-        return None if revision.startswith("refs/") else self.files
+        is_main = revision in ("", "main") or re.fullmatch("[0-9a-f]{40}", revision)
+        return self.files if is_main else None
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from functools import partial
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 if TYPE_CHECKING:
     from support.servers.fake_hub import Fault, Hub
 
+FIRST_COMMIT = "5" * 40  # before anything is pushed
 LFS_ENDINGS = (".bin", ".gz", ".parquet", ".safetensors", ".xz", ".zst")
 
 
@@ -79,7 +81,17 @@ class Handler(BaseHTTPRequestHandler):
         elif path.startswith("/lfs/"):
             self._store(path.removeprefix("/lfs/"), body)
         elif path.startswith(f"{api}/commit/"):
-            self._receive(self._commit, body)
+            branch = unquote(path.removeprefix(f"{api}/commit/"))
+            self._receive(partial(self._commit, branch), body)
+        elif path.startswith(f"{api}/branch/"):
+            branch = unquote(path.removeprefix(f"{api}/branch/"))
+            self._receive(partial(self._make_branch, branch), body)
+        elif path == f"{api}/auth-check/write":
+            self._receive(lambda body: self._send_json({}), body)
+        elif path == f"{api}/refs":
+            self._send_refs()
+        elif path == f"{api}/commits/main":
+            self._send_commits()
         elif path == "/api/validate-yaml":
             self._send_json({"errors": [], "warnings": []})
         elif path.startswith(resolve):
@@ -148,10 +160,40 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self._send(400, b"", {})
 
-    def _commit(self, body: bytes) -> None:
+    def _make_branch(self, branch: str, body: bytes) -> None:
+        """A branch with the files of the commit that it starts from."""
+        if branch in self.hub.revisions:
+            self._send(409, b"", {"X-Error-Message": "Reference already exists"})
+            return
+        is_first = json.loads(body or b"{}").get("startingPoint") == FIRST_COMMIT
+        self.hub.revisions[branch] = dict(self.hub.first_files if is_first else self.hub.files)
+        self._send_json({})
+
+    def _send_refs(self) -> None:
+        """All branches; those that the Hub makes itself stand apart."""
+        names = {"main": self.hub.commit}
+        names |= {name: self.hub.commit_at(name) for name in self.hub.revisions}
+        branches = [
+            {"name": name, "ref": f"refs/heads/{name}", "targetCommit": commit}
+            for name, commit in names.items()
+            if not name.startswith("refs/")
+        ]
+        self._send_json({"branches": branches, "converts": [], "tags": []})
+
+    def _send_commits(self) -> None:
+        """The newest and the first commit of the main branch."""
+        about = {"authors": [], "date": "2026-01-01T00:00:00.000Z", "title": "", "message": ""}
+        commits = dict.fromkeys([self.hub.commit, FIRST_COMMIT])
+        self._send_json([{"id": commit} | about for commit in commits])
+
+    def _commit(self, branch: str, body: bytes) -> None:
         """Adds and deletes the files of a commit: one JSON object a line, after a header."""
+        old_files = self.hub.files_at(branch)
+        if old_files is None:
+            self._send_not_found("RevisionNotFound")
+            return
         operations = [json.loads(line) for line in body.splitlines()]
-        files, commit = dict(self.hub.files), {"added": [], "deleted": []}
+        files, commit = dict(old_files), {"added": [], "deleted": []}
         for operation in operations[1:]:
             file = operation["value"]
             if operation["key"] == "deletedFile":
@@ -164,11 +206,15 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 assert operation["key"] == "file", operation["key"]
                 files[file["path"]] = base64.b64decode(file["content"])
-        self.hub.files = files
-        self.hub.commits.append(commit)
-        self.hub.commit = hashlib.sha1(body).hexdigest()
-        url = f"{self.hub.address}/{self.hub.repository}/commit/{self.hub.commit}"
-        self._send_json({"success": True, "commitUrl": url, "commitOid": self.hub.commit})
+        head = hashlib.sha1(f"{branch} {self._commit_at(branch)} ".encode() + body).hexdigest()
+        if branch == "main":
+            self.hub.commits.append(commit)
+            self.hub.files, self.hub.commit = files, head
+        else:
+            self.hub.branch_commits.setdefault(branch, []).append(commit)
+            self.hub.revisions[branch], self.hub.heads[branch] = files, head
+        url = f"{self.hub.address}/{self.hub.repository}/commit/{head}"
+        self._send_json({"success": True, "commitUrl": url, "commitOid": head})
 
     def _send_about(self, revision: str) -> None:
         """The commit that a branch stands at."""
@@ -193,8 +239,10 @@ class Handler(BaseHTTPRequestHandler):
         self._send_json([entry for entry in self._entries(revision) if entry["path"] in paths])
 
     def _commit_at(self, revision: str) -> str:
-        names = [name for name in self.hub.revisions if revision in (name, commit_of(name))]
-        return commit_of(names[0]) if names else self.hub.commit
+        for name in self.hub.revisions:
+            if revision in (name, self.hub.commit_at(name)):
+                return self.hub.commit_at(name)
+        return self.hub.commit
 
     def _entries(self, revision: str) -> list[dict]:
         """Each file and folder as the Hub describes it."""
@@ -214,10 +262,11 @@ class Handler(BaseHTTPRequestHandler):
         return entries
 
     def _send_file(self, revision: str, path: str) -> None:
-        content = (self.hub.files_at(revision) or {}).get(path)
-        if content is None:
-            self._send_not_found("EntryNotFound")
+        files = self.hub.files_at(revision)
+        if files is None or path not in files:
+            self._send_not_found("RevisionNotFound" if files is None else "EntryNotFound")
             return
+        content = files[path]
         (entry,) = [entry for entry in self._entries(revision) if entry["path"] == path]
         headers = {
             "ETag": f'"{entry["lfs"]["oid"] if "lfs" in entry else entry["oid"]}"',

@@ -1,0 +1,242 @@
+"""Training runs that send their checkpoints to a Hub on this machine while they go on."""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+
+import pytest
+from support.paths import REPOSITORY as ROOT
+from support.processes import run_process, started, wait_until
+from support.servers import fake_hub
+from support.tiny_models import WITHOUT_PACKAGE
+from support.training_runs import events_of, flags, launch, refusal, require_same_curve, run_here
+
+REPOSITORY = "someone/tiny"
+TOKEN = "hf_secret"
+PUSH = {"push_to_hub": REPOSITORY, "push_every": 4}
+COMMIT = f"POST /api/models/{REPOSITORY}/commit"
+LOADED = """
+import json, sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+repository, revision = sys.argv[1:]
+options = {"revision": revision, "trust_remote_code": True}
+model = AutoModelForCausalLM.from_pretrained(repository, **options)
+tokenizer = AutoTokenizer.from_pretrained(repository, **options)
+model.save_pretrained("loaded")
+with torch.no_grad():
+    loss = model(**(batch := tokenizer("the model", return_tensors="pt"))).logits.sum().item()
+print(json.dumps({"module": type(model).__module__, "loss": loss}))
+"""
+
+
+@pytest.fixture
+def hub():
+    """An empty repository."""
+    with fake_hub.serve(REPOSITORY, {".gitattributes": b"*"}, kind="models") as hub:
+        yield hub
+
+
+@pytest.fixture
+def environment(hub, tmp_path):
+    """Of a process that knows this Hub and may write there."""
+    return os.environ | hub.environment(tmp_path) | {"HF_TOKEN": TOKEN}
+
+
+def pushed(output_dir):
+    """Steps that went to the Hub, by their events."""
+    return [event["step"] for event in events_of(output_dir) if event["event"] == "pushed"]
+
+
+def sha256_of(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def require_own_weights(hub, output_dir, steps):
+    """Each branch has been written once, with the weights of its own step."""
+    assert hub.revisions.keys() == {f"step-{step}" for step in steps}
+    assert {name: len(commits) for name, commits in hub.branch_commits.items()} == {
+        f"step-{step}": 1 for step in steps
+    }
+    for step in steps:
+        files = hub.revisions[f"step-{step}"]
+        weights = (output_dir / f"checkpoint-{step}" / "model.safetensors").read_bytes()
+        assert files["model.safetensors"] == weights
+        assert {"config.json", "tokenizer.json", "modeling_gpt2scratch.py"} < files.keys()
+        assert not {"training_state.json", "train_config.json"} & files.keys()
+        assert not [name for name in files if name.startswith("optimizer")]
+        rows = [json.loads(line) for line in files["metrics.jsonl"].splitlines()]
+        assert [row["step"] for row in rows] == list(range(1, step + 1))
+        listed = json.loads(files["checksums.json"])
+        assert listed["model.safetensors"]["sha256"] == sha256_of(weights)
+        for content in files.values():
+            assert TOKEN.encode() not in content and str(output_dir).encode() not in content
+
+
+def test_what_cannot_be_sent_is_refused_before_anything_is_built(tmp_path, monkeypatch, capsys):
+    for values, reason in (
+        ({"push_every": 6}, "expected push_every a multiple of save_every = 4"),
+        ({"save_every": 0}, "expected push_every a multiple of save_every = 0"),
+        ({"push_every": 0}, "expected push_every with push_to_hub, found none"),
+        ({"push_to_hub": "tiny"}, "expected --push_to_hub OWNER/NAME, found 'tiny'"),
+    ):
+        arguments = flags(tmp_path / "data", tmp_path / "run", **PUSH | values)
+        code, error = refusal(monkeypatch, capsys, *arguments)
+        assert code == 2 and reason in error
+    arguments = flags(tmp_path / "data", tmp_path / "run", push_every=4)
+    assert "expected push_to_hub with push_every" in refusal(monkeypatch, capsys, *arguments)[1]
+    arguments = flags(tmp_path / "data", tmp_path / "run", private=True)
+    assert "expected push_to_hub with private" in refusal(monkeypatch, capsys, *arguments)[1]
+
+
+def test_a_run_without_a_login_is_refused_before_its_first_step(
+    hub, small_data, tmp_path, monkeypatch, capsys
+):
+    hub.use_here(monkeypatch, tmp_path)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    code, error = refusal(monkeypatch, capsys, *flags(small_data, tmp_path / "run", **PUSH))
+    assert code == 2 and "expected a login at the Hub for --push_to_hub, found none" in error
+    assert not (tmp_path / "run").exists()
+    assert not hub.commits and not hub.revisions
+
+
+def test_a_run_sends_each_checkpoint_and_the_last_one(
+    hub, small_data, tmp_path, monkeypatch, capsys
+):
+    hub.use_here(monkeypatch, tmp_path)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub.fail(f"{COMMIT}/step-4", 500, times=1)
+    options = {"max_steps": 10, "keep_checkpoints": 0, "push_every": 8}
+    arguments = flags(small_data, tmp_path / "run", **PUSH | options)
+    assert run_here(monkeypatch, *arguments) == 0
+    require_own_weights(hub, tmp_path / "run", (8, 10))
+    assert pushed(tmp_path / "run") == [8, 10]
+    assert hub.files == {".gitattributes": b"*"}
+    output = capsys.readouterr()
+    assert f"step 8: sent to {REPOSITORY}@step-8" in output.out
+    assert TOKEN not in output.out + output.err
+    # A finished run has nothing left to send, and a new one must not take these for its own.
+    n_requests = len(hub.requests)
+    assert run_here(monkeypatch, *arguments, "--resume", "auto") == 0
+    assert not [request for request in hub.requests[n_requests:] if "commit/" in request]
+    other = flags(small_data, tmp_path / "other", **PUSH | options)
+    code, error = refusal(monkeypatch, capsys, *other)
+    assert code == 2 and "expected no branches of another run, found step-8" in error
+
+
+@pytest.mark.gate
+def test_a_hub_that_refuses_every_upload_leaves_the_run_as_it_is(
+    hub, environment, small_data, tmp_path
+):
+    plain = launch(*flags(small_data, tmp_path / "plain"))
+    assert plain.returncode == 0, plain.stderr
+    hub.fail(COMMIT, 403, times=1000)
+    arguments = flags(small_data, tmp_path / "run", **PUSH, keep_checkpoints=1)
+    process = launch(*arguments, env=environment)
+    assert process.returncode == 0, process.stderr
+    require_same_curve(tmp_path / "plain", tmp_path / "run")
+    failed = [event for event in events_of(tmp_path / "run") if event["event"] == "push_failed"]
+    assert {event["step"] for event in failed} == {4, 8, 12}
+    lines = [line for line in process.stderr.splitlines() if "step-" in line]
+    assert all(line.startswith("warning: ") for line in lines) and len(lines) == len(failed) + 1
+    assert "found that step-4, step-8, step-12 could not be sent" in lines[-1]
+    # The same command sends what is left, even of checkpoints that are gone.
+    hub.forgive()
+    process = launch(*arguments, "--resume", "auto", env=environment)
+    assert process.returncode == 0, process.stderr
+    assert pushed(tmp_path / "run") == [4, 8, 12]
+    assert not (tmp_path / "run" / "to_push").exists()
+    assert not (tmp_path / "run" / "checkpoint-4").exists()
+    for step in (4, 8, 12):
+        ours = (tmp_path / "plain" / f"checkpoint-{step}" / "model.safetensors").read_bytes()
+        assert hub.revisions[f"step-{step}"]["model.safetensors"] == ours
+
+
+@pytest.mark.gate
+@pytest.mark.parametrize("place", ["preupload", "commit", "tree"])
+def test_a_run_killed_in_an_upload_goes_on_and_sends_nothing_twice(
+    place, hub, environment, small_data, tmp_path
+):
+    # The request of the second checkpoint takes longer than the process lives: before the commit
+    # is made, and after it, when the Hub is asked for its checksums.
+    request = f"[A-Z]+ /api/models/{REPOSITORY}/{place}/step-8"
+    hub.fail(request, 3.0, times=2 if place == "tree" else 1)
+    options = PUSH | {"max_steps": 40, "keep_checkpoints": 1, "resume": "auto"}
+    command = [sys.executable, "train_accelerate.py"]
+    command += flags(small_data, tmp_path / "run", **options)
+    with started(command, cwd=ROOT, env=environment, stderr=-1) as process:
+        wait_until(lambda: any(f"/{place}/step-8" in line for line in hub.requests), process)
+        if place == "tree":
+            wait_until(lambda: "step-8" in hub.branch_commits, process)
+        process.kill()
+        process.wait()
+    assert (tmp_path / "run" / "to_push" / ".step-8.sending").is_dir()
+    n_stored = len(hub.objects)
+    hub.forgive()
+    process = run_process(command, cwd=ROOT, env=environment)
+    assert process.returncode == 0, process.stderr
+    steps = range(4, 41, 4)
+    assert {name: len(commits) for name, commits in hub.branch_commits.items()} == {
+        f"step-{step}": 1 for step in steps
+    }
+    assert len(hub.objects) == len(steps) > n_stored
+    plain = launch(*flags(small_data, tmp_path / "plain", max_steps=40, keep_checkpoints=0))
+    assert plain.returncode == 0, plain.stderr
+    for step in steps:
+        ours = (tmp_path / "plain" / f"checkpoint-{step}" / "model.safetensors").read_bytes()
+        assert hub.revisions[f"step-{step}"]["model.safetensors"] == ours
+    assert not (tmp_path / "run" / "to_push").exists()
+
+
+@pytest.mark.gate
+def test_ctrl_c_leaves_what_is_not_sent_to_the_next_process(hub, environment, small_data, tmp_path):
+    hub.fail(f"{COMMIT}/step-12", 60.0)
+    command = [sys.executable, "train_accelerate.py"]
+    command += flags(small_data, tmp_path / "run", **PUSH, keep_checkpoints=0)
+    status = tmp_path / "run" / "status.json"
+    with started(command, cwd=ROOT, env=environment, stdout=-1, stderr=-1) as process:
+        wait_until(lambda: f"{COMMIT}/step-12" in hub.requests, process)
+        wait_until(lambda: json.loads(status.read_bytes())["status"] == "finished", process)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1].startswith("train_accelerate.py: interrupted; go on with: ")
+    process = run_process([*command, "--resume", "auto"], cwd=ROOT, env=environment)
+    assert process.returncode == 0, process.stderr
+    assert hub.revisions.keys() == {"step-4", "step-8", "step-12"}
+
+
+@pytest.mark.gate
+def test_two_processes_send_once_and_a_fresh_process_loads_and_compares_the_revisions(
+    hub, environment, small_data, tmp_path
+):
+    arguments = flags(small_data, tmp_path / "run", **PUSH, keep_checkpoints=0)
+    process = launch(*arguments, config="cpu_2proc.yaml", env=environment)
+    assert process.returncode == 0, process.stderr
+    require_own_weights(hub, tmp_path / "run", (4, 8, 12))
+
+    reader = environment | {"HF_TOKEN": ""}  # who reads a public model need not be logged in
+    command = [sys.executable, "-c", WITHOUT_PACKAGE + LOADED, REPOSITORY, "step-8"]
+    process = run_process(command, cwd=tmp_path, env=reader, check=True)
+    found = json.loads(process.stdout.splitlines()[-1])
+    assert found["module"].startswith("transformers_modules.someone.tiny.")
+    weights = (tmp_path / "run" / "checkpoint-8" / "model.safetensors").read_bytes()
+    assert (tmp_path / "loaded" / "model.safetensors").read_bytes() == weights
+
+    names = [f"{REPOSITORY}@step-{step}" for step in (4, 12)]
+    here = [str(tmp_path / "run" / f"checkpoint-{step}") for step in (4, 12)]
+    options = ["--tasks", "val", "--val_data", str(small_data), "--output_dir", "results"]
+    command = [sys.executable, str(ROOT / "evaluate" / "compare.py"), "--models", *names, *here]
+    process = run_process([*command, *options], cwd=tmp_path, env=reader)
+    assert process.returncode == 0, process.stdout + process.stderr
+    models = json.loads((tmp_path / "results" / "results.json").read_bytes())["models"]
+    scores = {name: models[name]["results"]["val"]["loss,none"] for name in [*names, *here]}
+    assert [scores[name] for name in names] == [scores[name] for name in here]
+    assert scores[names[0]] != scores[names[1]]
+    assert models[names[0]]["config"]["model_args"] == {
+        **{"pretrained": REPOSITORY, "revision": "step-4", "dtype": "float32"},
+    }
+    for name, step in zip(names, (4, 12), strict=True):
+        sha256 = sha256_of(hub.revisions[f"step-{step}"]["model.safetensors"])
+        assert models[name]["model_sha256"]["model.safetensors"] == sha256
