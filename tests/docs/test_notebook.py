@@ -1,4 +1,4 @@
-"""The notebook of the first hour: clean as it is committed, and run as a reader would run it."""
+"""Notebooks: clean as they are committed; that of the first hour is run as a reader would."""
 
 import base64
 import json
@@ -13,16 +13,17 @@ NOTEBOOK = REPOSITORY / "docs" / "notebooks" / "first_hour.ipynb"
 CHECKPOINT, RUN = "first_hour/run/checkpoint-250", "first_hour/run"
 
 
-def read():
-    return nbformat.read(NOTEBOOK, as_version=4)
+def read(path=NOTEBOOK):
+    return nbformat.read(path, as_version=4)
 
 
 def code_of(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def test_the_committed_notebook_is_valid_and_without_outputs():
-    notebook = read()
+@pytest.mark.parametrize("path", sorted(NOTEBOOK.parent.glob("*.ipynb")), ids=lambda p: p.stem)
+def test_a_committed_notebook_is_valid_and_without_outputs(path):
+    notebook = read(path)
     nbformat.validate(notebook)
     assert notebook.metadata.kernelspec.name == "python3"
     for cell in code_of(notebook):
