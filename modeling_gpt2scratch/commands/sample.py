@@ -1,8 +1,8 @@
 """Lets models write: `gpt2scratch sample runs/quickstart --prompt "Returns the"`.
 
 DIR is a run, one of its checkpoints, or any causal language model of transformers, in a directory
-or on the Hub (OWNER/NAME or OWNER/NAME@REVISION). Several write on from the same prompts with the same seeds. Without a prompt, you
-type one after the other. The same seed gives the same text.
+or on the Hub (OWNER/NAME or OWNER/NAME@REVISION). Several write on from the same prompts with the
+same seeds. Without a prompt, you type one after the other. The same seed gives the same text.
 """
 
 import argparse

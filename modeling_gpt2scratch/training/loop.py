@@ -8,7 +8,6 @@ Shapes: A micro-steps of an optimizer step.
 
 import contextlib
 import os
-import textwrap
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +45,7 @@ from .guard_rails import DivergenceError
 from .initial_weights import InitialWeightsError
 from .model import with_max_steps
 from .run import TrainingRun, can_go_back, go_back, open_run, save_result
-from .steps import StepOutcome, clip_gradients, look_back, measure, update_weights
+from .steps import StepOutcome, clip_gradients, look_back, measure, report, update_weights
 from .validation import open_benchmarks, validate
 
 # What the user can mend, and therefore sees as one line.
@@ -54,13 +53,6 @@ EXPECTED_ERRORS = (
     *(LaunchError, ShardError, TokenizerError, InitialWeightsError, CheckpointError),
     *(TrackerError, DivergenceError, StalledError, OSError),
 )
-# In metrics.jsonl and the trackers, and too much for a line of the log.
-UNSHOWN = {
-    *("sample", "tokens", "elapsed_seconds", "save_stall_seconds", "compiled_graphs"),
-    *("loss_scale", "overflowed_steps"),
-    *("peak_device_memory_gib", "peak_resident_memory_gib"),
-}
-FORMATS = {"eval_loss": ".4f", "data_wait": ".1%", "mfu": ".1%"}  # of the others four digits
 
 
 def train(config: TrainConfig) -> str:
@@ -383,19 +375,3 @@ def examine(run: TrainingRun, due: Due, request: StopRequest, bar: tqdm) -> dict
     except Stopped:
         return None
     return values
-
-
-def report(run: TrainingRun, bar: tqdm, values: dict) -> None:
-    """Sends the values to the trackers and shows them as a line."""
-    step = run.progress.step
-    if not run.lock.is_lost:  # else the run ends at the next step, on all processes alike
-        run.accelerator.log(values, step=step)
-    shown = [
-        f"{name} {format(value, FORMATS.get(name, '.4g'))}"
-        for name, value in values.items()
-        if name not in UNSHOWN
-    ]
-    say(f"step {step}: {', '.join(shown)}")
-    bar.set_postfix(loss=f"{values['loss']:.4g}")
-    if "sample" in values:
-        say(f"step {step}, sample:\n{textwrap.indent(values['sample'], '    ')}")

@@ -6,6 +6,7 @@ Shapes: A micro-steps of a step, W processes.
 """
 
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from tqdm import tqdm
 
 from modeling_gpt2scratch.distributed.processes import say
 from modeling_gpt2scratch.hardware.compilation import n_compiled_graphs
@@ -24,6 +26,14 @@ from modeling_gpt2scratch.tracking.metrics import Throughput
 from .guard_rails import Finding
 from .progress import StepMeans
 from .run import TrainingRun
+
+# In metrics.jsonl and the trackers, and too much for a line of the log.
+UNSHOWN = {
+    *("sample", "tokens", "elapsed_seconds", "save_stall_seconds", "compiled_graphs"),
+    *("loss_scale", "overflowed_steps"),
+    *("peak_device_memory_gib", "peak_resident_memory_gib"),
+}
+FORMATS = {"eval_loss": ".4f", "data_wait": ".1%", "mfu": ".1%"}  # of the others four digits
 
 
 @dataclass(frozen=True)
@@ -179,3 +189,19 @@ def _record(run: TrainingRun, outcome: StepOutcome, finding: Finding) -> None:
         f"step {finding.step}: {finding.kind}, loss {finding.loss:.4g}, gradient norm "
         f"{finding.grad_norm:.4g}; data of process {rank} from {source}/{file}, token {token}"
     )
+
+
+def report(run: TrainingRun, bar: tqdm, values: dict) -> None:
+    """Sends the values to the trackers and shows them as a line."""
+    step = run.progress.step
+    if not run.lock.is_lost:  # else the run ends at the next step, on all processes alike
+        run.accelerator.log(values, step=step)
+    shown = [
+        f"{name} {format(value, FORMATS.get(name, '.4g'))}"
+        for name, value in values.items()
+        if name not in UNSHOWN
+    ]
+    say(f"step {step}: {', '.join(shown)}")
+    bar.set_postfix(loss=f"{values['loss']:.4g}")
+    if "sample" in values:
+        say(f"step {step}, sample:\n{textwrap.indent(values['sample'], '    ')}")
