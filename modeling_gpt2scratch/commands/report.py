@@ -1,7 +1,8 @@
 """One page about a run, with its curves: `gpt2scratch report --run DIR`.
 
 The training script writes it when it is done; a run that was stopped can have one, too. `report.md`
-and `curves.png` say what the run recorded, without names and paths of the machine.
+and `curves.png` say what the run recorded, without names and paths of the machine. So does
+`report.html`, to hover over and to zoom, if the extra `pages` is installed.
 """
 
 import sys

@@ -80,7 +80,7 @@ def _figure(logged: Sequence[dict], happened: Sequence[tuple[str, dict]]) -> dic
     if happened:
         axes.append({"type": "category", "fixedrange": True})
         data += _happened(happened, axis=f"y{len(axes)}")
-    layout = {"height": PANEL_PIXELS * (len(axes) + LOSS_SHARE - 1), "margin": {"t": 30, "l": 90}}
+    layout = {"height": PANEL_PIXELS * (len(axes) + LOSS_SHARE - 1), "margin": {"t": 30, "r": 30}}
     layout |= {"hovermode": "x unified", "hoversubplots": "axis", "template": "plotly_white"}
     layout |= {"dragmode": "zoom", "legend": {"orientation": "h", "y": 1, "yanchor": "bottom"}}
     layout |= {"font": {"size": 11}, "hoverlabel": {"namelength": -1}}

@@ -34,7 +34,7 @@ OUTCOMES = {1.0: "right", 0.0: "wrong"}
 LIST, SEARCH = "searchList", "search"  # what a column of samples is filtered with
 STYLE = """
 #samples td { white-space: pre-wrap }
-#samples td:nth-child(3) { min-width: 32rem }
+#samples td:nth-child(3) { min-width: 24rem }
 #scores td + td { min-width: 9rem }
 tr.published { color: #555; font-style: italic }
 """
