@@ -49,7 +49,8 @@ class TrainConfig:
     )
     dropout: float = argument("everywhere in the model; 0 for one epoch", group=MODEL, default=0.0)
     init_from: str | None = argument(
-        "directory or Hub name of a GPT-2 whose weights training starts from; sizes are then its",
+        "directory or Hub name (OWNER/NAME or OWNER/NAME@REVISION) of a GPT-2 whose weights "
+        "training starts from; sizes are then its",
         group=MODEL,
         default=None,
     )

@@ -5,6 +5,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.checkpoints.weight_files import WeightsError, naming_damaged_files
+from modeling_gpt2scratch.common.addresses import split_revision
 from modeling_gpt2scratch.common.errors import named, one_line
 from modeling_gpt2scratch.configuration_gpt2scratch import AUTO_MAP, GPT2ScratchConfig
 from modeling_gpt2scratch.data.shards.manifest import Manifest
@@ -42,7 +43,8 @@ def load_initial_model(
     """The model of the checkpoint `name`, in float32 and ready to be trained.
 
     Args:
-        name: directory or Hub name of a checkpoint in our layout or that of transformers' `gpt2`.
+        name: directory or Hub name (perhaps with @REVISION) of a checkpoint in our layout or that
+            of transformers' `gpt2`.
         n_positions: how many of its positions are kept, the first ones.
         dropout: everywhere in the model, in place of the checkpoint's.
         manifest: of the data.
@@ -56,8 +58,10 @@ def load_initial_model(
     try:
         with naming_damaged_files(name):
             _refuse_another_vocabulary(name, config, manifest, tokenizer)
+            repository, revision = split_revision(name)
             model = GPT2ScratchForCausalLM.from_pretrained(
-                name,
+                repository,
+                revision=revision,
                 trust_remote_code=False,
                 dtype=torch.float32,  # whatever it was stored in, optimizers need the digits
                 **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout),
@@ -80,10 +84,13 @@ def load_initial_model(
 def _stored_config(name: str) -> GPT2ScratchConfig:
     """The configuration of the checkpoint."""
     try:
-        stored, _ = PreTrainedConfig.get_config_dict(name)
+        repository, revision = split_revision(name)
+        stored, _ = PreTrainedConfig.get_config_dict(repository, revision=revision)
         if stored.get("model_type") not in MODEL_TYPES:
             raise ValueError(f"model_type {stored.get('model_type')!r}")
-        return GPT2ScratchConfig.from_pretrained(name, trust_remote_code=False)
+        return GPT2ScratchConfig.from_pretrained(
+            repository, revision=revision, trust_remote_code=False
+        )
     except Exception as error:  # also of kinds that are no ValueError, at a value of another type
         raise InitialWeightsError(_refusal(name, "a config.json", error)) from error
 

@@ -6,6 +6,7 @@ import shutil
 import sys
 
 import pytest
+import torch
 from support.damaged_files import (
     BAD_CONFIGS,
     DAMAGES,
@@ -15,6 +16,7 @@ from support.damaged_files import (
     spoil_config,
 )
 from support.paths import SHARED_DATA
+from support.servers import fake_hub
 from support.training_runs import flags, refusal, run_here, stock_model
 
 from modeling_gpt2scratch.data.shards.manifest import Manifest
@@ -53,6 +55,16 @@ def finetuning_flags(data, output_dir, checkpoint) -> list[str]:
         position = arguments.index(f"--{name}")
         del arguments[position : position + 2]
     return arguments
+
+
+def test_a_revision_on_the_hub_can_be_named(small_data, stock, tmp_path, monkeypatch):
+    load_tokenizer(str(small_data)).save_pretrained(stock)
+    files = {path.name: path.read_bytes() for path in stock.iterdir()}
+    with fake_hub.serve("you/tiny", {}, kind="models", revisions={"step-8": files}) as hub:
+        hub.use_here(monkeypatch, tmp_path)
+        theirs, ours = (load(name, small_data) for name in ("you/tiny@step-8", stock))
+    for name, tensor in ours.state_dict().items():
+        assert torch.equal(theirs.state_dict()[name], tensor)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -13,6 +13,7 @@ from tiktoken.load import read_file_cached
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase
 
+from modeling_gpt2scratch.common.addresses import split_revision
 from modeling_gpt2scratch.common.errors import json_problem, named
 
 from .ids import vocab_size_of
@@ -44,7 +45,10 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         return byte_tokenizer()
     refuse_huge_ids(name, _highest_id_in(Path(name, TOKENIZER_NAME)))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        repository, revision = split_revision(name)
+        tokenizer = AutoTokenizer.from_pretrained(
+            repository, revision=revision, trust_remote_code=False
+        )
     except Exception as error:  # tokenizers raises nothing more special for a broken file
         raise TokenizerError(problem_of_files(name, error)) from error
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
