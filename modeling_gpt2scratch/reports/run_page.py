@@ -36,6 +36,7 @@ SETTINGS = (
 )
 SIZES = {"n_layer": "layers", "n_embd": "channels", "n_positions": "positions"}
 EVENTS = {"skipped": "Skipped steps", "spike": "Loss spikes", "rollback": "Returns after a spike"}
+EVENTS |= {"pushed": "Checkpoints sent to the Hub", "push_failed": "Uploads that failed"}
 EVENTS |= {"gap": "Gaps in metrics.jsonl", "overflow": "Steps left out for fp16's loss scale"}
 MEMORY = {
     "peak_device_memory_gib": "Peak memory of one GPU",

@@ -165,7 +165,10 @@ def test_a_run_killed_in_an_upload_goes_on_and_sends_nothing_twice(
     options = PUSH | {"max_steps": 40, "keep_checkpoints": 1, "resume": "auto"}
     command = [sys.executable, "train_accelerate.py"]
     command += flags(small_data, tmp_path / "run", **options)
-    with started(command, cwd=ROOT, env=environment, stderr=-1) as process:
+    with (
+        open(tmp_path / "errors", "w") as errors,
+        started(command, cwd=ROOT, env=environment, stderr=errors) as process,
+    ):
         wait_until(lambda: any(f"/{place}/step-8" in line for line in hub.requests), process)
         if place == "tree":
             wait_until(lambda: "step-8" in hub.branch_commits, process)
