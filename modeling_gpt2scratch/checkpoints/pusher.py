@@ -120,8 +120,6 @@ class RevisionPusher:
         Raises:
             KeyboardInterrupt: after Ctrl-C; the rest then waits for the next process.
         """
-        if self._repository is None:
-            return
         with activity(f"sending checkpoints to {self._repository}"):
             # Nobody waits longer for the main process than a group of processes allows.
             while on_main_process(self._finish_for_a_while):

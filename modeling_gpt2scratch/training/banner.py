@@ -51,6 +51,8 @@ def banner(run: TrainingRun, notes: Sequence[str]) -> str:
         ),
         "output": config.output_dir,
     }
+    if config.push_to_hub is not None:
+        rows["hub"] = f"every {config.push_every:,} steps to branches of {config.push_to_hub}"
     groups = describe_groups(run.model, run.optimizer.optimizer)
     return "\n".join(
         [

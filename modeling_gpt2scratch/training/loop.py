@@ -116,8 +116,9 @@ def train_from(
                     if end == "finished":
                         save_result(run)
             outcome["status"] = end
-        # Who asked the run to stop meanwhile leaves them to the next process.
-        if end == "finished" and not on_main_process(lambda: request.is_made):
+        is_sending = end == "finished" and config.push_every > 0
+        # Who asked the run to stop meanwhile leaves the rest to the next process.
+        if is_sending and not on_main_process(lambda: request.is_made):
             run.pusher.finish()
     step = run.progress.step
     place = f"stopped after step {step}" if step else "stopped before the first step"

@@ -114,6 +114,7 @@ def test_a_run_sends_each_checkpoint_and_the_last_one(
     assert pushed(tmp_path / "run") == [8, 10]
     assert hub.files == {".gitattributes": b"*"}
     output = capsys.readouterr()
+    assert f"every 8 steps to branches of {REPOSITORY}" in output.out
     assert f"step 8: sent to {REPOSITORY}@step-8" in output.out
     assert TOKEN not in output.out + output.err
     # A finished run has nothing left to send, and a new one must not take these for its own.
