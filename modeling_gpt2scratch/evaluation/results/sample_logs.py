@@ -61,6 +61,7 @@ def sample_rows(task: Task, result: TaskResult) -> Iterator[dict[str, Any]]:
     values = {metric: _values(task, metric, own) for metric, own in result.samples.items()}
     n_samples = len(next(iter(values.values())))
     known = list(known_of(task, result)) or [{} for _ in range(n_samples)]
+    shared = {"filter": FILTER, "metrics": metrics, "task_hash": task.sha256}  # read once
     for number, (row, *own) in enumerate(zip(known, *values.values(), strict=True)):
         hashes = _hashes(row)
         if "resps" in row:
@@ -72,7 +73,7 @@ def sample_rows(task: Task, result: TaskResult) -> Iterator[dict[str, Any]]:
                 f"gen_args_{i}": {f"arg_{j}": text for j, text in enumerate(texts)}
                 for i, texts in enumerate(row["arguments"])
             }
-        row |= {"filter": FILTER, "metrics": metrics, "task_hash": task.sha256}
+        row |= shared
         yield {"doc_id": number} | row | hashes | dict(zip(metrics, own, strict=True))
 
 

@@ -96,6 +96,14 @@ def test_a_task_of_ones_own_may_keep_its_answers_to_itself():
     assert (row["resps"], row["target"], row["acc"]) == ([], "1", 1.0)
 
 
+def test_the_checksum_of_all_samples_is_taken_once_not_for_each(monkeypatch):
+    taken = []
+    monkeypatch.setattr(PiqaTask, "sha256", property(lambda task: taken.append(task) or "00"))
+    task = PiqaTask([Question("the cat", ("sat", "on"), 1)] * 3)
+    rows = rows_of(task, TaskResult(3, {}, {}, {"acc": np.ones(3)}))
+    assert [row["task_hash"] for row in rows] == ["00"] * 3 and len(taken) == 1
+
+
 def test_an_answer_that_is_impossible_is_logged_and_not_kept(scorer, tmp_path):
     task = PiqaTask([Question("the cat", ("sat", "on"), 1)])
     result = task.evaluate(scorer)
