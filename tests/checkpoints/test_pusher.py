@@ -3,13 +3,13 @@
 import hashlib
 import json
 import os
-import signal
 import sys
 
 import pytest
 from support.paths import REPOSITORY as ROOT
 from support.processes import run_process, started, wait_until
 from support.servers import fake_hub
+from support.terminal import terminal
 from support.tiny_models import WITHOUT_PACKAGE
 from support.training_runs import events_of, flags, launch, refusal, require_same_curve, run_here
 
@@ -194,21 +194,25 @@ def test_a_run_killed_in_an_upload_goes_on_and_sends_nothing_twice(
 
 
 @pytest.mark.gate
-def test_ctrl_c_leaves_what_is_not_sent_to_the_next_process(hub, environment, small_data, tmp_path):
+def test_a_terminal_shows_the_wait_at_the_end_and_ctrl_c_leaves_the_rest_to_the_next_process(
+    hub, environment, small_data, tmp_path
+):
     hub.fail(f"{COMMIT}/step-12", 60.0)
     command = [sys.executable, "train_accelerate.py"]
     command += flags(small_data, tmp_path / "run", **PUSH, keep_checkpoints=0)
-    status = tmp_path / "run" / "status.json"
-    with started(command, cwd=ROOT, env=environment, stdout=-1, stderr=-1) as process:
-        wait_until(lambda: f"{COMMIT}/step-12" in hub.requests, process)
-        wait_until(lambda: json.loads(status.read_bytes())["status"] == "finished", process)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert errors.splitlines()[-1].startswith("train_accelerate.py: interrupted; go on with: ")
+    with terminal(command, env=environment) as shown:
+        assert shown.wait_for(rf"sending checkpoints to {REPOSITORY} \.\.\. 00:0[2-9]")
+        status = json.loads((tmp_path / "run" / "status.json").read_bytes())
+        shown.press_ctrl_c()
+        assert shown.wait() == 130
+    assert status["status"] == "finished"
+    assert "train_accelerate.py: interrupted; go on with: " in shown.output
+    assert "Traceback" not in shown.output
     process = run_process([*command, "--resume", "auto"], cwd=ROOT, env=environment)
     assert process.returncode == 0, process.stderr
     assert hub.revisions.keys() == {"step-4", "step-8", "step-12"}
+    for step in (4, 8, 12):
+        assert len(hub.branch_commits[f"step-{step}"]) == 1
 
 
 @pytest.mark.gate
