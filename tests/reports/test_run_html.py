@@ -34,7 +34,6 @@ def run(tmp_path):
 
 @pytest.fixture
 def page(run):
-    pytest.importorskip("plotly", reason="needs the extra `pages`")
     write_report(run)
     return (run / "report.html").read_bytes()
 
@@ -61,7 +60,7 @@ def test_text_that_looks_like_html_is_shown_as_text(page):
 
 
 def test_without_plotly_the_report_says_in_one_line_what_to_install(run, monkeypatch, capsys):
-    problem = 'expected the package plotly, found none; pip install -e ".[pages]"'
+    problem = "expected the package plotly, found none; pip install plotly"
     monkeypatch.setattr(run_page, "missing_package", lambda name: problem)
     assert write_report(run).is_file()
     assert capsys.readouterr().err == f"warning: no report.html: {problem}\n"

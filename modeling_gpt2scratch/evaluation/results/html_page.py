@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 
-EXTRA = "pages"  # of setup.cfg, which installs what such pages embed
 # The browser itself refuses whatever would leave the page.
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' data:; style-src 'unsafe-inline'; "
@@ -20,10 +19,10 @@ pre { background: #f5f5f5; overflow-x: auto; padding: .7rem; white-space: pre-wr
 
 
 def missing_package(name: str) -> str | None:
-    """One line on what to install, None if the package is there."""
+    """One line on what to install, None if the package is there; such pages embed it."""
     if find_spec(name) is not None:
         return None
-    return f'expected the package {name}, found none; pip install -e ".[{EXTRA}]"'
+    return f"expected the package {name}, found none; pip install {name}"
 
 
 def html_page(title: str, *parts: str, style: str = "") -> bytes:

@@ -65,7 +65,6 @@ def comparison(tmp_path):
 
 @pytest.fixture
 def path(comparison):
-    pytest.importorskip("itables", reason="needs the extra `pages`")
     return comparison(log_samples=True)
 
 
@@ -106,13 +105,12 @@ def test_text_that_looks_like_html_is_shown_as_text(path):
 
 
 def test_samples_that_were_not_logged_are_not_there(comparison):
-    pytest.importorskip("itables", reason="needs the extra `pages`")
     page = comparison().read_bytes()
     assert b"passage 1" not in page and b"samples-data" in page  # in the script alone
 
 
 def test_without_itables_a_line_says_what_to_install(comparison, monkeypatch, capsys):
-    problem = 'expected the package itables, found none; pip install -e ".[pages]"'
+    problem = "expected the package itables, found none; pip install itables"
     monkeypatch.setattr(reporting, "missing_package", lambda name: problem)
     assert not comparison().exists()
     assert capsys.readouterr().err == f"no comparison.html: {problem}\n"
