@@ -64,11 +64,21 @@ def split_revision(name: str) -> tuple[str, str]:
     """Repository and revision of `OWNER/NAME@REVISION`, the revision "main" if none is named.
 
     The name of a directory stays whole.
+
+    Raises:
+        ValueError: if a directory stands before the @, which has no revisions.
     """
     repository, at, revision = name.partition("@")
-    if not (at and repository and revision) or name.startswith((".", "/", "~")):
+    if not (at and repository and revision):
         return name, MAIN
-    return (name, MAIN) if Path(name).is_dir() else (repository, revision)
+    if Path(name).is_dir():
+        return name, MAIN
+    if Path(repository).is_dir():
+        raise ValueError(
+            f"expected a repository of the Hub before @{revision}, found the directory "
+            f"{repository}; name a directory in it, such as a checkpoint"
+        )
+    return (name, MAIN) if name.startswith((".", "/", "~")) else (repository, revision)
 
 
 def keep_secrets_apart(config: Any, *, but: Sequence[str] = ()) -> None:

@@ -52,7 +52,12 @@ def check_repository(repository: str, *, flag: str) -> None:
     Raises:
         ValueError: unless it is OWNER/NAME.
     """
-    validate_repo_id(repository)
+    try:
+        validate_repo_id(repository)
+    except ValueError as error:  # the Hub's own rules, in several sentences
+        raise ValueError(
+            f"expected {flag} OWNER/NAME as the Hub allows them, found {repository!r}: {error}"
+        ) from error
     if "/" not in repository:
         raise ValueError(f"expected {flag} OWNER/NAME, found {repository!r}")
 

@@ -11,7 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, NoReturn
 
-from modeling_gpt2scratch.common.addresses import command_line, keep_secrets_apart, public
+from modeling_gpt2scratch.common.addresses import (
+    command_line,
+    keep_secrets_apart,
+    public,
+    split_revision,
+)
 from modeling_gpt2scratch.common.command_line import ArgumentError, argument, parse_config
 from modeling_gpt2scratch.common.output_directory import OutputError, writable_directory
 
@@ -97,6 +102,8 @@ class CompareArguments:
 
     def __post_init__(self) -> None:
         keep_secrets_apart(self)
+        for name in self.models:
+            split_revision(name)  # refuses a directory with a revision
         if len(set(self.models)) != len(self.models):
             found = " ".join(self.models)
             raise ArgumentError("models", problem=f"expected each once, found {found}")

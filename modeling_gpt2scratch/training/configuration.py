@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from modeling_gpt2scratch.common.addresses import keep_secrets_apart
+from modeling_gpt2scratch.common.addresses import keep_secrets_apart, split_revision
 from modeling_gpt2scratch.common.command_line import ArgumentError, argument
 from modeling_gpt2scratch.common.output_directory import Marker
 
@@ -304,6 +304,8 @@ class TrainConfig:
                 self._set(**{name: []})
         if self.final == "best":
             self._set(keep_best=True)
+        if self.init_from:
+            split_revision(self.init_from)  # refuses a directory with a revision
         sizes = _initial_sizes(self) if self.init_from else MODEL_SIZES[self.model]
         self._fill_in(**sizes)
         self._fill_in(

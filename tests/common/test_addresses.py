@@ -13,9 +13,13 @@ from modeling_gpt2scratch.common.addresses import (
     keep_secrets_apart,
     private,
     public,
+    split_revision,
 )
 from modeling_gpt2scratch.common.command_line import argument, parse_config
 from modeling_gpt2scratch.common.errors import named, one_line
+from modeling_gpt2scratch.data.preparation.configuration import PrepareConfig
+from modeling_gpt2scratch.evaluation.configuration import CompareConfig
+from modeling_gpt2scratch.training.configuration import TrainConfig
 
 
 @pytest.fixture(autouse=True)
@@ -170,3 +174,26 @@ def test_trackers_that_record_the_command_line_find_none(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "--data", "https://u:pw@h/d", "--steps=3"])
     assert command_line(None) == ["--data", "https://u:pw@h/d", "--steps=3"]
     assert sys.argv == ["train.py", "--data", "https://h/d", "--steps=3"]
+
+
+def test_a_revision_belongs_to_a_repository_and_not_to_a_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("run", "odd@name"):
+        (tmp_path / name).mkdir()
+    assert split_revision("me/model@step-1") == ("me/model", "step-1")
+    for whole in ("me/model", "odd@name", "./odd@name", str(tmp_path / "odd@name"), "run", "@", ""):
+        assert split_revision(whole) == (whole, "main")
+    for name in ("run@step-1", "./run@step-1", f"{tmp_path}/run@step-1"):
+        with pytest.raises(ValueError, match="before @step-1, found the directory .*run; name a"):
+            split_revision(name)
+
+
+def test_every_command_refuses_a_directory_with_a_revision(tmp_path):
+    place = f"{tmp_path}@step-1"
+    for make in (
+        lambda: CompareConfig(models=[place], tasks=["val"], val_data="d"),
+        lambda: TrainConfig(data="d", output_dir="new", init_from=place),
+        lambda: PrepareConfig(dataset="d", output_dir="new", tokenizer=place),
+    ):
+        with pytest.raises(ValueError, match="expected a repository of the Hub before @step-1"):
+            make()

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from modeling_gpt2scratch.common.addresses import keep_secrets_apart
+from modeling_gpt2scratch.common.addresses import keep_secrets_apart, split_revision
 from modeling_gpt2scratch.common.command_line import ArgumentError, argument, check_numbers
 from modeling_gpt2scratch.common.hub_requests import check_repository
 from modeling_gpt2scratch.common.output_directory import as_given, output_directory, resolved
@@ -147,6 +147,7 @@ class PrepareConfig:
             default = DOCSTRINGS_TOKENIZER if self.dataset == DOCSTRINGS else GPT2
             object.__setattr__(self, "tokenizer", default)
         trained_vocab_size(self.tokenizer)
+        split_revision(self.tokenizer)  # refuses a directory with a revision
         if self.push_to_hub is not None:
             check_repository(self.push_to_hub, flag="--push_to_hub")
         self._check_output_dir(inputs)
