@@ -1,0 +1,120 @@
+"""`.ci/clients`: its driver, its comparison, and what belongs to each client."""
+
+import re
+import subprocess
+import sys
+from datetime import date
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from support.paths import REPOSITORY
+
+FOLDER = REPOSITORY / ".ci" / "client_checks"
+EXPECTED = {"tokens": [[1, 2, 3], [4, 5, 6]], "nll": [1.0, 2.0], "n_new": 3}
+
+
+@pytest.fixture(autouse=True)
+def path(monkeypatch):
+    """Where the modules of the checks are found."""
+    monkeypatch.syspath_prepend(REPOSITORY / ".ci")
+
+
+@pytest.fixture
+def comparison():
+    return import_module("client_checks.comparison")
+
+
+@pytest.fixture
+def driver():
+    return import_module("client_checks.__main__")
+
+
+def test_a_client_that_is_not_known_is_one_line():
+    command = [REPOSITORY / ".ci" / "clients", "peft", "ollama"]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert (process.returncode, process.stdout) == (1, "")
+    assert process.stderr == (
+        ".ci/clients: error: expected clients among vllm, llama.cpp, ctranslate2, onnxruntime, "
+        "torchao, serve, transformer-lens, nnsight, peft, trl, found ollama\n"
+    )
+
+
+def test_equal_tokens_are_counted(comparison):
+    same = comparison.Answer([[1, 2, 3], [4, 5, 6]])
+    assert comparison.verdict_on(EXPECTED, same) == "equal, 2 of 2"
+    scored = comparison.Answer(same.tokens, [1.0, 2.00004], "8 layers in int8")
+    assert comparison.verdict_on(EXPECTED, scored) == (
+        "equal, 2 of 2; NLL within 1e-04; 8 layers in int8"
+    )
+
+
+@pytest.mark.parametrize(("found", "place"), [([4, 9, 6], 2), ([4, 5], 3), ([4, 5, 6, 7], 4)])
+def test_the_first_token_that_differs_is_named(comparison, found, place):
+    answer = comparison.Answer([[1, 2, 3], found])
+    assert comparison.verdict_on(EXPECTED, answer) == (
+        f"1 of 2 equal; prompt 2 differs from token {place} on"
+    )
+
+
+def test_a_form_that_a_client_said_nothing_of_has_no_result(comparison):
+    verdicts = {"gpt2": "equal, 4 of 4"}
+    assert comparison.complete(verdicts) == {"run": "no result", "gpt2": "equal, 4 of 4"}
+
+
+def test_what_a_client_refuses_is_quoted_in_one_cell(comparison, monkeypatch, tmp_path, capsys):
+    def answer(directory, expected):
+        if directory.name == "run":
+            raise ValueError("unknown\n| model")
+        return comparison.Answer(expected["tokens"])
+
+    (tmp_path / "expected.json").write_text('{"tokens": [[1]]}')
+    monkeypatch.setattr(sys, "argv", ["client", str(tmp_path)])
+    comparison.check(answer)
+    assert capsys.readouterr().out == (
+        '{"run": "refused: ValueError: unknown / model", "gpt2": "equal, 1 of 1"}\n'
+    )
+
+
+def test_every_client_has_a_module_and_every_module_a_row(driver):
+    modules = {driver.module_of(name).removeprefix("client_checks.") for name in driver.CLIENTS}
+    of_the_driver = {"__init__", "__main__", "causal_lm", "comparison", "forms", "page"}
+    assert {file.stem for file in FOLDER.glob("*.py")} == modules | of_the_driver
+    page = driver.PAGE.read_text(encoding="utf-8")
+    for name, client in driver.CLIENTS.items():
+        row = {"client": name, "title": client.title, "versions": "1", "run": "a", "gpt2": "b"}
+        lines = driver.with_row(page, row, date(2026, 1, 2)).splitlines()
+        assert lines.count(f"| `{name}` | {client.title} | 1 | 2026-01-02 | a | b |") == 1
+        assert len(lines) == len(page.splitlines())
+        assert f"| `{name}` | {client.title} | " in page
+    with pytest.raises(ValueError, match="expected one row of ollama, found 0"):
+        driver.with_row(page, {"client": "ollama"}, date(2026, 1, 2))
+
+
+def test_a_client_that_cannot_be_installed_is_a_row(driver, monkeypatch, tmp_path):
+    def failing(command, **_):
+        raise subprocess.CalledProcessError(1, "pip", stderr="first\nERROR: no such version\n")
+
+    monkeypatch.setattr(driver.venv, "create", lambda *_, **__: None)
+    monkeypatch.setattr(driver, "run", failing)
+    client = driver.CLIENTS["peft"]
+    assert driver.check(client, "client_checks.peft", tmp_path, tmp_path) == (
+        "",
+        dict.fromkeys(("run", "gpt2"), "no result: ERROR: no such version"),
+    )
+
+
+def test_the_constraints_parse_and_name_what_the_clients_need(driver):
+    lines = driver.CONSTRAINTS.read_text().splitlines()
+    pinned = {Requirement(line).name for line in lines if not line.startswith("#")}
+    packages = {name for client in driver.CLIENTS.values() for name in client.packages}
+    ours = {"-e", f"{REPOSITORY}[serve]"}
+    assert packages - ours <= pinned
+    assert all(re.search(r"[=<]=\d", line) for line in lines if not line.startswith("#"))
+    npm = [package for client in driver.CLIENTS.values() for package in client.npm]
+    assert npm and all(re.search(r".@\d+\.\d+", package) for package in npm)
+
+
+def test_the_gate_does_not_run_the_clients():
+    assert "clients" not in Path(REPOSITORY / ".ci" / "run").read_text()
