@@ -62,7 +62,8 @@ def curve(output_dir: Path) -> dict[int, tuple[float, float]]:
 
 @contextlib.contextmanager
 def fresh_state():
-    """Accelerate's singletons and our signal handlers, undone afterwards."""
+    """Accelerate's singletons, as if nobody had asked for them; signal handlers as before."""
+    AcceleratorState._reset_state(reset_partial_state=True)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
