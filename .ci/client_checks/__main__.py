@@ -108,7 +108,8 @@ def check(client: Client, module: str, environment: Path, forms: Path) -> tuple[
     pip = [python, "-m", "pip", "--disable-pip-version-check"]
     try:
         venv.create(environment, with_pip=True)
-        install = ["install", "--quiet", "--prefer-binary", "-c", CONSTRAINTS, *client.packages]
+        quick = ["--quiet", "--prefer-binary", "--no-compile"]  # most modules are never imported
+        install = ["install", *quick, "-c", CONSTRAINTS, *client.packages]
         run([*pip, *install])
         run([*pip, "uninstall", "--quiet", "--yes", *UNUSED])
         if client.npm:  # without scripts, which would download or compile

@@ -34,6 +34,7 @@ def answer(directory: Path, expected: dict) -> Answer:
     before = (start.logits - goal.logits[:, -1:])[0, -1].abs().max().item()
     if gaps[-1] > 1e-4 or gaps[-1] >= gaps[0] or before < 1e-2:
         raise ValueError(f"expected patches to lead to the other prediction, found {gaps} apart")
+    example["main"](str(directory), clean, other)
 
     def logits_of(ids: torch.Tensor) -> torch.Tensor:
         with model.trace(ids):

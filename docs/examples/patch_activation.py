@@ -27,10 +27,11 @@ def patched_logits(model: LanguageModel, clean: str, other: str) -> list[torch.T
     return rows
 
 
+@torch.no_grad()
 def main(directory: str, clean: str, other: str) -> None:
     """Prints the table; the directory's own code runs, so name only one that you trust."""
     model = LanguageModel(directory, trust_remote_code=True, dispatch=True)
-    with model.trace(clean), torch.no_grad():
+    with model.trace(clean):
         best = model.lm_head.output[0, -1].argmax().save()
     print(f"the next token of {clean!r} is {model.tokenizer.decode(best)!r}; put into {other!r}:")
     for layer, logits in enumerate(patched_logits(model, clean, other), start=1):
