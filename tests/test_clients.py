@@ -66,14 +66,14 @@ def test_a_form_that_a_client_said_nothing_of_has_no_result(comparison):
 def test_what_a_client_refuses_is_quoted_in_one_cell(comparison, monkeypatch, tmp_path, capsys):
     def answer(directory, expected):
         if directory.name == "run":
-            raise ValueError("unknown\n| model")
+            raise ValueError(f"{directory}: unknown\n| model")
         return comparison.Answer(expected["tokens"])
 
     (tmp_path / "expected.json").write_text('{"tokens": [[1]]}')
     monkeypatch.setattr(sys, "argv", ["client", str(tmp_path)])
     comparison.check(answer)
     assert capsys.readouterr().out == (
-        '{"run": "refused: ValueError: unknown / model", "gpt2": "equal, 1 of 1"}\n'
+        '{"run": "refused: ValueError: run: unknown / model", "gpt2": "equal, 1 of 1"}\n'
     )
 
 
