@@ -118,6 +118,7 @@ def rows_of(output_dir: Path) -> dict[int, dict]:
     return {row["step"]: row for row in read_metrics(output_dir / "metrics.jsonl")}
 
 
+@pytest.mark.gate
 def test_logged_losses_are_means_wherever_a_run_was_stopped(small_data, tmp_path, monkeypatch):
     options = {"max_steps": 23, "eval_every": 8, "save_every": 4}
     for name, log_every in (("each", 1), ("whole", 5)):

@@ -73,7 +73,7 @@ def test_a_line_of_the_log_says_each_value_once_and_shares_in_percent(
     assert sum(line.endswith(", sample:") for line in lines) == len(losses) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.gate
 def test_validation_loss_is_the_one_that_compare_measures(finished, small_data, tmp_path):
     output_dir = tmp_path / "whole_split"
     arguments = flags(small_data, output_dir, max_steps=2, eval_tokens=10**9, dropout=0)

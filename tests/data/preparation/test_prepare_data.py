@@ -192,7 +192,7 @@ def command_line(*arguments):
     return [str(part) for part in (sys.executable, SCRIPT, *arguments)]
 
 
-@pytest.mark.slow
+@pytest.mark.gate
 def test_the_script_says_what_it_made_or_what_is_wrong_and_nothing_else(tmp_path):
     documents = fables(50)
     dataset = write_jsonl(tmp_path / "fables.jsonl", documents)

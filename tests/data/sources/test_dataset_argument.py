@@ -151,7 +151,7 @@ def test_a_damaged_file_of_the_hub_is_said_in_one_line(tmp_path):
     assert "ended before the end-of-stream marker" in message
 
 
-@pytest.mark.slow
+@pytest.mark.gate
 def test_a_data_set_of_the_hub_without_the_column_ends_in_one_line(tmp_path):
     with fake_hub.serve("aesop/fables", {"train.jsonl": jsonl(DOCUMENTS, "story")}) as hub:
         line = prepare_from_hub(hub.environment(tmp_path), "aesop/fables", tmp_path / "out")
@@ -161,7 +161,7 @@ def test_a_data_set_of_the_hub_without_the_column_ends_in_one_line(tmp_path):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.gate
 def test_a_data_set_that_the_hub_does_not_know_ends_in_one_line(tmp_path):
     with fake_hub.serve("aesop/fables", {"train.jsonl": jsonl(DOCUMENTS)}) as hub:
         line = prepare_from_hub(hub.environment(tmp_path), "aesop/fabels", tmp_path / "out")
