@@ -20,6 +20,7 @@ from modeling_gpt2scratch.common.output_directory import OutputError, require_ap
 from modeling_gpt2scratch.common.threads import n_cores
 from modeling_gpt2scratch.data.shards.format import ShardError
 from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME, Manifest, Split
+from modeling_gpt2scratch.data.shards.verification import problems_of
 from modeling_gpt2scratch.data.sources.dataset_argument import (
     Source,
     describe_files,
@@ -78,7 +79,7 @@ def prepare(config: PrepareConfig) -> Manifest:
         )
     made = None if config.overwrite else working.finished(config.recorded())
     if made is not None:
-        require_unchanged(made, sources, config)
+        require_whole(made, sources, config)
         tqdm.write(f"{output_dir}: made before; --overwrite makes it again", file=sys.stderr)
         return made
     require_apart(output_dir.resolve(), local_paths(sources))
@@ -105,12 +106,15 @@ def prepare(config: PrepareConfig) -> Manifest:
             raise
 
 
-def require_unchanged(made: Manifest, sources: list[Source], config: PrepareConfig) -> None:
-    """Refuses to take data for those of this command if what they were made of has changed.
+def require_whole(made: Manifest, sources: list[Source], config: PrepareConfig) -> None:
+    """Refuses to take data for those of this command if they, or what made them, have changed.
 
     Raises:
-        OutputError: if the sources are others, or a file is younger than the manifest.
+        OutputError: if a shard is missing or cut, if the sources are others, or if a file is
+            younger than the manifest.
     """
+    if problems := problems_of(Path(config.output_dir), fast=True):
+        raise OutputError(f"{problems[0]}; add --overwrite to make the data again")
     inputs = [*local_paths(sources), *Path(config.tokenizer).glob("tokenizer*")]
     newest = max((path.stat().st_mtime for path in inputs), default=0)
     made_at = (Path(config.output_dir) / MANIFEST_NAME).stat().st_mtime

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from modeling_gpt2scratch.common.atomic_files import publish_directory, write_json
 from modeling_gpt2scratch.common.output_directory import OutputError, claimed, require_free
+from modeling_gpt2scratch.data.shards.format import ShardError
 from modeling_gpt2scratch.data.shards.manifest import DATA_MARKER, Manifest
 
 PROGRESS_NAME = "progress.json"
@@ -66,7 +67,10 @@ class WorkingDirectory:
         """The manifest of the data directory, if a preparation with these arguments made it."""
         if self.path.exists() or DATA_MARKER.difference(self.output_dir) is not None:
             return None
-        manifest = Manifest.load(self.output_dir)
+        try:
+            manifest = Manifest.load(self.output_dir)
+        except ShardError:  # damaged, so it is not known what made it
+            return None
         as_saved = json.loads(json.dumps(arguments))
         return manifest if manifest.arguments == as_saved else None
 

@@ -105,6 +105,34 @@ def test_the_same_command_again_has_nothing_to_do(tmp_path, prepared, run_script
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} != before
 
 
+@pytest.mark.parametrize(
+    ("damage", "code", "message"),
+    [
+        (lambda out: (out / "train_000000.bin").unlink(), 1, "train_000000.bin: "),
+        (lambda out: os.truncate(out / "train_000000.bin", 99), 1, "train_000000.bin: "),
+        (lambda out: (out / "tokenizer.json").unlink(), 1, "tokenizer"),
+        (lambda out: (out / "manifest.json").unlink(), 2, "expected "),
+        (lambda out: edit_manifest(out, splits={}), 2, "expected a new directory, found manifest"),
+    ],
+    ids=["no shard", "a cut shard", "no tokenizer", "no manifest", "a manifest of nothing"],
+)
+def test_damaged_data_are_not_taken_for_made_before(
+    tmp_path, prepared, run_script, damage, code, message
+):
+    out, dataset = tmp_path / "out", write_jsonl(tmp_path / "fables.jsonl", fables(30))
+    prepared(out, dataset, "--val_fraction", "0")
+    damage(out)
+    flags = ("--tokenizer", "bpe:300", "--val_fraction", "0")
+    found, (error,) = run_script(out, dataset, *flags)
+    assert found == code and message in error
+    assert "--overwrite" in error or "choose another" in error
+
+
+def edit_manifest(out, **changes):
+    content = json.loads((out / "manifest.json").read_text())
+    (out / "manifest.json").write_text(json.dumps(content | changes))
+
+
 def test_a_failed_attempt_to_overwrite_keeps_the_old_data(tmp_path, prepared, run_script):
     out = tmp_path / "out"
     prepared(out, write_jsonl(tmp_path / "old.jsonl", fables(30)), "--val_fraction", "0")
