@@ -17,7 +17,8 @@ EXAMPLE = REPOSITORY / "docs" / "examples" / "patch_activation.py"
 def answer(directory: Path, expected: dict) -> Answer:
     """What a traced model writes, and that the example of the documentation patches it."""
     example = runpy.run_path(str(EXAMPLE))
-    model = LanguageModel(str(directory), trust_remote_code=directory.name == "run", dispatch=True)
+    is_ours = directory.name == "run"
+    model = LanguageModel(str(directory), trust_remote_code=is_ours, dispatch=True)
     plain = load(directory)
     ids = torch.tensor([expected["prompts"][0]])
     wanted = plain(ids, output_hidden_states=True).hidden_states
@@ -34,7 +35,7 @@ def answer(directory: Path, expected: dict) -> Answer:
     before = (start.logits - goal.logits[:, -1:])[0, -1].abs().max().item()
     if gaps[-1] > 1e-4 or gaps[-1] >= gaps[0] or before < 1e-2:
         raise ValueError(f"expected patches to lead to the other prediction, found {gaps} apart")
-    example["main"](str(directory), clean, other)
+    example["main"](str(directory), clean, other, is_ours)
 
     def logits_of(ids: torch.Tensor) -> torch.Tensor:
         with model.trace(ids):
