@@ -1,7 +1,7 @@
 """Examples per second of the evaluation, against lm-evaluation-harness on the same requests.
 
-    python benchmarks/evaluation.py --hellaswag_data hellaswag_val.jsonl \
-        --lambada_data lambada_test.jsonl --books cbt_valid.txt
+    python benchmarks/evaluation.py --model smollm2 --hellaswag_data hellaswag_val.jsonl \
+        --lambada_data lambada_test.jsonl --books cbt_valid.txt --blimp_data blimp.zip
 
 One model, one process, the same contexts and continuations for both, who take turns; the fastest of
 `repeats` counts. Without a file its rows are random words of the lengths that the real ones have.
@@ -20,12 +20,19 @@ from typing import Literal
 import numpy as np
 import torch
 from tabulate import tabulate
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from modeling_gpt2scratch.common.command_line import argument, parse_config
 from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer
 from modeling_gpt2scratch.distributed.device import available_device
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
+from modeling_gpt2scratch.evaluation.tasks.blimp import BlimpTask
 from modeling_gpt2scratch.evaluation.tasks.hellaswag import HellaswagTask
 from modeling_gpt2scratch.evaluation.tasks.lambada import read_texts, split_last_word
 from modeling_gpt2scratch.training.sizes import MODEL_SIZES
@@ -62,14 +69,20 @@ WORDS = [
 class BenchmarkConfig:
     """Every argument of this script."""
 
-    model: str = argument("a name from MODEL_SIZES", default="gpt2")
-    tokenizer: str = argument("as in prepare_data.py", default="gpt2")
+    model: str = argument(
+        "a directory or a Hub name, or a size for random weights: tiny, gpt2, …", default="gpt2"
+    )
+    tokenizer: str | None = argument(
+        "as in prepare_data.py; the model's own, or gpt2 for random weights", default=None
+    )
     books: str | None = argument("text, a tokenised sentence on each line, for cbt", default=None)
     hellaswag_data: str | None = argument("official .jsonl file", default=None)
     lambada_data: str | None = argument("official .jsonl file", default=None)
+    blimp_data: str | None = argument("blimp.zip or its directory", default=None)
     cbt_examples: int = argument("questions, 0 to leave it out", default=6)
     hellaswag_examples: int = argument("questions, 0 to leave it out", default=32)
     lambada_examples: int = argument("passages, 0 to leave it out", default=64)
+    blimp_examples: int = argument("pairs, 0 to leave them out", default=134)
     repeats: int = argument("timed rounds of each", default=2)
     harness_batch_size: int = argument("rows of a batch of the harness", default=8)
     batch_tokens: str = argument("tokens of a batch of ours, or auto", default="auto")
@@ -128,10 +141,26 @@ def lambada_requests(config: BenchmarkConfig) -> Requests:
     return [(context, [word]) for context, word in map(split_last_word, texts)]
 
 
+def blimp_requests(config: BenchmarkConfig) -> Requests:
+    """Nothing, and the two sentences of a minimal pair."""
+    if config.blimp_data is not None and config.blimp_examples:
+        pairs = BlimpTask.read(config.blimp_data, limit=config.blimp_examples)
+        return [("", [" " + sentence for sentence in pair.answers]) for pair in pairs]
+    random = np.random.default_rng(0)
+    requests = []
+    for _ in range(config.blimp_examples):
+        words = random.choice(WORDS, size=random.integers(5, 12))
+        other = words.copy()
+        other[random.integers(len(words))] = random.choice(WORDS)
+        requests.append(("", [" " + " ".join(words), " " + " ".join(other)]))
+    return requests
+
+
 REQUESTS: dict[str, Callable[[BenchmarkConfig], Requests]] = {
     "cbt": cbt_requests,
     "hellaswag": hellaswag_requests,
     "lambada": lambada_requests,
+    "blimp": blimp_requests,
 }
 
 
@@ -146,21 +175,25 @@ def random_text(random: np.random.Generator, n_words: int) -> str:
     return " ".join(random.choice(WORDS, size=n_words))
 
 
-def make_model(config: BenchmarkConfig, tokenizer: PreTrainedTokenizerBase) -> GPT2LMHeadModel:
-    """Transformers' GPT-2 with random weights."""
+def make_model(config: BenchmarkConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A trained model, or transformers' GPT-2 with random weights; and its tokenizer."""
+    place = {"device_map": config.device, "dtype": getattr(torch, config.dtype)}
+    if config.model not in MODEL_SIZES:
+        model = AutoModelForCausalLM.from_pretrained(config.model, trust_remote_code=False, **place)
+        return model.eval(), load_tokenizer(config.tokenizer or config.model)
+    tokenizer = load_tokenizer(config.tokenizer or "gpt2")
     torch.manual_seed(0)
-    sizes = MODEL_SIZES[config.model]
     model_config = GPT2Config(
         vocab_size=len(tokenizer),
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        **sizes,
+        **MODEL_SIZES[config.model],
     )
-    return GPT2LMHeadModel(model_config).to(config.device, getattr(torch, config.dtype)).eval()
+    return GPT2LMHeadModel(model_config).to(place["device_map"], place["dtype"]).eval(), tokenizer
 
 
 def harness(
-    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, config: BenchmarkConfig
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: BenchmarkConfig
 ) -> Score:
     """lm-evaluation-harness around a model."""
     from lm_eval.api.instance import Instance
@@ -209,8 +242,7 @@ def measure(
 def main() -> None:
     """Prints a row for each task, and all of it as one line of JSON."""
     config = parse_config(BenchmarkConfig, description=__doc__)
-    tokenizer = load_tokenizer(config.tokenizer)
-    model = make_model(config, tokenizer)
+    model, tokenizer = make_model(config)
     batch_tokens = "auto" if config.batch_tokens == "auto" else int(config.batch_tokens)
     scorer = CausalScorer(model, tokenizer, batch_tokens=batch_tokens)
     score = harness(model, tokenizer, config)

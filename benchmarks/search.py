@@ -13,6 +13,7 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,24 +69,29 @@ def result_of(config: SearchConfig, trial: Trial) -> list[float]:
     """The values of `HEADERS` for a run, which is made unless it is finished."""
     name = "_".join(f"{name}-{value}" for name, value in trial) or "recipe"
     directory = Path(config.output_dir) / name.replace("/", "-")
-    if not (directory / "model.safetensors").is_file():
-        values = dict(text.split("=", 1) for text in config.fixed) | dict(trial)
-        values |= {"output_dir": directory, "save_every": 0, "overwrite": True}
-        flags = [f"--{name}={value}" for name, value in values.items()]
-        script = REPOSITORY / "train_accelerate.py"
-        n_threads = max(1, (os.cpu_count() or 1) // config.at_once)
-        subprocess.run(
-            [sys.executable, script, config.recipe, *flags],
-            check=True,
-            stdout=sys.stderr,
-            env=os.environ | {"OMP_NUM_THREADS": str(n_threads)},
-        )
+    values = dict(text.split("=", 1) for text in config.fixed) | dict(trial)
+    train_once(directory, config.recipe, values, at_once=config.at_once)
     rows = read_metrics(directory / METRICS_NAME)
     losses = [row["eval_loss"] for row in rows if "eval_loss" in row]
     val = Manifest.load(directory, DATA_MANIFEST_NAME).splits["val"]
     bits_per_nat = val.n_tokens / val.n_bytes / math.log(2)
     speed = statistics.median(row["tokens_per_second"] for row in rows)
     return [min(losses), losses[-1], min(losses) * bits_per_nat, rows[-1]["step"], speed]
+
+
+def train_once(directory: Path, recipe: str, values: Mapping, *, at_once: int = 1) -> None:
+    """Trains in a process of its own, unless `directory` holds a finished run."""
+    if (directory / "model.safetensors").is_file():
+        return
+    values = {**values, "output_dir": directory, "save_every": 0, "overwrite": True}
+    flags = [f"--{name}={value}" for name, value in values.items()]
+    n_threads = max(1, (os.cpu_count() or 1) // at_once)
+    subprocess.run(
+        [sys.executable, REPOSITORY / "train_accelerate.py", recipe, *flags],
+        check=True,
+        stdout=sys.stderr,
+        env={"OMP_NUM_THREADS": str(n_threads)} | os.environ,
+    )
 
 
 def print_table(trials: list[Trial], results: list[list[float]]) -> None:

@@ -63,8 +63,9 @@ def test_the_evaluation_benchmark_prints_a_ratio_for_each_kind_of_request(monkey
         pytest.skip(f"needs GPT-2's tokenizer in {TIKTOKEN_CACHE}")
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(TIKTOKEN_CACHE))
     arguments = "--model gpt2 --cbt_examples 0 --hellaswag_examples 1 --lambada_examples 1"
+    arguments += " --blimp_examples 2"
     rows = table_of(run("evaluation.py", *arguments.split(), "--repeats", "1"))
-    assert [row[0] for row in rows] == ["hellaswag", "lambada"]
+    assert [row[0] for row in rows] == ["hellaswag", "lambada", "blimp"]
     assert all(float(row[5]) < 1e-3 for row in rows)
 
 
