@@ -1,5 +1,7 @@
 """Peaks, the operations of a model, and the shares that follow from them."""
 
+import re
+
 import pytest
 import torch
 from support.tiny_models import random_ids, tiny_model
@@ -20,14 +22,29 @@ BF16_PEAKS = {
     "NVIDIA GH200 480GB": 989.4,
     "NVIDIA B200": 2250,
     "NVIDIA GB200": 2500,
+    "NVIDIA B300 SXM6 AC": 2250,
+    "NVIDIA GB300": 2500,
     "NVIDIA A10": 125,
     "NVIDIA A10G": 70,
     "NVIDIA L4": 121,
     "NVIDIA L40": 181.05,
     "NVIDIA L40S": 362.05,
+    "NVIDIA GeForce RTX 3060": 25.4,
     "NVIDIA GeForce RTX 3090": 71,
+    "NVIDIA GeForce RTX 3090 Ti": 80,
+    "NVIDIA GeForce RTX 4070": 58.3,
+    "NVIDIA GeForce RTX 4070 SUPER": 71,
+    "NVIDIA GeForce RTX 4070 Ti": 80.2,
+    "NVIDIA GeForce RTX 4070 Ti SUPER": 88.2,
     "NVIDIA GeForce RTX 4090": 165.2,
+    "NVIDIA GeForce RTX 5060 Ti": 47.4,
+    "NVIDIA RTX A4000": 76.7,
+    "NVIDIA RTX A6000": 154.8,
+    "NVIDIA RTX 6000 Ada Generation": 364.2,
+    "NVIDIA RTX PRO 6000 Blackwell Workstation Edition": 500,
+    "AMD Instinct MI300A": 980.6,
     "AMD Instinct MI300X": 1307.4,
+    "AMD Instinct MI355X": 2516.6,
     "AMD Instinct MI250X": 191.5,
 }
 
@@ -43,8 +60,11 @@ def test_each_device_has_its_own_peak(name):
         ("NVIDIA GeForce RTX 2080 Ti", "bf16"),
         ("Tesla P100-PCIE-16GB", "fp16"),  # without tensor cores
         ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "bf16"),  # a seventh of a device
-        ("NVIDIA GeForce RTX 3090 Ti", "bf16"),
+        ("NVIDIA GeForce RTX 3060 Ti", "bf16"),
+        ("NVIDIA GeForce RTX 4090 D", "bf16"),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", "bf16"),
+        ("NVIDIA RTX A5000 Laptop GPU", "bf16"),
+        ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", "bf16"),
         ("Tesla T4", "bf16"),
         ("NVIDIA A100-SXM4-80GB", "fp8"),
         ("NVIDIA A1000", "bf16"),
@@ -62,6 +82,15 @@ def test_no_peak_is_a_sparse_one():
             assert peaks["fp8"] == pytest.approx(2 * peaks["bf16"], rel=0.02)
         if {"bf16", "tf32"} <= set(peaks):
             assert peaks["bf16"] == pytest.approx(2 * peaks["tf32"], rel=0.02)
+
+
+def test_no_peak_of_a_geforce_card_is_with_float16_sums():
+    # With float32 sums its tensor cores multiply TF32 as fast as its other cores float32.
+    geforce = [peaks for name, peaks in devices.PEAK_TFLOPS if re.match(r"RTX [345]0[5-9]0", name)]
+    assert len(geforce) >= 20
+    for peaks in geforce:
+        assert peaks["tf32"] == peaks["fp32"]
+        assert peaks["bf16"] == pytest.approx(2 * peaks["fp32"], rel=0.01)
 
 
 def test_the_peak_of_a_cpu_is_what_the_user_says_or_unknown():
