@@ -118,13 +118,26 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if weight_grad is not None:
             weight_grad = weight_grad[:n_vocab].to(weight.dtype)
         ctx.save_for_backward(hidden_grad, weight_grad)
+        ctx.is_spent = False
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        """Scales what the forward pass found."""
-        return *(None if g is None else g * grad for g in ctx.saved_tensors), *[None] * 6
+        """Scales what the forward pass found, in place: a copy takes a CPU a twentieth of a step.
+
+        Raises:
+            RuntimeError: in a second pass through a retained graph.
+        """
+        if torch.compiler.is_compiling():
+            return *(None if g is None else g * grad for g in ctx.saved_tensors), *[None] * 6
+        if ctx.is_spent:
+            raise RuntimeError(
+                "expected one backward pass through the loss, found a second, and the first has "
+                "scaled its gradients in place; compute the loss again, without retain_graph"
+            )
+        ctx.is_spent = True
+        return *(None if g is None else g.mul_(grad) for g in ctx.saved_tensors), *[None] * 6
 
 
 def _add_product(

@@ -94,11 +94,29 @@ def test_without_gradients_it_only_measures():
     torch.testing.assert_close(loss, plain(*tensors).detach())
 
 
-def test_backward_can_run_twice():
+def test_a_second_backward_pass_is_refused_because_the_first_scales_in_place():
     hidden_states, weight, targets = inputs(10)
     loss = linear_cross_entropy(hidden_states, weight, targets)
-    first = torch.autograd.grad(loss, weight, retain_graph=True)[0]
-    torch.testing.assert_close(torch.autograd.grad(loss, weight)[0], first)
+    torch.autograd.grad(loss, weight, retain_graph=True)
+    with pytest.raises(RuntimeError, match="compute the loss again, without retain_graph"):
+        torch.autograd.grad(loss, weight)
+
+
+def test_the_gradient_of_the_weight_is_not_copied_on_its_way_to_the_parameter():
+    class Copies(torch.utils._python_dispatch.TorchDispatchMode):
+        shapes = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if out.data_ptr() != args[0].data_ptr():
+                self.shapes.append(out.shape)
+            return out
+
+    hidden_states, weight, targets = inputs(10)
+    loss = linear_cross_entropy(hidden_states, weight, targets)
+    with Copies():
+        loss.backward()
+    assert weight.grad is not None and weight.shape not in Copies.shapes
 
 
 def test_a_target_beyond_the_vocabulary_is_an_error():
