@@ -1,5 +1,9 @@
-"""A really trained model scores as in lm-evaluation-harness, decision by decision."""
+"""A really trained model scores as in lm-evaluation-harness, decision by decision.
 
+A few samples of each benchmark; REAL_SAMPLES=100 takes 100 passages, 50 scenes and 10 questions.
+"""
+
+import os
 import re
 
 import numpy as np
@@ -16,7 +20,8 @@ from modeling_gpt2scratch.evaluation.tasks.samples import Selection
 
 pytestmark = [pytest.mark.gate, pytest.mark.slow]
 
-N_PASSAGES, N_SCENES = 4, 2
+N_PASSAGES = int(os.environ.get("REAL_SAMPLES", "4"))
+N_SCENES, N_QUESTIONS = max(1, N_PASSAGES // 2), max(1, N_PASSAGES // 10)
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-4}  # of log-likelihoods, in nats
 PAGE = "New York State Route 31B"  # the shortest of WikiText's test set
 HARNESS_TASKS = {
@@ -44,8 +49,8 @@ def directory(tmp_path_factory):
         texts[name] = "".join(texts[name].splitlines(keepends=True)[:n_lines])
     (page,) = re.findall(rf"(?ms)^ = {PAGE} = \n.*?(?=^ = [^=])", texts["wiki.test.raw"])
     texts["wiki.test.raw"] = " \n" + page
-    shortest = min(practice_questions(40), key=lambda question: len(str(question)))
-    texts["cbtest_CN_valid_2000ex.txt"] = official_text([shortest])
+    questions = sorted(practice_questions(40), key=lambda question: len(str(question)))
+    texts["cbtest_CN_valid_2000ex.txt"] = official_text(questions[:N_QUESTIONS])
     directory = tmp_path_factory.mktemp("data")
     for name, text in texts.items():
         (directory / name).write_text(text, encoding="utf-8", newline="")
