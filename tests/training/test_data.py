@@ -11,10 +11,15 @@ import torch
 from support.servers.faulty_server import corrupt, drop, serve, status
 from support.training_runs import curve, flags, launch, refusal, run_here
 
+from modeling_gpt2scratch import GPT2ScratchForCausalLM
 from modeling_gpt2scratch.data.loading import remote_files
 from modeling_gpt2scratch.data.loading.loader import model_inputs
 from modeling_gpt2scratch.data.shards.format import ShardError, read_shard, write_shard
 from modeling_gpt2scratch.data.shards.manifest import Manifest
+from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer
+from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
+from modeling_gpt2scratch.evaluation.tasks.samples import Selection
+from modeling_gpt2scratch.evaluation.tasks.validation import DocumentMaskTask
 from modeling_gpt2scratch.tracking.metrics import read_metrics
 from modeling_gpt2scratch.training.configuration import TrainConfig
 from modeling_gpt2scratch.training.data import TrainingData, _short_names
@@ -210,7 +215,7 @@ def test_masked_documents_have_the_losses_that_each_has_alone(small_data, tmp_pa
 
 
 def test_a_run_with_masked_documents_trains(small_data, tmp_path, monkeypatch):
-    options = {"max_steps": 2, "dropout": 0, "eval_every": 2, "save_every": 0}
+    options = {"max_steps": 2, "dropout": 0, "eval_every": 2, "eval_tokens": 10**6, "save_every": 0}
     curves = []
     for extra in ([], ["--document_mask", "True"]):
         output_dir = tmp_path / f"run{len(extra)}"
@@ -218,6 +223,12 @@ def test_a_run_with_masked_documents_trains(small_data, tmp_path, monkeypatch):
         curves.append(curve(output_dir))
     assert curves[0].keys() == curves[1].keys()
     assert curves[0][2] != curves[1][2]
+    model = GPT2ScratchForCausalLM.from_pretrained(output_dir)
+    scorer = CausalScorer(model.eval(), load_tokenizer(str(output_dir)), batch_tokens=256)
+    task = DocumentMaskTask.load(Selection(place=str(small_data)))
+    measured = task.evaluate(scorer).estimates["loss"].value
+    logged = read_metrics(output_dir / "metrics.jsonl")[-1]["eval_loss"]
+    assert measured == pytest.approx(logged, abs=1e-5)
 
 
 def test_a_bad_id_ends_a_run_in_one_line_that_names_its_shard(

@@ -5,6 +5,9 @@ into windows as in training, so the loss is a training loop's validation loss. T
 decoded with the directory's tokenizer and encoded with the model's, so that models with different
 tokenizers see the same text. Only bits per byte compares across tokenizers; loss and perplexity
 are per token. Only models of one context length have the same windows.
+
+Protocol `stream:document-mask`: the documents of a window do not see each other, as in training
+with `--document_mask`.
 """
 
 from __future__ import annotations
@@ -130,14 +133,18 @@ class ValidationTask:
         token_ids = self.encode(scorer.tokenizer, n_needed)
         windows = cut_windows(token_ids, window_tokens)[: self.limit]
         token_bytes = bytes_of_tokens(scorer.tokenizer)
+        end_of_text_id = scorer.tokenizer.eos_token_id
         nats, text_nats, n_bytes = np.zeros((3, len(windows)))
         n_targets = np.array([len(window) - 1 for window in windows])
-        for index, window_nats in scorer.score_windows(windows, description="val"):
-            targets = windows[index][1:]
-            is_text = targets != scorer.tokenizer.eos_token_id
-            nats[index] = window_nats.sum(dtype=np.float64)
-            text_nats[index] = window_nats[is_text].sum(dtype=np.float64)
-            n_bytes[index] = token_bytes[targets[is_text]].sum()
+        parts = [self.parts_of(window, end_of_text_id) for window in windows]
+        owners = np.repeat(np.arange(len(windows)), [len(own) for own in parts])
+        rows = [part for own in parts for part in own]
+        for index, row_nats in scorer.score_windows(rows, description="val"):
+            targets, owner = rows[index][1:], owners[index]
+            is_text = targets != end_of_text_id
+            nats[owner] += row_nats.sum(dtype=np.float64)
+            text_nats[owner] += row_nats[is_text].sum(dtype=np.float64)
+            n_bytes[owner] += token_bytes[targets[is_text]].sum()
         loss = ratio_estimate(nats, n_targets)
         estimates = {"loss": loss, "perplexity": perplexity_estimate(loss)}
         if n_bytes.any():  # else all targets are ends of text
@@ -152,6 +159,10 @@ class ValidationTask:
             },
             samples={"loss": nats, "perplexity": nats, "bits_per_byte": text_nats},
         )
+
+    def parts_of(self, window: np.ndarray, end_of_text_id: int) -> list[np.ndarray]:
+        """What the model sees of a window at a time, each part with the id after it as its last."""
+        return [window]
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, n_tokens: int | None) -> np.ndarray:
         """The split as a stream of `tokenizer`'s ids (int64), each document after its `eos` token.
@@ -201,6 +212,18 @@ class ValidationTask:
             )["input_ids"]
             for text, ids in zip(texts, encoded, strict=True):
                 yield text, np.array(ids, dtype=np.int64)
+
+
+class DocumentMaskTask(ValidationTask):
+    """The same, where a token sees its own document alone."""
+
+    protocol: ClassVar[str] = "stream:document-mask"
+
+    def parts_of(self, window: np.ndarray, end_of_text_id: int) -> list[np.ndarray]:
+        """A part for each document; the end-of-text token before it ends the part before, too."""
+        begins = np.flatnonzero(window[:-1] == end_of_text_id)
+        bounds = [0, *begins[begins > 0], len(window) - 1]
+        return [window[a : b + 1] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
 
 
 def bytes_of_tokens(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
@@ -264,4 +287,7 @@ def cut_windows(token_ids: np.ndarray, window_tokens: int) -> list[np.ndarray]:
     return [token_ids[start : start + window_tokens + 1] for start in starts]
 
 
-TASKS: dict[str, type[ValidationTask]] = {"val": ValidationTask}
+TASKS: dict[str, type[ValidationTask]] = {
+    "val": ValidationTask,
+    "val:document-mask": DocumentMaskTask,
+}

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
 from modeling_gpt2scratch.evaluation.tasks.samples import Selection
 from modeling_gpt2scratch.evaluation.tasks.validation import (
+    DocumentMaskTask,
     ValidationSplit,
     ValidationTask,
     bytes_of_tokens,
@@ -83,6 +84,24 @@ def test_the_loss_is_that_of_a_training_loop(shards, stream, scorer):
     assert perplexity.value == pytest.approx(math.exp(np.mean(losses)), rel=1e-4)
     assert perplexity.stderr == pytest.approx(perplexity.value * loss.stderr)
     np.testing.assert_allclose(result.samples["loss"] / 32, losses, rtol=1e-5)
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+def test_masked_documents_see_themselves_alone(limit, shards, stream, scorer):
+    windows = [stream[start : start + 33] for start in range(0, len(stream) - 32, 32)][:limit]
+    losses = []
+    for window in windows:
+        nats, first = [], 0
+        for end in range(1, 33):
+            if end == 32 or window[end] == scorer.tokenizer.eos_token_id:
+                nats += tiny.naive_nats(scorer.model, window[first : end + 1]).tolist()
+                first = end
+        assert len(nats) == 32
+        losses.append(np.mean(nats))
+    result = DocumentMaskTask.load(Selection(place=str(shards), limit=limit)).evaluate(scorer)
+    assert result.n_samples == len(windows)
+    np.testing.assert_allclose(result.samples["loss"] / 32, losses, rtol=1e-5)
+    assert result.estimates["loss"].value != load(shards, limit).evaluate(scorer).estimates["loss"]
 
 
 def test_a_model_that_knows_nothing_has_the_numbers_of_a_uniform_guess(tmp_path, tokenizer):
