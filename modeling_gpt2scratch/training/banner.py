@@ -109,6 +109,6 @@ def surprises_of_load() -> list[str]:
     if load <= cores:
         return []
     return [
-        f"this machine has {cores} core{'s' * (cores != 1)}, and other programs kept {load:g} busy when the run "
-        f"began; it is slower while they work"
+        f"this machine has {cores} core{'s' * (cores != 1)}, and other programs kept {load:g} busy "
+        f"when the run began; it is slower while they work"
     ]

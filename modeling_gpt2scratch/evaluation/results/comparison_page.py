@@ -41,8 +41,12 @@ tr.published { color: #555; font-style: italic }
 SCRIPT = """
 import DataTable from "data:text/javascript;base64,%s";
 const shared = {autoWidth: false, order: []};
-new DataTable("#scores",
-  {...shared, fixedColumns: true, info: false, paging: false, scrollX: true, searching: false});
+const missingLast = compare => (a, b) => (a === "") - (b === "") || compare(a, b);
+DataTable.type("score", "order",
+  {asc: missingLast((a, b) => a - b), desc: missingLast((a, b) => b - a)});
+const columnDefs = [{targets: "score", type: "score"}];
+new DataTable("#scores", {...shared, columnDefs,
+  fixedColumns: true, info: false, paging: false, scrollX: true, searching: false});
 const samples = document.getElementById("samples-data");
 if (samples) {
   const columns = [...document.querySelectorAll("#samples th")].map(head => (
@@ -103,7 +107,7 @@ def _head(task: type[Task], name: str, metric: str, limit: int | None) -> str:
     arrow = "↑" if task.metrics[metric] else "↓"
     about = f"{protocol_cell(task, limit)}; {'higher' if arrow == '↑' else 'lower'} is better"
     title = f"{html.escape(name)}<br>{html.escape(metric)} {arrow}"
-    return f'<th title="{html.escape(about)}">{title}</th>'
+    return f'<th class="score" title="{html.escape(about)}">{title}</th>'
 
 
 def _row(name: str, cells: Iterable[tuple[float | None, str, str]], kind: str = "") -> str:
