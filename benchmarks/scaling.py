@@ -22,7 +22,12 @@ from scipy.optimize import least_squares
 from search import train_once
 from tabulate import tabulate
 
-from modeling_gpt2scratch.common.command_line import argument, check_numbers, parse_config
+from modeling_gpt2scratch.common.command_line import (
+    ArgumentError,
+    argument,
+    check_numbers,
+    parse_config,
+)
 from modeling_gpt2scratch.tracking.metrics import METRICS_NAME, read_metrics
 
 RECIPE = Path(__file__).with_suffix(".yaml")
@@ -56,6 +61,15 @@ class ScalingConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, positive=("rate_tokens", "at_once"), non_negative=())
+        for flag in ("widths", "rate_widths"):
+            if bad := [
+                width for width in getattr(self, flag) if width < 1 or width % HEAD_CHANNELS
+            ]:
+                problem = f"expected multiples of {HEAD_CHANNELS} channels, found {bad[0]}"
+                raise ArgumentError(flag, problem=problem)
+        if len(self.widths) * len(self.tokens) <= len(NAMES):
+            problem = f"expected more than {len(NAMES)} runs with widths x tokens, found fewer"
+            raise ArgumentError("tokens", problem=problem)
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,24 @@ def test_the_script_prints_the_law_the_sizes_and_the_best_rates(
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--widths", "64", "48"], "expected multiples of 32 channels, found 48"),
+        (["--rate_widths", "0"], "expected multiples of 32 channels, found 0"),
+        (["--tokens", "4096"], "expected more than 5 runs"),
+        (["--rate_tokens", "0"], "rate_tokens"),
+    ],
+)
+def test_a_ladder_that_cannot_be_fitted_is_refused_before_it_trains(
+    arguments, problem, scaling, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "argv", ["scaling.py", "--data", "d", "--output_dir", "o", *arguments])
+    with pytest.raises(SystemExit):
+        scaling.main()
+    assert problem in capsys.readouterr().err
+
+
 @pytest.mark.gate
 def test_a_run_of_the_ladder_counts_the_parameters_of_its_matrix_products(
     scaling, small_data, tmp_path
