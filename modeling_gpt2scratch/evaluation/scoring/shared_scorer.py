@@ -58,12 +58,12 @@ class SharedScorer(CausalScorer):
         has_progress: bool = False,
         checks_head: bool = False,
     ) -> None:
-        self._checks_head = checks_head
+        # Before the head is checked, which asks for hidden states.
+        self._checks_head, self._is_sharded = checks_head, isinstance(model, FSDPModule)
         super().__init__(model, tokenizer, batch_tokens=batch_tokens)
         self._accelerator = accelerator
         self._has_progress = has_progress and accelerator.is_main_process
         self._agreed_sharing: Sharing | None = None  # not asked yet
-        self._is_sharded = isinstance(model, FSDPModule)
         if self._is_sharded:
             if self._head is None:
                 raise ValueError(

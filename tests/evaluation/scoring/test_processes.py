@@ -53,6 +53,14 @@ def shared(model, tokenizer):
     return scorer_of
 
 
+def test_a_process_of_several_runs_the_head_where_tokens_are_scored_as_one_alone_does(
+    model, tokenizer, caplog
+):
+    place = SimpleNamespace(is_main_process=True, num_processes=2, process_index=0)
+    scorer = SharedScorer(model, tokenizer, place, batch_tokens=60, checks_head=True)
+    assert scorer._head is model.get_output_embeddings() and not caplog.records
+
+
 def outcome(work):
     """The exception that `work` raises, None if it raises none."""
     try:
