@@ -135,7 +135,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         Raises:
             RuntimeError: in a second pass through a retained graph.
         """
-        if torch.compiler.is_compiling():
+        if ctx.saved_tensors:  # under torch.compile
             return *(None if g is None else g * grad for g in ctx.saved_tensors), *[None] * 6
         grads, ctx.grads = ctx.grads, None
         if grads is None:

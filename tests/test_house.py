@@ -58,7 +58,7 @@ UNLOADED = {
 }
 MAX_MODULES, MAX_LINES, MAX_FUNCTION_LINES, MAX_README_LINES = 16, 400, 60, 200
 
-SCRIPT_FOLDERS = ("benchmarks", "evaluate", "launch")
+SCRIPT_FOLDERS = ("benchmarks", "evaluate", "launch", "recipes")
 SCRIPTS = sorted(
     [*REPOSITORY.glob("*.py")]
     + [file for folder in SCRIPT_FOLDERS for file in (REPOSITORY / folder).rglob("*.py")]
