@@ -2,13 +2,17 @@
 
     python benchmarks/scaling.py --data data/scaling --output_dir runs/scaling
 
-Trains every width with every number of tokens, and fits L(N, D) = E + A / N^alpha + B / D^beta
-(Hoffmann et al. 2022, equation 2) to the last validation losses. N are the parameters in matrix
-products, D the tokens, C = 6 N D the operations. The 90 % intervals come from a bootstrap of the
-residuals. Then trains some widths at several of Muon's rates, to see whether the best one moves
-with the width. Finished runs are not made again, so the command goes on after an interruption.
+Trains every width with every number of tokens, and fits to the last validation losses
+
+    L(N, D) = ((N_c / N)^(alpha_N / alpha_D) + D_c / D)^alpha_D
+
+(Kaplan et al. 2020, equation 1.5). N are the parameters in matrix products, D the tokens, C = 6 N D
+the operations. The 90 % intervals come from a bootstrap of the residuals. Then trains some widths
+at several of Muon's rates, to see whether the best one moves with the width. Finished runs are not
+made again, so the command goes on after an interruption.
 """
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,9 +36,8 @@ from modeling_gpt2scratch.tracking.metrics import METRICS_NAME, read_metrics
 
 RECIPE = Path(__file__).with_suffix(".yaml")
 N_LAYER, HEAD_CHANNELS = 4, 32
-N_RESAMPLES, INTERVAL = 1000, (5, 95)  # percentiles
-BUDGETS = (1e13, 1e14, 1e15, 1e16)  # floating-point operations
-NAMES = ("E", "A", "alpha", "B", "beta")
+N_RESAMPLES, INTERVAL = 200, (5, 95)  # percentiles
+NAMES = ("alpha_N", "alpha_D", "N_c", "D_c")
 
 
 @dataclass(frozen=True)
@@ -85,22 +88,33 @@ class Run:
 
 @dataclass(frozen=True)
 class Law:
-    """L(N, D) = E + A / N^alpha + B / D^beta."""
+    """L(N, D) = ((N_c / N)^(alpha_N / alpha_D) + D_c / D)^alpha_D, the constants as logarithms."""
 
-    E: float
-    A: float
-    alpha: float
-    B: float
-    beta: float
+    alpha_N: float
+    alpha_D: float
+    log_N_c: float
+    log_D_c: float
+
+    @property
+    def N_c(self) -> float:
+        """Parameters."""
+        return np.exp(self.log_N_c)
+
+    @property
+    def D_c(self) -> float:
+        """Tokens."""
+        return np.exp(self.log_D_c)
 
     def loss(self, n_parameters: np.ndarray, n_tokens: np.ndarray) -> np.ndarray:
         """The loss in nats per token."""
-        return self.E + self.A / n_parameters**self.alpha + self.B / n_tokens**self.beta
+        from_n = np.exp(self.alpha_N / self.alpha_D * (self.log_N_c - np.log(n_parameters)))
+        return (from_n + np.exp(self.log_D_c - np.log(n_tokens))) ** self.alpha_D
 
     def best_size(self, operations: float) -> float:
         """The parameters with which so many operations reach the lowest loss."""
-        scale = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
-        return scale * (operations / 6) ** (self.beta / (self.alpha + self.beta))
+        a = self.alpha_N / self.alpha_D
+        log_size = np.log(a * operations / 6) + a * self.log_N_c - self.log_D_c
+        return float(np.exp(log_size / (1 + a)))
 
 
 def main() -> None:
@@ -117,7 +131,7 @@ def main() -> None:
     runs, rate_runs = [done[trial] for trial in grid], [done[trial] for trial in sweep]
     law, resampled = fit_with_resamples(runs)
     print_grid(runs, law)
-    print_law(law, resampled)
+    print_law(runs, law, resampled)
     print_rates(rate_runs)
     draw(config, runs, law, rate_runs)
 
@@ -140,41 +154,20 @@ def train(config: ScalingConfig, width: int, tokens: int, rate: float | None) ->
     return Run(width, tokens, rate, n_parameters, losses[-1])
 
 
-def fit(
-    n_parameters: np.ndarray, n_tokens: np.ndarray, losses: np.ndarray, start: Law | None = None
-) -> Law:
-    """The law with the least squares of the losses' logarithms, from several starts or from one.
-
-    E, A and B are positive, because their logarithms are fitted; the exponents lie in (0, 2).
-    """
-    # In units of the grid's middle, A and B are parts of the loss, which keeps the problem round.
-    n_unit, d_unit = (np.exp(np.log(x).mean()) for x in (n_parameters, n_tokens))
-    n, d = n_parameters / n_unit, n_tokens / d_unit
+def fit(n_parameters: np.ndarray, n_tokens: np.ndarray, losses: np.ndarray) -> Law:
+    """The law with the least squares of the losses' logarithms, the best of several starts."""
 
     def residuals(theta: np.ndarray) -> np.ndarray:
-        e, a, alpha, b, beta = theta
-        return np.log(np.exp(e) + np.exp(a) * n**-alpha + np.exp(b) * d**-beta) - np.log(losses)
+        with np.errstate(over="ignore"):  # far from the solution
+            return np.log(Law(*theta).loss(n_parameters, n_tokens) / losses)
 
-    lower, upper = [-10, -10, 1e-3, -10, 1e-3], [3, 3, 2, 3, 2]
-    if start is None:
-        shares = [
-            (e, (1 - e) * a, (1 - e) * (1 - a)) for e in (0.1, 0.4, 0.7) for a in (0.2, 0.5, 0.8)
-        ]
-        exponents = (0.2, 0.5, 1.0)
-        starts = [
-            [*np.log([e * losses.mean(), a * losses.mean()]), x, np.log(b * losses.mean()), x]
-            for e, a, b in shares
-            for x in exponents
-        ]
-    else:
-        parts = [start.E, start.A / n_unit**start.alpha, start.B / d_unit**start.beta]
-        e, a, b = np.log(np.maximum(parts, 1e-4))
-        starts = [[e, a, start.alpha, b, start.beta]]
+    starts = itertools.product((0.05, 0.2), (0.05, 0.2), (15, 25), (20, 30))
+    bounds = ([1e-3, 1e-3, 0, 0], [2, 2, 100, 100])
     fits = [
-        least_squares(residuals, np.clip(x, lower, upper), bounds=(lower, upper)) for x in starts
+        least_squares(residuals, start, x_scale=(0.1, 0.1, 10, 10), bounds=bounds)
+        for start in starts
     ]
-    e, a, alpha, b, beta = min(fits, key=lambda found: found.cost).x
-    return Law(np.exp(e), np.exp(a) * n_unit**alpha, alpha, np.exp(b) * d_unit**beta, beta)
+    return Law(*map(float, min(fits, key=lambda found: found.cost).x))
 
 
 def fit_with_resamples(runs: list[Run]) -> tuple[Law, list[Law]]:
@@ -185,11 +178,11 @@ def fit_with_resamples(runs: list[Run]) -> tuple[Law, list[Law]]:
     )
     law = fit(n, d, losses)
     fitted = law.loss(n, d)
-    # A fit with five numbers leaves less than the noise in its residuals.
+    # A fit leaves less than the noise in its residuals.
     residuals = np.log(losses / fitted) * np.sqrt(len(runs) / max(1, len(runs) - len(NAMES)))
     generator = np.random.default_rng(0)
     resampled = [
-        fit(n, d, fitted * np.exp(generator.choice(residuals, len(runs))), start=law)
+        fit(n, d, fitted * np.exp(generator.choice(residuals, len(runs))))
         for _ in range(N_RESAMPLES)
     ]
     return law, resampled
@@ -206,7 +199,7 @@ def print_grid(runs: list[Run], law: Law) -> None:
     print(tabulate(rows, header, "pipe", floatfmt=".4f", disable_numparse=[1, 2]), end="\n\n")
 
 
-def print_law(law: Law, resampled: list[Law]) -> None:
+def print_law(runs: list[Run], law: Law, resampled: list[Law]) -> None:
     """The law's numbers and what to train for a budget, each with its interval."""
 
     def with_interval(value: Callable[[Law], float]) -> str:
@@ -216,10 +209,11 @@ def print_law(law: Law, resampled: list[Law]) -> None:
     rows = [[name, with_interval(lambda law, name=name: getattr(law, name))] for name in NAMES]
     print(tabulate(rows, ["", "fit (90 % interval)"], "pipe", disable_numparse=True), end="\n\n")
     rows = []
-    for budget in BUDGETS:
+    most = max(6 * run.n_parameters * run.tokens for run in runs)
+    for budget in (most / 10, most, 10 * most):  # of the ladder, and one step beyond it
         size = law.best_size(budget)
         tokens = budget / 6 / size
-        rows.append([f"{budget:.0e}", with_interval(lambda law, c=budget: law.best_size(c))])
+        rows.append([f"{budget:.1e}", with_interval(lambda law, c=budget: law.best_size(c))])
         rows[-1] += [f"{tokens:.3g}", f"{tokens / size:.3g}", f"{law.loss(size, tokens):.3f}"]
     header = ["operations", "best N (90 % interval)", "its D", "D / N", "loss"]
     print(tabulate(rows, header, "pipe", disable_numparse=True), end="\n\n")
