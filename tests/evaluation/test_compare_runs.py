@@ -218,7 +218,9 @@ def test_all_tasks_run_on_one_directory_and_those_without_data_say_so(inputs, tm
     assert run(inputs, tmp_path, "--limit", "2", models=["first"], tasks=["all"]) == 1
     (model,) = read(tmp_path)["models"].values()
     assert set(model["results"]) | set(model["errors"]) == set(TASKS) - {"text"}
-    with_data = {"val"} | {n for n in TASKS if n.partition(":")[0] == "lambada"}
+    with_data = {"val", "val:document-mask"} | {
+        n for n in TASKS if n.partition(":")[0] == "lambada"
+    }
     with_data |= {n for n in TASKS if n.startswith("hellaswag")}
     assert set(model["results"]) == with_data
     assert "ptb.test.txt" in model["errors"]["ptb"]
