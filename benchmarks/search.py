@@ -8,6 +8,7 @@ differ in their seed alone are one row: the mean of their losses and its standar
 """
 
 import itertools
+import json
 import math
 import os
 import statistics
@@ -23,7 +24,7 @@ from tabulate import tabulate
 from modeling_gpt2scratch.common.command_line import ArgumentError, argument, parse_config
 from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.tracking.metrics import METRICS_NAME, read_metrics
-from modeling_gpt2scratch.training.configuration import TrainConfig
+from modeling_gpt2scratch.training.configuration import CONFIG_NAME, TrainConfig
 from modeling_gpt2scratch.training.directory import DATA_MANIFEST_NAME
 
 REPOSITORY = Path(__file__).parents[1]
@@ -80,8 +81,15 @@ def result_of(config: SearchConfig, trial: Trial) -> list[float]:
 
 
 def train_once(directory: Path, recipe: str, values: Mapping, *, at_once: int = 1) -> None:
-    """Trains in a process of its own, unless `directory` holds a finished run."""
+    """Trains in a process of its own, unless `directory` holds a finished run of these values."""
     if (directory / "model.safetensors").is_file():
+        recorded = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))
+        for name, value in values.items():
+            if _plain(recorded.get(name)) != _plain(value):
+                raise SystemExit(
+                    f"{directory}: expected a run with {name} = {value}, found one with "
+                    f"{recorded.get(name)}; give another --output_dir"
+                )
         return
     values = {**values, "output_dir": directory, "save_every": 0, "overwrite": True}
     flags = [f"--{name}={value}" for name, value in values.items()]
@@ -92,6 +100,14 @@ def train_once(directory: Path, recipe: str, values: Mapping, *, at_once: int = 
         stdout=sys.stderr,
         env={"OMP_NUM_THREADS": str(n_threads)} | os.environ,
     )
+
+
+def _plain(value: object) -> float | str:
+    """A value to compare, whether it was read or typed."""
+    try:
+        return float(str(value))
+    except ValueError:
+        return str(value).lower()
 
 
 def print_table(trials: list[Trial], results: list[list[float]]) -> None:

@@ -164,6 +164,10 @@ def test_a_search_makes_what_is_missing_and_shows_the_best_first(small_data, tmp
         assert lowest == f"{min(losses):.4f}"
     again = run("search.py", *arguments)
     assert again.stdout == process.stdout and "training" not in again.stderr
+    other = run("search.py", *arguments[:7], "optimizer=adamw", *arguments[8:])
+    assert (
+        other.returncode == 1 and "found one with muon; give another --output_dir" in other.stderr
+    )
     refused = run("search.py", *arguments[:4], "--vary", "no_such=1")
     assert refused.returncode == 2 and "found 'no_such=1'" in refused.stderr
 
