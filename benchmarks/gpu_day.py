@@ -8,8 +8,12 @@ The first command makes a folder of at most 45 MB, on any machine. The second ru
 after the other, each in a process of its own with a time limit of its own; a part that ends early
 leaves its time to the next. `gpu_day.json` and `gpu_day.md` are written anew after each part.
 `--smoke` runs every part with tiny sizes and no data, on any machine.
+
+An image for GPUs has torch, transformers and accelerate, which is nearly all that it needs. Bring
+the packages of `NEEDED` to a machine without a network.
 """
 
+import importlib
 import json
 import os
 import subprocess
@@ -30,6 +34,8 @@ PARTS = {
 }
 SMOKE_SECONDS = 900  # of each part, on a machine that does other things as well
 NEEDS_DATA = ("training", "scoring")
+# Of the package's requirements, those that such an image may lack.
+NEEDED = ("tenacity",) if sys.version_info >= (3, 14) else ("tenacity", "backports.zstd")
 
 
 @dataclass(frozen=True)
@@ -137,12 +143,29 @@ class Day:
         return all(part["status"] == "finished" for part in self.found.values())
 
 
+def missing_packages() -> list[str]:
+    """Of `NEEDED`, what this environment does not have."""
+    missing = []
+    for name in NEEDED:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            missing.append(name)
+    return missing
+
+
 def main() -> None:
     """Makes the data, or runs the parts; exit code 1 if one did not finish."""
     try:
         config = parse_config(GpuDayConfig, description=__doc__)
     except ValueError as error:
         sys.exit(f"gpu_day.py: error: {error}")
+    if missing := missing_packages():
+        names = " ".join(missing)
+        sys.exit(
+            f"gpu_day.py: error: expected the packages {' and '.join(NEEDED)}, found no {names}; "
+            f"`pip download --no-deps {names}` where there is a network, and install them here"
+        )
     if config.make_data is not None:
         from gpu_parts.data import make_folder
 

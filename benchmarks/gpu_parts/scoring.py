@@ -23,7 +23,6 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from gpu_parts.plan import Plan, Record
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
-from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
 from modeling_gpt2scratch.training.sizes import MODEL_SIZES
 
@@ -43,8 +42,7 @@ def run(plan: Plan, record: Record) -> None:
         path = folder / "official" / file
         numbers[name] = str(path) if path.exists() else None
     config = dataclasses.replace(config, **numbers)
-    tokenizer = load_tokenizer(config.tokenizer)
-    model = make_model(config, tokenizer)
+    model, tokenizer = make_model(config)
     scorer = CausalScorer(model, tokenizer, batch_tokens="auto")
     rows = {}
     for name, make in (("hellaswag", hellaswag_requests), ("cbt-like", cbt_requests)):

@@ -49,6 +49,18 @@ def test_a_smoke_test_runs_every_part_and_writes_the_page(tmp_path):
     assert page.count("\n## ") == len(parts) == 7 and "did not finish" not in page
 
 
+def test_a_machine_that_lacks_a_package_hears_it_before_the_clock_runs(
+    scripts, monkeypatch, tmp_path
+):
+    gpu_day = scripts("gpu_day")
+    monkeypatch.setitem(sys.modules, "tenacity", None)
+    command = ["gpu_day.py", "--smoke", "--output_dir", str(tmp_path / "day")]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit, match="found no tenacity; `pip download --no-deps tenacity`"):
+        gpu_day.main()
+    assert not (tmp_path / "day").exists()
+
+
 def test_a_part_that_hangs_or_fails_leaves_what_it_found(scripts, monkeypatch, tmp_path):
     gpu_day = scripts("gpu_day")
     fake = tmp_path / "fake" / "gpu_parts"
