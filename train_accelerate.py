@@ -15,16 +15,16 @@ PROGRAM = "train_accelerate.py"
 def main() -> None:
     """Parses, trains, and turns what is wrong with the input into one line and an exit code."""
     from modeling_gpt2scratch.common.interruptions import Interruptible
+    from modeling_gpt2scratch.common.threads import let_waiting_threads_rest
 
+    let_waiting_threads_rest()
     with Interruptible(PROGRAM) as ctrl_c:
         # `--help` and mistakes need not wait for torch.
         from modeling_gpt2scratch.common.activity import activity
         from modeling_gpt2scratch.common.command_line import parse_config, with_place
-        from modeling_gpt2scratch.common.threads import let_waiting_threads_rest
         from modeling_gpt2scratch.training.configuration import TrainConfig
         from modeling_gpt2scratch.training.continuation import Continuation
 
-        let_waiting_threads_rest()
         config = parse_config(TrainConfig, description=__doc__)
         continuation = Continuation(config)
         ctrl_c.advice = lambda: f"go on with: {continuation.command}"

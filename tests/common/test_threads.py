@@ -1,6 +1,8 @@
 """How waiting threads are told to give way, and when they are told nothing."""
 
 import os
+import threading
+import zlib
 from pathlib import Path
 
 import pytest
@@ -42,7 +44,7 @@ def test_whoever_has_chosen_is_left_alone(chosen, name):
 def load(monkeypatch):
     """The load of others that this content of /proc/loadavg means."""
 
-    def look(content: str | None, **environment: str) -> float:
+    def look(content: str | None, *, own: int = 1, **environment: str) -> float:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
 
@@ -52,6 +54,7 @@ def load(monkeypatch):
             return content
 
         monkeypatch.setattr(Path, "read_text", read_text)
+        monkeypatch.setattr(threads, "_threads_of_this_process", lambda: own)
         load_of_others.cache_clear()
         try:
             return load_of_others()
@@ -67,6 +70,32 @@ def test_the_load_is_of_this_moment_and_leaves_out_the_processes_of_this_launch(
     assert load("0.00 0.00 0.00 1/150 77\n") == 0.0
     assert load("0.00 0.00 0.00 5/150 77\n", LOCAL_WORLD_SIZE="4") == 1.0
     assert load("0.00 0.00 0.00 2/150 77\n", LOCAL_WORLD_SIZE="4") == 0.0
+
+
+def test_threads_of_its_own_are_no_load_of_others(load):
+    # numpy's spin for a tenth of a second once it is loaded
+    assert load("0.00 0.00 0.00 4/150 77\n", own=3) == 1.0
+    assert load("0.00 0.00 0.00 5/150 77\n", own=2, LOCAL_WORLD_SIZE="2") == 1.0
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux: it lists threads")
+def test_threads_that_want_a_core_are_counted():
+    data, n_threads, stop = bytes(2**24), 3, threading.Event()
+
+    def work():
+        while not stop.is_set():
+            zlib.crc32(data)  # without the interpreter's lock
+
+    workers = [threading.Thread(target=work) for _ in range(n_threads)]
+    for worker in workers:
+        worker.start()
+    try:
+        counts = [threads._threads_of_this_process() for _ in range(200)]
+    finally:
+        stop.set()
+        for worker in workers:
+            worker.join()
+    assert max(counts) >= n_threads + 1
 
 
 def test_where_the_system_says_less_the_average_counts(load, monkeypatch):
