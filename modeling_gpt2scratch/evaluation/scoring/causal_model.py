@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from modeling_gpt2scratch.common.errors import named
+
 logger = logging.getLogger(__name__)
 PROBE_TOKENS = 8
 
@@ -91,25 +93,28 @@ class CausalModel:
         expected = self.model(input_ids=input_ids, use_cache=False).logits.float()
         if not torch.isfinite(expected).all():
             raise ValueError(f"{type(self.model).__name__}: expected finite logits, found others")
-        if self._head is not None and self._is_head(input_ids, expected):
+        found = self._without_head(input_ids, expected)
+        if found is None:
             return
         self._head = None
         logger.warning(
             "%s: expected get_output_embeddings() on the last hidden state to give the logits, "
-            "found that the model has others; its own are taken of every token, which is slower",
+            "found %s; the model's own logits are taken of every token, which is slower",
             type(self.model).__name__,
+            found,
         )
 
-    def _is_head(self, input_ids: torch.Tensor, expected: torch.Tensor) -> bool:
-        """Whether the head on the hidden states of (1, T) ids gives the expected logits."""
+    def _without_head(self, input_ids: torch.Tensor, expected: torch.Tensor) -> str | None:
+        """Why the head on the hidden states of (1, T) ids cannot be used; None if it can."""
+        if self._head is None:
+            return "no base model beside it"
         try:
             found = self._head(self._hidden_states(input_ids)).float()
         except Exception as error:  # of any kind, from whatever the model is
-            logger.debug("no hidden states for the head: %s", error)
-            return False
+            return named(error)
         # Both are the same operations on the same shapes, so no precision explains a difference; a
         # cap that bends small logits by less than a step of bfloat16 bends large ones by far more.
-        return self._is_close(expected, found, tolerance=1e-3)
+        return None if self._is_close(expected, found, tolerance=1e-3) else "other logits"
 
     def _is_close(
         self, expected: torch.Tensor, found: torch.Tensor, *, tolerance: float | None = None

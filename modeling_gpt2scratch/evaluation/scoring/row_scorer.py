@@ -19,6 +19,7 @@ from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
 
 from modeling_gpt2scratch.common.activity import kept_moving
+from modeling_gpt2scratch.common.errors import named
 
 from .batching import MIN_SHARED_TOKENS, Batch, n_common_tokens, pack_endings, plan_batches
 from .causal_model import PROBE_TOKENS, CausalModel
@@ -266,21 +267,22 @@ class RowScorer(CausalModel):
                 n_tokens = max(PROBE_TOKENS, 2 * window + 2)
             half = min(n_tokens, self.context_tokens) // 2
             # A window is counted over the padding between a beginning and the rest of its row.
-            if window is None and self._continues([half, half - 1]):
+            if window is None and self._broken_continuation([half, half - 1]) is None:
                 self._known_sharing = "any"
-            elif self._continues([half, half]):
+            elif (found := self._broken_continuation([half, half])) is None:
                 self._known_sharing = "equal"
             else:
                 logger.warning(
-                    "%s: expected a model that continues from a DynamicCache, found that it does "
-                    "not; each row is computed whole, which takes several times longer",
+                    "%s: expected a model that continues from a DynamicCache, found %s; each row "
+                    "is computed whole, which takes several times longer",
                     type(self.model).__name__,
+                    found,
                 )
         return self._known_sharing
 
     @torch.no_grad()
-    def _continues(self, bounds: list[int]) -> bool:
-        """Whether rows cut at `bounds` have the hidden states of whole rows after their cache."""
+    def _broken_continuation(self, bounds: list[int]) -> str | None:
+        """What happens to rows cut at `bounds` after their cache; None if what should happen."""
         row = np.arange(2 * max(bounds)) % self._n_embeddings
         try:
             expected = self._hidden_states(self._checked(row[None]))[0].float()
@@ -289,9 +291,9 @@ class RowScorer(CausalModel):
             inputs = prefix.inputs(torch.arange(len(bounds)), endings.shape[1])
             found = self._hidden_states(endings, **inputs).float()
         except Exception as error:  # of any kind, from whatever the model is
-            logger.debug("no cache of beginnings of %s tokens: %s", bounds, error)
-            return False
-        return all(
+            return named(error)
+        is_same = all(
             self._is_close(expected[bound:], states[: len(row) - bound])
             for bound, states in zip(bounds, found, strict=True)
         )
+        return None if is_same else "other hidden states"

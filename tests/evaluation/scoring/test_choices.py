@@ -196,7 +196,8 @@ def test_a_model_that_changes_its_logits_after_the_head_has_the_scores_of_its_ow
     config = OWN_LOGITS[name](len(tokenizer))
     scorer = CausalScorer(AutoModelForCausalLM.from_config(config), tokenizer, batch_tokens=300)
     (record,) = caplog.records
-    assert "found that the model has others; its own are taken" in record.message
+    found = "no base model beside it" if name == "no base model" else "other logits"
+    assert f"found {found}; the model's own logits are taken" in record.message
     assert_scores_are_those_of_whole_rows(scorer, examples)
     assert len(caplog.records) == 1  # so its cache is shared
     assert_words_are_those_of_whole_rows(scorer, examples[0])
@@ -210,7 +211,7 @@ def test_a_model_without_attention_is_scored_whole(tokenizer, examples, caplog):
     assert_scores_are_those_of_whole_rows(scorer, examples)
     assert_words_are_those_of_whole_rows(scorer, examples[0])
     (record,) = [record for record in caplog.records if record.name.endswith(".row_scorer")]
-    assert "each row is computed whole" in record.message
+    assert "found other hidden states; each row is computed whole" in record.message
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

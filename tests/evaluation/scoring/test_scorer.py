@@ -1,4 +1,5 @@
 import copy
+import copy
 import itertools
 from types import SimpleNamespace
 
@@ -152,6 +153,19 @@ def test_a_model_that_changes_its_logits_after_the_head_has_its_own_scores(
     assert_scores_are_naive(CausalScorer(scaled, tokenizer, batch_tokens=64), PAIRS)
     (record,) = caplog.records
     assert record.message.startswith("ScaledLogits: expected get_output_embeddings()")
+
+
+def test_a_fault_in_the_base_model_is_named(model, tokenizer, caplog):
+    class Broken(torch.nn.Linear):
+        def forward(self, states):
+            raise RuntimeError("no kernel for this head")
+
+    broken = copy.deepcopy(model)
+    broken.forward = lambda **inputs: model(**inputs)
+    broken.lm_head = Broken(*broken.lm_head.weight.T.shape)
+    CausalScorer(broken, tokenizer, batch_tokens=64)
+    (record,) = caplog.records
+    assert "found RuntimeError: no kernel for this head; the model's own" in record.message
 
 
 @pytest.mark.parametrize("is_shared", [False, True])
