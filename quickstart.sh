@@ -15,4 +15,4 @@ accelerate launch --config_file accelerate_configs/cpu.yaml \
 python evaluate/compare.py --models runs/quickstart --tasks val --val_data data/docstrings
 
 # 4. What it writes.
-gpt2scratch sample runs/quickstart --prompt "Returns the" --max_new_tokens 60 --temperature 0.7
+gpt2scratch sample runs/quickstart --prompt "Return the number of" --max_new_tokens 60 --temperature 0.5

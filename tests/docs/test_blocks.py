@@ -44,19 +44,19 @@ SMALLER = {
     "--total_batch_tokens 2048": "--total_batch_tokens 512",
     "--micro_batch_size 8": "--micro_batch_size 2",
     "--max_steps 1000": "--max_steps 4",
-    "--max_steps 1200": "--max_steps 6",
+    "--max_steps 1900": "--max_steps 6",
     "--max_steps 100 ": "--max_steps 2 ",
     "--max_steps 200 ": "--max_steps 4 ",
     "--decay_steps 200": "--decay_steps 2",
-    "checkpoint-500": "checkpoint-2",
+    "checkpoint-1000": "checkpoint-2",
     "max_steps=1000, ": "max_steps=4, ",
 }
 SMALLER_RECIPES = {
     "quickstart.yaml": {
         "\ntotal_batch_tokens: 2048\n": "\ntotal_batch_tokens: 512\n",
         "\nmicro_batch_size: 8\n": "\nmicro_batch_size: 1\n",
-        "\nmax_steps: 1200\n": "\nmax_steps: 4\n",
-        "\ndecay_steps: 1100\n": "\n",
+        "\nmax_steps: 1900\n": "\nmax_steps: 4\n",
+        "\ndecay_steps: 1750\n": "\n",
         "\neval_every: 250\n": "\neval_every: 4\n",
         "\nsave_every: 500\n": "\nsave_every: 2\n",
     },
