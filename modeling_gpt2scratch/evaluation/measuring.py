@@ -19,6 +19,7 @@ from .results.cache import ResultCache
 from .results.fingerprints import (
     checksums_of,
     evaluation_code,
+    hub_commit,
     model_code,
     task_code,
 )
@@ -118,7 +119,7 @@ def _look_up(
     processes: ProcessGroup,
 ) -> dict[str, dict[str, Any]]:
     """Fills `model` with its checksums and what the cache has; returns the cache's key by task."""
-    model.files, code = processes.from_main(lambda: _checksums(model.name, config))
+    model.files, model.commit, code = processes.from_main(lambda: _identify(model.name, config))
     keys = {name: cache_key(model.files, code, name, task, config) for name, task in tasks.items()}
     hits = processes.from_main(
         lambda: {name: cache.read(key) for name, key in keys.items() if model.files}
@@ -147,18 +148,21 @@ def cache_key(
     }
 
 
-def _checksums(name: str, config: CompareArguments) -> tuple[dict[str, str], str | None]:
-    """Of the model's files and of its code; empty for a model that is not there.
+def _identify(name: str, config: CompareArguments) -> tuple[dict[str, str], str | None, str | None]:
+    """Checksums of a model's files, its commit on the Hub, and the checksum of its code.
+
+    All are empty for a model that is not there.
 
     Loading will say so; until then nobody waits for the Hub a second time.
     """
     try:
         files = checksums_of(name)
     except (OSError, ValueError):
-        return {}, None
+        return {}, None, None
     if not files:
-        return {}, None
-    return files, model_code(name, trust_remote_code=config.trust_remote_code)
+        return {}, None, None
+    code = model_code(name, trust_remote_code=config.trust_remote_code)
+    return files, hub_commit(name), code
 
 
 def _note(

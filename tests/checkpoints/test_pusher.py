@@ -248,3 +248,5 @@ def test_two_processes_send_once_and_a_fresh_process_loads_and_compares_the_revi
     for name, step in zip(names, (4, 12), strict=True):
         sha256 = sha256_of(hub.revisions[f"step-{step}"]["model.safetensors"])
         assert models[name]["model_sha256"]["model.safetensors"] == sha256
+        assert models[name]["config"]["model_sha"] == hub.commit_at(f"step-{step}")
+    assert models[here[0]]["config"]["model_sha"] is None

@@ -87,15 +87,11 @@ def checksums_of(name: str) -> dict[str, str]:
         OSError: if there is no such model, or it has no weights here.
         ValueError: if it is an adapter that cannot be loaded.
     """
+    directory = _directory_of(name)
     if (base := base_of_adapter(name)) is not None:
-        directory = adapter_config(name).parent
         own = sorted({path for kind in OTHERS for path in directory.glob(kind) if path.is_file()})
         of_base = {f"base/{file}": digest for file, digest in checksums_of(base).items()}
         return {path.name: file_sha256(path) for path in own} | of_base
-    directory = Path(name)
-    if not directory.is_dir():
-        repository, revision = split_revision(name)
-        directory = Path(cached_file(repository, "config.json", revision=revision)).parent
     weights = next((found for kind in WEIGHTS if (found := sorted(directory.glob(kind)))), [])
     if not weights:
         raise FileNotFoundError(f"{name}: expected {' or '.join(WEIGHTS)}, found none")
@@ -103,7 +99,23 @@ def checksums_of(name: str) -> dict[str, str]:
     return {path.name: file_sha256(path) for path in [*weights, *sorted(others)]}
 
 
+def hub_commit(name: str) -> str | None:
+    """The commit of the Hub that a model's files in the local cache are of, None of a directory."""
+    directory = _directory_of(name)
+    return directory.name if directory.parent.name == "snapshots" else None
+
+
 def file_sha256(path: Path) -> str:
     """The sha256 of a file's bytes, as sha256sum prints it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _directory_of(name: str) -> Path:
+    """Where the files of a model or an adapter are, in the local cache if it is the Hub's."""
+    if base_of_adapter(name) is not None:
+        return adapter_config(name).parent
+    if Path(name).is_dir():
+        return Path(name)
+    repository, revision = split_revision(name)
+    return Path(cached_file(repository, "config.json", revision=revision)).parent

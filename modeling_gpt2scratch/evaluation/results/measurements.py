@@ -25,6 +25,7 @@ class ModelMeasurements:
     name: str
     description: dict[str, Any] = field(default_factory=dict)  # class, parameters, precision
     files: dict[str, str] = field(default_factory=dict)  # sha256 of weights, config and tokenizer
+    commit: str | None = None  # of the Hub
     tasks: dict[str, Measurement] = field(default_factory=dict)
 
     def value(self, task: str, metric: str) -> float | None:

@@ -118,6 +118,7 @@ def model_content(
             "model": "hf",
             "model_args": _model_args(model.name) | {"dtype": config["dtype"]},
             **model.description,
+            "model_sha": model.commit,
             **config,
         },
         "task_hashes": {name: task.sha256 for name, task in kinds.items()},

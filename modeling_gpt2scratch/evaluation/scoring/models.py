@@ -218,7 +218,6 @@ def describe_model(scorer: CausalScorer) -> dict[str, Any]:
         "model_class": type(model).__name__,
         "model_num_parameters": model.num_parameters(),
         "model_dtype": str(model.dtype).removeprefix("torch."),
-        "model_sha": getattr(model.config, "_commit_hash", None),  # of a Hub model
         "max_length": scorer.context_tokens,
         "vocabulary_sha256": hashlib.sha256(json.dumps(tokens).encode()).hexdigest(),
     }

@@ -1,5 +1,4 @@
 import copy
-import copy
 import itertools
 from types import SimpleNamespace
 
