@@ -45,7 +45,7 @@ def test_any_chunks_and_any_padding_of_the_vocabulary_give_the_plain_loss_and_gr
     tensors = inputs(n_tokens, ignored=ignored)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(loss_gpt2scratch.CHUNK_TOKENS, "cpu", chunk_tokens)
-        patch.setitem(loss_gpt2scratch.ALIGNED_VOCABULARY, "cpu", aligned)
+        patch.setitem(loss_gpt2scratch.ALIGNED_WEIGHT, "cpu", aligned)
         found = loss_and_gradients(linear_cross_entropy, tensors)
     for left, right in zip(found, loss_and_gradients(plain, tensors), strict=True):
         torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-5)
@@ -118,7 +118,10 @@ def test_the_gradient_of_the_weight_is_not_copied_on_its_way_to_the_parameter():
 def test_a_target_beyond_the_vocabulary_is_an_error():
     hidden_states, weight, targets = inputs(10)
     targets[4] = 37
-    with pytest.raises(IndexError, match="Target 37 is out of bounds"):
+    with pytest.raises(RuntimeError, match="index 37 is out of bounds"):
+        linear_cross_entropy(hidden_states, weight, targets)
+    targets[4] = -1
+    with pytest.raises(RuntimeError, match="index -1 is out of bounds"):
         linear_cross_entropy(hidden_states, weight, targets)
 
 
