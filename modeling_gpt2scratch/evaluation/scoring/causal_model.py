@@ -17,6 +17,8 @@ from transformers import PreTrainedModel
 
 from modeling_gpt2scratch.common.errors import named
 
+from .token_scores import head_product
+
 logger = logging.getLogger(__name__)
 PROBE_TOKENS = 8
 
@@ -69,7 +71,7 @@ class CausalModel:
 
     def _logits_of(self, states: torch.Tensor) -> torch.Tensor:
         """(N, C) -> (N, V)."""
-        return states if self._head is None else self._head(states)
+        return states if self._head is None else head_product(self._head, states)
 
     def _checked(self, token_ids: np.ndarray) -> torch.Tensor:
         """The ids as int64, each of which has an embedding."""

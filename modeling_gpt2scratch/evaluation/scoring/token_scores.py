@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from torch import nn
 
 # Positions that pass through the head together. 128 rows of 50,257 float32 logits are 26 MB, which
 # malloc can reuse; for arrays above 32 MB glibc asks the kernel for fresh pages every time.
 HEAD_ROWS = 128
+CACHE_LINE = 16  # float32 numbers
 
 
 def score_tokens(
@@ -40,6 +42,31 @@ def score_tokens(
     if not np.isfinite(nats).all():
         raise ValueError(f"{(~np.isfinite(nats)).sum()} of {len(nats)} log-probs are not finite")
     return nats, torch.cat(greedy).cpu().numpy()
+
+
+def head_product(head: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+    """`head(hidden_states)`: (N, C) -> (N, V).
+
+    A float32 product on a CPU is made into rows that begin at whole cache lines. Where V is odd,
+    as GPT-2's is, AVX-512 takes up to 1.5 times as long for rows without gaps.
+    """
+    is_float32 = hidden_states.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if not (_is_plain_linear(head) and is_float32 and hidden_states.device.type == "cpu"):
+        return head(hidden_states)
+    n_vocab = len(head.weight)
+    places = hidden_states.new_empty(len(hidden_states), n_vocab + -n_vocab % CACHE_LINE)
+    return torch.mm(hidden_states, head.weight.t(), out=places[:, :n_vocab])
+
+
+def _is_plain_linear(head: nn.Module) -> bool:
+    """Whether a module is a float32 matrix and nothing else: no subclass, hook or other forward."""
+    return (
+        type(head) is nn.Linear
+        and head.bias is None
+        and type(head.weight) is nn.Parameter
+        and head.weight.dtype == torch.float32
+        and not (head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head))
+    )
 
 
 def padded(rows: Sequence[np.ndarray]) -> np.ndarray:
