@@ -45,6 +45,7 @@ def test_no_other_size_of_the_same_operations_has_a_lower_loss(law):
         assert sizes[losses.argmin()] == pytest.approx(best, rel=0.02)
 
 
+@pytest.mark.gate
 def test_the_intervals_hold_the_law_that_made_noisy_losses(scaling, law, monkeypatch):
     monkeypatch.setattr(scaling, "N_RESAMPLES", 40)
     n, d, losses = grid(law, noise=0.002)

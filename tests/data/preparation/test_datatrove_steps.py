@@ -310,6 +310,7 @@ def test_a_pipeline_for_slurm_runs_from_the_file_that_its_jobs_are_given(
     assert texts_of(out, "train") == held_out(TEXTS, is_val=False)
 
 
+@pytest.mark.gate
 @pytest.mark.slow
 def test_processes_side_by_side_write_what_one_does(tmp_path, files, tokenizer_dir):
     for name, options in (("one", {}), ("two", {"workers": 2})):

@@ -182,6 +182,7 @@ print(sum(split.n_documents for split in manifest.splits.values()), peak() - bef
 """
 
 
+@pytest.mark.gate
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of the memory from /proc")
 def test_documents_of_one_character_are_never_all_in_memory(tmp_path, saved_tokenizer):
