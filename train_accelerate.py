@@ -17,8 +17,8 @@ def main() -> None:
     from modeling_gpt2scratch.common.interruptions import Interruptible
     from modeling_gpt2scratch.common.threads import let_waiting_threads_rest
 
-    let_waiting_threads_rest()
     with Interruptible(PROGRAM) as ctrl_c:
+        let_waiting_threads_rest()  # before numpy is loaded
         # `--help` and mistakes need not wait for torch.
         from modeling_gpt2scratch.common.activity import activity
         from modeling_gpt2scratch.common.command_line import parse_config, with_place

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 IGNORED = -100  # the target that counts for nothing, as everywhere in torch and transformers
 # Large enough that the weight's gradient, to which each chunk adds, costs little beside the matrix
-# products; on a CPU, small enough for its cache.
+# products; on a CPU, more gains little and takes memory.
 CHUNK_TOKENS = {"cpu": 512}
 DEFAULT_CHUNK_TOKENS = 2048
 # Rows of the weight's gradient that are added at a time where the product has another type: a copy

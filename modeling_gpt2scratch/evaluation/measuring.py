@@ -156,13 +156,13 @@ def _identify(name: str, config: CompareArguments) -> tuple[dict[str, str], str 
     Loading will say so; until then nobody waits for the Hub a second time.
     """
     try:
-        files = checksums_of(name)
+        files, commit = checksums_of(name), hub_commit(name)
     except (OSError, ValueError):
         return {}, None, None
     if not files:
         return {}, None, None
     code = model_code(name, trust_remote_code=config.trust_remote_code)
-    return files, hub_commit(name), code
+    return files, commit, code
 
 
 def _note(
