@@ -45,7 +45,7 @@ def score_tokens(
 
 
 def head_product(head: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
-    """`head(hidden_states)`: (N, C) -> (N, V).
+    """`head(hidden_states)` where no gradient is wanted: (N, C) -> (N, V).
 
     A float32 product on a CPU is made into rows that begin at whole cache lines. Where V is odd,
     as GPT-2's is, AVX-512 takes up to 1.5 times as long for rows without gaps.
