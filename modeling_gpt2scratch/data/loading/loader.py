@@ -2,8 +2,9 @@
 
 The stream of N tokens is cut into windows: window i reads T + 1 tokens from token i * T, so every
 token but the first is predicted once, and the shift by one between inputs and targets is made here
-and nowhere else. Windows cross shard borders; a tail shorter than a window is not used. In which
-order windows are read, see `window_order.py`: the training state needs no position but the step.
+and nowhere else. Windows cross shard borders; a tail shorter than a window is not used. Each
+further epoch cuts the stream in other places. In which order windows are read, see
+`window_order.py`: the training state needs no position but the step.
 
 Shapes: B rows of a micro-batch, T tokens.
 """
@@ -19,7 +20,7 @@ from modeling_gpt2scratch.data.shards.directory import shard_layout
 from modeling_gpt2scratch.data.shards.format import ShardError, are_ids, check_token_ids
 
 from .store import LocalStore, RemoteStore
-from .window_order import MixtureOrder, WindowOrder
+from .window_order import MixtureOrder, WindowOrder, window_shift
 
 
 class TokenWindows:
@@ -68,7 +69,9 @@ class TokenWindows:
                 f"or lower n_positions"
             )
         firsts = self._starts[: -1 : shuffle_shards or len(self.entries)]
-        self.group_starts = [*np.minimum(-(-firsts // sequence_length), len(self)), len(self)]
+        self.group_starts = np.append(
+            np.minimum(-(-firsts // sequence_length), len(self)), len(self)
+        )
         self._shards: list[np.ndarray | None] = [None] * len(self.entries)
         self._groups_at_hand: tuple[int, ...] = ()
         if not self._store.is_remote:
@@ -82,14 +85,18 @@ class TokenWindows:
         """Number of whole windows."""
         return max(0, self.n_tokens - 1) // self.sequence_length
 
-    def read(self, indices: np.ndarray) -> np.ndarray:
+    def read(self, indices: np.ndarray, *, epoch: int = 0) -> np.ndarray:
         """The tokens of these windows, (B, T + 1), in the type of the shards.
+
+        Args:
+            indices: of the windows, (B,).
+            epoch: how often the windows were all read before. In each epoch they begin elsewhere.
 
         Raises:
             ShardError: if an id is outside the vocabulary, or a shard does not come.
         """
         n_wanted = self.sequence_length + 1
-        positions = np.asarray(indices, dtype=np.int64) * self.sequence_length
+        positions = self._first_tokens(indices, epoch)
         shards = np.searchsorted(self._starts, positions, side="right") - 1
         offsets = (positions - self._starts[shards]).tolist()
         tokens = np.empty((len(positions), n_wanted), dtype=self._dtype)
@@ -106,9 +113,9 @@ class TokenWindows:
             self._refuse_id(tokens, positions)
         return tokens
 
-    def locate(self, indices: np.ndarray) -> list[tuple[str, int]]:
+    def locate(self, indices: np.ndarray, *, epoch: int = 0) -> list[tuple[str, int]]:
         """Where these windows begin: the shard's file, and the token's place in it."""
-        positions = np.asarray(indices, dtype=np.int64) * self.sequence_length
+        positions = self._first_tokens(indices, epoch)
         shards = np.searchsorted(self._starts, positions, side="right") - 1
         offsets = positions - self._starts[shards]
         return [
@@ -159,6 +166,16 @@ class TokenWindows:
         """
         for entry in self.entries[rank::world_size]:
             self._store.verify(entry)
+
+    def _first_tokens(self, indices: np.ndarray, epoch: int) -> np.ndarray:
+        """Where these windows begin in the stream, (B,).
+
+        The last window of a group never moves, so that a group needs the same shards in each epoch.
+        """
+        indices = np.asarray(indices, dtype=np.int64)
+        group_ends = self.group_starts[np.searchsorted(self.group_starts, indices, side="right")]
+        starts = indices * self.sequence_length + window_shift(epoch, self.sequence_length)
+        return np.minimum(starts, (group_ends - 1) * self.sequence_length)
 
     def _shards_of_windows(self, first: int, stop: int) -> range:
         """Numbers of the shards that windows `first` to `stop - 1` reach into."""
@@ -262,9 +279,10 @@ class ShardLoader:
         """Where the rows of a process's micro-batch come from: data set, shard's file, token."""
         rows = self.rows(step, micro_step, rank)
         places: list[tuple[str, str, int]] = [("", "", 0)] * len(rows)
-        for number, _, chosen, windows in self._windows(rows):
-            source = self.sources[number]
-            for place, (file, offset) in zip(chosen, source.locate(windows), strict=True):
+        for number, visit, chosen, windows in self._windows(rows):
+            source, epoch = self.sources[number], self._orders[number].epoch_of_visit(visit)
+            found = source.locate(windows, epoch=epoch)
+            for place, (file, offset) in zip(chosen, found, strict=True):
                 places[place] = (source.name, file, offset)
         return places
 
@@ -292,7 +310,7 @@ class ShardLoader:
         for number, visit, chosen, windows in self._windows(rows):
             source, order = self.sources[number], self._orders[number]
             source.enter(order.group_of_visit(visit), order.group_of_visit(visit + 1))
-            found = source.read(windows)
+            found = source.read(windows, epoch=order.epoch_of_visit(visit))
             if len(found) == len(rows):
                 return found
             if tokens is None:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 FEISTEL_ROUNDS = 6
+GOLDEN_RATIO = (5**0.5 - 1) / 2
 PERIOD = 10_000  # rows of a mixture after which the shares are exact
 # Streams of random numbers. The whole order of the first source is that of (seed, epoch) alone.
 _WHOLE, _GROUPS, _MIXTURE = range(3)
@@ -72,6 +73,10 @@ class WindowOrder:
                 )
                 found.append((int(epoch) * len(self.groups) + int(turn), chosen, windows))
         return found
+
+    def epoch_of_visit(self, visit: int) -> int:
+        """The epoch in which the `visit`-th visit to a group is made."""
+        return visit // len(self.groups)
 
     def group_of_visit(self, visit: int) -> int:
         """The group, by its place in `group_starts`, that is visited `visit`-th, epochs on end."""
@@ -152,6 +157,17 @@ class MixtureOrder:
         for source, quota in enumerate(self.quotas):
             numbers[sources == source] = np.arange(quota, dtype=np.uint64)
         return sources, numbers
+
+
+def window_shift(epoch: int, sequence_length: int) -> int:
+    """How many tokens later than in epoch 0 a window begins; below `sequence_length`.
+
+    Text that is read again is cut elsewhere, so that it is learnt less by heart. The shifts of any
+    number of epochs lie evenly: they are the fractions of multiples of the golden ratio.
+
+    Source: Knuth 1998, The Art of Computer Programming 3, section 6.4, theorem S.
+    """
+    return int(epoch * GOLDEN_RATIO % 1 * sequence_length)
 
 
 def largest_remainder(weights: Sequence[float], total: int) -> list[int]:
