@@ -54,13 +54,13 @@ n_calls = accelerator.gather(torch.tensor([len(calls) - 1])).tolist()
 if accelerator.is_main_process:
     print(json.dumps([values, n_calls, model.training]))
 # Now one process finds scores that it cannot use, and all of them go on without.
-score_padded = RowScorer._score_padded
+score_whole_batch = RowScorer._score_whole_batch
 def spoil(*arguments, **options):
-    found = score_padded(*arguments, **options)
+    found = score_whole_batch(*arguments, **options)
     if accelerator.process_index == 1:
         raise ValueError("spoiled")
     return found
-RowScorer._score_padded = spoil
+RowScorer._score_whole_batch = spoil
 values = score_benchmarks(benchmarks, model, tokenizer, accelerator, batch_tokens=60)
 assert values == {}, values
 accelerator.end_training()

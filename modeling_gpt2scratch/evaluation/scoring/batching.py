@@ -1,8 +1,7 @@
-"""Batches of rows for a forward pass: by a budget of padded tokens, what rows share computed once.
+"""Batches for a forward pass: what rows share computed once, within a budget of padded tokens.
 
-Rows that begin alike (the endings of one scene, the candidates of one blank) are a group. What
-their inputs have in common passes through the model once; each row then needs only its own tokens,
-on top of the keys and values of the common ones.
+Rows that begin alike (the endings of one scene, the candidates of one blank, the sentences of a
+pair) are joined into a tree. It passes through the model as one row, see `token_tree.py`.
 """
 
 from __future__ import annotations
@@ -12,14 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Fewer common tokens than this are cheaper to repeat than to compute in a pass of their own.
-MIN_SHARED_TOKENS = 16
+from .token_tree import n_common_tokens
+
 # What a forward pass costs before its first token, as a part of the budget. On a CPU it reads the
 # weights, and that takes as long as the arithmetic of some 64 tokens.
 PASS_COST = 1 / 16
-# A cached token costs a row its key and value in one layer at a time, 2 C numbers; a token that
-# passes through a layer of C channels costs 16 C.
-CACHED_TOKENS_PER_TOKEN = 8
+# A token costs a block 24 C^2 multiplications, and 4 C more for each token of its row, which with
+# a mask take about three times as long. So it costs as much as looking at 2 C tokens.
+TOKENS_LOOKED_AT_PER_CHANNEL = 2
 
 
 @dataclass(frozen=True)
@@ -27,28 +26,73 @@ class Batch:
     """Rows that pass through the model together.
 
     Attributes:
-        groups: the indices of the rows of each group; a row that shares nothing is its own group.
-        n_shared: leading tokens of each group that pass once for all its rows; 0 for all or none.
-        n_tokens: padded tokens of the first pass.
+        trees: the indices of the rows of each tree; a row that shares nothing is its own tree.
     """
 
-    groups: list[list[int]]
-    n_shared: list[int]
-    n_tokens: int
+    trees: list[list[int]]
 
     @property
     def rows(self) -> list[int]:
         """The indices of all rows."""
-        return [row for group in self.groups for row in group]
+        return [row for tree in self.trees for row in tree]
 
     def halves(self) -> tuple[Batch, Batch]:
-        """The first and the second half of the groups."""
-        middle = len(self.groups) // 2
-        longest = self.n_tokens // len(self.groups)
-        return (
-            Batch(self.groups[:middle], self.n_shared[:middle], longest * middle),
-            Batch(self.groups[middle:], self.n_shared[middle:], self.n_tokens - longest * middle),
-        )
+        """The first and the second half of the trees, or of the rows of the only tree."""
+        if len(self.trees) > 1:
+            middle = len(self.trees) // 2
+            return Batch(self.trees[:middle]), Batch(self.trees[middle:])
+        (tree,) = self.trees
+        middle = len(tree) // 2
+        return Batch([tree[:middle]]), Batch([tree[middle:]])
+
+
+def join_rows(
+    rows: Sequence[np.ndarray], *, most_tokens: int, n_channels: int
+) -> tuple[list[list[int]], list[int]]:
+    """Trees of rows that begin alike, where that is cheaper than a pass of each row.
+
+    Args:
+        rows: input ids of each.
+        most_tokens: of a tree; a longer row is its own tree.
+        n_channels: C, of the model.
+
+    Returns:
+        The indices of the rows of each tree, in the order of their ids, and its tokens.
+    """
+    # As bytes with the highest first, ids sort as numbers do, and rows that begin alike meet.
+    order = sorted(range(len(rows)), key=lambda index: rows[index].astype(">u4").tobytes())
+    trees: list[list[int]] = []
+    lengths: list[int] = []
+    for place, index in enumerate(order):
+        length = len(rows[index])
+        if place > 0:
+            n_shared = n_common_tokens(rows[order[place - 1]], rows[index])
+            joined = lengths[-1] + length - n_shared
+            more_to_look_at = joined**2 - lengths[-1] ** 2 - length**2
+            saved = n_shared * n_channels * TOKENS_LOOKED_AT_PER_CHANNEL
+            if joined <= most_tokens and more_to_look_at < saved:
+                trees[-1].append(index)
+                lengths[-1] = joined
+                continue
+        trees.append([index])
+        lengths.append(length)
+    return trees, lengths
+
+
+def plan_batches(
+    trees: Sequence[list[int]], lengths: Sequence[int], batch_tokens: int
+) -> Iterator[Batch]:
+    """Batches that hold each tree once: those of several rows first, then the others.
+
+    Args:
+        trees: the indices of the rows of each.
+        lengths: tokens of each tree.
+        batch_tokens: padded tokens of a batch, unless one tree is longer.
+    """
+    for is_joined in (True, False):
+        chosen = [number for number, tree in enumerate(trees) if (len(tree) > 1) == is_joined]
+        for batch in pack_batches([lengths[number] for number in chosen], batch_tokens):
+            yield Batch([trees[chosen[place]] for place in batch])
 
 
 def pack_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -73,67 +117,3 @@ def pack_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int
     while first < len(order):
         yield order[first : first + n_rows[first]]
         first += n_rows[first]
-
-
-def plan_batches(
-    lengths: Sequence[int],
-    groups: Sequence[Sequence[int]],
-    n_shared: Sequence[int],
-    batch_tokens: int,
-    *,
-    is_equal: bool = False,
-) -> Iterator[Batch]:
-    """Batches that hold each row once: those that share, most shared tokens first, then the others.
-
-    Args:
-        lengths: input tokens of each row.
-        groups: the indices of the rows of each group; each row is in one of them.
-        n_shared: leading tokens that the rows of each group may share; each row needs one more.
-        batch_tokens: padded tokens of the first forward pass of a batch, unless one is longer.
-        is_equal: whether the groups of a batch must share equally many.
-    """
-    sharing: dict[int, list[int]] = {}
-    alone = []
-    for index, (group, n) in enumerate(zip(groups, n_shared, strict=True)):
-        if len(group) > 1 and n >= MIN_SHARED_TOKENS:
-            sharing.setdefault(n if is_equal else 0, []).append(index)
-        else:
-            alone += group
-    for indices in sharing.values():
-        for batch in pack_batches([n_shared[index] for index in indices], batch_tokens):
-            own = [indices[position] for position in batch]
-            n_own = [n_shared[index] for index in own]
-            yield Batch([list(groups[index]) for index in own], n_own, n_own[0] * len(own))
-    for batch in pack_batches([lengths[row] for row in alone], batch_tokens):
-        rows = [alone[position] for position in batch]
-        yield Batch([[row] for row in rows], [0] * len(rows), lengths[rows[0]] * len(rows))
-
-
-def n_common_tokens(
-    rows: Sequence[np.ndarray], n_scored: Sequence[int], group: Sequence[int]
-) -> int:
-    """Leading ids that all rows of a group have in common, before the first that is scored.
-
-    Args:
-        rows: token ids; the last `n_scored` of each are scored.
-        n_scored: of each row.
-        group: the indices of the rows.
-    """
-    first = rows[group[0]]
-    common = min(len(rows[index]) - n_scored[index] for index in group)
-    for index in group:
-        differs = first[:common] != rows[index][:common]
-        common = int(differs.argmax()) if differs.any() else common
-    return common
-
-
-def pack_endings(lengths: Sequence[int], n_shared: int, batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of rows of a batch, longest first, each on top of `n_shared` cached tokens.
-
-    Args:
-        lengths: input tokens of each row without the shared ones.
-        n_shared: tokens whose keys and values are in the cache.
-        batch_tokens: as in `plan_batches`; a cached token counts as part of one.
-    """
-    cached = n_shared // CACHED_TOKENS_PER_TOKEN
-    return pack_batches([length + cached for length in lengths], batch_tokens)

@@ -10,30 +10,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from tqdm import tqdm
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from modeling_gpt2scratch.common.activity import kept_moving
 from modeling_gpt2scratch.common.errors import named
 
-from .batching import MIN_SHARED_TOKENS, Batch, n_common_tokens, pack_endings, plan_batches
+from .batching import Batch, join_rows, plan_batches
 from .causal_model import PROBE_TOKENS, CausalModel
-from .shared_prefix import SharedPrefix, smallest_window
 from .token_scores import padded, score_tokens
+from .token_tree import TokenTree, smallest_window, tree_inputs
 
 logger = logging.getLogger(__name__)
-LONGEST_PROBED_WINDOW = 512  # of attention, in tokens; a longer one would take too long to exceed
 # Where `batch_tokens` "auto" begins. On a CPU more is slower: rows of one batch differ more in
 # length, and its arrays leave the cache. Apple's devices take memory from everybody else.
 AUTO_BATCH_TOKENS = 32768
 FEWER_BATCH_TOKENS = {"cpu": 1024, "mps": 1024}
-# Beginnings that one cache may hold: of any lengths, of one length, or none.
-Sharing = Literal["any", "equal", "none"]
+# Of a tree of rows, where a row itself is not longer: its mask grows with the square.
+MOST_TREE_TOKENS = 1024
 Portion = TypeVar("Portion")
 Row = TypeVar("Row")
 
@@ -61,7 +60,7 @@ class RowScorer(CausalModel):
         self.batch_tokens = batch_tokens
         # What batches are made for. It stays as it is, so that several processes make the same.
         self._planned_tokens = batch_tokens
-        self._known_sharing: Sharing | None = None  # not tried yet
+        self._takes_trees: bool | None = None  # not tried yet
 
     def score_windows(
         self, windows: Sequence[np.ndarray], *, description: str = "windows"
@@ -70,34 +69,32 @@ class RowScorer(CausalModel):
 
         Longest window first, so windows of one length come in the order given.
         """
-        n_scored = [len(window) - 1 for window in windows]
-        groups = [[index] for index in range(len(windows))]
-        for index, nats, _ in self._score_tails(windows, n_scored, groups, description):
+        lengths = [len(window) - 1 for window in windows]
+        batches = plan_batches(
+            [[index] for index in range(len(windows))], lengths, self._planned_tokens
+        )
+        for index, nats, _ in self._score_tails(batches, windows, lengths, description):
             yield index, nats
 
     def _score_rows(
-        self,
-        rows: Sequence[np.ndarray],
-        n_scored: Sequence[int],
-        groups: Sequence[Sequence[int]],
-        description: str,
+        self, rows: Sequence[np.ndarray], n_scored: Sequence[int], description: str
     ) -> tuple[np.ndarray, np.ndarray]:
         """Log-probability of the last `n_scored` ids of each row, and whether all are argmax."""
         log_probs, is_greedy = np.zeros(len(rows)), np.zeros(len(rows), dtype=bool)
-        for index, nats, greedy in self._score_tails(rows, n_scored, groups, description):
+        batches = self._plan(rows)
+        for index, nats, greedy in self._score_tails(batches, rows, n_scored, description):
             log_probs[index] = -nats.sum(dtype=np.float64)
             is_greedy[index] = greedy.all()
         return log_probs, is_greedy
 
     def _score_tails(
         self,
+        batches: Iterable[Batch],
         rows: Sequence[np.ndarray],
         n_scored: Sequence[int],
-        groups: Sequence[Sequence[int]],
         description: str,
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Index, nats and argmax flags of the last `n_scored[index]` ids of each row."""
-        batches = self._plan(rows, n_scored, groups)
         return self.compute_rows(
             batches,
             lambda batch: self._score_batch(batch, rows, n_scored),
@@ -132,36 +129,32 @@ class RowScorer(CausalModel):
                     yield found
                     bar.update()
 
-    def _plan(
-        self,
-        rows: Sequence[np.ndarray],
-        n_scored: Sequence[int],
-        groups: Sequence[Sequence[int]],
-    ) -> Iterator[Batch]:
-        """The batches of all rows."""
-        n_shared = [
-            0 if len(group) < 2 else n_common_tokens(rows, n_scored, group) for group in groups
-        ]
-        needs_sharing = any(n >= MIN_SHARED_TOKENS for n in n_shared)
-        sharing = self._sharing() if needs_sharing else "none"
-        return plan_batches(
-            [len(row) - 1 for row in rows],
-            groups,
-            n_shared if sharing != "none" else [0] * len(groups),
-            self._planned_tokens,
-            is_equal=sharing == "equal",
+    def _plan(self, rows: Sequence[np.ndarray]) -> Iterator[Batch]:
+        """The batches of all rows, those that begin alike together."""
+        inputs = [row[:-1] for row in rows]
+        window = smallest_window(self.model.config.get_text_config())
+        trees, lengths = join_rows(
+            inputs,
+            most_tokens=min(
+                self._planned_tokens, window or max(MOST_TREE_TOKENS, self.context_tokens)
+            ),
+            n_channels=self.model.get_input_embeddings().weight.shape[1],
         )
+        if len(trees) < len(rows) and not self._can_join():
+            trees, lengths = [[index] for index in range(len(rows))], list(map(len, inputs))
+        return plan_batches(trees, lengths, self._planned_tokens)
 
     def _score_batch(
         self, batch: Batch, rows: Sequence[np.ndarray], n_scored: Sequence[int]
     ) -> list[tuple[int, np.ndarray, np.ndarray]]:
         """Index, nats and argmax flags of each row; in halves where the device lacks the memory."""
-        longest = max(len(rows[index]) - 1 for index in batch.rows)
-        while len(batch.groups) == 1 or batch.n_tokens <= self.batch_tokens:
+        trees = self._trees_of(batch, rows)
+        longest = max(map(len, trees))
+        while len(batch.rows) == 1 or longest * len(trees) <= self.batch_tokens:
             try:
-                return self._score_whole_batch(batch, rows, n_scored)
+                return self._score_whole_batch(batch, trees, rows, n_scored)
             except RuntimeError as error:
-                is_smallest = len(batch.groups) == 1 and self.batch_tokens < longest
+                is_smallest = len(batch.rows) == 1 and self.batch_tokens < longest
                 if is_smallest or not should_reduce_batch_size(error):
                     raise
             # Here, not above: the exception would keep the tensors of the failed pass alive.
@@ -172,128 +165,82 @@ class RowScorer(CausalModel):
             )
         return [s for half in batch.halves() for s in self._score_batch(half, rows, n_scored)]
 
-    def _score_whole_batch(
-        self, batch: Batch, rows: Sequence[np.ndarray], n_scored: Sequence[int]
-    ) -> list[tuple[int, np.ndarray, np.ndarray]]:
-        """Index, nats and argmax flags of each row, what the rows share computed once."""
-        if not any(batch.n_shared):
-            scores = self._score_padded(
-                [rows[index] for index in batch.rows], [n_scored[index] for index in batch.rows]
-            )
-            return list(zip(batch.rows, *scores, strict=True))
-        prefix, last_states = self._shared_prefix(
-            [rows[group[0]][:n] for group, n in zip(batch.groups, batch.n_shared, strict=True)]
-        )
-        indices = batch.rows
-        owners = [owner for owner, group in enumerate(batch.groups) for _ in group]
-        endings = [
-            rows[index][batch.n_shared[owner] :]
-            for index, owner in zip(indices, owners, strict=True)
-        ]
-        lengths = [len(ending) - 1 for ending in endings]
-        found = []
-        for part in pack_endings(lengths, max(batch.n_shared), self.batch_tokens):
-            own = torch.tensor([owners[i] for i in part])
-            scores = self._score_padded(
-                [endings[i] for i in part],
-                [n_scored[indices[i]] for i in part],
-                before=last_states[own.to(last_states.device)],
-                **prefix.inputs(own, lengths[part[0]]),
-            )
-            found += zip([indices[i] for i in part], *scores, strict=True)
-        return found
+    def _trees_of(self, batch: Batch, rows: Sequence[np.ndarray]) -> list[TokenTree]:
+        """The input ids of a batch's rows."""
+        return [TokenTree([rows[index][:-1] for index in tree]) for tree in batch.trees]
 
-    # Shapes: B rows, T input tokens of the longest, N scored tokens of the batch, C channels,
-    # V vocabulary entries.
+    # Shapes: B trees, T input tokens of the longest, N places where a token is scored, M scores,
+    # C channels, V vocabulary entries.
     @torch.no_grad()  # what a sharded model gathers in inference mode, it cannot train with
-    def _shared_prefix(self, beginnings: list[np.ndarray]) -> tuple[SharedPrefix, torch.Tensor]:
-        """Keys and values of rows, and what the head sees after the last id of each, (B, C)."""
-        lengths = torch.tensor([len(beginning) for beginning in beginnings])
-        cache = DynamicCache()  # without a config, so that sliding windows are kept whole
-        input_ids = self._checked(padded(beginnings))
-        states = self._hidden_states(input_ids, past_key_values=cache, use_cache=True)
-        last = states[torch.arange(len(states)), (lengths - 1).to(states.device)]
-        return SharedPrefix(cache, lengths, self.context_tokens), last
-
-    @torch.no_grad()
-    def _score_padded(
+    def _score_whole_batch(
         self,
-        rows: list[np.ndarray],
-        n_scored: list[int],
-        *,
-        before: torch.Tensor | None = None,
-        **inputs: Any,
-    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Nats and argmax flags of the last `n_scored` ids of each row, from one forward pass.
-
-        Args:
-            rows: token ids; the last of each is not put in.
-            n_scored: of each row, at most its ids, or one less where nothing comes before.
-            before: (B, C), what the head sees before the first id of each row, if it is known.
-            inputs: of the forward pass beside the token ids.
-        """
-        input_ids = self._checked(padded([row[:-1] for row in rows]))
-        states = [] if before is None else [before[:, None]]
-        if input_ids.shape[1] > 0:
-            states.append(self._hidden_states(input_ids, **inputs))
-        hidden_states = torch.cat(states, dim=1)  # row b's id after state t is predicted by it
-        ends = [len(row) - (before is None) for row in rows]
-        positions = np.concatenate(
-            [
-                row * hidden_states.shape[1] + np.arange(end - n, end)
-                for row, (end, n) in enumerate(zip(ends, n_scored, strict=True))
-            ]
+        batch: Batch,
+        trees: Sequence[TokenTree],
+        rows: Sequence[np.ndarray],
+        n_scored: Sequence[int],
+    ) -> list[tuple[int, np.ndarray, np.ndarray]]:
+        """Index, nats and argmax flags of each row, from one forward pass."""
+        hidden_states = self._states_of(trees)
+        places, sizes = [], [n_scored[index] for index in batch.rows]
+        for number, tree in enumerate(trees):
+            for path in tree.paths:
+                n = sizes[len(places)]
+                places.append(number * hidden_states.shape[1] + path[len(path) - n :])
+        targets = np.concatenate(
+            [rows[index][-n:] for index, n in zip(batch.rows, sizes, strict=True)]
         )
-        targets = self._checked(
-            np.concatenate([row[-n:] for row, n in zip(rows, n_scored, strict=True)])
-        )
-        hidden_states = hidden_states.flatten(0, 1)
+        self._checked(targets)
+        # Rows that begin alike have the same scores there, and several tokens may follow one place.
+        pairs = np.concatenate(places) * self._n_embeddings + targets
+        pairs, own = np.unique(pairs, return_inverse=True)
+        following, targets = np.divmod(pairs, self._n_embeddings)  # (M,)
+        scored_at, sources = np.unique(following, return_inverse=True)  # (N,), (M,)
         device = hidden_states.device
         nats, greedy = score_tokens(
             self._logits_of,
-            hidden_states[torch.from_numpy(positions).to(device)],
-            targets.to(device),
+            hidden_states.flatten(0, 1)[torch.from_numpy(scored_at).to(device)],
+            torch.from_numpy(sources).to(device),
+            torch.from_numpy(targets).to(device),
         )
-        splits = np.cumsum(n_scored)[:-1]
-        return np.split(nats, splits), np.split(greedy, splits)
+        splits = np.cumsum(sizes)[:-1]
+        return list(
+            zip(batch.rows, np.split(nats[own], splits), np.split(greedy[own], splits), strict=True)
+        )
 
-    def _sharing(self) -> Sharing:
-        """Which beginnings one cache may hold, as a few tokens show."""
-        if self._known_sharing is None:
-            self._known_sharing = "none"
-            window = smallest_window(self.model.config.get_text_config())
-            n_tokens = PROBE_TOKENS
-            if window is not None and window <= LONGEST_PROBED_WINDOW:
-                n_tokens = max(PROBE_TOKENS, 2 * window + 2)
-            half = min(n_tokens, self.context_tokens) // 2
-            # A window is counted over the padding between a beginning and the rest of its row.
-            if window is None and self._broken_continuation([half, half - 1]) is None:
-                self._known_sharing = "any"
-            elif (found := self._broken_continuation([half, half])) is None:
-                self._known_sharing = "equal"
-            else:
+    def _states_of(self, trees: Sequence[TokenTree]) -> torch.Tensor:
+        """What the head sees of each token of the trees, (B, T, C)."""
+        token_ids = self._checked(padded([tree.token_ids for tree in trees]))
+        inputs = tree_inputs(trees, dtype=self.model.dtype, device=self.model.device)
+        return self._hidden_states(token_ids, **inputs)
+
+    def _can_join(self) -> bool:
+        """Whether the model takes rows that begin alike as a tree, as a few tokens show."""
+        if self._takes_trees is None:
+            found = self._broken_tree()
+            self._takes_trees = found is None
+            if found is not None:
                 logger.warning(
-                    "%s: expected a model that continues from a DynamicCache, found %s; each row "
-                    "is computed whole, which takes several times longer",
+                    "%s: expected a model that takes a mask of (B, 1, T, T), found %s; rows that "
+                    "begin alike are computed whole, which takes several times longer",
                     type(self.model).__name__,
                     found,
                 )
-        return self._known_sharing
+        return self._takes_trees
 
     @torch.no_grad()
-    def _broken_continuation(self, bounds: list[int]) -> str | None:
-        """What happens to rows cut at `bounds` after their cache; None if what should happen."""
-        row = np.arange(2 * max(bounds)) % self._n_embeddings
+    def _broken_tree(self) -> str | None:
+        """What happens to two rows in a tree; None if what should happen."""
+        half = min(PROBE_TOKENS, self.context_tokens, self._n_embeddings) // 2
+        first = np.arange(2 * half)
+        second = np.concatenate([first[:half], first[half:][::-1]])
         try:
-            expected = self._hidden_states(self._checked(row[None]))[0].float()
-            prefix, _ = self._shared_prefix([row[:bound] for bound in bounds])
-            endings = self._checked(padded([row[bound:] for bound in bounds]))
-            inputs = prefix.inputs(torch.arange(len(bounds)), endings.shape[1])
-            found = self._hidden_states(endings, **inputs).float()
+            expected = [self._states_of([TokenTree([row])])[0].float() for row in (first, second)]
+            tree = TokenTree([first, second])
+            (states,) = self._states_of([tree]).float()
         except Exception as error:  # of any kind, from whatever the model is
             return named(error)
         is_same = all(
-            self._is_close(expected[bound:], states[: len(row) - bound])
-            for bound, states in zip(bounds, found, strict=True)
+            self._is_close(own, states[torch.from_numpy(path).to(states.device)])
+            for own, path in zip(expected, tree.paths, strict=True)
         )
         return None if is_same else "other hidden states"

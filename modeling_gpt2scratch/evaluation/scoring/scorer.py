@@ -101,5 +101,5 @@ class CausalScorer(RowScorer):
             n_dropped = max([0, *(len(row) - self.context_tokens - 1 for row in whole)])
             rows += [row[n_dropped:] for row in whole]
             is_truncated[group] = n_dropped > 0
-        log_probs, is_greedy = self._score_rows(rows, n_scored, groups, description)
+        log_probs, is_greedy = self._score_rows(rows, n_scored, description)
         return ContinuationScores(log_probs, is_greedy, n_scored, is_truncated)

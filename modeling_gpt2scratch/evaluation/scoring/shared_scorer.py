@@ -21,7 +21,7 @@ from .processes import (
     error_line,
     exchange,
 )
-from .row_scorer import Portion, Row, Sharing
+from .row_scorer import Portion, Row
 from .scorer import CausalScorer
 
 # Batches that each process computes before all hand out what they have. Few, because a process
@@ -33,7 +33,7 @@ class SharedScorer(CausalScorer):
     """A scorer whose batches the processes of a run share out among themselves.
 
     A model sharded by FSDP2 waits for all processes in each forward pass. Therefore each process
-    makes the same number of them, and rows that begin alike are computed whole.
+    makes the same number of them.
 
     Args:
         model: see `score_benchmarks`.
@@ -63,7 +63,7 @@ class SharedScorer(CausalScorer):
         super().__init__(model, tokenizer, batch_tokens=batch_tokens)
         self._accelerator = accelerator
         self._has_progress = has_progress and accelerator.is_main_process
-        self._agreed_sharing: Sharing | None = None  # not asked yet
+        self._agreed_trees: bool | None = None  # not asked yet
         if self._is_sharded:
             if self._head is None:
                 raise ValueError(
@@ -133,9 +133,9 @@ class SharedScorer(CausalScorer):
 
     def _score_tails(
         self,
+        batches: Iterable[Batch],
         rows: Sequence[np.ndarray],
         n_scored: Sequence[int],
-        groups: Sequence[Sequence[int]],
         description: str,
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """As in `RowScorer`; ids that a sharded model has no embedding for are found beforehand.
@@ -145,27 +145,21 @@ class SharedScorer(CausalScorer):
         if self._is_sharded:
             for row in rows:
                 self._checked(row)
-        return super()._score_tails(rows, n_scored, groups, description)
+        return super()._score_tails(batches, rows, n_scored, description)
 
     def _score_batch(
         self, batch: Batch, rows: Sequence[np.ndarray], n_scored: Sequence[int]
     ) -> list[tuple[int, np.ndarray, np.ndarray]]:
         """The scores of a batch; in halves for want of memory only where no other process waits."""
         if self._is_sharded:
-            return self._score_whole_batch(batch, rows, n_scored)
+            return self._score_whole_batch(batch, self._trees_of(batch, rows), rows, n_scored)
         return super()._score_batch(batch, rows, n_scored)
 
-    def _sharing(self) -> Sharing:
-        """The least that a process finds, so that all make the same batches.
-
-        None if the model is sharded: then the passes must be as many on every process.
-        """
-        if self._is_sharded:
-            return "none"
-        if self._agreed_sharing is None:
-            found = exchange(super()._sharing())
-            self._agreed_sharing = min(found, key=("none", "equal", "any").index)
-        return self._agreed_sharing
+    def _can_join(self) -> bool:
+        """Whether all processes find so, so that all make the same batches."""
+        if self._agreed_trees is None:
+            self._agreed_trees = all(exchange(super()._can_join()))
+        return self._agreed_trees
 
     def _hidden_states(self, input_ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
         """What the head sees: (B, T) -> (B, T, C)."""
@@ -174,8 +168,9 @@ class SharedScorer(CausalScorer):
         # Only a call of the whole model gathers the parameters outside its blocks.
         outputs = []
         hook = self.model.base_model.register_forward_hook(lambda *args: outputs.append(args[2][0]))
+        input_ids = input_ids.to(self.model.device)
         try:
-            self.model(input_ids=input_ids.to(self.model.device), use_cache=False, logits_to_keep=1)
+            self.model(input_ids=input_ids, use_cache=False, logits_to_keep=1, **inputs)
         finally:
             hook.remove()
         return outputs[0].to(self._head.keywords["weight"].dtype)

@@ -15,29 +15,36 @@ CACHE_LINE = 16  # float32 numbers
 
 
 def score_tokens(
-    head: Callable[[torch.Tensor], torch.Tensor], hidden_states: torch.Tensor, targets: torch.Tensor
+    head: Callable[[torch.Tensor], torch.Tensor],
+    hidden_states: torch.Tensor,
+    sources: torch.Tensor,
+    targets: torch.Tensor,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Nats (float32) of each target, and whether it is the argmax: (N, C), (N,) -> (N,), (N,).
+    """Nats (float32) of each of M targets, and whether it is the argmax.
 
     Args:
         head: (N, C) -> (N, V) logits in an array of their own, which is overwritten.
-        hidden_states: from which each target is predicted.
-        targets: token ids.
+        hidden_states: (N, C).
+        sources: (M,), the state that each target is predicted from, ascending.
+        targets: (M,) token ids.
 
     Raises:
         ValueError: for log-probs that are not finite.
     """
     all_nats, greedy = [], []
-    for chunk, chunk_targets in zip(
-        hidden_states.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True
+    firsts = torch.arange(0, len(hidden_states) + HEAD_ROWS, HEAD_ROWS, device=sources.device)
+    sizes = torch.searchsorted(sources, firsts).diff().tolist()
+    for chunk, rows, own_targets in zip(
+        hidden_states.split(HEAD_ROWS), sources.split(sizes), targets.split(sizes), strict=True
     ):
         logits = head(chunk).float()  # (up to HEAD_ROWS, V)
+        rows = rows % HEAD_ROWS
         largest, likeliest = logits.max(dim=-1)
-        own = logits.gather(1, chunk_targets[:, None]).squeeze(1)
+        own = logits[rows, own_targets]
         # Cross-entropy in place: a second array of this size costs more than the arithmetic.
         sums = logits.sub_(largest[:, None]).exp_().sum(dim=-1)
-        all_nats.append(largest - own + sums.log())
-        greedy.append(likeliest == chunk_targets)
+        all_nats.append(largest[rows] - own + sums.log()[rows])
+        greedy.append(likeliest[rows] == own_targets)
     nats = torch.cat(all_nats).cpu().numpy()
     if not np.isfinite(nats).all():
         raise ValueError(f"{(~np.isfinite(nats)).sum()} of {len(nats)} log-probs are not finite")

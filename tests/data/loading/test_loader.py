@@ -5,7 +5,6 @@ Shapes: B rows of a micro-batch, T tokens.
 """
 
 import dataclasses
-import itertools
 
 import numpy as np
 import pytest
@@ -15,12 +14,7 @@ from hypothesis import strategies as st
 from support.counting_shards import VOCAB_SIZE, write_stream
 
 from modeling_gpt2scratch.data.loading.loader import ShardLoader, TokenWindows, model_inputs
-from modeling_gpt2scratch.data.loading.window_order import (
-    MixtureOrder,
-    WindowOrder,
-    shuffled,
-    window_shift,
-)
+from modeling_gpt2scratch.data.loading.window_order import MixtureOrder, WindowOrder, shuffled
 from modeling_gpt2scratch.data.shards.format import HEADER_BYTES, ShardError, write_shard
 from modeling_gpt2scratch.data.shards.manifest import Manifest
 
@@ -190,48 +184,6 @@ def test_sources_of_a_mixture_keep_their_shares_and_orders_on_any_ranks_from_any
         ((visit, _, windows),) = orders[source].windows(np.array([row], dtype=np.uint64))
         epoch = orders[source].epoch_of_visit(visit)
         assert token == sources[source].read(windows, epoch=epoch)[0, 0]
-
-
-@few_examples
-@given(
-    n_windows=st.integers(1, 40),
-    sequence_length=sequence_lengths,
-    shard_tokens=st.integers(1, 50),
-    shuffle_shards=st.integers(0, 4),
-    epoch=st.integers(0, 1000),
-)
-def test_each_epoch_cuts_the_stream_elsewhere_and_needs_the_same_shards(
-    tmp_path_factory, n_windows, sequence_length, shard_tokens, shuffle_shards, epoch
-):
-    windows = open_windows(
-        tmp_path_factory.mktemp("data"),
-        n_windows,
-        sequence_length,
-        shard_tokens=shard_tokens,
-        shuffle_shards=shuffle_shards,
-    )
-    shift = window_shift(epoch, sequence_length)
-    for group, (first, stop) in enumerate(itertools.pairwise(windows.group_starts.tolist())):
-        rows = windows.read(np.arange(first, stop), epoch=epoch)
-        starts = [number * sequence_length + shift for number in range(first, stop)]
-        starts[-1:] = [(stop - 1) * sequence_length] * (stop > first)  # the last never moves
-        # The stream counts upward, so a token is its own place.
-        assert rows.tolist() == [
-            list(range(start, start + sequence_length + 1)) for start in starts
-        ]
-        if stop > first:
-            ends = np.cumsum([entry.n_tokens for entry in windows.entries])
-            shards = np.searchsorted(ends, rows.ravel(), side="right")
-            assert set(shards.tolist()) <= set(windows.shards_of_group(group))
-
-
-def test_the_cuts_of_many_epochs_lie_evenly():
-    assert window_shift(0, 1024) == 0
-    for n_epochs in (2, 5, 20, 100):
-        shifts = sorted(window_shift(epoch, 1024) for epoch in range(n_epochs))
-        gaps = np.diff([*shifts, 1024])
-        # By the three-distance theorem; shifts by chance would lie close together.
-        assert 0.4 * 1024 / n_epochs < gaps.min() <= gaps.max() < 1.9 * 1024 / n_epochs + 1
 
 
 @few_examples

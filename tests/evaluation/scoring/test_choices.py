@@ -24,12 +24,16 @@ from transformers import (
 )
 
 from modeling_gpt2scratch import GPT2ScratchConfig
-from modeling_gpt2scratch.evaluation.scoring.batching import MIN_SHARED_TOKENS, plan_batches
+from modeling_gpt2scratch.evaluation.scoring.batching import Batch, join_rows, plan_batches
 from modeling_gpt2scratch.evaluation.scoring.causal_model import PROBE_TOKENS
 from modeling_gpt2scratch.evaluation.scoring.encoding import encode_pairs
 from modeling_gpt2scratch.evaluation.scoring.greedy import greedy_continuations
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
-from modeling_gpt2scratch.evaluation.scoring.shared_prefix import smallest_window
+from modeling_gpt2scratch.evaluation.scoring.token_tree import (
+    TokenTree,
+    smallest_window,
+    tree_inputs,
+)
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 ROTARY = SIZES | {"intermediate_size": 32, "num_key_value_heads": 1, "initializer_range": 0.3}
@@ -156,6 +160,13 @@ def n_computed_tokens(scorer, call):
     return sum(counts)
 
 
+def n_distinct_beginnings(scorer, contexts, choices):
+    """The fewest tokens that can be computed: of those that rows have in common one."""
+    pairs = [(c, choice) for c, own in zip(contexts, choices, strict=True) for choice in own]
+    rows = [(*before, *after[:-1]) for before, after in encode_pairs(scorer.tokenizer, pairs)]
+    return len({row[:end] for row in rows for end in range(1, len(row) + 1)})
+
+
 @pytest.mark.parametrize("batch_tokens", [100, "auto"])
 def test_choices_score_as_whole_rows_in_batches_of_any_size(
     model, tokenizer, examples, batch_tokens
@@ -166,14 +177,34 @@ def test_choices_score_as_whole_rows_in_batches_of_any_size(
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_other_architectures_share_their_cache_alike(tokenizer, examples, name, caplog):
+def test_other_architectures_score_as_whole_rows(tokenizer, examples, name, caplog):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIGS[name](len(tokenizer)))
     scorer = CausalScorer(model, tokenizer, batch_tokens=300)
     assert_scores_are_those_of_whole_rows(scorer, examples)
-    assert not caplog.records
-    has_window = name in ("sliding window", "local attention")
-    assert scorer._sharing() == ("equal" if has_window else "any")
+    # BLOOM counts positions from its mask, and takes none of (B, 1, T, T).
+    assert scorer._can_join() == (name != "alibi")
+    assert len(caplog.records) == (name == "alibi")
+
+
+def test_a_tree_is_no_longer_than_the_window_of_attention(tokenizer, monkeypatch):
+    """Across a longer one a layer would look further back than it does in a row."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS["sliding window"](len(tokenizer)))
+    scorer = CausalScorer(model, tokenizer, batch_tokens=300)
+    sizes = []
+    states_of = scorer._states_of
+    monkeypatch.setattr(
+        scorer,
+        "_states_of",
+        lambda trees: (
+            sizes.extend((len(tree.paths), len(tree)) for tree in trees) or states_of(trees)
+        ),
+    )
+    contexts = ["the cat", "the cat sat on the mat and the dog" * 2]
+    assert_scores_are_those_of_whole_rows(scorer, (contexts, [[" sat", " on", " a"]] * 2))
+    joined = [n_tokens for n_rows, n_tokens in sizes if n_rows > 1]
+    assert joined and max(joined) <= 12 < max(n_tokens for _, n_tokens in sizes)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +230,7 @@ def test_a_model_that_changes_its_logits_after_the_head_has_the_scores_of_its_ow
     found = "no base model beside it" if name == "no base model" else "other logits"
     assert f"found {found}; the model's own logits are taken" in record.message
     assert_scores_are_those_of_whole_rows(scorer, examples)
-    assert len(caplog.records) == 1  # so its cache is shared
+    assert len(caplog.records) == 1  # so its rows are joined
     assert_words_are_those_of_whole_rows(scorer, examples[0])
 
 
@@ -211,7 +242,7 @@ def test_a_model_without_attention_is_scored_whole(tokenizer, examples, caplog):
     assert_scores_are_those_of_whole_rows(scorer, examples)
     assert_words_are_those_of_whole_rows(scorer, examples[0])
     (record,) = [record for record in caplog.records if record.name.endswith(".row_scorer")]
-    assert "found other hidden states; each row is computed whole" in record.message
+    assert "expected a model that takes a mask" in record.message
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -230,20 +261,21 @@ def test_a_head_is_found_in_any_precision(model, tokenizer, dtype, caplog):
     assert len(caplog.records) == 1
 
 
-def test_a_shared_context_is_computed_once(model, tokenizer):
+def test_what_rows_have_in_common_is_computed_once(model, tokenizer):
     scorer = CausalScorer(model, tokenizer, batch_tokens=4096)
     context, choices = "the cat sat on the mat and " * 4, ["the dog", "a café", "the end", "on"] * 3
-    scorer._sharing()
-    whole = n_computed_tokens(
-        scorer, lambda: scorer.score_continuations([(context, choice) for choice in choices])
-    )
-    shared = n_computed_tokens(scorer, lambda: scorer.score_choices([context], [choices]))
-    assert shared < whole / 3
+    examples = [context], [choices]
+    scorer._can_join()
+    n_tokens = n_computed_tokens(scorer, lambda: scorer.score_choices(*examples))
+    assert n_tokens == n_distinct_beginnings(scorer, *examples)
+    # Contexts of their own, one by one, begin alike too.
+    pairs = [(context, choice) for choice in choices]
+    assert n_tokens == n_computed_tokens(scorer, lambda: scorer.score_continuations(pairs))
 
 
 def test_words_of_one_token_need_no_more_than_the_context(model, tokenizer):
     scorer = CausalScorer(model, tokenizer, batch_tokens=4096)
-    contexts, choices = ["the cat sat" * 8, "the cat sat" * 9], list(".,!")
+    contexts, choices = ["the cat sat" * 8, "a dog" + "the cat sat" * 9], list(".,!")
     examples = contexts, [choices, choices]
     assert_scores_are_those_of_whole_rows(scorer, examples)
     n_tokens = n_computed_tokens(scorer, lambda: scorer.score_choices(*examples))
@@ -251,16 +283,16 @@ def test_words_of_one_token_need_no_more_than_the_context(model, tokenizer):
     assert n_tokens == 2 * len(tokenizer(contexts[1])["input_ids"])
 
 
-def test_a_model_that_ignores_the_cache_is_scored_whole_after_one_warning(
+def test_a_model_that_ignores_the_mask_is_scored_whole_after_one_warning(
     model, tokenizer, examples, caplog
 ):
     class Forgetful(GPT2LMHeadModel):
-        """Its base model takes a cache, and looks not at it."""
+        """Its base model takes a mask, and does not look at it."""
 
         def __init__(self, config):
             super().__init__(config)
             self.transformer.register_forward_pre_hook(
-                lambda _, args, kwargs: (args, kwargs | {"past_key_values": None}),
+                lambda _, args, kwargs: (args, kwargs | {"attention_mask": None}),
                 with_kwargs=True,
             )
 
@@ -271,7 +303,7 @@ def test_a_model_that_ignores_the_cache_is_scored_whole_after_one_warning(
         for _ in range(2):
             assert_scores_are_those_of_whole_rows(scorer, examples)
     (record,) = caplog.records
-    assert "Forgetful: expected a model that continues from a DynamicCache" in record.message
+    assert "Forgetful: expected a model that takes a mask of (B, 1, T, T)" in record.message
 
 
 @pytest.mark.parametrize("limit", [150])
@@ -305,18 +337,51 @@ def test_a_row_that_does_not_fit_the_memory_alone_is_an_error(
         scorer.score_continuations([("the cat", " sat")])
 
 
-@given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 60)), max_size=30), st.integers(1, 300))
+row_ids = st.lists(st.integers(0, 2), min_size=1, max_size=12)
+
+
+@given(st.lists(row_ids, max_size=30), st.integers(1, 60), st.integers(1, 64))
 @settings(deadline=None)
-def test_the_plan_holds_each_row_once_and_shares_no_more_than_there_is(shapes, batch_tokens):
-    sizes = [size for size, _ in shapes]
-    ends = np.cumsum(sizes, dtype=int)
-    groups = [range(end - size, end) for end, size in zip(ends, sizes, strict=True)]
-    n_shared = [shared for _, shared in shapes]
-    lengths = [shared + 1 + row % 7 for size, shared in shapes for row in range(size)]
-    batches = list(plan_batches(lengths, groups, n_shared, batch_tokens))
-    assert sorted(row for batch in batches for row in batch.rows) == list(range(sum(sizes)))
+def test_the_plan_holds_each_row_once_within_the_budget(ids, batch_tokens, n_channels):
+    rows = [np.array(row) for row in ids]
+    trees, lengths = join_rows(rows, most_tokens=batch_tokens, n_channels=n_channels)
+    for tree, length in zip(trees, lengths, strict=True):
+        assert len(TokenTree([rows[index] for index in tree])) == length
+        assert length <= batch_tokens or len(tree) == 1
+    batches = list(plan_batches(trees, lengths, batch_tokens))
+    assert sorted(row for batch in batches for row in batch.rows) == list(range(len(rows)))
+    longest = {tuple(tree): length for tree, length in zip(trees, lengths, strict=True)}
     for batch in batches:
-        assert batch.n_tokens <= batch_tokens or len(batch.groups) == 1
-        if any(batch.n_shared):
-            own = [n_shared[[list(g) for g in groups].index(group)] for group in batch.groups]
-            assert batch.n_shared == own and min(own) >= MIN_SHARED_TOKENS
+        padded = len(batch.trees) * max(longest[tuple(tree)] for tree in batch.trees)
+        assert padded <= batch_tokens or len(batch.trees) == 1
+        assert len({len(tree) > 1 for tree in batch.trees}) == 1
+
+
+@given(st.lists(st.lists(st.integers(), min_size=1, max_size=5), min_size=1, max_size=5))
+def test_halves_of_a_batch_hold_its_rows(trees):
+    batch = Batch(trees)
+    while len(batch.rows) > 1:
+        first, second = batch.halves()
+        assert first.rows + second.rows == batch.rows
+        assert first.rows and second.rows
+        batch = max(first, second, key=lambda half: len(half.rows))
+
+
+@given(st.lists(row_ids, min_size=1, max_size=12))
+@settings(deadline=None)
+def test_each_token_of_a_tree_sees_the_beginning_of_its_rows(ids):
+    rows = [np.array(row) for row in sorted(ids)]
+    tree = TokenTree(rows)
+    # Sorted rows meet in all that they have in common.
+    assert len(tree) == len({tuple(row[:end]) for row in rows for end in range(1, len(row) + 1)})
+    # Beside a longer tree, so that this one is padded.
+    longer = TokenTree([np.arange(40), np.arange(50)[::-1]])
+    inputs = tree_inputs([longer, tree], dtype=torch.float32, device=torch.device("cpu"))
+    (sees,) = inputs["attention_mask"][1].numpy() == 0
+    assert sees.diagonal().all()  # also of padding: the softmax of nothing is not a number
+    assert inputs["position_ids"][1, : len(tree)].tolist() == tree.positions.tolist()
+    for row, path in zip(rows, tree.paths, strict=True):
+        assert tree.token_ids[path].tolist() == row.tolist()
+        assert tree.positions[path].tolist() == list(range(len(row)))
+        for place, own in enumerate(path):
+            assert np.flatnonzero(sees[own]).tolist() == path[: place + 1].tolist()

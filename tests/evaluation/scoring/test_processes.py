@@ -28,7 +28,10 @@ from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
 from modeling_gpt2scratch.evaluation.scoring.shared_scorer import SharedScorer
 from modeling_gpt2scratch.evaluation.tasks.lambada import TASKS
 
-TEXTS = [f"the cat sat on {'a ' * (i % 5)}the {('mat', 'dog', 'cat')[i % 3]}" for i in range(40)]
+TEXTS = [
+    f"{i} times the cat sat on {'a ' * (i % 5)}the {('mat', 'dog', 'cat')[i % 3]}"
+    for i in range(40)
+]
 ENDINGS = [" mat", " the dog", " end of the cat", " a"]
 CONTEXT = "a naïve café: the cat sat on the mat and the dog sat on the cat"  # enough to share
 
@@ -112,17 +115,17 @@ def test_log_likelihoods_of_several_processes_are_exactly_those_of_one(
         np.testing.assert_array_equal(found.is_greedy, expected.is_greedy)
 
 
-def test_processes_that_find_another_way_to_share_make_the_same_batches(
+def test_processes_that_find_that_a_model_takes_trees_or_not_make_the_same_batches(
     monkeypatch, model, tokenizer, shared
 ):
     pairs = [CONTEXT] * 3, [ENDINGS] * 3
-    monkeypatch.setattr(RowScorer, "_sharing", lambda self: "none")
+    monkeypatch.setattr(RowScorer, "_can_join", lambda self: False)
     expected = CausalScorer(model, tokenizer, batch_tokens=60).score_choices(*pairs).log_probs
 
-    def sharing(scorer):
-        return ("any", "none", "equal")[scorer._accelerator.process_index]
+    def can_join(scorer):
+        return scorer._accelerator.process_index != 1
 
-    monkeypatch.setattr(RowScorer, "_sharing", sharing)
+    monkeypatch.setattr(RowScorer, "_can_join", can_join)
     for found in in_threads(monkeypatch, 3, lambda own: shared(own).score_choices(*pairs)):
         np.testing.assert_array_equal(found.log_probs, expected)
 

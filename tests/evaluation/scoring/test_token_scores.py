@@ -59,10 +59,16 @@ def test_a_head_that_does_more_than_multiply_is_called_itself(head, states):
 
 @torch.no_grad()
 def test_scores_are_the_same_in_any_number_of_passes(head, states, monkeypatch):
-    targets = torch.arange(7) * 14
-    expected = -head(states).log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
-    for rows in (2, 128):
+    sources = torch.tensor([0, 0, 0, 1, 2, 3, 3, 4, 5, 6, 6])  # several targets of one state
+    targets = torch.arange(11) * 9
+    log_probs = head(states).log_softmax(-1)[sources]
+    targets[4] = log_probs[4].argmax()
+    expected = -log_probs.gather(1, targets[:, None]).squeeze(1)
+    for rows in (1, 2, 3, 128):
         monkeypatch.setattr(token_scores, "HEAD_ROWS", rows)
-        nats, is_argmax = score_tokens(lambda chunk: head_product(head, chunk), states, targets)
+        nats, is_argmax = score_tokens(
+            lambda chunk: head_product(head, chunk), states, sources, targets
+        )
         torch.testing.assert_close(torch.from_numpy(nats), expected)
-        assert (is_argmax == (head(states).argmax(-1) == targets).numpy()).all()
+        assert (is_argmax == (log_probs.argmax(-1) == targets).numpy()).all()
+        assert is_argmax[4]
