@@ -308,6 +308,7 @@ print(n_characters, peak() - before)
 """
 
 
+@pytest.mark.gate
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of the memory from /proc")
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.jsonl.zst", "a.csv", "a.txt"])
