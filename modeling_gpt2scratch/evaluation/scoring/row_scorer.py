@@ -210,7 +210,10 @@ class RowScorer(CausalModel):
     def _states_of(self, trees: Sequence[TokenTree]) -> torch.Tensor:
         """What the head sees of each token of the trees, (B, T, C)."""
         token_ids = self._checked(padded([tree.token_ids for tree in trees]))
-        inputs = tree_inputs(trees, dtype=self.model.dtype, device=self.model.device)
+        # transformers' own masks are of these types.
+        is_sdpa = self.model.config._attn_implementation == "sdpa"
+        dtype = torch.bool if is_sdpa else self.model.dtype
+        inputs = tree_inputs(trees, dtype=dtype, device=self.model.device)
         return self._hidden_states(token_ids, **inputs)
 
     def _can_join(self) -> bool:

@@ -68,11 +68,12 @@ def tree_inputs(
 
     Args:
         trees: of a batch.
-        dtype: of the model.
+        dtype: of the mask: bool for one that is True where a token is seen, or that of the scores
+            of attention for one to add to them.
         device: of the model.
 
     Returns:
-        "position_ids", (B, T), and a mask to add to the scores of attention, (B, 1, T, T).
+        "position_ids", (B, T), and "attention_mask", (B, 1, T, T).
     """
     if all(len(tree.paths) == 1 for tree in trees):
         return {}
@@ -84,8 +85,10 @@ def tree_inputs(
         ends[number, : len(tree)] = tree.ends
     place = torch.arange(longest, device=device)[:, None]  # (T, 1), of who looks
     sees = (place >= place.T) & (place < torch.from_numpy(ends).to(device)[:, None, None, :])
-    mask = torch.zeros(sees.shape, dtype=dtype, device=device)
-    mask.masked_fill_(~sees, torch.finfo(dtype).min)
+    mask = sees
+    if dtype != torch.bool:
+        mask = torch.zeros(sees.shape, dtype=dtype, device=device)
+        mask.masked_fill_(~sees, torch.finfo(dtype).min)
     return {"position_ids": torch.from_numpy(positions).to(device), "attention_mask": mask}
 
 

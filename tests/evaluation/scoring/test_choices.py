@@ -176,10 +176,18 @@ def test_choices_score_as_whole_rows_in_batches_of_any_size(
     assert 0 < scores.is_truncated.sum() < len(scores.is_truncated)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_other_architectures_score_as_whole_rows(tokenizer, examples, name, caplog):
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    [
+        *((name, "eager") for name in CONFIGS),
+        *((name, "sdpa") for name in ("gpt2scratch", "llama", "sliding window")),
+    ],
+)
+def test_other_architectures_score_as_whole_rows(tokenizer, examples, name, attention, caplog):
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[name](len(tokenizer)))
+    model = AutoModelForCausalLM.from_config(
+        CONFIGS[name](len(tokenizer)), attn_implementation=attention
+    )
     scorer = CausalScorer(model, tokenizer, batch_tokens=300)
     assert_scores_are_those_of_whole_rows(scorer, examples)
     # BLOOM counts positions from its mask, and takes none of (B, 1, T, T).
@@ -376,8 +384,8 @@ def test_each_token_of_a_tree_sees_the_beginning_of_its_rows(ids):
     assert len(tree) == len({tuple(row[:end]) for row in rows for end in range(1, len(row) + 1)})
     # Beside a longer tree, so that this one is padded.
     longer = TokenTree([np.arange(40), np.arange(50)[::-1]])
-    inputs = tree_inputs([longer, tree], dtype=torch.float32, device=torch.device("cpu"))
-    (sees,) = inputs["attention_mask"][1].numpy() == 0
+    inputs = tree_inputs([longer, tree], dtype=torch.bool, device=torch.device("cpu"))
+    sees = inputs["attention_mask"][1, 0].numpy()
     assert sees.diagonal().all()  # also of padding: the softmax of nothing is not a number
     assert inputs["position_ids"][1, : len(tree)].tolist() == tree.positions.tolist()
     for row, path in zip(rows, tree.paths, strict=True):
