@@ -10,6 +10,8 @@ import statistics
 import time
 from pathlib import Path
 
+import psutil
+
 # What decides how threads wait, of GNU's OpenMP and of LLVM's and Intel's.
 CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 SPIN_COUNT = "10000"  # some 10 microseconds, longer than most waits on an idle machine
@@ -43,7 +45,7 @@ def n_cores() -> int:
 def load_of_others() -> float:
     """Threads that want a core, apart from this launch, at the time of the first call.
 
-    0 where the system does not say.
+    Where the system does not count them (macOS, Windows), the cores that are busy.
     """
     n_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     try:
@@ -55,8 +57,11 @@ def load_of_others() -> float:
             time.sleep(LOOK_SECONDS)
         return float(max(0, statistics.median(others)))
     except (OSError, ValueError, IndexError):
-        pass
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+        seconds = N_LOOKS * LOOK_SECONDS
+        started = time.process_time()
+        busy = psutil.cpu_percent(interval=seconds) / 100 * psutil.cpu_count()
+        own = n_processes * (time.process_time() - started) / seconds
+        return float(max(0, round(busy - own)))
 
 
 def _threads_of_this_process() -> int:

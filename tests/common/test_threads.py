@@ -2,9 +2,11 @@
 
 import os
 import threading
+import time
 import zlib
 from pathlib import Path
 
+import psutil
 import pytest
 
 from modeling_gpt2scratch.common import threads
@@ -98,6 +100,17 @@ def test_threads_that_want_a_core_are_counted():
     assert max(counts) >= n_threads + 1
 
 
-def test_where_the_system_says_less_the_average_counts(load, monkeypatch):
-    monkeypatch.setattr(os, "getloadavg", lambda: (2.5, 1.0, 1.0))
-    assert load(None) == 2.5
+@pytest.mark.parametrize(("percent", "n_busy"), [(0.0, 0), (2.0, 0), (37.5, 3), (100.0, 8)])
+def test_where_threads_are_not_counted_busy_cores_are(load, monkeypatch, percent, n_busy):
+    monkeypatch.setattr(psutil, "cpu_count", lambda: 8)
+    monkeypatch.setattr(psutil, "cpu_percent", lambda interval: percent)
+    monkeypatch.setattr(time, "process_time", lambda: 0.0)
+    assert load(None) == n_busy
+
+
+def test_its_own_work_leaves_no_other_core_busy(load, monkeypatch):
+    seconds = iter((1.0, 1.07))
+    monkeypatch.setattr(time, "process_time", lambda: next(seconds))
+    monkeypatch.setattr(psutil, "cpu_count", lambda: 8)
+    monkeypatch.setattr(psutil, "cpu_percent", lambda interval: 25.0)  # two, four are ours
+    assert load(None, LOCAL_WORLD_SIZE="4") == 0
