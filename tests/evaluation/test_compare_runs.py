@@ -322,7 +322,7 @@ def test_two_processes_have_the_results_of_one(inputs, tmp_path, launcher):
 @pytest.mark.gate
 def test_a_process_that_fails_ends_its_rows_as_one_process_would(inputs, tmp_path):
     (tmp_path / "failing.py").write_text(FAILING)
-    script = [str(tmp_path / "failing.py"), str(REPOSITORY / "evaluate"), "--batch_tokens", "60"]
+    script = [str(tmp_path / "failing.py"), str(REPOSITORY / "evaluate"), "--batch_tokens", "10"]
     tasks = ("lambada", "lambada:generate", "hellaswag")
     code, stderr, printed = launch(inputs, tmp_path / "two", TORCHRUN, script, tasks=tasks)
     assert code == 1 and printed[1] == "", stderr[-3000:]
