@@ -10,8 +10,6 @@ import statistics
 import time
 from pathlib import Path
 
-import psutil
-
 # What decides how threads wait, of GNU's OpenMP and of LLVM's and Intel's.
 CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 SPIN_COUNT = "10000"  # some 10 microseconds, longer than most waits on an idle machine
@@ -57,6 +55,8 @@ def load_of_others() -> float:
             time.sleep(LOOK_SECONDS)
         return float(max(0, statistics.median(others)))
     except (OSError, ValueError, IndexError):
+        import psutil  # here, because Linux does not need it
+
         seconds = N_LOOKS * LOOK_SECONDS
         started = time.process_time()
         busy = psutil.cpu_percent(interval=seconds) / 100 * psutil.cpu_count()

@@ -50,8 +50,10 @@ def test_a_smoke_test_runs_every_part_and_writes_the_page(tmp_path):
     hidden = tmp_path / "hidden"
     hidden.mkdir()
     (hidden / "sitecustomize.py").write_text(HIDE)
+    environment = os.environ | {"PYTHONPATH": str(hidden)}
+    assert run_process([sys.executable, "-c", "import plotly"], env=environment).returncode == 1
     command = [sys.executable, "benchmarks/gpu_day.py", "--smoke", "--output_dir", str(tmp_path)]
-    process = run_process(command, cwd=REPOSITORY, env=os.environ | {"PYTHONPATH": str(hidden)})
+    process = run_process(command, cwd=REPOSITORY, env=environment)
     assert process.returncode == 0, process.stdout + process.stderr
     parts = json.loads((tmp_path / "gpu_day.json").read_text())["parts"]
     assert all(part["status"] == "finished" for part in parts.values())

@@ -76,10 +76,9 @@ class CausalScorer(RowScorer):
     ) -> ContinuationScores:
         """Log-likelihood of each of several continuations after each context, one after the other.
 
-        The scores of `score_continuations` for less work: what the inputs of one context's
-        continuations have in common passes through the model once. An input longer than the model's
-        context takes its leftmost tokens from all inputs of its context, so that the continuations
-        are compared after the same words.
+        The scores of `score_continuations`, but an input longer than the model's context takes its
+        leftmost tokens from all inputs of its context, so that the continuations are compared after
+        the same words.
 
         Raises:
             ValueError: for a continuation with no token of its own, or longer than the context.
