@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from modeling_gpt2scratch.data.loading.cache import ShardCache
 from modeling_gpt2scratch.data.loading.loader import ShardLoader, TokenWindows
 from modeling_gpt2scratch.data.loading.store import is_remote, open_store
+from modeling_gpt2scratch.data.loading.window_order import ORDER_VERSION
 from modeling_gpt2scratch.data.shards.directory import load_own_tokenizer
 from modeling_gpt2scratch.data.shards.format import ShardError
 from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME, Manifest
@@ -84,6 +85,7 @@ class TrainingData:
         shards = ",".join(entry.sha256 for windows in self.train for entry in windows.entries)
         return {
             "tokenizer": self.manifest.tokenizer,
+            "order_version": ORDER_VERSION,
             "data": hashlib.sha256(shards.encode()).hexdigest(),
             "mixture": self.weights if len(self.weights) > 1 else None,
             "shuffle_shards": self.shuffle_shards or None,

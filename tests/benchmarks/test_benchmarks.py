@@ -44,6 +44,16 @@ def test_the_checkpoint_benchmark_prints_both_ways_and_their_ratio():
     assert [row[0] for row in rows] == ["at once", "in the background", "at once / background"]
 
 
+@on_linux
+def test_the_upload_benchmark_sends_in_each_round_and_prints_both_speeds():
+    arguments = "--model tiny --sequence_length 8 --rounds 2 --seconds 0.1"
+    process = run("upload.py", *arguments.split())
+    alone, beside = table_of(process)
+    assert process.stdout.count("sent to someone/benchmark@step-") == 2
+    assert alone[:1] + beside[:1] == ["alone", "beside an upload"]
+    assert float(beside[2]) > 0 and float(beside[3]) > 0
+
+
 def test_the_step_benchmark_prints_each_contestant_and_how_far_bf16_strays():
     arguments = (
         "--model tiny --vocab_size 600 --sequence_length 16 --micro_batch_size 2 --rounds 1 "

@@ -21,6 +21,7 @@ from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
 from modeling_gpt2scratch.evaluation.tasks.samples import Selection
 from modeling_gpt2scratch.evaluation.tasks.validation import DocumentMaskTask
 from modeling_gpt2scratch.tracking.metrics import read_metrics
+from modeling_gpt2scratch.training import data as training_data
 from modeling_gpt2scratch.training.configuration import TrainConfig
 from modeling_gpt2scratch.training.data import TrainingData, _short_names
 from modeling_gpt2scratch.training.model import make_model
@@ -139,12 +140,15 @@ def test_sources_without_weights_weigh_by_their_size(small_data, other_data, tmp
     assert loader.epochs(100) == pytest.approx([100 * 16 / sum(sizes)] * 2, rel=1e-3)
 
 
-def test_the_identity_of_a_plain_run_is_that_of_earlier_versions(small_data, tmp_path):
+def test_the_identity_of_a_plain_run_names_what_every_run_has(small_data, tmp_path):
     identity = identity_of(small_data, tmp_path)
-    assert {name for name, value in identity.items() if value is not None} == {"tokenizer", "data"}
+    names = {name for name, value in identity.items() if value is not None}
+    assert names == {"tokenizer", "order_version", "data"}
 
 
-def test_a_checkpoint_of_an_earlier_version_is_continued(small_data, tmp_path, monkeypatch):
+def test_a_checkpoint_of_an_earlier_version_with_the_same_order_is_continued(
+    small_data, tmp_path, monkeypatch
+):
     arguments = flags(small_data, tmp_path / "run", max_steps=2, save_every=1, eval_every=0)
     assert run_here(monkeypatch, *arguments) == 0
     expected = curve(tmp_path / "run")
@@ -174,6 +178,16 @@ def test_a_resumed_run_keeps_its_order(small_data, tmp_path, monkeypatch, capsys
     arguments |= changes | {"resume": "auto"}
     code, error = refusal(monkeypatch, capsys, *flags(small_data, tmp_path / "run", **arguments))
     assert code == 1 and message in error
+
+
+def test_a_run_is_not_resumed_where_rows_would_read_other_tokens(
+    small_data, tmp_path, monkeypatch, capsys
+):
+    arguments = flags(small_data, tmp_path / "run", max_steps=1, **QUIET)
+    assert run_here(monkeypatch, *arguments) == 0
+    monkeypatch.setattr(training_data, "ORDER_VERSION", 7)
+    code, error = refusal(monkeypatch, capsys, *arguments, "--resume", "auto")
+    assert code == 1 and "expected order_version = 7 as asked for now, found 2" in error
 
 
 def test_the_order_of_sources_and_their_shares_are_part_of_a_runs_identity(

@@ -17,6 +17,8 @@ import numpy as np
 
 FEISTEL_ROUNDS = 6
 GOLDEN_RATIO = (5**0.5 - 1) / 2
+# Goes up when rows read other tokens than before; 1 cut each epoch at the same places.
+ORDER_VERSION = 2
 PERIOD = 10_000  # rows of a mixture after which the shares are exact
 # Streams of random numbers. The whole order of the first source is that of (seed, epoch) alone.
 _WHOLE, _GROUPS, _MIXTURE = range(3)
