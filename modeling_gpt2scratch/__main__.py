@@ -12,7 +12,7 @@ PROGRAM = "gpt2scratch"
 VERBS = {
     "doctor": "check that this machine can train",
     "launch": "start a script on several processes, as accelerate launch does",
-    "shards": "inspect, verify, convert, merge and publish token shards",
+    "shards": "inspect, verify, adopt, convert, merge and publish token shards",
     "convert": "exchange models with transformers' gpt2, nanoGPT and llm.c",
     "sample": "let models write, in one go or prompt by prompt",
     "serve": "let OpenAI's clients talk to a model",

@@ -2,7 +2,7 @@
 
 The training script writes it when it is done; a run that was stopped can have one, too. `report.md`
 and `curves.png` say what the run recorded, without names and paths of the machine. So does
-`report.html`, to hover over and to zoom, if the extra `pages` is installed.
+`report.html`, with curves to hover over and zoom.
 """
 
 import sys
