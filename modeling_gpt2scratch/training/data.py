@@ -237,14 +237,13 @@ def _vocabulary(manifest: Manifest) -> tuple:
 
 
 def _short_names(addresses: list[str]) -> list[str]:
-    """The last part of each address, numbered where that is not enough; fit to be published."""
+    """The last part of each address, all numbered if that is not enough; fit to be published."""
     names = [
         address.rstrip("/").rpartition("/")[2]
         if is_remote(address)
         else Path(address).resolve().name
         for address in addresses
     ]
-    return [
-        name if names.count(name) == 1 else f"{name}-{number}"
-        for number, name in enumerate(names, start=1)
-    ]
+    if len({*names}) == len(names):
+        return names
+    return [f"{name}-{number}" for number, name in enumerate(names, start=1)]

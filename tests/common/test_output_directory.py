@@ -62,7 +62,7 @@ def test_what_a_killed_process_left_of_the_same_directory_counts_for_nothing(pla
     (place / "run" / ".partial").mkdir()
     output_directory(place / "run", marker=MARKER)
     # The days of work of another preparation are more than nothing.
-    fill(place / "data" / ".fineweb.partial", progress__json="{}")
+    fill(place / "data" / ".fineweb.preparing", progress__json="{}")
     assert "found other content" in refusal(place / "data", marker=MARKER, overwrite=True)
 
 

@@ -121,7 +121,8 @@ def test_a_mixture_weighs_its_validation_losses(small_data, other_data, tmp_path
 
 def test_sources_are_called_by_the_end_of_their_address_numbered_if_that_is_one():
     addresses = ["hf://datasets/me/corpus/", "/home/me/other", "s3://b/corpus", "x/../last"]
-    assert _short_names(addresses) == ["corpus-1", "other", "corpus-3", "last"]
+    assert _short_names(addresses) == ["corpus-1", "other-2", "corpus-3", "last-4"]
+    assert _short_names(["v1/a", "v2/a", "v3/a-1"]) == ["a-1", "a-2", "a-1-3"]
 
 
 def test_sources_without_weights_weigh_by_their_size(small_data, other_data, tmp_path):

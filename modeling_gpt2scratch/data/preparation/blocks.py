@@ -118,6 +118,8 @@ class _Blocks:
         n_before = self.n_tokens
         starts = np.cumsum(documents.lengths) - documents.lengths
         self._counts["too_short"] += batch.n_too_short
+        if self._seen and batch.cut_digest:  # a copy of it comes twice, though its parts do not
+            self._seen.is_new(batch.cut_digest, self._progress.n_blocks)
         if documents.n_failed:
             self._counts["not_tokenized"] += documents.n_failed
         for start, length, n_bytes, digest, is_val in zip(
@@ -152,10 +154,12 @@ class _Blocks:
         self._progress.counts = dict(self._counts)
         self._progress.n_blocks += 1
         self._progress.position = position
-        self._progress.is_finished = is_last
         self._working.save(self._progress)
         for writer in self._writers.values():
             writer.publish()
+        if is_last:  # only now, for whoever reads it makes no more writers
+            self._progress.is_finished = True
+            self._working.save(self._progress)
 
     def close(self) -> None:
         """Closes all files, of which only an error has left any open but the table of digests."""

@@ -58,11 +58,14 @@ class SplitStream:
         stream: in the order of the files' names if there is a tail.
         held_out: where the tail begins, if there is one.
         min_characters: shorter documents are left out.
+        seed: of digests.
     """
 
-    def __init__(self, stream: DocumentStream, held_out: HeldOut, *, min_characters: int):
+    def __init__(
+        self, stream: DocumentStream, held_out: HeldOut, *, min_characters: int, seed: int
+    ):
         self._stream, self._held_out = stream, held_out
-        self._min_characters = min_characters
+        self._min_characters, self._seed = min_characters, seed
         self.release, self.close = stream.release, stream.close
 
     def __iter__(self) -> Iterator[Batch]:
@@ -70,6 +73,7 @@ class SplitStream:
             n_before = batch.position["n_documents"] - len(batch.documents)
             kept: list[tuple[str, int]] = []
             n_train = None if self._held_out.split != TAIL else 0
+            cut_digest = None
             rows = batch.rows[: len(batch.documents)]  # a limit may have cut the documents alone
             for place, (text, row) in enumerate(zip(batch.documents, rows, strict=True)):
                 if len(text) < self._min_characters:
@@ -79,6 +83,8 @@ class SplitStream:
                     continue
                 n_first = self._characters_before_tail(n_before + place, text)
                 n_train += n_first > 0
+                if 0 < n_first < len(text):
+                    cut_digest = document_digest(text, self._seed)
                 kept += [(part, row) for part in (text[:n_first], text[n_first:]) if part]
             yield replace(
                 batch,
@@ -86,6 +92,7 @@ class SplitStream:
                 rows=[row for _, row in kept],
                 n_too_short=sum(len(text) < self._min_characters for text in batch.documents),
                 n_train=n_train,
+                cut_digest=cut_digest,
             )
 
     def _characters_before_tail(self, number: int, text: str) -> int:
@@ -120,7 +127,7 @@ def settle(
         if has_many_documents:
             return HeldOut(DOCUMENTS)
         with closing(open_stream()) as stream:
-            is_enough = _count(stream, config, n_documents)
+            is_enough = _count(stream, config, working, n_documents)
         is_possible = min(n_documents.values()) > 0
         must_be = config.split == DOCUMENTS or config.max_tokens is not None
         if is_enough or (is_possible and must_be):
@@ -177,18 +184,21 @@ def tail_of(lengths: array, fraction: float, *, least: int = 0) -> HeldOut | Non
     return HeldOut(TAIL, document, start - int(starts[document]), n_all - start, n_all)
 
 
-def _count(stream: DocumentStream, config: PrepareConfig, n_documents: dict[str, int]) -> bool:
+def _count(
+    stream: DocumentStream,
+    config: PrepareConfig,
+    working: WorkingDirectory,
+    n_documents: dict[str, int],
+) -> bool:
     """Counts documents by split until there are enough, and says whether there are."""
-    seen = set()
     share = min(config.val_fraction, 1 - config.val_fraction)
-    with _bar() as bar:
+    with _bar() as bar, _looking_for_copies(config, working) as is_copy:
         for text in _texts(stream, bar):
             if len(text) < config.min_characters:
                 continue
             digest = document_digest(text, config.seed)
-            if config.deduplicate and digest in seen:
+            if is_copy(digest):
                 continue
-            seen.add(digest)
             split = "val" if is_held_out(digest, config.val_fraction) else "train"
             n_documents[split] += 1
             is_enough = share * sum(n_documents.values()) >= MIN_DOCUMENTS
@@ -200,18 +210,28 @@ def _count(stream: DocumentStream, config: PrepareConfig, n_documents: dict[str,
 def _lengths(stream: DocumentStream, config: PrepareConfig, working: WorkingDirectory) -> array:
     """The characters of each document; 0 for those that are left out."""
     lengths = array("q")
-    path = working.path / "counted.sqlite"
-    seen = SeenDocuments(path, n_blocks=0) if config.deduplicate else None
-    with _bar() as bar:
+    with _bar() as bar, _looking_for_copies(config, working) as is_copy:
         for text in _texts(stream, bar):
             is_left_out = len(text) < config.min_characters or (
-                seen is not None and not seen.is_new(document_digest(text, config.seed), 0)
+                config.deduplicate and is_copy(document_digest(text, config.seed))
             )
             lengths.append(0 if is_left_out else len(text))
-    if seen:
-        seen.close()
-        path.unlink()
     return lengths
+
+
+@contextmanager
+def _looking_for_copies(
+    config: PrepareConfig, working: WorkingDirectory
+) -> Iterator[Callable[[bytes], bool]]:
+    """Whether a document of this digest came before; without `--deduplicate` none has."""
+    if not config.deduplicate:
+        yield lambda digest: False
+        return
+    path = working.path / "counted.sqlite"
+    path.unlink(missing_ok=True)  # of a look that was interrupted
+    with closing(SeenDocuments(path, n_blocks=0)) as seen:
+        yield lambda digest: not seen.is_new(digest, 0)
+    path.unlink()
 
 
 @contextmanager

@@ -275,7 +275,7 @@ def split_stream(
     """The documents that are long enough, and which of them are the tail, if there is one."""
     in_order = held_out.split == TAIL
     stream = open_stream(config, sources, working, in_order=in_order, position=position)
-    return SplitStream(stream, held_out, min_characters=config.min_characters)
+    return SplitStream(stream, held_out, min_characters=config.min_characters, seed=config.seed)
 
 
 def open_stream(

@@ -1,6 +1,7 @@
 """How far an unfinished preparation has come: what a killed one leaves for the next to go on from.
 
-Beside the data directory `NAME` that is to be made stands `.NAME.partial`:
+Beside the data directory `NAME` that is to be made stands `.NAME.preparing`, which no other command
+touches:
 
     data/            what becomes NAME: tokenizer, finished shards, the two that are being written
     progress.json    what of it counts, and the place in the sources from which to read on
@@ -20,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from modeling_gpt2scratch.common.atomic_files import publish_directory, write_json
+from modeling_gpt2scratch.common.errors import one_line
 from modeling_gpt2scratch.common.output_directory import OutputError, claimed, require_free
 from modeling_gpt2scratch.data.shards.format import ShardError
 from modeling_gpt2scratch.data.shards.manifest import DATA_MARKER, Manifest
@@ -50,7 +52,7 @@ class Progress:
 
 
 class WorkingDirectory:
-    """`.NAME.partial`, and the rule what may be done with one that is already there.
+    """`.NAME.preparing`, and the rule what may be done with one that is already there.
 
     Args:
         output_dir: the data directory that is to be made.
@@ -58,7 +60,7 @@ class WorkingDirectory:
 
     def __init__(self, output_dir: Path):
         self.output_dir = output_dir
-        self.path = output_dir.with_name(f".{output_dir.name}.partial")
+        self.path = output_dir.with_name(f".{output_dir.name}.preparing")
         self.data = self.path / "data"
         self.downloads = self.path / "downloads"
         self.seen = self.path / "seen.sqlite"
@@ -82,9 +84,14 @@ class WorkingDirectory:
 
         Raises:
             ProgressError: if there is one of other arguments or inputs that has come so far that
-                it is worth a question, and `overwrite` is not set.
+                it is worth a question, or one that cannot be read, and `overwrite` is not set.
         """
-        progress = self._load()
+        try:
+            progress = self._load()
+        except ProgressError:
+            if not overwrite:
+                raise
+            progress = None
         if progress is not None:
             difference = _first_difference(progress, arguments, inputs)
             if difference is None:
@@ -115,7 +122,10 @@ class WorkingDirectory:
 
     def is_published(self, arguments: dict) -> bool:
         """Whether a kill came after the last rename, so that only cleaning up is left."""
-        progress = self._load()
+        try:
+            progress = self._load()
+        except ProgressError:
+            return False
         return (
             progress is not None
             and progress.is_finished
@@ -157,11 +167,17 @@ class WorkingDirectory:
                 path.unlink()
 
     def _load(self) -> Progress | None:
+        """What was saved, None if nothing was."""
+        path = self.path / PROGRESS_NAME
         try:
-            content = json.loads((self.path / PROGRESS_NAME).read_text(encoding="utf-8"))
-            return Progress(**content)
-        except (OSError, ValueError, TypeError):
-            return None  # none yet, or of another version of this program
+            return Progress(**json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError) as error:
+            raise ProgressError(
+                f"{path}: expected the progress of a preparation by this version, found "
+                f"{one_line(error)}; add --overwrite to begin anew"
+            ) from error
 
 
 class SeenDocuments:
@@ -170,32 +186,49 @@ class SeenDocuments:
     Args:
         path: of the table, made if there is none.
         n_blocks: blocks that count; what a killed preparation noted later is forgotten.
+
+    Raises:
+        OSError: from each method, if the disk is full or the table cannot be used.
     """
 
     def __init__(self, path: Path, *, n_blocks: int):
-        self._connection = sqlite3.connect(path)
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute("PRAGMA synchronous = FULL")
-        self._connection.execute(f"PRAGMA cache_size = -{SQLITE_CACHE_KIB}")
-        self._connection.execute(
+        self._path = path
+        with self._in_words():
+            self._connection = sqlite3.connect(path)
+        self._execute("PRAGMA journal_mode = WAL")
+        self._execute("PRAGMA synchronous = FULL")
+        self._execute(f"PRAGMA cache_size = -{SQLITE_CACHE_KIB}")
+        self._execute(
             "CREATE TABLE IF NOT EXISTS seen "
             "(digest BLOB PRIMARY KEY, block INTEGER NOT NULL) WITHOUT ROWID"
         )
-        self._connection.execute("DELETE FROM seen WHERE block >= ?", (n_blocks,))
-        self._connection.commit()
+        self._execute("DELETE FROM seen WHERE block >= ?", (n_blocks,))
+        self.commit()
 
     def is_new(self, digest: bytes, block: int) -> bool:
         """Whether the document has not been seen yet; from now on it has."""
-        insert = "INSERT OR IGNORE INTO seen VALUES (?, ?)"
-        return self._connection.execute(insert, (digest, block)).rowcount == 1
+        return self._execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (digest, block)) == 1
 
     def commit(self) -> None:
         """Puts what was seen on the disk; to be called before the progress is saved."""
-        self._connection.commit()
+        with self._in_words():
+            self._connection.commit()
 
     def close(self) -> None:
         """Closes the table."""
         self._connection.close()
+
+    def _execute(self, statement: str, values: tuple = ()) -> int:
+        """The number of rows that it changed."""
+        with self._in_words():
+            return self._connection.execute(statement, values).rowcount
+
+    @contextmanager
+    def _in_words(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise OSError(f"{self._path}: {error}; is the disk full, or without locks?") from error
 
 
 def _first_difference(progress: Progress, arguments: dict, inputs: list) -> str | None:

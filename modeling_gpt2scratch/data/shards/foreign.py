@@ -12,6 +12,7 @@ from modeling_gpt2scratch.data.tokens.names import GPT2
 from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer
 
 from .format import ShardError
+from .manifest_checks import splits_named
 from .token_files import TokenFile
 
 PICKLE_NAME = "meta.pkl"  # nanoGPT's table of characters, which is never read: pickles are programs
@@ -97,11 +98,10 @@ def files_by_split(
     for path in paths:
         if path.absolute() in chosen:
             continue
-        name = path.name.lower()
-        says = [split for split in splits if split in name]
+        says = splits_named(path.name)
         if len(says) != 1 and not ((val or may_be_silent) and not says):
             raise ShardError(
-                f"{path}: expected train or val in the name of the file, found "
+                f"{path}: expected the word train or val in the name of the file, found "
                 f"{' and '.join(says) or 'neither'}; name the files of the validation split after "
                 f"--val, or rename it"
             )

@@ -16,7 +16,11 @@ from .format import HEADER_BYTES, LAYOUTS, MAX_SHARD_TOKENS, ShardError
 # that know nothing of layouts refuse the second.
 OWN_FORMAT, ADOPTED_FORMAT = "gpt2scratch-shards", "gpt2scratch-adopted-shards"
 VERSION = 1
-SPLITS = ("train", "val")
+# The words of a file's name that say its split; letters before or behind make another word of it.
+SPLITS = {
+    split: re.compile(rf"(?<![a-z])(?:{words})(?![a-z])")
+    for split, words in {"train": "train|training|trainset", "val": "val|valid|validation"}.items()
+}
 FORMATS = ("gpt2scratch", "llm.c", "npy", "nanogpt")  # see `token_files.py`
 ENTRY_KEYS = {
     OWN_FORMAT: ("file", "n_tokens", "sha256"),
@@ -30,6 +34,11 @@ AGAIN = "copy it again or prepare the data again"
 
 class ManifestError(ShardError):
     """A manifest that cannot be true."""
+
+
+def splits_named(file: str) -> list[str]:
+    """The splits that the name of a file says it belongs to."""
+    return [split for split, words in SPLITS.items() if words.search(file.lower())]
 
 
 def check_content(content: dict) -> None:
@@ -89,8 +98,6 @@ def _check_origin(content: dict) -> None:
     left_out = _value(content, "left_out", dict) if "left_out" in content else {}
     for reason in left_out:
         _number(left_out, reason, " of left_out")
-    if "held_out" in content:
-        _value(content, "held_out", dict)
 
 
 def _check_split(split: dict, name: str, is_own: bool) -> None:
@@ -113,7 +120,7 @@ def _check_entry(entry: dict, split: str, is_own: bool) -> None:
         raise ManifestError(
             f"expected the name of a file in its directory, found {_shown(file)}; {AGAIN}"
         )
-    said = [name for name in SPLITS if name in file.lower()]
+    said = splits_named(file)
     is_elsewhere = len(said) == 1 and said != [split]
     # Of other programs' files, the user may have chosen any to hold out.
     if is_elsewhere and (is_own or split == "train"):

@@ -3,19 +3,21 @@
 import ast
 import hashlib
 import json
-import os
 import platform
 import sys
 import sysconfig
 import warnings
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 from tqdm import tqdm
 
 from modeling_gpt2scratch.common.activity import activity, kept_moving
 from modeling_gpt2scratch.common.atomic_files import write_file
+from modeling_gpt2scratch.common.errors import SourceError
+from modeling_gpt2scratch.common.threads import n_cores
 from modeling_gpt2scratch.data.tokens.text import well_formed
 from modeling_gpt2scratch.data.tokens.workers import start_workers
 
@@ -59,7 +61,7 @@ class DocstringFile:
         path = directory / f"{digest[:16]}-{self.name}"
         if not path.exists():
             directory.mkdir(parents=True, exist_ok=True)
-            texts = docstrings(os.cpu_count() or 1)
+            texts = docstrings(n_cores())
             write_file(path, "".join(json.dumps({"text": t}) + "\n" for t in texts).encode())
             n_bytes = sum(len(text.encode()) for text in texts)
             size = f"{len(texts):,} documents, {n_bytes / 1e6:.1f} MB of prose"
@@ -73,8 +75,7 @@ def docstrings(num_workers: int) -> list[str]:
     They are read from the source files with `ast`; nothing is imported. Of each, `prose_of` keeps
     the sentences; fewer of them than `MIN_DOCSTRING_CHARACTERS`, and copies, do not count.
     """
-    roots = [Path(sysconfig.get_path("stdlib"))]
-    roots += [Path(sysconfig.get_path("purelib")) / name for name in DOCUMENTED_PACKAGES]
+    roots = [Path(sysconfig.get_path("stdlib")), *map(_folder_of, DOCUMENTED_PACKAGES)]
     with activity("listing source files"):
         files = [
             file
@@ -92,6 +93,17 @@ def docstrings(num_workers: int) -> list[str]:
             found |= dict.fromkeys(future.result())
             bar.update(len(part))
     return [text for text in found if len(text) >= MIN_DOCSTRING_CHARACTERS]
+
+
+def _folder_of(package: str) -> Path:
+    """Where a package lies, which may be another place than this environment's."""
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise SourceError(
+            f"{DOCSTRINGS}: expected the package {package}, found none; install it, or give "
+            f"--dataset text of your own"
+        )
+    return Path(spec.submodule_search_locations[0])
 
 
 def _prose_of_files(files: list[Path]) -> list[str]:

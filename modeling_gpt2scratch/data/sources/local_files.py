@@ -163,15 +163,21 @@ def _joined(
 def _files_below(directory: Path) -> list[LocalFile]:
     """All readable files below a directory, hidden ones and those in hidden directories aside.
 
-    What is no file, such as a pipe, is not read, whatever its name.
+    Links are followed, but no directory is read twice. What is no file, such as a pipe, is not
+    read, whatever its name.
     """
 
     def refuse(error: OSError) -> None:
         raise error
 
-    files = []
-    for folder, folders, names in os.walk(directory, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    files, visited = [], set()
+    for folder, folders, names in os.walk(directory, onerror=refuse, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in visited:
+            folders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         paths = [Path(folder, n) for n in names if is_readable(n) and not n.startswith(".")]
         files += [path for path in paths if kind_of_file(path) is None]
     return [LocalFile(file) for file in sorted(files, key=str)]

@@ -9,13 +9,12 @@ import contextlib
 import csv
 import io
 import itertools
-import json
 from collections.abc import Callable, Iterator
 from pathlib import PurePath
 from typing import AnyStr
 
 from modeling_gpt2scratch.common.errors import SourceError, one_line
-from modeling_gpt2scratch.data.tokens.text import END_OF_TEXT, well_formed
+from modeling_gpt2scratch.data.tokens.text import END_OF_TEXT, parse_json, well_formed
 
 from .decompression import decompressed
 from .filters import shown_columns
@@ -76,7 +75,11 @@ def read_csv(reading: Reading) -> Rows:
             if isinstance(cells, csv.Error):
                 yield number, SourceError(NOT_CSV.format(place, cells))
                 continue
-            row = dict(itertools.zip_longest(columns, cells[: len(columns)]))
+            if len(cells) > len(columns):
+                found = f"{len(columns)} cells as in the header, found {len(cells)}"
+                yield number, SourceError(f"{place}: expected {found}; quote cells with commas")
+                continue
+            row = dict(itertools.zip_longest(columns, cells))
             # An empty cell is the null of CSV; in the text column it is an empty document.
             nulls = {column: cell or None for column, cell in row.items()}
             document = reading.document(row, place, seen_as=nulls)
@@ -145,29 +148,11 @@ def _document_of_json(line: bytes, reading: Reading, place: str) -> str | Source
     except UnicodeDecodeError as error:
         return not_utf8(place, error.object[error.start])
     try:
-        row = _parsed(content)
+        row = parse_json(content)
     except (ValueError, RecursionError) as error:
         return SourceError(f"{place}: expected one JSON object per line, found {one_line(error)}")
     document = reading.document(row, place)
     return well_formed(document) if isinstance(document, str) else document
-
-
-def _parsed(content: str) -> object:
-    """The value of a JSON text, also of one with integers that Python refuses to read."""
-    try:
-        return json.loads(content)
-    except json.JSONDecodeError:
-        raise
-    except ValueError:
-        return json.loads(content, parse_int=_any_integer)
-
-
-def _any_integer(digits: str) -> int | float:
-    """The integer; above some 4,300 digits, which Python refuses to read, infinity."""
-    try:
-        return int(digits)
-    except ValueError:
-        return float(digits)
 
 
 class _CsvLines(Iterator[str]):
@@ -217,6 +202,9 @@ def _header(cells: list[str] | csv.Error, reading: Reading, place: str) -> list[
         raise header
     if reading.text_column not in cells:
         raise reading.no_text(place, shown_columns(dict.fromkeys(cells)))
+    if len(set(cells)) < len(cells):
+        twice = next(name for name in cells if cells.count(name) > 1)
+        raise SourceError(f"{place}: expected columns of different names, found {twice!r} twice")
     return cells
 
 

@@ -45,6 +45,7 @@ class Batch:
     rows: Sequence[int] = ()  # of that file, the one that ends with each document
     n_too_short: int = 0  # documents that were left out
     n_train: int | None = None  # those behind so many are held out; None: their text decides
+    cut_digest: bytes | None = None  # of the whole document that the border of the splits cuts
 
 
 class Encoding(NamedTuple):

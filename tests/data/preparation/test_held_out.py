@@ -177,6 +177,34 @@ def test_the_tail_is_one_of_what_is_not_left_out(configure, tmp_path):
     assert names_in(tmp_path) == ["a.jsonl", "out"]
 
 
+@pytest.mark.parametrize("n_saves", [None, 2, 3])
+def test_a_copy_of_the_document_that_is_cut_is_left_out_of_the_tail(
+    configure, tmp_path, monkeypatch, n_saves
+):
+    text = text_of(9_000)
+    for name in "ab":
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / f"{name}.txt").write_text(text, encoding="utf-8")
+    arguments = {"dataset": str(tmp_path / "in"), "deduplicate": True, "shuffle_buffer_tokens": 100}
+    if n_saves:  # the second copy is read by another process than the first
+        save, calls = WorkingDirectory.save, []
+
+        def interrupted(self, progress):
+            save(self, progress)
+            calls.append(progress)
+            if len(calls) == n_saves:
+                raise Interruption
+
+        with monkeypatch.context() as patch, pytest.raises(Interruption):
+            patch.setattr(WorkingDirectory, "save", interrupted)
+            prepare(configure(**arguments))
+    manifest = prepare(configure(**arguments))
+    assert manifest.left_out == {"too_short": 0, "duplicates": 1}
+    texts = [documents_of(tmp_path / "out", split) for split in ("train", "val")]
+    assert "".join(sum(texts, [])) == text
+    assert sum(map(len, texts[1])) == manifest.held_out["tail_characters"]
+
+
 # Workers and interruptions
 
 
@@ -204,19 +232,26 @@ class Interruption(BaseException):
     """Stands for a kill: nothing catches it."""
 
 
+@pytest.mark.parametrize("is_saved", [False, True])
 def test_a_tail_that_is_interrupted_at_any_block_ends_in_the_same_files(
-    configure, tmp_path, long_text, monkeypatch
+    configure, tmp_path, long_text, monkeypatch, is_saved
 ):
     arguments = {"dataset": str(long_text), "split": "tail", "shuffle_buffer_tokens": 2000}
     prepare(configure(output_dir=str(tmp_path / "whole"), **arguments))
     original, n_saves, n_interruptions = WorkingDirectory.save, 0, 0
+    seen = [(None, False)]
 
     def save(self, progress):
         nonlocal n_saves
         n_saves += 1
-        if n_saves % 3 == 0:  # two of three get through
+        is_interrupted = n_saves % 3 == 0  # two of three get through
+        if is_saved:  # once each time that there is something new
+            is_interrupted = (progress.position, progress.is_finished) not in seen
+            seen.append((progress.position, progress.is_finished))
+        if is_saved or not is_interrupted:
+            original(self, progress)
+        if is_interrupted:
             raise Interruption
-        original(self, progress)
 
     monkeypatch.setattr(WorkingDirectory, "save", save)
     while True:

@@ -261,11 +261,11 @@ def test_a_killed_run_leaves_no_data_directory_and_the_same_command_then_succeed
     flags += ("--no_shuffle", "--shuffle_buffer_tokens", "1000")
     command = command_line("--dataset", dataset, "--output_dir", out, *flags)
     with started(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        wait_until(lambda: any(tmp_path.glob(".out.partial/data/train_*.bin")), process)
+        wait_until(lambda: any(tmp_path.glob(".out.preparing/data/train_*.bin")), process)
         process.kill()
     assert process.returncode != 0
     assert not out.exists()
-    assert ".out.partial" in names_in(tmp_path)
+    assert ".out.preparing" in names_in(tmp_path)
 
     assert run_script(out, dataset, *flags) == (0, [])
     assert documents_of(out, "train") == documents
@@ -286,7 +286,7 @@ def test_ctrl_c_ends_in_one_line_and_the_same_command_then_succeeds(
         "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     }
     with started(command, stderr=subprocess.PIPE, **options) as process:
-        wait_until(lambda: any(tmp_path.glob(".out.partial/data/.train_*.partial")), process)
+        wait_until(lambda: any(tmp_path.glob(".out.preparing/data/.train_*.partial")), process)
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130

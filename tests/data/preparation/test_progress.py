@@ -14,6 +14,7 @@ from support.prepared_data import contents
 from support.tiny_corpus import fables, write_jsonl
 
 from modeling_gpt2scratch.common.errors import SourceError
+from modeling_gpt2scratch.common.output_directory import making
 from modeling_gpt2scratch.data.preparation.prepare import prepare
 from modeling_gpt2scratch.data.preparation.progress import (
     ProgressError,
@@ -45,6 +46,37 @@ def interrupt_after(monkeypatch, name, n_calls, error=Interruption):
         return original(self, *arguments)
 
     monkeypatch.setattr(WorkingDirectory, name, method)
+
+
+def test_progress_that_cannot_be_read_is_not_taken_for_none(configure, tmp_path):
+    working = WorkingDirectory(tmp_path / "out")
+    working.data.mkdir(parents=True)
+    (working.path / "progress.json").write_text("{")
+    with pytest.raises(ProgressError, match="by this version, found .*; add --overwrite to begin"):
+        prepare(configure())
+    assert working.data.exists()
+    prepare(configure(overwrite=True))
+    assert not working.path.exists()
+
+
+def test_other_commands_leave_an_unfinished_preparation_alone(configure, tmp_path, monkeypatch):
+    interrupt_after(monkeypatch, "save", 3)
+    with pytest.raises(Interruption):
+        prepare(configure(shuffle_buffer_tokens=100))
+    working = WorkingDirectory(tmp_path / "out")
+    unfinished = contents(working.data)
+    with making(tmp_path / "out") as directory:
+        (directory / "file").touch()
+    assert contents(working.data) == unfinished and unfinished
+
+
+def test_a_table_of_digests_that_cannot_grow_is_an_error_of_the_disk(tmp_path):
+    seen = SeenDocuments(tmp_path / "seen.sqlite", n_blocks=0)
+    (n_pages,) = seen._connection.execute("PRAGMA page_count").fetchone()
+    seen._execute(f"PRAGMA max_page_count = {n_pages}")
+    with pytest.raises(OSError, match="seen.sqlite: database or disk is full; is the disk full"):
+        for number in range(1000):
+            seen.is_new(number.to_bytes(16), 0)
 
 
 @pytest.mark.gate

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.data.sources import docstrings as corpus
 from modeling_gpt2scratch.data.sources.docstrings import DocstringFile, docstrings
 from modeling_gpt2scratch.data.sources.local_files import read_documents
@@ -12,10 +13,13 @@ from modeling_gpt2scratch.data.sources.local_files import read_documents
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
     """Writes source files into a standard library and packages that are ours."""
-    folders = {"stdlib": tmp_path / "stdlib", "purelib": tmp_path / "purelib"}
-    paths = SimpleNamespace(get_path=lambda name: str(folders[name]))
+    paths = SimpleNamespace(get_path=lambda name: str(tmp_path / name))
     monkeypatch.setattr(corpus, "sysconfig", paths)
-    monkeypatch.setattr(corpus, "DOCUMENTED_PACKAGES", ("alpha", "beta", "missing"))
+    monkeypatch.setattr(corpus, "DOCUMENTED_PACKAGES", ("alpha", "beta"))
+    for name in ("purelib", "platlib"):  # as an environment that sees the system's packages
+        monkeypatch.syspath_prepend(tmp_path / name)
+    for package in ("purelib/alpha", "platlib/beta"):
+        (tmp_path / package).mkdir(parents=True)
 
     def write(files):
         for name, content in files.items():
@@ -45,7 +49,7 @@ def test_docstrings_come_from_the_library_and_then_the_packages_in_path_order(
         {
             "purelib/alpha/z.py": module_of("alpha z"),
             "purelib/alpha/__init__.py": module_of("alpha"),
-            "purelib/beta/core/b.py": module_of("beta"),
+            "platlib/beta/core/b.py": module_of("beta"),
             "purelib/gamma/c.py": module_of("not among the documented packages"),
             "purelib/single.py": module_of("not inside a package"),
             "stdlib/b.py": module_of("library b"),
@@ -59,6 +63,12 @@ def test_docstrings_come_from_the_library_and_then_the_packages_in_path_order(
     words = ["library a 1", "library a 2", "library b", "alpha", "alpha z", "beta"]
     found = docstrings(num_workers)
     assert found == [long_text(word) for word in words]
+
+
+def test_a_package_that_is_missing_is_named(installed, monkeypatch):
+    monkeypatch.setattr(corpus, "DOCUMENTED_PACKAGES", ("alpha", "no_such_package"))
+    with pytest.raises(SourceError, match="expected the package no_such_package, found none"):
+        docstrings(1)
 
 
 def test_docstrings_of_modules_classes_functions_and_methods_are_found(installed):

@@ -301,6 +301,19 @@ def test_a_file_whose_name_looks_like_a_glob_is_read(tmp_path):
     assert all_of(written(tmp_path / "part[1].txt", b"one")) == ["one"]
 
 
+def test_links_to_directories_are_followed_once(tmp_path):
+    corpus, elsewhere = tmp_path / "corpus", tmp_path / "elsewhere"
+    for folder in (corpus, elsewhere):
+        folder.mkdir()
+        (folder / "text.txt").write_text("text")
+    (corpus / "books").symlink_to(elsewhere)
+    (corpus / "more").symlink_to(elsewhere)
+    (elsewhere / "circle").symlink_to(corpus)
+    assert [file.path for file in find_files(str(corpus))] == [
+        *(corpus / "books" / "text.txt", corpus / "text.txt")
+    ]
+
+
 def test_a_directory_stands_for_all_readable_files_below_it(tmp_path):
     for name in ("b.jsonl", "a/z.txt", "a.parquet", "a/B.csv.gz"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -50,6 +50,20 @@ def test_bytes_that_are_not_utf8_in_a_csv_column_nobody_asked_for_do_not_matter(
     assert texts_of(path, bad_rows=BadRows("skip")) == ["one", "three"]
 
 
+def test_a_csv_row_of_more_cells_than_columns_is_refused_not_cut(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('text\n"fine, because quoted"\nHello, world, again\n')
+    assert refusal(path) == (
+        f"{path}:3: expected 1 cells as in the header, found 3; quote cells with commas"
+    )
+
+
+def test_a_csv_header_that_names_a_column_twice_is_refused(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("text,text\none,two\n")
+    assert refusal(path) == f"{path}:1: expected columns of different names, found 'text' twice"
+
+
 @pytest.mark.parametrize("name", ["a.csv", "a.txt", "a.jsonl"])
 def test_utf16_is_refused_in_one_line(tmp_path, name):
     path = written(tmp_path / name, "id,text\n1,one\n".encode("utf-16"))
