@@ -50,7 +50,7 @@ class JsonlTracker(GeneralTracker):
         """Drops the lines after a step to which the run goes back."""
         rows = [row for row in read_metrics(self._path) if row["step"] <= step]
         self.last_step = max((row["step"] for row in rows), default=0)
-        write_file(self._path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        self._replace(rows)
 
     @on_main_process
     def store_init_configuration(self, values: dict) -> None:
@@ -58,8 +58,16 @@ class JsonlTracker(GeneralTracker):
 
     @on_main_process
     def log(self, values: dict, step: int | None = None, **kwargs) -> None:
-        """Appends one line."""
-        append_json_line(self._path, {"step": step} | finite(values))
+        """Appends one line, or completes that of the step from which the run was resumed."""
+        if step != self.last_step:
+            append_json_line(self._path, {"step": step} | finite(values))
+            return
+        rows = read_metrics(self._path)
+        rows[-1] |= finite(values)
+        self._replace(rows)
+
+    def _replace(self, rows: list[dict]) -> None:
+        write_file(self._path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 class EventLog:

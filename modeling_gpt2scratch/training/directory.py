@@ -15,6 +15,7 @@ from modeling_gpt2scratch.checkpoints.checkpoint import (
     find_checkpoints,
     verify_checkpoint,
 )
+from modeling_gpt2scratch.checkpoints.retention import LATEST_NAME
 from modeling_gpt2scratch.common.atomic_files import write_file, write_json
 from modeling_gpt2scratch.common.output_directory import LOCK_NAME, empty
 from modeling_gpt2scratch.distributed.processes import LaunchError, on_main_process
@@ -131,6 +132,9 @@ def make_output_dir(
         empty(output_dir, kept=[LOCK_NAME, STATUS_NAME, RUN_MARKER.name])
     write_json(output_dir / CONFIG_NAME, RUN_MARKER.content() | dataclasses.asdict(config))
     write_json(output_dir / ENVIRONMENT_NAME, environment)
+    if checkpoint is not None and checkpoint.resolve().parent == output_dir.resolve():
+        # What lies beyond it is another continuation, to which nothing may go back.
+        write_file(output_dir / LATEST_NAME, f"{checkpoint.name}\n".encode())
     for number, manifest in enumerate(manifests, start=1):
         # What describes one data set must not be taken for the description of a mixture.
         name = DATA_MANIFEST_NAME if len(manifests) == 1 else f"data_manifest-{number}.json"

@@ -196,10 +196,12 @@ def run_steps(
     throughput = Throughput(elapsed_seconds=progress.elapsed_seconds)
     outcomes: list[StepOutcome] = []  # since the last line
     saved_step = progress.step
-    while progress.step < config.max_steps and not progress.has_lost(config.patience):
+    while not progress.is_done(config):
         waited_before = batches.waited_seconds
-        outcome = train_step(run, batches, request)
-        is_stopped, due = outcome is None, Due()
+        is_owed = progress.is_owed
+        due = due_after(run, progress.step) if is_owed else Due()
+        outcome = None if is_owed else train_step(run, batches, request)
+        is_stopped = outcome is None and not is_owed
         if outcome is not None:
             outcomes.append(outcome)
             throughput.count(config.total_batch_tokens, batches.waited_seconds - waited_before)
@@ -212,17 +214,12 @@ def run_steps(
         if not (due.line or is_stopped):
             continue
 
-        values = {}
-        if outcomes:
-            progress.elapsed_seconds = throughput.elapsed_seconds
-            values, findings = look_back(run, outcomes)
-            has_spike = any(found.kind == "spike" for found in findings)
-            if config.rollback_on_spike and has_spike and can_go_back(run):
-                return "spiked"
-            values |= {"learning_rate": learning_rate_of(config, progress.step - 1)}
-            values |= measure(run, throughput)
+        values = steps_of_line(run, outcomes, throughput) if outcomes else {}
+        if values is None:
+            return "spiked"
         found = None if is_stopped else examine(run, due, request, bar)
         is_stopped = found is None
+        progress.is_owed = is_stopped and (due.validation or due.scores)
         values |= found or {}
         is_best = "eval_loss" in values and progress.best.add(progress.step, values["eval_loss"])
         has_lost = progress.has_lost(config.patience)
@@ -231,15 +228,29 @@ def run_steps(
             bar.set_description("saving")
             values["save_stall_seconds"] = save(run, is_sent=due.push or has_lost)
             saved_step = progress.step
-        if outcomes:
+        if values:
             report(run, bar, values)
         run.pusher.logged(progress.step)
         outcomes.clear()
         throughput.restart()
         bar.set_description("training")
-        if is_stopped and progress.step < config.max_steps:
+        if is_stopped and not progress.is_done(config):
             return "stopped"
     return "finished"
+
+
+def steps_of_line(
+    run: TrainingRun, outcomes: list[StepOutcome], throughput: Throughput
+) -> dict | None:
+    """What a line says of the steps since the last one; None if a spike among them is undone."""
+    config, progress = run.config, run.progress
+    progress.elapsed_seconds = throughput.elapsed_seconds
+    values, findings = look_back(run, outcomes)
+    has_spike = any(found.kind == "spike" for found in findings)
+    if config.rollback_on_spike and has_spike and can_go_back(run):
+        return None
+    values["learning_rate"] = learning_rate_of(config, progress.step - 1)
+    return values | measure(run, throughput)
 
 
 def save(run: TrainingRun, *, is_sent: bool) -> float:

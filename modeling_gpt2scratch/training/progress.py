@@ -63,6 +63,7 @@ class TrainingProgress:
     elapsed_seconds: float = 0.0  # spent in training, over all resumptions
     means: StepMeans = field(default_factory=StepMeans)
     best: BestValidation = field(default_factory=BestValidation)
+    is_owed: bool = False  # validation and scores after `step`, which a stop has left to be made
     rolled_back_to: int | None = None  # the step of the last rollback,
     rollbacks: int = 0  # and how often in succession
 
@@ -74,7 +75,7 @@ class TrainingProgress:
             max_skipped_steps=config.max_skipped_steps,
             state=state.get("guard"),
         )
-        names = ("step", "left_out_steps", "elapsed_seconds")
+        names = ("step", "left_out_steps", "elapsed_seconds", "is_owed")
         progress = cls(guard, **{name: state[name] for name in names if name in state})
         progress._load_sums(state)
         return progress
@@ -94,6 +95,7 @@ class TrainingProgress:
             )
         self.left_out_steps = self.data_step - state["step"]
         self.step = state["step"]
+        self.is_owed = state.get("is_owed", False)
         self.guard.load_state_dict(state["guard"])
         self._load_sums(state)
 
@@ -106,12 +108,18 @@ class TrainingProgress:
         """Whether so many validations in a row found no lower loss; 0 for never."""
         return 0 < patience <= self.best.n_since
 
+    def is_done(self, config: TrainConfig) -> bool:
+        """Whether there is nothing left to do."""
+        is_at_end = self.step >= config.max_steps or self.has_lost(config.patience)
+        return is_at_end and not self.is_owed
+
     def to_state(self) -> dict:
         """JSON values for a checkpoint."""
         return {
             "step": self.step,
             "left_out_steps": self.left_out_steps,
             "elapsed_seconds": round(self.elapsed_seconds, 3),
+            "is_owed": self.is_owed,
             "guard": self.guard.state_dict(),
             "means": dataclasses.asdict(self.means),
             "best": dataclasses.asdict(self.best),

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.checkpoints.checkpoint import (
+    CheckpointError,
     find_checkpoint,
     load_optimizer,
     load_state,
@@ -205,12 +206,22 @@ def save_result(run: TrainingRun) -> None:
             found += f"; {best.n_since} validations since then found no lower one"
         say(found)
     if run.config.final == "best" and best.step is not None:
-        checkpoint = on_main_process(lambda: checkpoints_by_step(output_dir)[best.step])
+        checkpoint = on_main_process(_best_checkpoint, output_dir, best.step)
         verify_checkpoint(checkpoint)
         load_weights(checkpoint, run.model)
         source = f", from {checkpoint.name}"
     run.writer.save_model(run.model, run.tokenizer)
     say(f"finished: model and tokenizer are in {output_dir}{source}")
+
+
+def _best_checkpoint(output_dir: Path, step: int) -> Path:
+    """The one with the lowest validation loss, unless somebody has deleted it."""
+    if (checkpoint := checkpoints_by_step(output_dir).get(step)) is None:
+        raise CheckpointError(
+            f"{output_dir}: expected checkpoint-{step}, which had the lowest validation loss, for "
+            f"--final best, found none; put it back, or add --final last --resume auto"
+        )
+    return checkpoint
 
 
 def _load_loss_scale(accelerator: Accelerator, state: dict) -> None:

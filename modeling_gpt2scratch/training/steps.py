@@ -202,6 +202,7 @@ def report(run: TrainingRun, bar: tqdm, values: dict) -> None:
         if name not in UNSHOWN
     ]
     say(f"step {step}: {', '.join(shown)}")
-    bar.set_postfix(loss=f"{values['loss']:.4g}")
+    if "loss" in values:
+        bar.set_postfix(loss=f"{values['loss']:.4g}")
     if "sample" in values:
         say(f"step {step}, sample:\n{textwrap.indent(values['sample'], '    ')}")

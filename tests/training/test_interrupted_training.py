@@ -13,6 +13,7 @@ from support.programs import training_process
 from support.training_runs import OVERFITTING, flags, refusal, run_here
 
 from modeling_gpt2scratch.checkpoints.checkpoint import find_checkpoints, verify_checkpoint
+from modeling_gpt2scratch.checkpoints.writer import CheckpointWriter
 from modeling_gpt2scratch.tracking.metrics import read_metrics
 from modeling_gpt2scratch.training import loop
 
@@ -140,6 +141,52 @@ def test_logged_losses_are_means_wherever_a_run_was_stopped(small_data, tmp_path
             values = [each[earlier][name] for earlier in range(first, step + 1)]
             assert row[name] == sum(values) / len(values)
             assert step not in whole or row[name] == whole[step][name]
+
+
+def test_a_validation_that_a_stop_has_left_is_made_when_the_run_goes_on(
+    small_data, tmp_path, monkeypatch
+):
+    options = {"max_steps": 6, "eval_every": 2, "save_every": 4, "log_every": 1, "final": "best"}
+    assert run_here(monkeypatch, *flags(small_data, tmp_path / "whole", **options)) == 0
+    arguments = flags(small_data, tmp_path / "stopped", **options, resume="auto")
+    for step in (2, 2, 4, 6, None):  # the second stop comes within the validation after the first
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                loop, "is_asked_to_stop", lambda run, request, at=step: run.progress.step == at
+            )
+            assert run_here(patch, *arguments) == 0
+        status = json.loads((tmp_path / "stopped" / "status.json").read_text())["status"]
+        assert status == ("finished" if step is None else "stopped")
+    assert curve(tmp_path / "stopped") == curve(tmp_path / "whole")
+    weights = [tmp_path / name / "model.safetensors" for name in ("whole", "stopped")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_nothing_goes_back_to_a_continuation_that_was_left(small_data, tmp_path, monkeypatch):
+    arguments = flags(small_data, tmp_path / "run", max_steps=4, save_every=2, eval_every=0)
+    assert run_here(monkeypatch, *arguments) == 0
+    earlier = tmp_path / "run" / "checkpoint-2"
+    with monkeypatch.context() as patch:  # before it has saved anything
+        patch.setattr(loop, "report", die_after(3))
+        with pytest.raises(Killed):
+            run_here(patch, *arguments, "--resume", str(earlier), "--log_every", "1")
+    assert find_checkpoints(tmp_path / "run")[0] == earlier
+
+
+def test_best_weights_that_somebody_has_deleted_are_named(
+    small_data, tmp_path, monkeypatch, capsys
+):
+    options = {"max_steps": 4, "eval_every": 2, "save_every": 2, "final": "best"}
+    arguments = flags(small_data, tmp_path / "run", **options)
+    wait = CheckpointWriter.wait
+
+    def delete(writer):
+        wait(writer)
+        shutil.rmtree(tmp_path / "run" / "checkpoint-4", ignore_errors=True)
+
+    monkeypatch.setattr(CheckpointWriter, "wait", delete)
+    code, error = refusal(monkeypatch, capsys, *arguments)
+    assert code == 1 and "expected checkpoint-4, which had the lowest validation loss" in error
 
 
 @pytest.mark.gate
