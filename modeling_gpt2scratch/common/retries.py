@@ -51,7 +51,7 @@ def retrying(
         what: the file or data set that it is about, for the messages.
         judge: None for a failure that no later try can mend.
         retries: how long to wait between tries.
-        stop: whether to give up.
+        stop: whether to give up. A wait beyond all that `retries` allows is not begun in any case.
         options: of `tenacity.Retrying`.
     """
 
@@ -60,6 +60,9 @@ def retrying(
         doubled = retries.first_wait_seconds * 2.0 ** min(state.attempt_number - 1, 60)
         jitter = random.uniform(0, retries.jitter_seconds)
         return min(doubled, retries.longest_wait_seconds) + jitter if asked is None else asked
+
+    def is_enough(state: tenacity.RetryCallState) -> bool:
+        return state.upcoming_sleep > retries.give_up_after_seconds or stop(state)
 
     def announce(state: tenacity.RetryCallState) -> None:
         passing = judge(state.outcome.exception())
@@ -71,7 +74,7 @@ def retrying(
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception(lambda error: judge(error) is not None),
         wait=wait,
-        stop=stop,
+        stop=is_enough,
         before_sleep=announce,
         reraise=True,
         **options,

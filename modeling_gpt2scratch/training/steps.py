@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
@@ -67,8 +68,12 @@ def worst_micro_batch(outcome: StepOutcome, accelerator: Accelerator) -> tuple[i
 def clip_gradients(model: nn.Module, accelerator: Accelerator, max_norm: float) -> Tensor:
     """Clips, and returns the norm of the whole gradient before it, () on the device.
 
-    In fp16 the gradients are divided by the loss scale first.
+    In fp16 the gradients are divided by the loss scale first. DeepSpeed has clipped and stepped by
+    now; where it skipped the step, it still tells the norm of the step before.
     """
+    is_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    if is_deepspeed and not accelerator.deepspeed_engine_wrapped.engine.was_step_applied():
+        return torch.tensor(torch.inf, device=accelerator.device)
     norm = accelerator.clip_grad_norm_(model.parameters(), max_norm)
     if isinstance(norm, DTensor):
         norm = norm.full_tensor()

@@ -47,6 +47,13 @@ def call(failures, *, n_tries=100, **options):
     return waits, attempts, function
 
 
+def test_a_server_that_asks_for_a_longer_wait_than_there_is_patience_is_given_up():
+    waits, attempts, function = call([AiohttpError("x")], give_up_after_seconds=6.0)
+    with pytest.raises(AiohttpError):
+        attempts(function, "done")
+    assert waits == []
+
+
 def test_waits_double_unless_the_server_asks_for_another_and_each_is_said(capsys):
     failures = [OSError("x"), OSError("x"), AiohttpError("x"), OSError("x"), OSError("x")]
     waits, attempts, function = call(failures)

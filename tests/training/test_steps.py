@@ -5,17 +5,20 @@ import dataclasses
 import json
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from support.tiny_models import random_ids, tiny_model
 
 from modeling_gpt2scratch.optim.optimizer import make_optimizer
 from modeling_gpt2scratch.training.progress import BestValidation, StepMeans
 from modeling_gpt2scratch.training.steps import (
     StepOutcome,
+    clip_gradients,
     read_outcomes,
     skip_unless_finite,
     worst_micro_batch,
@@ -84,6 +87,18 @@ def test_where_the_optimizer_ignores_the_flag_the_number_is_waited_for():
     optimizer = torch.optim.AdamW(model.parameters(), fused=False)
     assert skip_unless_finite(optimizer, finite, finite) is True
     assert skip_unless_finite(optimizer, lost, finite) is False
+
+
+@pytest.mark.parametrize(("is_applied", "expected"), [(True, 0.5), (False, math.inf)])
+def test_a_step_that_deepspeed_skipped_has_no_norm_of_an_earlier_one(is_applied, expected):
+    engine = SimpleNamespace(was_step_applied=lambda: is_applied)
+    accelerator = SimpleNamespace(
+        distributed_type=DistributedType.DEEPSPEED,
+        device=torch.device("cpu"),
+        deepspeed_engine_wrapped=SimpleNamespace(engine=engine),
+        clip_grad_norm_=lambda parameters, max_norm: 0.5,  # of the last step that was made
+    )
+    assert clip_gradients(torch.nn.Linear(1, 1), accelerator, 1.0).item() == expected
 
 
 def test_means_leave_out_the_steps_that_were_skipped():

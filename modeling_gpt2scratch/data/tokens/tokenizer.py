@@ -143,7 +143,10 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """
     tokenizer.init_kwargs.pop("auto_map", None)
     try:
-        tokenizer.save_pretrained(directory)
+        # Several chat templates would be a folder, where only files are expected.
+        tokenizer.save_pretrained(
+            directory, save_jinja_files=not isinstance(tokenizer.chat_template, dict)
+        )
     except Exception as error:
         raise OSError(f"{directory}: cannot be written: {error}") from error
 

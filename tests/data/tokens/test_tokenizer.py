@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from support.odd_texts import CORPUS, END_OF_TEXT, TRICKY, VOCAB_SIZE, encoded, real_text
 from support.paths import SHARED_DATA
 from tokenizers import Tokenizer, models, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from modeling_gpt2scratch.data.tokens.names import TokenizerError, trained_vocab_size
 from modeling_gpt2scratch.data.tokens.tokenizer import (
     fingerprint,
     load_tokenizer,
+    save_tokenizer,
     train_tokenizer,
 )
 
@@ -231,3 +232,12 @@ def test_a_size_that_shards_cannot_hold_is_refused():
     assert trained_vocab_size("bpe:65536") == 65536
     with pytest.raises(TokenizerError, match="found 'bpe:65537'"):
         trained_vocab_size("bpe:65537")
+
+
+def test_several_chat_templates_are_saved_in_files_alone(tmp_path):
+    tokenizer = train_tokenizer(["text"], 257)
+    tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    save_tokenizer(tokenizer, tmp_path / "saved")
+    assert all(path.is_file() for path in (tmp_path / "saved").iterdir())
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "saved", trust_remote_code=False)
+    assert loaded.chat_template == tokenizer.chat_template
