@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from modeling_gpt2scratch.common.activity import activity
+from modeling_gpt2scratch.common.command_line import read_yaml
 from modeling_gpt2scratch.common.errors import one_line
 from modeling_gpt2scratch.common.interruptions import EXIT_CODE, Interruptible
 
@@ -34,6 +35,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser = launch_command_parser()
         parser.prog = PROGRAM
         arguments = parser.parse_args(argv)
+        if arguments.config_file is not None:
+            try:  # Accelerate does not say what is wrong with it
+                read_yaml(arguments.config_file, what="configuration")
+            except ValueError as error:
+                sys.exit(f"{PROGRAM}: error: --config_file: {error}")
     signal.signal(signal.SIGINT, leave_to_the_processes)
     signal.signal(signal.SIGTERM, hand_on)  # torch's launcher does so itself
     # Their warnings announce each signal that is handed on; the agent's has a level of its own.

@@ -173,31 +173,46 @@ class _RecipeLoader(yaml.BaseLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_recipe(path: str, config_class: type) -> dict[str, str | list[str]]:
-    """The entries of a recipe that are not empty."""
+def read_yaml(path: str, *, what: str = "recipe") -> dict[str, Any]:
+    """The entries of a YAML file, every value as a text.
+
+    Args:
+        path: of the file.
+        what: to call it in messages.
+
+    Raises:
+        ValueError: if it cannot be read, is too large, or holds something else than entries.
+    """
+    expected = f"{path}: expected a YAML {what}, found"
     try:
         size = Path(path).stat().st_size
         if not Path(path).is_file():  # a pipe may never end
             kind = "a directory" if Path(path).is_dir() else "no file"
-            raise ValueError(f"{path}: expected a YAML recipe, found {kind}; name a file")
+            raise ValueError(f"{expected} {kind}; name a file")
         if size > MAX_RECIPE_BYTES:
-            raise ValueError(f"{path}: expected a YAML recipe, found {size:,} bytes of something")
+            raise ValueError(f"{expected} {size:,} bytes of something")
         recipe = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_RecipeLoader)
     except FileNotFoundError:
         directory, name = Path(path).parent, Path(path).name
         beside = [file.name for file in directory.glob("*.y*ml")]
         close = difflib.get_close_matches(name, beside, n=1)
         hint = f"did you mean {directory / close[0]}?" if close else f"you are in {Path.cwd()}"
-        raise ValueError(f"{path}: expected a YAML recipe, found no file; {hint}") from None
+        raise ValueError(f"{expected} no file; {hint}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: expected a YAML recipe, found {reason}") from None
+        raise ValueError(f"{expected} {reason}") from None
     except RecursionError:
         reason = "entries in entries, deeper than anything that makes sense"
-        raise ValueError(f"{path}: expected a YAML recipe, found {reason}") from None
+        raise ValueError(f"{expected} {reason}") from None
     if not isinstance(recipe, dict):
         kind = {list: "a list", str: "a single value"}.get(type(recipe), "nothing")
         raise ValueError(f"{path}: expected `key: value` lines, found {kind}")
+    return recipe
+
+
+def _read_recipe(path: str, config_class: type) -> dict[str, str | list[str]]:
+    """The entries of a recipe that are not empty."""
+    recipe = read_yaml(path)
     known = [field.name for field in dataclasses.fields(config_class)]
     types = get_type_hints(config_class)
     for key, value in recipe.items():

@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 
+from modeling_gpt2scratch.common.errors import named
+
 from . import machine as machine_checks
 from . import network as network_checks
 from .machine import Finding
@@ -47,8 +49,7 @@ def examine(
         try:
             finding = checks[name]()
         except Exception as error:  # whatever it is, the other checks are still worth having
-            text = " ".join(f"{type(error).__name__}: {error}".split())
-            finding = Finding("failed", text[:300], "run it alone to see where it comes from")
+            finding = Finding("failed", named(error), "run it alone to see where it comes from")
         findings.put((name, finding))
 
     for name in checks:

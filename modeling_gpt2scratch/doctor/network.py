@@ -13,6 +13,7 @@ from huggingface_hub import constants, get_token
 from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import get_session
 
+from modeling_gpt2scratch.common.addresses import public
 from modeling_gpt2scratch.data.tokens.names import GPT2, TokenizerError
 from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer
 
@@ -40,7 +41,7 @@ def check_hub() -> Finding:
     status = _status_of(f"{constants.ENDPOINT}/api/whoami-v2", headers)
     if status is None:
         advice = "HF_HUB_OFFLINE=1 for what is in the cache, HF_ENDPOINT for a mirror"
-        return Finding("warning", f"{constants.ENDPOINT} is not reachable", advice)
+        return Finding("warning", f"{public(constants.ENDPOINT)} is not reachable", advice)
     if not token:
         return Finding("ok", "reachable, no token; pushing needs one (hf auth login)")
     if status == 200:
@@ -59,7 +60,9 @@ def check_wandb() -> Finding:
     if not _has_wandb_key(address):
         return Finding("warning", "no key", "wandb login, or WANDB_MODE=offline")
     if _status_of(address, {}) is None:
-        return Finding("warning", f"{address} is not reachable", "WANDB_MODE=offline; sync later")
+        return Finding(
+            "warning", f"{public(address)} is not reachable", "WANDB_MODE=offline; sync later"
+        )
     return Finding("ok", "reachable, and there is a key")
 
 

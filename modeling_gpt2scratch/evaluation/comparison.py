@@ -15,7 +15,7 @@ from .configuration import (
     CACHE_FOLDER,
     RESULTS_FILE,
     CompareArguments,
-    CompareConfig,
+    arguments_for,
     open_output_dir,
 )
 from .measuring import evaluate_model, load_tasks
@@ -23,6 +23,7 @@ from .report import Comparison, report
 from .results.cache import ResultCache
 from .results.measurements import Measurement, ModelMeasurements
 from .scoring.processes import ProcessGroup
+from .tasks.registry import known_tasks
 
 
 def compare(models: list[str], tasks: list[str], **options) -> Comparison:
@@ -37,7 +38,8 @@ def compare(models: list[str], tasks: list[str], **options) -> Comparison:
         ValueError: for arguments that do not fit.
         OutputError: if the results cannot be written, or another comparison writes them.
     """
-    config = CompareConfig(models=models, tasks=tasks, **options)
+    known = known_tasks(options.get("include_path"))
+    config = arguments_for(known)(models=models, tasks=tasks, **options)
     output_dir = open_output_dir(config)
     comparison = Comparison([ModelMeasurements(name) for name in models])
     run_comparison(config, output_dir, comparison)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import itertools
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,7 +19,13 @@ from modeling_gpt2scratch.common.addresses import (
     public,
     split_revision,
 )
-from modeling_gpt2scratch.common.command_line import ArgumentError, argument, parse_config
+from modeling_gpt2scratch.common.argument_parser import with_underscores
+from modeling_gpt2scratch.common.command_line import (
+    ArgumentError,
+    argument,
+    parse_config,
+    read_yaml,
+)
 from modeling_gpt2scratch.common.output_directory import OutputError, writable_directory
 
 from .tasks.registry import ALL, TASKS, TaskError, known_tasks, resolve_tasks
@@ -194,10 +202,8 @@ def parse_arguments(
     Exits with 2 and one line on bad ones.
     """
     argv = command_line(argv)
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--include_path", nargs="?")
     try:
-        registry = known_tasks(first.parse_known_args(argv)[0].include_path)
+        registry = known_tasks(_include_path(argv))
     except TaskError as error:
         refuse(str(error))
     config = parse_config(arguments_for(registry), description=description, argv=argv)
@@ -205,6 +211,22 @@ def parse_arguments(
         return config, open_output_dir(config)
     except OutputError as error:
         refuse(f"--output_dir: {error}")
+
+
+def _include_path(argv: Sequence[str]) -> str | None:
+    """The directory of tasks that flags or recipes name, which have more flags.
+
+    Whatever is wrong with a recipe is said when all of it is read.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--include_path", nargs="?")
+    given = first.parse_known_args([with_underscores(part) for part in argv])[0].include_path
+    recipes = itertools.takewhile(lambda part: not part.startswith("-"), argv)
+    for path in reversed(list(recipes)) if given is None else ():
+        with contextlib.suppress(ValueError):
+            if isinstance(place := read_yaml(path).get("include_path"), str):
+                return place
+    return given
 
 
 def open_output_dir(config: CompareArguments) -> Path:

@@ -15,7 +15,7 @@ from tabulate import tabulate
 from modeling_gpt2scratch.data.sources.docstrings import DOCSTRINGS
 from modeling_gpt2scratch.data.tokens.names import BYTES, GPT2, TRAINED_PREFIX
 
-from .scores import estimates_of, is_partial, protocol_of, samples_of
+from .scores import NATS, estimates_of, is_partial, protocol_of, samples_of
 
 if TYPE_CHECKING:  # reading the records takes torch, writing the card does not
     from .records import DataRecord, RunRecords, SourceRecord
@@ -170,9 +170,11 @@ def _results(results: dict | None, repository: str) -> str:
         for task, cell in measured["results"].items():
             protocol = protocol_of(measured, task)
             samples = samples_of(measured, task)
-            for metric, (value, stderr) in estimates_of(cell).items():
+            for key, (value, stderr) in estimates_of(cell).items():
+                metric = key.removesuffix(NATS)
                 arrow = "↑" if measured["higher_is_better"][task][metric] else "↓"
                 text = _number(value) + ("" if stderr is None else f" ± {_number(stderr)}")
+                text = f"e^{text}" if key != metric else text  # too large for a number
                 row = [task, protocol, samples, f"{metric} {arrow}", model, text]
                 rows.setdefault((task, metric), []).append(row)
     headers = ["Task", "Protocol", "Samples", "Metric", "Model", "Value"]
@@ -204,6 +206,8 @@ def _eval_results(results: dict | None, repository: str) -> Iterator[EvalResult]
         dataset = measured["configs"][task]["dataset_path"]
         protocol, samples = protocol_of(measured, task), f"{samples_of(measured, task)} samples"
         for metric, (value, stderr) in estimates_of(cell).items():
+            if metric.endswith(NATS):
+                continue
             yield EvalResult(
                 task_type="text-generation",
                 dataset_type=dataset or "unknown",

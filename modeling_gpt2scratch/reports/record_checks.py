@@ -6,16 +6,18 @@ Y", without the name of the file.
 
 import re
 import types
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from modeling_gpt2scratch.checkpoints.checkpoint import WEIGHTS_NAME
+from modeling_gpt2scratch.common.checksums import checksum
 from modeling_gpt2scratch.training.configuration import TrainConfig
 
-from .scores import estimates_of
+from .scores import NATS, estimates_of
 
 ENVIRONMENT_KEYS = ("device", "mixed_precision", "python", "torch", "transformers", "accelerate")
 OTHER_ARGUMENT_KEYS = ("format", "version")
 MAX_WORD = 200  # characters
-NOTHING = type(None)
 # Of a model's results, each with an entry for each task.
 BY_TASK = ("configs", "versions", "n-shot", "higher_is_better", "n-samples")
 CONFIG_WORDS = ("samples", "official_dataset", "dataset_revision", "data_status")
@@ -57,6 +59,18 @@ def check_model(model: dict) -> None:
         _require_sha256(sha256, f"a sha256 of {file}")
 
 
+def check_weights(model: dict, run: Path, results: Path) -> None:
+    """A model's results are of the weights in `run`; early ones only say when they were written."""
+    advice = "run evaluate/compare.py again or remove the file"
+    recorded = model.get("model_sha256", {}).get(WEIGHTS_NAME)
+    if recorded is None:
+        is_old = results.stat().st_mtime < (run / "config.json").stat().st_mtime
+        _require(not is_old, f"results that are newer than the model; {advice}", "older ones")
+    elif (run / WEIGHTS_NAME).is_file():
+        found = checksum(run / WEIGHTS_NAME)["sha256"]
+        _require(found == recorded, f"results of weights with sha256 {found}; {advice}", recorded)
+
+
 def check_difference(row: dict) -> None:
     """A model's difference from the baseline: words and numbers."""
     for key, value in row.items():
@@ -87,7 +101,7 @@ def _check_estimates(cell: dict, is_better: dict) -> None:
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             _require(key.endswith(",none"), "METRIC,none of each number", key)
             _require(is_error or is_number, f"a number for {key}", value)
-    for metric in (name.removesuffix("_nats") for name in estimates_of(cell)):
+    for metric in (name.removesuffix(NATS) for name in estimates_of(cell)):
         found = is_better.get(metric)
         _require(isinstance(found, bool), f"true or false in higher_is_better.{metric}", found)
 

@@ -6,6 +6,7 @@ What is made from these records can be published.
 
 import glob
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from .record_checks import (
     check_environment,
     check_evaluation,
     check_model,
+    check_weights,
 )
 
 RESULTS_NAME = "results.json"
@@ -272,24 +274,20 @@ def _read_results(run: Path, repository: str, path: Path | None) -> dict | None:
         path = run / RESULTS_NAME
         if not path.is_file():
             return None
-        if path.stat().st_mtime < (run / "config.json").stat().st_mtime:
-            raise RecordsError(
-                f"{path}: expected results of the model beside it, which is newer; run "
-                f"evaluate/compare.py again or remove the file"
-            )
     content = read_json(path)
     try:
         models = content["models"]
         own = _own_name(models, run, repository)
         for model in models.values():
             check_model(model)
+        check_weights(models[own], run, path)
         versions = {key: content[key] for key in VERSION_KEYS}
         check_evaluation(content["arguments"], versions)
         if content["baseline"] not in (None, *models):
             raise ValueError(f"expected a baseline of the models, found {content['baseline']!r}")
         for row in content["differences"]:
             check_difference(row)
-        names = {name: _label_of_model(name) for name in models} | {own: repository}
+        names = _labels_of(models) | {own: repository}
         public = {names[name]: _public_model(model) for name, model in models.items()}
         differences = [
             row | {"model": names[row["model"]]}
@@ -324,9 +322,19 @@ def _own_name(names: Iterable[str], run: Path, repository: str) -> str:
     return found[0]
 
 
-def _label_of_model(name: str) -> str:
-    """The name of a model of the Hub; a local one called alike is marked."""
-    return name if is_hub_name(name) else f"{Path(name).name} (local)"
+def _labels_of(models: dict[str, dict]) -> dict[str, str]:
+    """What to call each model: its name on the Hub, or the last part of a path, marked as local."""
+    labels, n_local = {}, Counter()
+    for name, model in models.items():
+        # A directory has no commit, wherever this program is started.
+        is_on_hub = is_hub_name(name) and model.get("config", {}).get("model_sha", name) is not None
+        labels[name] = name
+        if not is_on_hub:
+            last = Path(name).name
+            n_local[last] += 1
+            number = f" {n_local[last]}" if n_local[last] > 1 else ""
+            labels[name] = f"{last} (local{number})"
+    return labels
 
 
 def _public_model(model: dict) -> dict:

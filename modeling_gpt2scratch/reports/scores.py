@@ -14,6 +14,7 @@ from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
 FOLDER = ".eval_results"
 PREFIX = "gpt2scratch_"  # of our files, so that those of others in the folder stay
+NATS = "_nats"  # ends the name of a metric that is too large for a number
 OFFICIAL = "official"  # what compare.py says of data with the official checksum
 
 
@@ -71,6 +72,8 @@ def _entries(results: dict, repository: str) -> Iterator[EvalResultEntry]:
         if dataset is None or not is_whole or is_partial(model, task):
             continue
         metric, (value, stderr) = next(iter(estimates_of(cell).items()))
+        if metric.endswith(NATS):
+            continue
         error = "" if stderr is None else f", standard error {stderr:.4g}"
         yield EvalResultEntry(
             dataset_id=dataset,

@@ -55,3 +55,19 @@ def test_a_configuration_that_is_not_there_is_one_line():
     (line,) = launched.stderr.splitlines()
     assert launched.returncode == 1
     assert line.startswith("gpt2scratch launch: error: ") and "no_such.yaml" in line
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [("", "nothing"), ("a:\t1\n\tb", "cannot start any token"), ("[1]", "a list")],
+)
+def test_a_configuration_that_is_none_is_one_line(tmp_path, content, found):
+    path = tmp_path / "own.yaml"
+    path.write_text(content)
+    launched = run_process(
+        [sys.executable, "-m", "modeling_gpt2scratch", "launch", "--config_file", path, "script.py"]
+    )
+    (line,) = launched.stderr.splitlines()
+    assert launched.returncode == 1
+    assert line.startswith(f"gpt2scratch launch: error: --config_file: {path}: expected ")
+    assert found in line

@@ -89,6 +89,8 @@ def test_a_hub_that_is_not_reachable_is_a_warning_and_an_offline_one_is_not_aske
 ):
     finding = hub(nobody, SECRET)
     assert finding.status == "warning" and finding.found == f"{nobody} is not reachable"
+    finding = hub(nobody.replace("://", f"://user:{SECRET}@"), None)
+    assert finding.status == "warning" and SECRET not in finding.found
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert hub(nobody, None).status == "ok"
 

@@ -1,5 +1,6 @@
 """Models that write on from a prompt: what `generate` gives, as it comes, on and on."""
 
+import copy
 import sys
 
 import pytest
@@ -173,6 +174,13 @@ def test_a_model_without_probabilities_is_one_line(directories, tokenizer):
     model.lm_head.weight.data.fill_(float("nan"))
     with pytest.raises(WriterError, match=r"^model: cannot write: RuntimeError: probability .*$"):
         Writer("model", model, tokenizer).write(PROMPT, CHOSEN, seed=0)
+
+
+def test_a_token_that_the_model_has_no_embedding_for_is_one_line(directories, tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_tokens([f"<{number}>" for number in range(100)])
+    with pytest.raises(WriterError, match=r"^model: cannot write: IndexError: index out of range"):
+        Writer("model", model_of(directories["stock"]), tokenizer).write("<99>", CHOSEN, seed=0)
 
 
 def test_a_model_that_lacks_a_tensor_does_not_write(tmp_path, tokenizer):

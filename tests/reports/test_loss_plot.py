@@ -45,13 +45,13 @@ def test_losses_are_drawn_over_steps_or_over_the_tokens_of_each_run(
 
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
-    runs = [tmp_path / name / "final" for name in "ab"]
+    runs = [tmp_path / name / "_final" for name in ("_a", "b")]
     for run in runs:
         run.mkdir(parents=True)
         write_rows(run, [{"step": 1, "loss": 5.0}])
     main(["--runs", *map(str, runs), "--output", str(tmp_path / "loss.svg")])
     picture = (tmp_path / "loss.svg").read_text()
-    assert "<!-- a/final: training -->" in picture and "<!-- b/final: training -->" in picture
+    assert "_a/_final: training -->" in picture and "<!-- b/_final: training -->" in picture
 
 
 @pytest.mark.parametrize(

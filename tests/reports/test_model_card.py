@@ -1,6 +1,7 @@
 """The card of a run and the records behind it: what is said, what is left out, what is refused."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -123,6 +124,45 @@ def test_a_score_of_the_first_samples_is_called_one(tmp_path, limit, samples):
         assert "v1, 40 samples)" in card.data.eval_results[0].metric_name
     else:  # a trial is no result to be listed
         assert card.data.eval_results is None
+
+
+def test_a_perplexity_that_is_too_large_for_a_number_is_shown_as_a_power(run):
+    content = json.loads((run / "results.json").read_text())
+    values = content["models"][str(run)]["results"]["val"]
+    values["loss_nats,none"] = values.pop("loss,none")
+    del values["loss_stderr,none"]
+    (run / "results.json").write_text(json.dumps(content))
+    card = card_of(run)
+    assert "| loss ↓ " in card.text and "| e^4.2500 " in card.text
+    assert [r.metric_type for r in card.data.eval_results] == ["bits_per_byte"]
+
+
+def test_results_of_other_weights_are_refused(run):
+    content = json.loads((run / "results.json").read_text())
+    (run / "model.safetensors").write_bytes(b"weights")
+    sha256 = hashlib.sha256(b"weights").hexdigest()
+    for recorded in (sha256, "0" * 64):
+        content["models"][str(run)]["model_sha256"] = {"model.safetensors": recorded}
+        (run / "results.json").write_text(json.dumps(content))
+        if recorded == sha256:
+            os.utime(run / "config.json", (2e9, 2e9))  # a copy may have any age
+            card_of(run)
+    with pytest.raises(RecordsError, match=f"expected results of weights with sha256 {sha256}"):
+        card_of(run)
+
+
+def test_models_of_one_name_are_told_apart_and_a_directory_is_no_model_of_the_hub(run):
+    content = json.loads((run / "results.json").read_text())
+    (other,) = (name for name in content["models"] if name != str(run))
+    model = content["models"].pop(other)
+    content["differences"] = []
+    for name, commit in (("a/other", None), ("b/other", None), ("some/other", "1" * 40)):
+        content["models"][name] = model | {"config": {"model_sha": commit}}
+    (run / "results.json").write_text(json.dumps(content))
+    results = read_records(run, repository=REPOSITORY, sizes=SIZES).results
+    assert list(results["models"]) == [
+        *(REPOSITORY, "other (local)", "other (local 2)", "some/other")
+    ]
 
 
 def test_the_hub_finds_a_score_beside_the_data_set_it_was_measured_on(run):

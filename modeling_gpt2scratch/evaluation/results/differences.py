@@ -18,7 +18,10 @@ SAME_DETAILS = ("window_tokens", "n_target_bytes", "text_sha256")
 
 @dataclass(frozen=True)
 class Difference:
-    """A model's value minus the baseline's; the test is None where examples cannot be paired."""
+    """A model's value minus the baseline's; the test is None where examples cannot be paired.
+
+    Where one of the two leaves examples out, both count on those that they have in common.
+    """
 
     value: float
     test: PairedTest | None = None
@@ -46,9 +49,12 @@ def differences_of(
             results = model.tasks[task].result, baseline.tasks[task].result
             if has_same_examples(*results, metric):
                 pair = np.array([result.samples[metric] for result in results])
-                pair = pair[:, np.isfinite(pair).all(axis=0)]  # examples that both have a value of
-                if pair.size:
-                    tests[row] = paired_test(*pair)
+                common = pair[:, np.isfinite(pair).all(axis=0)]  # that both have a value of
+                if common.size:
+                    tests[row] = paired_test(*common)
+                    is_mean = np.allclose(np.nanmean(pair, axis=1), (first, second))
+                    if common.size < pair.size and is_mean:
+                        values[row] = float(np.subtract(*common.mean(axis=1)))
     corrected = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
     return {
         row: Difference(value, tests.get(row), corrected.get(row)) for row, value in values.items()

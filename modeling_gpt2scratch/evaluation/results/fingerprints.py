@@ -23,9 +23,15 @@ def evaluation_code() -> str:
 
 
 def task_code(kind: type) -> str | None:
-    """The sha256 of the file of a task that is not among ours, None for one of ours."""
-    path = Path(sys.modules[kind.__module__].__file__)
-    return None if path.is_relative_to(FOLDER) else _sha256([path])
+    """The sha256 of what a task that is not among ours may depend on, None for one of ours.
+
+    That is the files of its class and of those that it inherits from, with all beside them.
+    """
+    modules = (sys.modules[base.__module__] for base in kind.__mro__)
+    paths = {Path(module.__file__) for module in modules if getattr(module, "__file__", None)}
+    others = {path for path in paths if not path.is_relative_to(FOLDER)}
+    beside = {file for path in others for file in path.parent.glob("*.py")}
+    return _sha256(sorted(beside)) if others else None
 
 
 def model_code(name: str, *, trust_remote_code: bool) -> str | None:

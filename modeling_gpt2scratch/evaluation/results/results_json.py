@@ -97,6 +97,11 @@ def model_content(
     measured = {name: cell for name, cell in model.tasks.items() if cell.result is not None}
     kinds = {name: tasks[name] for name in measured}
     numbers = {name: cell.result.n_samples for name, cell in measured.items()}
+    # Those that were read, of which a protocol may leave some out.
+    n_read = {
+        name: max(map(len, cell.result.samples.values()), default=numbers[name])
+        for name, cell in measured.items()
+    }
     limit = config["limit"]
     return {
         "results": {name: _estimates(name, cell.result) for name, cell in measured.items()},
@@ -107,7 +112,7 @@ def model_content(
         "higher_is_better": {name: dict(task.metrics) for name, task in kinds.items()},
         "n-samples": {
             # Nobody counted the samples after a limit.
-            name: {"original": None if limit and n >= limit else n, "effective": n}
+            name: {"original": None if limit and n_read[name] >= limit else n, "effective": n}
             for name, n in numbers.items()
         },
         "details": {name: dict(cell.result.details) for name, cell in measured.items()},
@@ -162,14 +167,13 @@ def _estimates(name: str, result: Any) -> dict[str, Any]:
 
 def _task_config(name: str, task: Task, source: str | None) -> dict[str, Any]:
     """A task's entry of `configs`."""
-    data = getattr(task, "data", None)
     return {
         "task": name,
         "protocol": task.protocol,
         "num_fewshot": 0,
         "dataset_path": source,
-        "official_dataset": getattr(data, "hub_name", None),
-        "dataset_revision": getattr(data, "revision", None),
+        "official_dataset": task.data.hub_name,
+        "dataset_revision": task.data.revision,
         "samples": task.samples,
         "sha256": task.sha256,
         "data_status": getattr(task, "data_status", None),

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils import cached_file, is_peft_available
 
 from modeling_gpt2scratch.checkpoints.weight_files import WeightsError, naming_damaged_files
-from modeling_gpt2scratch.common.addresses import split_revision
+from modeling_gpt2scratch.common.addresses import public, split_revision
 from modeling_gpt2scratch.common.errors import named
 
 CONFIG_NAME = "adapter_config.json"
@@ -35,7 +35,10 @@ def adapter_config(name: str) -> Path | None:
 def _adapter_config_of_hub(name: str) -> Path | None:
     """As `adapter_config`, for a name that is no directory here."""
     if "/" in name and Path(name).parent.is_dir():  # a directory whose name is mistyped?
-        print(f"{name}: no directory of this name; asking {constants.ENDPOINT}", file=sys.stderr)
+        print(
+            f"{name}: no directory of this name; asking {public(constants.ENDPOINT)}",
+            file=sys.stderr,
+        )
     options = dict.fromkeys(
         (
             "_raise_exceptions_for_gated_repo",

@@ -33,7 +33,7 @@ class CausalModel:
         context_tokens: most input tokens of a row.
 
     Raises:
-        ValueError: for a model whose logits are not finite.
+        ValueError: for a model whose logits are not finite, or whose tokens see later ones.
     """
 
     def __init__(self, model: PreTrainedModel, *, context_tokens: int) -> None:
@@ -95,6 +95,7 @@ class CausalModel:
         expected = self.model(input_ids=input_ids, use_cache=False).logits.float()
         if not torch.isfinite(expected).all():
             raise ValueError(f"{type(self.model).__name__}: expected finite logits, found others")
+        self._require_causal(input_ids, expected)
         found = self._without_head(input_ids, expected)
         if found is None:
             return
@@ -105,6 +106,17 @@ class CausalModel:
             type(self.model).__name__,
             found,
         )
+
+    def _require_causal(self, input_ids: torch.Tensor, expected: torch.Tensor) -> None:
+        """Refuses a model, such as BERT's kind, that knows a token before it is asked for it."""
+        other = input_ids.clone()
+        other[:, -1] = other[:, 0]
+        found = self.model(input_ids=other, use_cache=False).logits.float()
+        if not self._is_close(expected[:, :-1], found[:, :-1]):
+            raise ValueError(
+                f"{type(self.model).__name__}: expected a model whose tokens see only what comes "
+                f"before them, found one whose tokens see later ones; it gives a text no likelihood"
+            )
 
     def _without_head(self, input_ids: torch.Tensor, expected: torch.Tensor) -> str | None:
         """Why the head on the hidden states of (1, T) ids cannot be used; None if it can."""

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig
 
-NO_WINDOWS = ("max_window_layers", "sliding_window_pattern")  # counts of layers
+NO_WINDOWS = ("max_window_layers", "_pattern")  # ends of the names of counts of layers
 
 
 class TokenTree:
@@ -107,7 +107,7 @@ def smallest_window(config: PreTrainedConfig) -> int | None:
     """
     sizes = []
     for name, value in config.to_dict().items():
-        if re.search("window|chunk|local_attention", name) and name not in NO_WINDOWS:
+        if re.search("window|chunk|local_attention", name) and not name.endswith(NO_WINDOWS):
             values = value if isinstance(value, list | tuple) else [value]
             sizes += [v for v in values if isinstance(v, int) and not isinstance(v, bool) and v > 0]
     return min(sizes, default=None)

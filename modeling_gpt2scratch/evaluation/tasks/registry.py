@@ -29,6 +29,8 @@ from . import (
 )
 from .task import Task
 
+PARTS_OF_TASK = ("protocol", "version", "samples", "metrics", "data", "load", "evaluate")
+
 ALL = "all"
 ENTRY_POINTS = "gpt2scratch.tasks"
 # In the order of the table.
@@ -92,6 +94,8 @@ def _add(tasks: dict[str, type[Task]], module: ModuleType, place: str) -> None:
     for name, kind in own.items():
         if name in tasks:
             raise TaskError(f"{place}: expected a new name for a task, found {name!r} again")
+        if missing := [part for part in PARTS_OF_TASK if not hasattr(kind, part)]:
+            raise TaskError(f"{place}: expected {missing[0]} of the task {name!r}, found none")
         tasks[name] = kind
 
 

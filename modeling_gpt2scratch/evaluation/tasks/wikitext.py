@@ -114,6 +114,8 @@ class StrideTask:
         scored_end = 0
         for start in range(0, len(ids), stride):
             end = min(start + scorer.context_tokens, len(ids))
+            if end - start == 1:  # nothing to predict it from
+                break
             windows.append(np.array(ids[start:end]))
             n_scored.append(min(end - scored_end, end - start - 1))
             weights.append(end - scored_end - 1)

@@ -22,6 +22,7 @@ from modeling_gpt2scratch.evaluation.results.differences import differences_of
 from modeling_gpt2scratch.evaluation.results.measurements import Measurement, ModelMeasurements
 from modeling_gpt2scratch.evaluation.results.paired_tests import holm, paired_test
 from modeling_gpt2scratch.evaluation.results.published_numbers import numbers_beside, read_published
+from modeling_gpt2scratch.evaluation.results.results_json import model_content
 from modeling_gpt2scratch.evaluation.results.table import (
     errors_of,
     format_cell,
@@ -94,6 +95,31 @@ def test_examples_that_one_model_could_not_take_are_left_out_of_the_test(pair):
     test = differences_of(model, baseline, METRICS)["lambada", "perplexity"].test
     others = baseline.tasks["lambada"].result.samples["perplexity"]
     assert test == paired_test(result.samples["perplexity"][3:], others[3:])
+
+
+def test_the_difference_of_accuracies_counts_the_examples_that_both_models_took(pair):
+    baseline, _ = pair  # wrong on the first 25 of 40
+    right = [np.nan] * 25 + [1.0] * 14 + [0.0]
+    model = measured("short", np.nan_to_num(right), np.ones(40))
+    result = model.tasks["lambada"].result
+    result.samples["acc"] = np.array(right)
+    result.estimates["acc"] = Estimate(14 / 15, 0.1)
+    row = differences_of(model, baseline, METRICS)["lambada", "acc"]
+    assert row.value == pytest.approx(-1 / 15)  # and not 14 / 15 - 15 / 40
+    assert row.test.details == {"n_better_first": 0, "n_better_second": 1}
+
+
+@pytest.mark.parametrize(("limit", "original"), [(39, None), (40, None), (41, 30)])
+def test_a_limit_counts_the_samples_that_were_read(pair, limit, original):
+    model, _ = pair
+    cell = model.tasks["lambada"]
+    result = replace(cell.result, n_samples=30)  # the protocol left ten out
+    model = replace(model, tasks={"lambada": replace(cell, result=result)})
+    config = {"batch_size": 1, "device": "cpu", "limit": limit, "dtype": "float32"}
+    content = model_content(
+        model, {"lambada": TASKS["lambada"]}, config=config, sources={}, date=0.0
+    )
+    assert content["n-samples"]["lambada"] == {"original": original, "effective": 30}
 
 
 def test_the_table_has_differences_in_parentheses_and_published_numbers_apart(pair):

@@ -6,8 +6,6 @@ import logging
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from support import evaluation as tiny
 from transformers import (
     AutoModelForCausalLM,
@@ -20,20 +18,14 @@ from transformers import (
     LlamaConfig,
     MambaConfig,
     MistralConfig,
-    Qwen2Config,
 )
 
 from modeling_gpt2scratch import GPT2ScratchConfig
-from modeling_gpt2scratch.evaluation.scoring.batching import Batch, join_rows, plan_batches
+from modeling_gpt2scratch.evaluation.scoring import row_scorer
 from modeling_gpt2scratch.evaluation.scoring.causal_model import PROBE_TOKENS
 from modeling_gpt2scratch.evaluation.scoring.encoding import encode_pairs
 from modeling_gpt2scratch.evaluation.scoring.greedy import greedy_continuations
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
-from modeling_gpt2scratch.evaluation.scoring.token_tree import (
-    TokenTree,
-    smallest_window,
-    tree_inputs,
-)
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 ROTARY = SIZES | {"intermediate_size": 32, "num_key_value_heads": 1, "initializer_range": 0.3}
@@ -215,16 +207,15 @@ def test_a_tree_is_no_longer_than_the_window_of_attention(tokenizer, monkeypatch
     assert joined and max(joined) <= 12 < max(n_tokens for _, n_tokens in sizes)
 
 
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        *((GPTNeoConfig(), 256), (LlamaConfig(), None), (MistralConfig(sliding_window=12), 12)),
-        *((Llama4TextConfig(attention_chunk_size=32), 32), (Gemma2Config(), 4096)),
-        *((Qwen2Config(), None), (Qwen2Config(use_sliding_window=True, sliding_window=8), 8)),
-    ],
-)
-def test_windows_of_attention_are_found_by_all_their_names(config, expected):
-    assert smallest_window(config) == expected
+def test_a_window_that_the_config_does_not_name_is_noticed(
+    tokenizer, examples, caplog, monkeypatch
+):
+    monkeypatch.setattr(row_scorer, "smallest_window", lambda config: None)
+    torch.manual_seed(0)
+    config = CONFIGS["sliding window"](len(tokenizer))
+    scorer = CausalScorer(AutoModelForCausalLM.from_config(config), tokenizer, batch_tokens=300)
+    assert_scores_are_those_of_whole_rows(scorer, examples)
+    assert "found other hidden states; rows that begin alike" in caplog.text
 
 
 @pytest.mark.parametrize("name", OWN_LOGITS)
@@ -343,53 +334,3 @@ def test_a_row_that_does_not_fit_the_memory_alone_is_an_error(
     monkeypatch.setattr(scorer, "_hidden_states", full_device)
     with pytest.raises(torch.OutOfMemoryError):
         scorer.score_continuations([("the cat", " sat")])
-
-
-row_ids = st.lists(st.integers(0, 2), min_size=1, max_size=12)
-
-
-@given(st.lists(row_ids, max_size=30), st.integers(1, 60), st.integers(1, 64))
-@settings(deadline=None)
-def test_the_plan_holds_each_row_once_within_the_budget(ids, batch_tokens, n_channels):
-    rows = [np.array(row) for row in ids]
-    trees, lengths = join_rows(rows, most_tokens=batch_tokens, n_channels=n_channels)
-    for tree, length in zip(trees, lengths, strict=True):
-        assert len(TokenTree([rows[index] for index in tree])) == length
-        assert length <= batch_tokens or len(tree) == 1
-    batches = list(plan_batches(trees, lengths, batch_tokens))
-    assert sorted(row for batch in batches for row in batch.rows) == list(range(len(rows)))
-    longest = {tuple(tree): length for tree, length in zip(trees, lengths, strict=True)}
-    for batch in batches:
-        padded = len(batch.trees) * max(longest[tuple(tree)] for tree in batch.trees)
-        assert padded <= batch_tokens or len(batch.trees) == 1
-        assert len({len(tree) > 1 for tree in batch.trees}) == 1
-
-
-@given(st.lists(st.lists(st.integers(), min_size=1, max_size=5), min_size=1, max_size=5))
-def test_halves_of_a_batch_hold_its_rows(trees):
-    batch = Batch(trees)
-    while len(batch.rows) > 1:
-        first, second = batch.halves()
-        assert first.rows + second.rows == batch.rows
-        assert first.rows and second.rows
-        batch = max(first, second, key=lambda half: len(half.rows))
-
-
-@given(st.lists(row_ids, min_size=1, max_size=12))
-@settings(deadline=None)
-def test_each_token_of_a_tree_sees_the_beginning_of_its_rows(ids):
-    rows = [np.array(row) for row in sorted(ids)]
-    tree = TokenTree(rows)
-    # Sorted rows meet in all that they have in common.
-    assert len(tree) == len({tuple(row[:end]) for row in rows for end in range(1, len(row) + 1)})
-    # Beside a longer tree, so that this one is padded.
-    longer = TokenTree([np.arange(40), np.arange(50)[::-1]])
-    inputs = tree_inputs([longer, tree], dtype=torch.bool, device=torch.device("cpu"))
-    sees = inputs["attention_mask"][1, 0].numpy()
-    assert sees.diagonal().all()  # also of padding: the softmax of nothing is not a number
-    assert inputs["position_ids"][1, : len(tree)].tolist() == tree.positions.tolist()
-    for row, path in zip(rows, tree.paths, strict=True):
-        assert tree.token_ids[path].tolist() == row.tolist()
-        assert tree.positions[path].tolist() == list(range(len(row)))
-        for place, own in enumerate(path):
-            assert np.flatnonzero(sees[own]).tolist() == path[: place + 1].tolist()

@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     GPT2LMHeadModel,
     GraniteConfig,
+    RobertaConfig,
 )
 
 from modeling_gpt2scratch.evaluation.scoring.batching import PASS_COST, pack_batches
@@ -206,6 +207,19 @@ def test_only_added_tokens_may_be_more_than_the_model_has(model, tokenizer):
 def test_a_token_id_without_an_embedding_is_rejected(scorer):
     with pytest.raises(ValueError, match="expected token ids below .* found 70000"):
         list(scorer.score_windows([np.array([1, 2, 70_000])]))
+
+
+def test_a_model_whose_tokens_see_later_ones_is_rejected(tokenizer):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = RobertaConfig(
+        vocab_size=len(tokenizer), intermediate_size=32, pad_token_id=0, is_decoder=False, **sizes
+    )
+    config.max_position_embeddings = 64
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match="RobertaForCausalLM: expected a model whose tokens see"):
+        CausalScorer(AutoModelForCausalLM.from_config(config), tokenizer, batch_tokens=64)
+    config.is_decoder = True
+    CausalScorer(AutoModelForCausalLM.from_config(config), tokenizer, batch_tokens=64)
 
 
 def test_weights_that_are_not_numbers_are_rejected(tokenizer):

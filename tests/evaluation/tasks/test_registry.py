@@ -9,6 +9,7 @@ from support import evaluation as tiny
 from support.paths import REPOSITORY
 from support.processes import run_process
 
+from modeling_gpt2scratch.evaluation.comparison import compare as compare_with
 from modeling_gpt2scratch.evaluation.configuration import CompareConfig, arguments_for
 from modeling_gpt2scratch.evaluation.tasks.registry import TASKS, TaskError, known_tasks
 
@@ -57,6 +58,22 @@ def test_a_task_of_a_directory_has_arguments_scores_and_files_like_any_other(inp
     assert again["from_cache"] == {"opposites": True}
 
 
+@pytest.mark.parametrize("way", ["hyphen", "recipe", "python"])
+def test_the_directory_of_tasks_may_be_named_in_any_way(inputs, tmp_path, monkeypatch, way):
+    if way == "python":
+        model, data = map(str, inputs)
+        options = {"include_path": str(EXAMPLES), "opposites_data": data, "device": "cpu"}
+        compare_with([model], ["opposites"], output_dir=str(tmp_path / "out"), **options)
+    else:
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text(f"include_path: {EXAMPLES}\n")
+        arguments = command_line(inputs, tmp_path, "--tasks", "opposites")
+        given = ["--include-path", str(EXAMPLES)] if way == "hyphen" else []
+        first = [str(recipe)] if way == "recipe" else []
+        assert tiny.compare.main([*first, *arguments, *given]) == 0
+    assert results(inputs, tmp_path)["n-samples"]["opposites"]["effective"] == 2
+
+
 def test_a_task_whose_file_was_edited_is_measured_again(inputs, tmp_path):
     (tmp_path / "tasks").mkdir()
     source = (EXAMPLES / "opposites.py").read_text()
@@ -65,7 +82,10 @@ def test_a_task_whose_file_was_edited_is_measured_again(inputs, tmp_path):
     for text in (source, source, source.replace("The opposite of", "Not")):
         (tmp_path / "tasks" / "opposites.py").write_text(text)
         hits += compare(inputs, tmp_path, *arguments)["from_cache"].values()
-    assert hits == [False, True, False]
+    # A file beside it, which it might use.
+    (tmp_path / "tasks" / "helper.py").write_text(text.replace("opposites", "others"))
+    hits += compare(inputs, tmp_path, *arguments)["from_cache"].values()
+    assert hits == [False, True, False, False]
 
 
 def test_a_task_of_an_installed_package_needs_no_argument(inputs, tmp_path):
@@ -89,6 +109,7 @@ def test_a_task_of_an_installed_package_needs_no_argument(inputs, tmp_path):
     [
         ("1 / 0", "own.py: expected a module of tasks, found ZeroDivisionError: division by zero"),
         ("tasks = {}", "own.py: expected a dictionary TASKS of name and class, found None"),
+        ("TASKS = {'mine': str}", "own.py: expected protocol of the task 'mine', found none"),
         ("TASKS = {'lambada': str}", "own.py: expected a new name for a task, found 'lambada'"),
         (None, "--include_path: expected a directory with .py files, found "),
     ],

@@ -146,6 +146,16 @@ def test_a_stride_gives_the_number_of_transformers_guide(config, scorer, task_cl
 
 
 @pytest.mark.parametrize("task_class", [StrideTask, DisjointTask])
+def test_a_window_of_one_token_has_nothing_to_predict(config, scorer, task_class):
+    task = task_class.load(config)
+    ids = scorer.tokenizer(task.text)["input_ids"][:33]  # one more than the context
+    text = scorer.tokenizer.decode(ids)
+    assert scorer.tokenizer(text)["input_ids"] == ids
+    result = dataclasses.replace(task, text=text).evaluate(scorer)
+    assert result.details["n_target_tokens"] == 31
+
+
+@pytest.mark.parametrize("task_class", [StrideTask, DisjointTask])
 def test_windows_of_another_tokenizer_are_not_compared_in_pairs(config, scorer, task_class):
     config = dataclasses.replace(config, limit=2)
     task = task_class.load(config)
