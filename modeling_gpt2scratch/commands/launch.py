@@ -16,8 +16,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from modeling_gpt2scratch.common.activity import activity
-from modeling_gpt2scratch.common.command_line import read_yaml
-from modeling_gpt2scratch.common.errors import one_line
+from modeling_gpt2scratch.common.errors import named, one_line
 from modeling_gpt2scratch.common.interruptions import EXIT_CODE, Interruptible
 
 PROGRAM = "gpt2scratch launch"
@@ -28,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Starts the processes, waits for them and exits with their code."""
     with Interruptible(PROGRAM) as ctrl_c, ctrl_c.ending_at_once():
         with activity("loading the launcher"):
+            from accelerate.commands.config.config_args import load_config_from_file
             from accelerate.commands.launch import launch_command, launch_command_parser
             from torch.distributed.elastic.agent.server import api as agent
             from torch.distributed.elastic.multiprocessing import SignalException
@@ -36,10 +36,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.prog = PROGRAM
         arguments = parser.parse_args(argv)
         if arguments.config_file is not None:
-            try:  # Accelerate does not say what is wrong with it
-                read_yaml(arguments.config_file, what="configuration")
-            except ValueError as error:
-                sys.exit(f"{PROGRAM}: error: --config_file: {error}")
+            try:
+                load_config_from_file(arguments.config_file)
+            except Exception as error:  # Accelerate does not say what is wrong with it
+                problem = f"{arguments.config_file}: cannot be read: {named(error)}"
+                sys.exit(f"{PROGRAM}: error: --config_file: {problem}")
     signal.signal(signal.SIGINT, leave_to_the_processes)
     signal.signal(signal.SIGTERM, hand_on)  # torch's launcher does so itself
     # Their warnings announce each signal that is handed on; the agent's has a level of its own.

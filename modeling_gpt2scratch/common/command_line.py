@@ -173,17 +173,13 @@ class _RecipeLoader(yaml.BaseLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(path: str, *, what: str = "recipe") -> dict[str, Any]:
-    """The entries of a YAML file, every value as a text.
-
-    Args:
-        path: of the file.
-        what: to call it in messages.
+def read_yaml(path: str) -> dict[str, Any]:
+    """The entries of a recipe, every value as a text.
 
     Raises:
         ValueError: if it cannot be read, is too large, or holds something else than entries.
     """
-    expected = f"{path}: expected a YAML {what}, found"
+    expected = f"{path}: expected a YAML recipe, found"
     try:
         size = Path(path).stat().st_size
         if not Path(path).is_file():  # a pipe may never end

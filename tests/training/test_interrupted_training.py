@@ -114,6 +114,11 @@ def test_a_run_killed_twenty_times_is_the_uninterrupted_one(small_data, tmp_path
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
 
 
+def curve_rows(output_dir: Path) -> list[dict]:
+    """The logged lines, in their order."""
+    return read_metrics(output_dir / "metrics.jsonl")
+
+
 def rows_of(output_dir: Path) -> dict[int, dict]:
     """The logged values by step."""
     return {row["step"]: row for row in read_metrics(output_dir / "metrics.jsonl")}
@@ -160,6 +165,39 @@ def test_a_validation_that_a_stop_has_left_is_made_when_the_run_goes_on(
     assert curve(tmp_path / "stopped") == curve(tmp_path / "whole")
     weights = [tmp_path / name / "model.safetensors" for name in ("whole", "stopped")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_a_validation_that_was_left_is_made_though_it_is_no_longer_due(
+    small_data, tmp_path, monkeypatch
+):
+    options = {"save_every": 0, "log_every": 100, "resume": "auto"}
+    first = flags(small_data, tmp_path / "run", max_steps=3, eval_every=2, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "is_asked_to_stop", lambda run, request: run.progress.step == 3)
+        assert run_here(patch, *first) == 0
+    assert (
+        run_here(
+            monkeypatch, *flags(small_data, tmp_path / "run", max_steps=5, eval_every=4, **options)
+        )
+        == 0
+    )
+    assert [row["step"] for row in curve_rows(tmp_path / "run")] == [1, 2, 3, 4, 5]
+
+
+def test_a_stop_within_a_step_writes_no_line_of_its_own(small_data, tmp_path, monkeypatch):
+    train_step = loop.train_step
+
+    def stopped(run, batches, request):
+        return None if run.progress.step == 2 else train_step(run, batches, request)
+
+    options = {"max_steps": 4, "save_every": 0, "eval_every": 0, "log_every": 1, "resume": "auto"}
+    arguments = flags(small_data, tmp_path / "run", **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", stopped)
+        assert run_here(patch, *arguments) == 0
+    assert [row["step"] for row in curve_rows(tmp_path / "run")] == [1, 2]
+    assert run_here(monkeypatch, *arguments) == 0
+    assert [row["step"] for row in curve_rows(tmp_path / "run")] == [1, 2, 3, 4]
 
 
 def test_nothing_goes_back_to_a_continuation_that_was_left(small_data, tmp_path, monkeypatch):

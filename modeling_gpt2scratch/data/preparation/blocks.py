@@ -65,7 +65,7 @@ def write_shards(
         encoded(stream, plan.encoding, plan.num_workers) as batches,
     ):
         position = progress.position
-        for documents, batch in batches:
+        for documents, batch in () if blocks.is_enough else batches:
             position = batch.position
             bar.update(blocks.add(documents, batch))
             if blocks.is_block_full:

@@ -18,8 +18,8 @@ OWN_FORMAT, ADOPTED_FORMAT = "gpt2scratch-shards", "gpt2scratch-adopted-shards"
 VERSION = 1
 # The words of a file's name that say its split; letters before or behind make another word of it.
 SPLITS = {
-    split: re.compile(rf"(?<![a-z])(?:{words})(?![a-z])")
-    for split, words in {"train": "train|training|trainset", "val": "val|valid|validation"}.items()
+    split: re.compile(rf"(?<![a-z])(?:{words})(?:set)?(?![a-z])")
+    for split, words in {"train": "train(?:ing)?", "val": "val(?:id(?:ation)?)?"}.items()
 }
 FORMATS = ("gpt2scratch", "llm.c", "npy", "nanogpt")  # see `token_files.py`
 ENTRY_KEYS = {

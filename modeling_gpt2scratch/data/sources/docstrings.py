@@ -51,7 +51,7 @@ class DocstringFile:
     @property
     def revision(self) -> str:
         """What decides the content: the rules for prose, and the versions of what is read."""
-        versions = [f"{name} {metadata.version(name)}" for name in DOCUMENTED_PACKAGES]
+        versions = [f"{name} {_version_of(name)}" for name in DOCUMENTED_PACKAGES]
         return ", ".join([f"prose {RULES}", f"python {platform.python_version()}", *versions])
 
     def fetch(self, directory: Path) -> Path:
@@ -95,15 +95,20 @@ def docstrings(num_workers: int) -> list[str]:
     return [text for text in found if len(text) >= MIN_DOCSTRING_CHARACTERS]
 
 
-def _folder_of(package: str) -> Path:
-    """Where a package lies, which may be another place than this environment's."""
-    spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
+def _version_of(package: str) -> str:
+    """The version of an installed package."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
         raise SourceError(
             f"{DOCSTRINGS}: expected the package {package}, found none; install it, or give "
             f"--dataset text of your own"
-        )
-    return Path(spec.submodule_search_locations[0])
+        ) from None
+
+
+def _folder_of(package: str) -> Path:
+    """Where a package lies, which may be another place than this environment's."""
+    return Path(find_spec(package).submodule_search_locations[0])
 
 
 def _prose_of_files(files: list[Path]) -> list[str]:

@@ -75,11 +75,11 @@ def read_csv(reading: Reading) -> Rows:
             if isinstance(cells, csv.Error):
                 yield number, SourceError(NOT_CSV.format(place, cells))
                 continue
-            if len(cells) > len(columns):
+            if any(cells[len(columns) :]):  # spreadsheets leave empty ones
                 found = f"{len(columns)} cells as in the header, found {len(cells)}"
                 yield number, SourceError(f"{place}: expected {found}; quote cells with commas")
                 continue
-            row = dict(itertools.zip_longest(columns, cells))
+            row = dict(itertools.zip_longest(columns, cells[: len(columns)]))
             # An empty cell is the null of CSV; in the text column it is an empty document.
             nulls = {column: cell or None for column, cell in row.items()}
             document = reading.document(row, place, seen_as=nulls)
@@ -202,8 +202,7 @@ def _header(cells: list[str] | csv.Error, reading: Reading, place: str) -> list[
         raise header
     if reading.text_column not in cells:
         raise reading.no_text(place, shown_columns(dict.fromkeys(cells)))
-    if len(set(cells)) < len(cells):
-        twice = next(name for name in cells if cells.count(name) > 1)
+    if twice := next((name for name in cells if name and cells.count(name) > 1), None):
         raise SourceError(f"{place}: expected columns of different names, found {twice!r} twice")
     return cells
 

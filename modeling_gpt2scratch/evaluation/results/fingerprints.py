@@ -27,10 +27,11 @@ def task_code(kind: type) -> str | None:
 
     That is the files of its class and of those that it inherits from, with all beside them.
     """
-    modules = (sys.modules[base.__module__] for base in kind.__mro__)
-    paths = {Path(module.__file__) for module in modules if getattr(module, "__file__", None)}
-    others = {path for path in paths if not path.is_relative_to(FOLDER)}
-    beside = {file for path in others for file in path.parent.glob("*.py")}
+    names = {base.__module__ for base in kind.__mro__}
+    libraries = sys.stdlib_module_names
+    paths = [Path(sys.modules[n].__file__) for n in names if n.partition(".")[0] not in libraries]
+    others = [path for path in paths if not path.is_relative_to(FOLDER)]
+    beside = {file for path in others for file in path.parent.glob("*.py") if file.is_file()}
     return _sha256(sorted(beside)) if others else None
 
 

@@ -232,11 +232,15 @@ class Interruption(BaseException):
     """Stands for a kill: nothing catches it."""
 
 
+@pytest.mark.parametrize("max_tokens", [None, 20_000])
 @pytest.mark.parametrize("is_saved", [False, True])
 def test_a_tail_that_is_interrupted_at_any_block_ends_in_the_same_files(
-    configure, tmp_path, long_text, monkeypatch, is_saved
+    configure, tmp_path, long_text, monkeypatch, is_saved, max_tokens
 ):
     arguments = {"dataset": str(long_text), "split": "tail", "shuffle_buffer_tokens": 2000}
+    if max_tokens is not None:  # which goes with documents alone
+        arguments |= {"split": "documents", "max_tokens": max_tokens, "min_characters": 60}
+        arguments["dataset"] = str(long_text / "a.jsonl")
     prepare(configure(output_dir=str(tmp_path / "whole"), **arguments))
     original, n_saves, n_interruptions = WorkingDirectory.save, 0, 0
     seen = [(None, False)]
@@ -260,7 +264,7 @@ def test_a_tail_that_is_interrupted_at_any_block_ends_in_the_same_files(
             break
         except Interruption:
             n_interruptions += 1
-    assert n_interruptions > 5
+    assert n_interruptions > 4
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert names_in(tmp_path) == ["in", "out", "whole"]
 

@@ -65,10 +65,10 @@ def test_docstrings_come_from_the_library_and_then_the_packages_in_path_order(
     assert found == [long_text(word) for word in words]
 
 
-def test_a_package_that_is_missing_is_named(installed, monkeypatch):
-    monkeypatch.setattr(corpus, "DOCUMENTED_PACKAGES", ("alpha", "no_such_package"))
+def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "DOCUMENTED_PACKAGES", ("numpy", "no_such_package"))
     with pytest.raises(SourceError, match="expected the package no_such_package, found none"):
-        docstrings(1)
+        DocstringFile().fetch(tmp_path)
 
 
 def test_docstrings_of_modules_classes_functions_and_methods_are_found(installed):

@@ -58,6 +58,12 @@ def test_a_csv_row_of_more_cells_than_columns_is_refused_not_cut(tmp_path):
     )
 
 
+def test_empty_cells_and_columns_of_spreadsheets_are_no_fault(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("label,text,,\nham,one,,\nham,two,,,\n")
+    assert texts_of(path) == ["one", "two"]
+
+
 def test_a_csv_header_that_names_a_column_twice_is_refused(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("text,text\none,two\n")

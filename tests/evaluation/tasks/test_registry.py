@@ -11,6 +11,7 @@ from support.processes import run_process
 
 from modeling_gpt2scratch.evaluation.comparison import compare as compare_with
 from modeling_gpt2scratch.evaluation.configuration import CompareConfig, arguments_for
+from modeling_gpt2scratch.evaluation.results.fingerprints import task_code
 from modeling_gpt2scratch.evaluation.tasks.registry import TASKS, TaskError, known_tasks
 
 EXAMPLES = REPOSITORY / "docs" / "examples" / "tasks"
@@ -120,6 +121,11 @@ def test_what_is_no_module_of_tasks_is_refused_by_its_file(tmp_path, content, me
     with pytest.raises(TaskError) as caught:
         known_tasks(str(tmp_path))
     assert message in str(caught.value)
+
+
+def test_only_tasks_of_others_have_code_to_be_watched():
+    assert {task_code(kind) for kind in TASKS.values()} == {None}
+    assert task_code(known_tasks(str(EXAMPLES))["opposites"]) is not None
 
 
 def test_every_place_of_data_is_an_argument():
