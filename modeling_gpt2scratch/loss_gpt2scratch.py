@@ -102,27 +102,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
             hidden, target = hidden_states[chunk].to(dtype), targets[chunk]  # (n, C), (n,)
             n = len(target)
             places = logits_space[:n]  # (n, W)
-            logits = torch.mm(hidden, padded.t(), out=places[:, :n_padded])  # (n, V')
+            torch.mm(hidden, padded.t(), out=places[:, :n_padded])  # (n, V'), the logits
             places[:, n_vocab:] = -torch.inf  # no token: its probability and its gradient are 0
             log_probs = torch.log_softmax(places, -1, torch.float32, out=log_probs_space[:n])
             log_prob, index, is_target = _of_targets(log_probs[:, :n_vocab], target)
             total -= log_prob
             if not (with_hidden or with_weight):
                 continue
-            # The gradient of the logits, probability minus target, takes their place.
+            # The gradient of the logits, probability minus target. The difference is taken in
+            # float32: a probability near 1 has only two digits in bfloat16.
             counts = is_target.to(dtype)
-            if places.dtype == log_probs.dtype:
-                torch.exp(log_probs, out=places)
-            else:
-                places.copy_(log_probs.exp_())
-            logits.scatter_add_(1, index, -counts)
+            log_probs.exp_().scatter_add_(1, index, -is_target.to(log_probs.dtype))
+            places = log_probs if dtype == log_probs.dtype else places.copy_(log_probs)
+            logits_grad = places[:, :n_padded]
             if with_hidden:
-                hidden_grad[chunk] = (logits @ padded) * counts
+                hidden_grad[chunk] = (logits_grad @ padded) * counts
             if with_weight:
                 is_first = weight_grad is None
                 if is_first:
                     weight_grad = torch.empty_like(padded, dtype=torch.float32)
-                _add_product(weight_grad, logits.t(), hidden * counts, sum_rows, is_first=is_first)
+                _add_product(
+                    weight_grad, logits_grad.t(), hidden * counts, sum_rows, is_first=is_first
+                )
         if weight_grad is not None:
             if len(weight_grad) > n_vocab:  # a view keeps all of it, and is added to in a copy
                 weight_grad = weight_grad[:n_vocab].clone()

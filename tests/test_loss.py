@@ -63,6 +63,20 @@ def test_under_autocast_the_products_run_in_its_type_and_the_weight_keeps_float3
         torch.testing.assert_close(left, right, atol=2e-3, rtol=2e-2)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("probability", [0.9, 0.99, 0.998, 0.9995])
+def test_what_is_left_of_a_sure_prediction_is_still_a_gradient(dtype, probability):
+    logit = torch.tensor(probability).logit().to(dtype).float()  # of which nothing is rounded off
+    hidden_states, weight = torch.tensor([[1.0]]), torch.tensor([[logit], [0.0]])
+    with torch.autocast("cpu", dtype):
+        found = loss_and_gradients(
+            linear_cross_entropy,
+            [hidden_states.requires_grad_(), weight.requires_grad_(), torch.tensor([0])],
+        )
+    rest = 3 * (-logit).sigmoid()  # what the other token has
+    torch.testing.assert_close(found[2].flatten(), torch.stack((-rest, rest)), rtol=5e-3, atol=0)
+
+
 def test_weights_in_bfloat16_sum_their_gradient_in_float32():
     tensors = inputs(2048)
     exact = loss_and_gradients(linear_cross_entropy, tensors)[2]
