@@ -18,7 +18,7 @@ IGNORED = -100  # the target that counts for nothing, as everywhere in torch and
 # Large enough that the weight's gradient, to which each chunk adds, costs little beside the matrix
 # products; on a CPU, more gains little and takes memory.
 CHUNK_TOKENS = {"cpu": 512}
-DEFAULT_CHUNK_TOKENS = 2048
+LEAST_CHUNK_TOKENS, MOST_CHUNKS = 2048, 8  # elsewhere; torch.compile compiles each chunk by itself
 # Rows of the weight's gradient that are added at a time where the product has another type: a copy
 # of the product in the sum's type is made on the way, which on a CPU should stay in its cache.
 SUM_ROWS = {"cpu": 4096}
@@ -58,9 +58,9 @@ def linear_cross_entropy(
         targets,
         dtype,
         torch.is_grad_enabled(),
-        CHUNK_TOKENS.get(device_type, DEFAULT_CHUNK_TOKENS),
+        CHUNK_TOKENS.get(device_type, max(LEAST_CHUNK_TOKENS, -(-len(targets) // MOST_CHUNKS))),
         # Compiled, the copy does not exist, and fewer operations compile faster.
-        len(weight) if torch.compiler.is_compiling() else SUM_ROWS.get(device_type, len(weight)),
+        None if torch.compiler.is_compiling() else SUM_ROWS.get(device_type),
         # Compiled, rows with gaps between them would cut the graph in two.
         1 if torch.compiler.is_compiling() else ALIGNED_LOGITS.get(device_type, 1),
         ALIGNED_WEIGHT.get(device_type, 1),
@@ -80,7 +80,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype,
         is_grad_enabled: bool,
         chunk_tokens: int,
-        sum_rows: int,
+        sum_rows: int | None,
         aligned_logits: int,
         aligned_weight: int,
     ) -> Tensor:
@@ -121,9 +121,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 is_first = weight_grad is None
                 if is_first:
                     weight_grad = torch.empty_like(padded, dtype=torch.float32)
-                _add_product(
-                    weight_grad, logits_grad.t(), hidden * counts, sum_rows, is_first=is_first
-                )
+                hidden = hidden * counts
+                _add_product(weight_grad, logits_grad.t(), hidden, sum_rows, is_first=is_first)
         if weight_grad is not None:
             if len(weight_grad) > n_vocab:  # a view keeps all of it, and is added to in a copy
                 weight_grad = weight_grad[:n_vocab].clone()
@@ -173,14 +172,15 @@ def _of_targets(log_probs: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def _add_product(
-    total: Tensor, left: Tensor, right: Tensor, sum_rows: int, *, is_first: bool
+    total: Tensor, left: Tensor, right: Tensor, sum_rows: int | None, *, is_first: bool
 ) -> None:
     """Adds `left @ right` to a float32 matrix, or overwrites it with the first product."""
     if left.dtype == total.dtype:
         torch.addmm(total, left, right, beta=0 if is_first else 1, out=total)
         return
-    for start in range(0, len(total), sum_rows):
-        rows = slice(start, start + sum_rows)
+    n_rows = sum_rows or len(total)
+    for start in range(0, len(total), n_rows):
+        rows = slice(start, start + n_rows)
         product = left[rows] @ right
         if is_first:
             total[rows] = product

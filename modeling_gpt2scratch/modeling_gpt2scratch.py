@@ -230,7 +230,8 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = _rows(self.wte, input_ids, "input_ids")
 
-        # Made before a new cache, beside which transformers does not look where documents begin.
+        if position_ids is not None and position_ids.ndim == 1:
+            position_ids = position_ids[None]
         causal_mask = self._causal_mask(
             inputs_embeds, attention_mask, past_key_values, position_ids
         )
@@ -263,9 +264,12 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
     ) -> Any:
         """What the attention function takes as its mask, None for plain rows.
 
-        Plain rows need the attention's causal flag alone. transformers knows this as well, though
-        not under `torch.compile`.
+        Plain rows need the causal flag alone, which transformers does not see under
+        `torch.compile`. Beside a cache, even an empty one, it does not see where documents begin.
         """
+        cache = past_key_values
+        if cache is not None and not (cache.is_compileable or cache.get_seq_length()):
+            past_key_values = None
         is_plain = attention_mask is None and position_ids is None and past_key_values is None
         if is_plain and self.config._attn_implementation == "sdpa":
             return None

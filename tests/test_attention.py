@@ -4,7 +4,12 @@ import pytest
 import torch
 from support.tiny_models import random_ids, tiny_model
 from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface, DataCollatorWithFlattening
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    DataCollatorWithFlattening,
+    DynamicCache,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import is_flash_attn_2_available
 
@@ -39,6 +44,27 @@ def test_packed_documents_do_not_see_each_other(attention):
         seeing = eager(ids).logits
     torch.testing.assert_close(packed, alone, atol=1e-5, rtol=0)
     assert not torch.allclose(packed[:, 7:], seeing[:, 7:], atol=1e-2)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_packed_documents_do_not_see_each_other_beside_an_empty_cache(attention):
+    ids, model = random_ids(1, 20), model_with(attention)
+    position_ids = torch.cat([torch.arange(7), torch.arange(13)])[None]
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        expected = model(ids, position_ids=position_ids).logits
+        found = model(ids, position_ids=position_ids, past_key_values=cache)
+    torch.testing.assert_close(found.logits, expected)
+    assert cache.get_seq_length() == 20
+
+
+@pytest.mark.parametrize("n_rows", [1, 3, 20])
+def test_positions_of_one_row_are_those_of_all(n_rows):
+    ids, model = random_ids(n_rows, 20), model_with("eager")
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model(ids, position_ids=torch.arange(20)).logits, model(ids).logits
+        )
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

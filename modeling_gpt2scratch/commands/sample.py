@@ -124,7 +124,7 @@ def _write(arguments: argparse.Namespace, prompts: Sequence[str]) -> None:
             trust = arguments.trust_remote_code
             writers = [load_writer(name, trust_remote_code=trust) for name in arguments.models]
         for name, writer in zip(arguments.models, writers, strict=True):
-            if writer.name != name:
+            if Path(writer.name) != Path(name):
                 print(f"{name}: not finished, {writer.name} writes", file=sys.stderr)
         sys.stdout.reconfigure(errors="replace")  # whatever the terminal cannot show
         names = ("temperature", "top_k", "top_p", "max_new_tokens")

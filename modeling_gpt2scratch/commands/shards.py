@@ -132,8 +132,8 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     add("output_dir", type=Path, metavar="OUTPUT_DIR", help="directory to make")
     add("--to", choices=[OURS, LLMC], required=True, help="format to write")
     _add_origin(parser, "files of this split")
-    tokens = {"type": _shard_tokens, "metavar": "INTEGER", "default": DEFAULT_SHARD_TOKENS}
-    add("--shard_tokens", **tokens, help="tokens per shard")
+    help = f"tokens per shard of ours [default: {DEFAULT_SHARD_TOKENS:,}]"
+    add("--shard_tokens", type=_shard_tokens, metavar="INTEGER", help=help)
     add("--name", metavar="NAME", help="how llm.c's files begin, otherwise as OUTPUT_DIR")
     add("--overwrite", action="store_true", help="replace an older result")
 
@@ -194,19 +194,27 @@ def _adopt(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _refuse_without_effect(arguments: argparse.Namespace, *names: str) -> None:
+    """Refuses arguments that mean nothing for the format that is written."""
+    for name in names:
+        if getattr(arguments, name) is not None:
+            raise ShardError(f"--{name} has no effect with --to {arguments.to}; leave it out")
+
+
 def _convert(arguments: argparse.Namespace) -> int:
     """Converts and says what there is now."""
     from modeling_gpt2scratch.data.shards.conversion import to_llmc, to_ours
 
     output_dir = arguments.output_dir
     if arguments.to == OURS:
+        _refuse_without_effect(arguments, "name")
         manifest = to_ours(
             arguments.sources,
             output_dir,
             tokenizer_name=arguments.tokenizer,
             val=arguments.val,
             format=arguments.format,
-            shard_tokens=arguments.shard_tokens,
+            shard_tokens=arguments.shard_tokens or DEFAULT_SHARD_TOKENS,
             overwrite=arguments.overwrite,
         )
         for converted in manifest.arguments["converted"]:
@@ -219,6 +227,7 @@ def _convert(arguments: argparse.Namespace) -> int:
             f"{' '.join(map(str, [*arguments.sources, *arguments.val]))}; convert other programs' "
             f"files --to {OURS} first"
         )
+    _refuse_without_effect(arguments, "tokenizer", "format", "shard_tokens")
     written = to_llmc(
         arguments.sources[0], output_dir, name=arguments.name, overwrite=arguments.overwrite
     )

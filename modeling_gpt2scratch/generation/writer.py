@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 from modeling_gpt2scratch.checkpoints.checkpoint import find_model
 from modeling_gpt2scratch.common.errors import named, one_line
 from modeling_gpt2scratch.data.tokens.text import well_formed
+from modeling_gpt2scratch.distributed.device import available_device
 from modeling_gpt2scratch.evaluation.scoring.encoding import context_length, prefix_token
 from modeling_gpt2scratch.evaluation.scoring.models import load_model
 
@@ -169,7 +170,7 @@ def load_writer(name: str, *, trust_remote_code: bool) -> Writer:
     place = str(find_model(Path(name))) if Path(name).is_dir() else name
     try:
         model, tokenizer = load_model(place, dtype="auto", trust_remote_code=trust_remote_code)
-        return Writer(place, model.to(_device()), tokenizer)
+        return Writer(place, model.to(available_device()), tokenizer)
     except Exception as error:  # transformers passes on whatever its readers raise
         raise WriterError(f"{name}: {_reason(error)}") from error
 
@@ -200,8 +201,3 @@ def write_samples(
 def _reason(error: Exception) -> str:
     """The message of an error of ours, and of any other with its class."""
     return one_line(error) if isinstance(error, ValueError | OSError) else named(error)
-
-
-def _device() -> torch.device:
-    """The accelerator, or the CPU where there is none."""
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

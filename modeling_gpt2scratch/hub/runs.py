@@ -28,6 +28,9 @@ from .configuration import PublishConfig
 
 MODEL_FILES = ("config.json", WEIGHTS_NAME, "tokenizer.json", "tokenizer_config.json")
 RECORD_FILES = (CONFIG_NAME, METRICS_NAME, RESULTS_NAME, PICTURE_NAME)  # some runs have them
+# Of an earlier model in the repository, which would decide what is loaded.
+OUTDATED_FILES = ("adapter_config.json", "adapter_model.safetensors", "chat_template.jinja")
+OUTDATED_FILES += ("special_tokens_map.json", "added_tokens.json")
 OWN_EVAL_RESULTS = f"{FOLDER}/{PREFIX}"
 SIZES = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
 
@@ -151,7 +154,8 @@ def _require_tokenizer_of_data(run: Path, tokenizer: PreTrainedTokenizerBase) ->
 def upload(folder: Path, repository: str, *, private: bool) -> str:
     """Makes one commit of the folder and returns the address of the repository.
 
-    Files of an earlier commit stay, but for records that this run does not have.
+    Files of an earlier commit stay, but for records that this run does not have, and for what would
+    change the model that is loaded.
 
     Raises:
         PublishError: if the Hub refuses or cannot be reached.
@@ -164,7 +168,8 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
         outdated = [
             name
             for name in api.list_repo_files(repository)
-            if (name in RECORD_FILES or name.startswith(OWN_EVAL_RESULTS)) and name not in names
+            if (name in (*RECORD_FILES, *OUTDATED_FILES) or name.startswith(OWN_EVAL_RESULTS))
+            and name not in names
         ]
         # Not `upload_folder`, which makes several commits of a large folder.
         api.create_commit(

@@ -12,13 +12,14 @@ from modeling_gpt2scratch.common.atomic_files import write_json
 from modeling_gpt2scratch.common.errors import json_problem, named
 from modeling_gpt2scratch.common.output_directory import CONVERTED_MODEL
 from modeling_gpt2scratch.configuration_gpt2scratch import AUTO_MAP, GPT2ScratchConfig
+from modeling_gpt2scratch.data.tokens.ids import vocab_size_of
 from modeling_gpt2scratch.data.tokens.names import GPT2, TokenizerError
 from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer, save_tokenizer
 from modeling_gpt2scratch.modeling_gpt2scratch import GPT2ScratchForCausalLM
 
 from .foreign_checkpoints import GPT2_VOCAB_SIZE, ConversionError, assemble, gpt2_name
 
-CONFIG_NAME = "config.json"
+CONFIG_NAME, ADAPTER_NAME = "config.json", "adapter_config.json"
 NO_TOKENIZER = "none"
 
 # What a stock gpt2 configuration calls by the same names, and where it refuses an int.
@@ -128,6 +129,11 @@ def _load_ours(path: Path) -> tuple[GPT2ScratchForCausalLM, dict]:
             f"{path / CONFIG_NAME}: expected a {GPT2ScratchConfig.model_type} model, found "
             f"{str(model_type)[:99]}"
         )
+    if (path / ADAPTER_NAME).is_file():
+        raise ConversionError(
+            f"{path}: expected a model alone, found {ADAPTER_NAME} beside it; merge the adapter "
+            f"into the weights (merge_and_unload) or remove it"
+        )
     try:
         return GPT2ScratchForCausalLM.from_pretrained(
             path.absolute(), dtype="auto", output_loading_info=True, trust_remote_code=False
@@ -149,10 +155,10 @@ def _tokenizer_for(vocab_size: int, name: str | None) -> PreTrainedTokenizerBase
         tokenizer = load_tokenizer(name or GPT2)
     except TokenizerError as error:
         raise TokenizerError(f"{error}; or --tokenizer {NO_TOKENIZER}") from error
-    if len(tokenizer) > vocab_size:
+    if (n_entries := vocab_size_of(tokenizer)) > vocab_size:
         raise TokenizerError(
             f"{name}: expected at most {vocab_size:,} entries as in the model, found "
-            f"{len(tokenizer):,}; name another tokenizer, or {NO_TOKENIZER}"
+            f"{n_entries:,}; name another tokenizer, or {NO_TOKENIZER}"
         )
     return tokenizer
 

@@ -66,7 +66,9 @@ def text_of(capsys, run_dir, prompt, *, seed=0, **changes) -> str:
 
 
 def test_a_prompt_alone_gives_a_text_alone(sample, capsys, run_dir):
-    assert sample(run_dir, "--prompt", "the cat") == (0, text_of(capsys, run_dir, "the cat"), "")
+    expected = (0, text_of(capsys, run_dir, "the cat"), "")
+    assert sample(run_dir, "--prompt", "the cat") == expected
+    assert sample(f"{run_dir}/", "--prompt", "the cat") == expected
 
 
 def test_every_argument_has_its_effect(sample, capsys, run_dir):

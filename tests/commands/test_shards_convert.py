@@ -73,6 +73,33 @@ def test_the_users_word_decides_the_split_and_the_format(tmp_path, run, tokenize
     assert stream(out, "val") == [269, 1]
 
 
+def test_a_file_with_two_names_is_read_once(tmp_path, run, tokenizer_dir):
+    (tmp_path / "disk").mkdir()
+    for name in ("train_a", "part"):
+        np.save(tmp_path / "disk" / f"{name}.npy", np.array([269, 5], dtype=np.uint16))
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    sources = [tmp_path / "link", tmp_path / "disk" / "train_a.npy"]
+    val = ["--val", tmp_path / "disk" / ".." / "disk" / "part.npy"]
+    out = tmp_path / "out"
+    command = ("convert", *sources, out, "--to", "ours", "--tokenizer", tokenizer_dir, *val)
+    assert run(*command)[0] == 0
+    splits = Manifest.load(out).splits
+    assert {name: split.n_tokens for name, split in splits.items()} == {"train": 2, "val": 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--name", "../other"), "expected --name to begin the names of files, found '../other'"),
+        (("--shard_tokens", "5"), "--shard_tokens has no effect with --to llm.c; leave it out"),
+        (("--tokenizer", "gpt2"), "--tokenizer has no effect with --to llm.c; leave it out"),
+    ],
+)
+def test_what_means_nothing_for_llm_c_is_refused(tmp_path, run, ours, options, expected):
+    code, (line,) = run("convert", ours, tmp_path / "out", "--to", "llm.c", *options)
+    assert code == 1 and expected in line and not (tmp_path / "out").exists()
+
+
 def test_files_without_end_of_text_and_without_validation_become_ours(
     tmp_path, run, tokenizer, tokenizer_dir
 ):
@@ -128,7 +155,7 @@ def test_a_tokenizer_that_is_not_byte_level_is_refused(tmp_path, run):
         (("ours",), (), "ours: expected another program's files, found manifest.json; it is a "),
         (("other_vocab_train.bin",), (), "expected a vocabulary of 270 entries as in the tokeniz"),
         (("good_train.npy",), ("--to", "llm.c"), "expected one data directory of ours for --to l"),
-        (("empty",), ("--to", "llm.c"), "empty: expected a directory with manifest.json, found no"),
+        (("empty",), ("--to", "llm.c"), "--tokenizer has no effect with --to llm.c; leave it out"),
         (("good_train.npy", "good_val.npy"), ("--to", "llm.c"), "expected one data directory of"),
         (("good_train.npy",), ("--tokenizer", "/none"), "/none: expected gpt2, bpe:N, or a direct"),
     ],

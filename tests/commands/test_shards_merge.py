@@ -67,6 +67,11 @@ def test_a_merge_that_was_killed_can_be_repeated(tmp_path, run, tokenizer, token
     assert "manifest.part-00000.json" in line
     assert run("merge", tmp_path)[0] == 0
     assert (tmp_path / "manifest.json").read_bytes() == manifest
+    last = max(parts)
+    last.write_bytes(parts[last])  # killed while they were removed
+    assert run("merge", tmp_path)[0] == 0
+    assert (tmp_path / "manifest.json").read_bytes() == manifest
+    assert not last.exists()
     code, (line,) = run("merge", tmp_path)
     assert line.endswith("of several tasks, found none; it has a manifest.json")
 

@@ -97,7 +97,7 @@ def trained(tmp_path_factory):
 def published(trained, tmp_path_factory):
     """A Hub after publishing, and what the process printed."""
     directory = tmp_path_factory.mktemp("publish")
-    before = {"notes.md": b"the owner's", "results.json": b"outdated"}
+    before = {"notes.md": b"the owner's", "results.json": b"outdated", "adapter_config.json": b"{}"}
     with fake_hub.serve(REPOSITORY, before, kind="models") as hub:
         runs = [str(trained[0] / name) for name in ("run", "model_only")]
         environment = hub.environment(directory)
@@ -143,7 +143,7 @@ def test_publishing_makes_one_commit_and_takes_outdated_records_away(published, 
     hub, lines = published
     of_model_only, of_run = hub.commits[2:]  # what was refused left no commit
     assert set(of_model_only["added"]) == model_files
-    assert of_model_only["deleted"] == ["results.json"]
+    assert sorted(of_model_only["deleted"]) == ["adapter_config.json", "results.json"]
     assert set(of_run["added"]) == model_files | RECORD_FILES
     assert of_run["deleted"] == []
     assert set(hub.files) == model_files | RECORD_FILES | {"notes.md"}

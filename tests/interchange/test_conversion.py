@@ -1,6 +1,7 @@
 """Our models become stock gpt2, bit for bit, or are refused in one line."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -182,6 +183,13 @@ def test_a_directory_that_is_no_model_of_ours_is_refused(tmp_path, capsys, conte
         (tmp_path / "config.json").write_text(content)
     code, line = refusal(capsys, "to-gpt2", tmp_path, tmp_path / "out")
     assert code == 1 and expected in line
+
+
+def test_a_run_with_an_adapter_beside_it_is_refused(exports, tmp_path, capsys):
+    run = shutil.copytree(exports["untied"][0], tmp_path / "run")
+    (run / "adapter_config.json").write_text("{}")
+    code, line = refusal(capsys, "to-gpt2", run, tmp_path / "out")
+    assert code == 1 and "expected a model alone, found adapter_config.json beside it" in line
 
 
 def test_an_output_in_use_is_kept_unless_it_may_be_overwritten(exports, tmp_path, capsys):

@@ -67,6 +67,10 @@ def test_a_copy_is_made_once_for_the_same_files(run_dir, tmp_path):
     (run_dir / "metrics.jsonl").write_text("{}\n")
     assert copy_for_serving(run_dir, served)[0] == cache
     assert os.stat(weights).st_ino == made.st_ino
+    (run_dir / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    with_template, _ = copy_for_serving(run_dir, served)
+    assert with_template != cache
+    shutil.rmtree(with_template)
     tiny_stock_model(n_layer=1).save_pretrained(tmp_path / "other")
     ours, _ = tiny_twins(tmp_path / "other", n_layer=1)
     ours.save_pretrained(run_dir)

@@ -21,7 +21,7 @@ from modeling_gpt2scratch.data.tokens.tokenizer import manifest_entries, save_to
 
 from .directory import open_directory, read_pieces, shard_layout
 from .foreign import ForeignTokenizer, files_by_split
-from .format import ShardError, are_ids, shard_header
+from .format import MAX_SHARD_TOKENS, ShardError, are_ids, shard_header
 from .manifest import DATA_MARKER, MANIFEST_NAME, Manifest, ShardEntry
 from .token_files import TokenFile, read_token_file, token_files
 from .writer import SplitWriter
@@ -102,13 +102,15 @@ def to_llmc(
         overwrite: replace an older directory that this function made.
 
     Raises:
-        ShardError: if the source is damaged.
+        ShardError: if the source is damaged, or has a file of more tokens than a header can say.
         OutputError: if `output_dir` must not or cannot be written to.
     """
     rule = {"marker": CONVERTED_SHARDS, "overwrite": overwrite}
     place = output_directory(output_dir, **rule, inputs=[source], flag="OUTPUT_DIR")
     manifest = open_directory(source)
     name = name or output_dir.absolute().name
+    if name != Path(name).name:
+        raise ShardError(f"expected --name to begin the names of files, found {name!r}")
     entries = {
         split: manifest.splits[split].shards
         for split in ("val", "train")
@@ -119,6 +121,12 @@ def to_llmc(
         split: [f"{name}_{split}_{first[split] + i:06d}.bin" for i in range(len(shards))]
         for split, shards in entries.items()
     }
+    for entry in (entry for shards in entries.values() for entry in shards):
+        if entry.n_tokens > MAX_SHARD_TOKENS:
+            raise ShardError(
+                f"{source / entry.file}: expected at most {MAX_SHARD_TOKENS:,} tokens in a file of "
+                f"llm.c, found {entry.n_tokens:,}; convert it --to ours first"
+            )
     n_tokens = sum(entry.n_tokens for shards in entries.values() for entry in shards)
     with making(place, **rule) as directory, _progress(n_tokens) as progress:
         for split, shards in entries.items():

@@ -93,10 +93,11 @@ def files_by_split(
     Raises:
         ShardError: if a name does not say, or no training files are left.
     """
-    splits = {"train": [], "val": list(val)}
-    chosen = {path.absolute() for path in val}
-    for path in paths:
-        if path.absolute() in chosen:
+    # By their places, so that none counts twice under two names.
+    of_val, of_both = ({path.resolve(): path for path in given} for given in (val, paths))
+    splits = {"train": [], "val": list(of_val.values())}
+    for place, path in of_both.items():
+        if place in of_val:
             continue
         says = splits_named(path.name)
         if len(says) != 1 and not ((val or may_be_silent) and not says):

@@ -69,6 +69,8 @@ def merge_parts(directory: Path) -> Manifest:
             truncated or of none of the tasks.
         TokenizerError: if the tokenizer cannot be had any more.
     """
+    if (manifest := _made_before(directory)) is not None:
+        return manifest
     parts = _load_parts(directory)
     splits = _merged_splits(directory, [part.manifest for part in parts])
     first = parts[0].manifest
@@ -91,9 +93,29 @@ def merge_parts(directory: Path) -> Manifest:
     save_tokenizer(tokenizer, directory)
     manifest = dataclasses.replace(first, splits=splits)
     manifest.save(directory)
-    for part in parts:
-        (directory / part_name(part.rank)).unlink()
+    _remove(directory)
     return manifest
+
+
+def _made_before(directory: Path) -> Manifest | None:
+    """The manifest of a merge that was killed while it removed the parts; removes the rest."""
+    rest = [Part.load(path).manifest for path in sorted(directory.glob(PART_PATTERN))]
+    try:  # beside parts, `Manifest.load` refuses it
+        splits = json.loads((directory / MANIFEST_NAME).read_bytes())["splits"].values()
+        listed = {(entry["file"], entry["sha256"]) for split in splits for entry in split["shards"]}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+    entries = [entry for part in rest for split in part.splits.values() for entry in split.shards]
+    if not rest or not {(entry.file, entry.sha256) for entry in entries} <= listed:
+        return None
+    _remove(directory)
+    return Manifest.load(directory)
+
+
+def _remove(directory: Path) -> None:
+    """Removes the parts, whose shards the manifest has."""
+    for path in directory.glob(PART_PATTERN):
+        path.unlink()
 
 
 def _load_parts(directory: Path) -> list[Part]:

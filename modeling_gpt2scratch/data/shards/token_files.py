@@ -41,19 +41,26 @@ class TokenFile:
 
     path: Path
     format: str  # as in the table above
-    tokens: np.ndarray  # (n,) read-only, memory-mapped, of the file's own integer type
+    dtype: np.dtype  # of its tokens
     vocab_size: int | None  # what the header says, if it says
     header_bytes: int  # before the first token
 
     @property
+    def tokens(self) -> np.ndarray:
+        """The tokens, (n,), read-only; mapped on use, because a process may open so many files."""
+        tokens = np.memmap(self.path, dtype=self.dtype, mode="r", offset=self.header_bytes)
+        return tokens.view(np.ndarray)
+
+    @property
     def layout(self) -> FileLayout:
         """What a manifest says of the file."""
-        return FileLayout(self.format, self.tokens.dtype.str, self.header_bytes)
+        return FileLayout(self.format, self.dtype.str, self.header_bytes)
 
     def chunks(self) -> Iterator[np.ndarray]:
         """The tokens in pieces, so that memory does not depend on the size of the file."""
-        for start in range(0, len(self.tokens), TOKENS_PER_READ):
-            yield self.tokens[start : start + TOKENS_PER_READ]
+        tokens = self.tokens
+        for start in range(0, len(tokens), TOKENS_PER_READ):
+            yield tokens[start : start + TOKENS_PER_READ]
 
     def check_ids(self, tokens: np.ndarray, vocab_size: int, *, tokenizer: str) -> None:
         """Refuses ids that the tokenizer does not have.
@@ -153,9 +160,8 @@ def _read_with_header(path: Path, head: bytes, n_bytes: int) -> TokenFile:
             f"{path}: expected a vocabulary size that fits {np.dtype(dtype).name}, "
             f"found {vocab_size}; {COPY_AGAIN}"
         )
-    tokens = np.memmap(path, dtype=dtype, mode="r", offset=HEADER_BYTES).view(np.ndarray)
     format = "gpt2scratch" if vocab_size else "llm.c"
-    return TokenFile(path, format, tokens, vocab_size or None, HEADER_BYTES)
+    return TokenFile(path, format, np.dtype(dtype), vocab_size or None, HEADER_BYTES)
 
 
 def _read_npy(path: Path, n_bytes: int) -> TokenFile:
@@ -177,7 +183,7 @@ def _read_npy(path: Path, n_bytes: int) -> TokenFile:
         found = f"{n_bytes} bytes" if len(array) else "none"
         expected = f"{end} bytes" if len(array) else "tokens"
         raise ShardError(f"{path}: expected {expected}, found {found}; {COPY_AGAIN}")
-    return TokenFile(path, "npy", array.view(np.ndarray), None, array.offset)
+    return TokenFile(path, "npy", array.dtype, None, array.offset)
 
 
 def _read_nanogpt(path: Path, n_bytes: int) -> TokenFile:
@@ -187,5 +193,4 @@ def _read_nanogpt(path: Path, n_bytes: int) -> TokenFile:
             f"{path}: expected two bytes per token, found an odd number of bytes, {n_bytes}; "
             f"{COPY_AGAIN}"
         )
-    tokens = np.memmap(path, dtype="<u2", mode="r").view(np.ndarray)
-    return TokenFile(path, NANOGPT, tokens, None, 0)
+    return TokenFile(path, NANOGPT, np.dtype("<u2"), None, 0)
