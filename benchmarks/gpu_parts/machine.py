@@ -1,9 +1,9 @@
 """What the machine is, and the tests marked `gpu`."""
 
 import re
-import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from modeling_gpt2scratch.doctor.checks import checks_for, examine
 
 REPOSITORY = Path(__file__).parents[2]
 OFFLINE = {"gpt2 tokenizer", "Hugging Face Hub", "wandb"}  # checks that need a network
+TESTS = ("tests/gpu", "tests/training/test_steps.py")
 LAST_LINES = 40  # of the tests
 
 
@@ -30,30 +31,27 @@ def run(plan: Plan, record: Record) -> None:
         checks = {name: checks[name] for name in quick}
     findings = {
         name: f"{finding.status}: {finding.found}"
-        for name, finding in examine(checks, timeout_seconds=45)
+        for name, finding in examine(checks, timeout_seconds=30)
     }
     record(doctor=findings)
-    record(tests=run_tests(plan.seconds_left - 8))
+    record(tests=run_tests(plan.seconds_left - 5, Path(plan.output_dir, "parts", "tests.log")))
 
 
-def run_tests(seconds: float) -> dict[str, int | str]:
-    """How many tests marked `gpu` ended how, and the last lines if any failed."""
-    options = ["-m", "pytest", "-m", "gpu", "-n", "0", "-q", "-p", "no:cacheprovider", "tests/gpu"]
-    process = subprocess.Popen(
-        [sys.executable, *options],
-        cwd=REPOSITORY,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    try:
-        output, _ = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)  # pytest then says what it has seen so far
-        output, _ = process.communicate()
-    lines = output.splitlines()
-    found = re.findall(r"(\d+) (passed|failed|skipped|error)", output)
-    counts = {word: int(n) for n, word in found}
-    if process.returncode:
-        counts["output"] = "\n".join(lines[-LAST_LINES:])
+def run_tests(seconds: float, log: Path) -> dict[str, int | str]:
+    """How many tests marked `gpu` ended how, and the last lines if any failed or did not end."""
+    options = ["-m", "pytest", "-m", "gpu", "-n", "0", "-v", "-p", "no:cacheprovider", *TESTS]
+    with open(log, "w") as file:
+        process = subprocess.Popen(
+            [sys.executable, *options], cwd=REPOSITORY, stdout=file, stderr=subprocess.STDOUT
+        )
+        try:
+            code = process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()  # a test may take Ctrl-C for its own
+            code = process.wait()
+    output = log.read_text(errors="replace")
+    ends = re.findall(r"^tests/.* (PASSED|FAILED|SKIPPED|ERROR)\b", output, re.MULTILINE)
+    counts: dict[str, int | str] = {word.lower(): n for word, n in Counter(ends).items()}
+    if code:
+        counts["output"] = "\n".join(output.splitlines()[-LAST_LINES:])
     return counts

@@ -6,6 +6,7 @@ context, and rows of like length make a batch.
 
 import dataclasses
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,8 @@ def run(plan: Plan, record: Record) -> None:
         values = {"examples": n, "ours_per_second": n / ours, "whole_rows_per_second": n / theirs}
         rows[name] = values | {"ratio": theirs / ours, "largest_difference": difference}
         record(scoring=rows)
-    record(generation=generation(plan, config.model, len(tokenizer)))
+    for speeds in generation(plan, config.model, len(tokenizer)):
+        record(generation=speeds)
 
 
 def whole_rows(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase) -> Score:
@@ -84,8 +86,11 @@ def whole_rows(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase) -> Sc
     return score
 
 
-def generation(plan: Plan, name: str, vocab_size: int) -> dict[str, float]:
-    """Tokens per second with a growing cache, a static one, and a static one and compilation."""
+def generation(plan: Plan, name: str, vocab_size: int) -> Iterator[dict[str, float]]:
+    """Tokens per second with a growing cache, a static one, and a static one and compilation.
+
+    What is known so far comes after each of them.
+    """
     torch.manual_seed(0)
     sizes = MODEL_SIZES[name]
     config = GPT2ScratchConfig(**sizes, vocab_size=vocab_size, bos_token_id=0, eos_token_id=0)
@@ -115,4 +120,4 @@ def generation(plan: Plan, name: str, vocab_size: int) -> dict[str, float]:
             ).cpu()
             seconds = time.perf_counter() - start
         speeds[way] = n_rows * n_new / seconds
-    return speeds
+        yield speeds

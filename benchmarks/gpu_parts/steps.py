@@ -2,6 +2,7 @@
 
 import dataclasses
 import statistics
+from collections.abc import Sequence
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -34,16 +35,24 @@ def run(plan: Plan, record: Record) -> None:
     measure(plan, record, "gpt2", smoke_names=["ours, Muon, compiled", "transformers, AdamW"])
 
 
-def measure(plan: Plan, record: Record, model: str, *, smoke_names: list[str]) -> None:
-    """Records the speed of each contestant after each round; in a smoke test, that of some."""
+def measure(
+    plan: Plan,
+    record: Record,
+    model: str,
+    *,
+    smoke_names: list[str],
+    names: Sequence[str] = tuple(ENTRIES),
+) -> None:
+    """Records each contestant's speed as soon as it is made, and after each round."""
     config = BenchmarkConfig(model=model, device=plan.device.type, vocab_size=VOCABULARY)
-    names, sizes = list(ENTRIES), ROWS
+    sizes = ROWS
     if plan.is_smoke:
         config = dataclasses.replace(config, model="tiny", vocab_size=600, sequence_length=16)
         names, sizes = smoke_names, (2,)
     # Each model, and each size that was tried, is a compilation of the same function to torch.
     torch._dynamo.config.recompile_limit = 64
-    contestants, rows, problems = {}, {}, {}
+    contestants, rows, problems, data = {}, {}, {}, {}
+    speeds: dict[str, list[float]] = {}
     for name in names:
         if plan.seconds_left < (1 - START_SHARE) * plan.seconds:
             problems[name] = "no time"
@@ -54,17 +63,23 @@ def measure(plan: Plan, record: Record, model: str, *, smoke_names: list[str]) -
             )
         except Exception as error:  # whatever it is, the others are still worth having
             problems[name] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-        record(problems=problems, rows=rows)
-    data = {n: batches(sized(config, ENTRIES[n], rows[n])) for n in contestants}
-    speeds = {name: [] for name in contestants}
+            record(problems=problems)
+            continue
+        data[name] = batches(sized(config, ENTRIES[name], rows[name]))
+        speeds[name] = [speed_of(contestants[name], data[name][0])]
+        record(problems=problems, rows=rows, contestants=summary(speeds, rows, config, plan))
     for round_ in range(2 if plan.is_smoke else ROUNDS):
         if not contestants or plan.seconds_left < 0.03 * plan.seconds:
             break
         for name, contestant in contestants.items():
-            batch = data[name][round_ % len(data[name])]
-            _, seconds = contestant.step(*batch)
-            speeds[name].append(batch[0].numel() / seconds)
+            speeds[name].append(speed_of(contestant, data[name][round_ % len(data[name])]))
         record(contestants=summary(speeds, rows, config, plan), rounds=round_ + 1)
+
+
+def speed_of(contestant: Contestant, batch: tuple[torch.Tensor, ...]) -> float:
+    """Tokens per second of one step."""
+    _, seconds = contestant.step(*batch)
+    return batch[0].numel() / seconds
 
 
 def sized(config: BenchmarkConfig, entry: Entry, rows: int) -> BenchmarkConfig:

@@ -14,6 +14,7 @@ from modeling_gpt2scratch.evaluation.in_training import (
     load_benchmarks,
     score_benchmarks,
 )
+from modeling_gpt2scratch.loss_gpt2scratch import IGNORED
 
 from .configuration import TrainConfig
 from .run import Score, TrainingRun
@@ -70,6 +71,7 @@ def validate(
             n_windows=min(n_windows or len(windows), run.data.n_validation_windows(windows)),
             batch_size=run.loader.micro_batch_size,
             document_start=run.data.document_start,
+            is_filled=run.config.compile != "no",
             before_batch=before_batch,
         )
         for name, (windows, _) in run.validation.items()
@@ -94,6 +96,7 @@ def validation_loss(
     n_windows: int,
     batch_size: int,
     document_start: int | None = None,
+    is_filled: bool = False,
     before_batch: Callable[[], None] = lambda: None,
 ) -> float:
     """Mean loss in nats per token over the first windows of the validation split.
@@ -108,6 +111,8 @@ def validation_loss(
         n_windows: how many to read.
         batch_size: windows per forward pass.
         document_start: id with which documents begin, if they are to be kept apart.
+        is_filled: fill the last batch up with rows that do not count, so that a compiled model
+            sees one shape.
         before_batch: called on all processes before each forward pass; it may raise.
     """
     rank, world_size = accelerator.process_index, accelerator.num_processes
@@ -119,9 +124,13 @@ def validation_loss(
         before_batch()
         indices = own[call * batch_size : (call + 1) * batch_size]
         # Processes that share the model's parameters must call it equally often.
-        tokens = windows.read(indices if len(indices) else np.zeros(1, dtype=np.int64))
+        shown = indices if len(indices) else np.zeros(1, dtype=np.int64)
+        n_counted = len(shown)
+        tokens = windows.read(np.resize(shown, batch_size) if is_filled else shown)
         batch = model_inputs(tokens, document_start=document_start)
-        outputs = model(**{name: ids.to(accelerator.device) for name, ids in batch.items()})
+        batch["shift_labels"][n_counted:] = IGNORED
+        inputs = {name: ids.to(accelerator.device) for name, ids in batch.items()}
+        outputs = model(**inputs, use_cache=False)
         total += outputs.loss.item() * len(indices)
     model.train()
     share = torch.tensor(total / n_windows, device=accelerator.device)

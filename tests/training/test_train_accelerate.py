@@ -10,15 +10,33 @@ import sys
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from support.paths import REPOSITORY
+from support.tiny_models import tiny_model
 from support.training_runs import curve, flags, launch, refusal, run_here
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from modeling_gpt2scratch.data.loading.loader import TokenWindows
 from modeling_gpt2scratch.data.shards.format import HEADER_BYTES
 from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.hardware.devices import peak_memory
 from modeling_gpt2scratch.tracking.metrics import read_metrics
+from modeling_gpt2scratch.training.validation import validation_loss
+
+
+@pytest.mark.parametrize("n_windows", [1, 5, 8])
+def test_a_validation_in_batches_of_one_shape_has_the_same_loss(small_data, n_windows):
+    windows = TokenWindows(small_data, "val", sequence_length=16)
+    model, shapes = tiny_model(vocab_size=windows.vocab_size), []
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    options = {"n_windows": n_windows, "batch_size": 4}
+    expected = validation_loss(model, windows, Accelerator(cpu=True), **options)
+    shapes.clear()
+    found = validation_loss(model, windows, Accelerator(cpu=True), is_filled=True, **options)
+    assert found == pytest.approx(expected, rel=1e-6) and {*shapes} == {(4, 16)}
 
 
 @pytest.mark.slow
