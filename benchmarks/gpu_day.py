@@ -99,7 +99,7 @@ class Day:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"},
-                start_new_session=True,  # so that it ends with all that it has started
+                process_group=0,  # so that it ends with all that it has started
             )
 
     def finish(self, part: str, process: subprocess.Popen, seconds: float) -> None:
@@ -111,9 +111,7 @@ class Day:
         except subprocess.TimeoutExpired:
             status = f"ended after {seconds:.0f} s"
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            end(process)
         path = self.directory / f"{part}.json"
         results = json.loads(path.read_text()) if path.exists() else {}
         elapsed = round(time.monotonic() - started, 1)
@@ -139,15 +137,26 @@ class Day:
         budget, started = scale * sum(shares.values()), time.monotonic()
         # Text becomes tokens while the first part, which needs few cores, looks at the machine.
         preparation = self.start("data", budget) if {*shares} & {*NEEDS_DATA} else None
-        end = 0.0
-        for name, share in shares.items():
-            end += scale * share
-            if preparation and (name in NEEDS_DATA or name == "steps"):
-                self.finish("data", preparation, started + budget - time.monotonic())
-                preparation = None
-            seconds = started + end - time.monotonic()
-            self.finish(name, self.start(name, seconds), seconds)
+        due = 0.0
+        try:
+            for name, share in shares.items():
+                due += scale * share
+                if preparation and (name in NEEDS_DATA or name == "steps"):
+                    self.finish("data", preparation, started + budget - time.monotonic())
+                    preparation = None
+                seconds = started + due - time.monotonic()
+                self.finish(name, self.start(name, seconds), seconds)
+        finally:
+            if preparation:
+                end(preparation)
         return all(part["status"] == "finished" for part in self.found.values())
+
+
+def end(process: subprocess.Popen) -> None:
+    """Ends a part, and all that it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def missing_packages() -> list[str]:
@@ -187,6 +196,7 @@ def main() -> None:
         from gpu_parts.data import make_smoke_folder
 
         make_smoke_folder(data)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(0 if Day(config, data).run() else 1)
 
 

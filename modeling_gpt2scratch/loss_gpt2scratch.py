@@ -18,7 +18,8 @@ IGNORED = -100  # the target that counts for nothing, as everywhere in torch and
 # Large enough that the weight's gradient, to which each chunk adds, costs little beside the matrix
 # products; on a CPU, more gains little and takes memory.
 CHUNK_TOKENS = {"cpu": 512}
-LEAST_CHUNK_TOKENS, MOST_CHUNKS = 2048, 8  # elsewhere; torch.compile compiles each chunk by itself
+DEFAULT_CHUNK_TOKENS = 2048
+MOST_COMPILED_CHUNKS = 8  # each is compiled by itself
 # Rows of the weight's gradient that are added at a time where the product has another type: a copy
 # of the product in the sum's type is made on the way, which on a CPU should stay in its cache.
 SUM_ROWS = {"cpu": 4096}
@@ -58,7 +59,10 @@ def linear_cross_entropy(
         targets,
         dtype,
         torch.is_grad_enabled(),
-        CHUNK_TOKENS.get(device_type, max(LEAST_CHUNK_TOKENS, -(-len(targets) // MOST_CHUNKS))),
+        max(
+            CHUNK_TOKENS.get(device_type, DEFAULT_CHUNK_TOKENS),
+            -(-len(targets) // MOST_COMPILED_CHUNKS) if torch.compiler.is_compiling() else 1,
+        ),
         # Compiled, the copy does not exist, and fewer operations compile faster.
         None if torch.compiler.is_compiling() else SUM_ROWS.get(device_type),
         # Compiled, rows with gaps between them would cut the graph in two.

@@ -213,7 +213,7 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
             attention_mask: (B, S) with 0 for padding, or a prepared (B, 1, T, S) mask.
             position_ids: (T,) or (B, T); counted on from the cache if None, without the padding.
                 Where they restart at 0 inside a row, a new document begins, and documents do not
-                see each other (not beside an `attention_mask` or a cache with content).
+                see each other (not beside an `attention_mask`, a static cache or one with content).
             past_key_values: keys and values of the tokens before these.
             inputs_embeds: (B, T, C) in place of the token embeddings.
             use_cache: return a cache. No cache is made in training mode.

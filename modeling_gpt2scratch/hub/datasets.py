@@ -41,7 +41,7 @@ TOKENIZER_FILES = (  # some of them
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "chat_template.jinja"),
 )
-SHARD_NAME = re.compile(r"(?:[a-z]+_)?(?:train|val)_(?:\d{5}_)?\d{6}\.(?:bin|npy)")
+SHARD_NAME = re.compile(r"(?:train|val)_(?:\d{5}_)?\d{6}\.bin")  # of prepare_data.py and of tasks
 SHARDS_PER_COMMIT = 10  # some 2 GB; the Hub limits the number of commits in an hour
 
 

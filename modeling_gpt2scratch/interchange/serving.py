@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -22,9 +23,9 @@ from transformers import GPT2LMHeadModel
 from modeling_gpt2scratch import __version__
 from modeling_gpt2scratch.checkpoints.checkpoint import find_model
 from modeling_gpt2scratch.checkpoints.retention import CHECKPOINT_PREFIX
-from modeling_gpt2scratch.common.atomic_files import new_directory
+from modeling_gpt2scratch.common.atomic_files import publish_directory
 from modeling_gpt2scratch.common.checksums import checksum
-from modeling_gpt2scratch.common.output_directory import claimed, writable_directory
+from modeling_gpt2scratch.common.output_directory import writable_directory
 from modeling_gpt2scratch.common.sampling import SAMPLING
 
 from .conversion import read_run, save_converted, to_gpt2
@@ -64,12 +65,14 @@ def copy_for_serving(source: Path, root: Path) -> tuple[Path, str]:
         tokenizer.chat_template = tokenizer.chat_template or CHAT_TEMPLATE
         if not model.generation_config.do_sample:  # else a client's temperature has no effect
             model.generation_config.update(**SAMPLING)
-        with claimed(cache), new_directory(cache) as partial:
-            folder = partial / f"models--{name}"
+        with tempfile.TemporaryDirectory(dir=root, ignore_cleanup_errors=True) as partial:
+            folder = Path(partial) / f"models--{name}"
             (folder / "snapshots" / key).mkdir(parents=True)
             save_converted(to_gpt2(model), tokenizer, folder / "snapshots" / key)
             (folder / "refs").mkdir()
             (folder / "refs" / "main").write_text(key)
+            if not cache.is_dir():  # another process may have been faster
+                publish_directory(Path(partial), cache)
     os.utime(cache)
     # Whatever else is there is not ours, or is being made by another process.
     copies = [path for path in root.iterdir() if KEY.fullmatch(path.name)]

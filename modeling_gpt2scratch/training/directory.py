@@ -141,10 +141,15 @@ def make_output_dir(
 def leave_later_checkpoints(checkpoint: Path | None, output_dir: Path) -> None:
     """Makes the checkpoint that a run continues from the newest one of its own directory.
 
-    What lies beyond it belongs to a continuation that is left here, to which nothing goes back.
+    What lies beyond it belongs to a continuation that is left here, which is said, and to which
+    nothing goes back.
     """
-    if checkpoint is not None and checkpoint.resolve().parent == output_dir.resolve():
+    if checkpoint is None or checkpoint.resolve().parent != output_dir.resolve():
+        return
+    newest = find_checkpoints(output_dir)[0]
+    if newest.name != checkpoint.name:
         write_file(output_dir / LATEST_NAME, f"{checkpoint.name}\n".encode())
+        print(f"{output_dir}: goes on from {checkpoint.name}, and leaves {newest.name}")
 
 
 @contextlib.contextmanager

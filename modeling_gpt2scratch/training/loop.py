@@ -40,7 +40,7 @@ from . import preflight
 from .banner import banner, surprises, surprises_of_load
 from .configuration import TrainConfig
 from .data import TrainingData
-from .directory import find_resume_point, leave_later_checkpoints, recorded_status
+from .directory import find_resume_point, recorded_status
 from .guard_rails import DivergenceError
 from .initial_weights import InitialWeightsError
 from .model import with_max_steps
@@ -109,7 +109,6 @@ def train_from(
             run.agreement.naming_the_stalled(),
         ):
             look_ahead(run)
-            on_main_process(leave_later_checkpoints, checkpoint, Path(config.output_dir))
             with StopRequest() as request:
                 end = make_steps(run, request)
                 with activity("saving"):

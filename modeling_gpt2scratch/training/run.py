@@ -49,7 +49,7 @@ from modeling_gpt2scratch.tracking.trackers import start_trackers
 from .checks import is_own
 from .configuration import AUTO, TrainConfig
 from .data import TrainingData
-from .directory import OutputLock, make_output_dir, recorded_status
+from .directory import OutputLock, leave_later_checkpoints, make_output_dir, recorded_status
 from .model import make_model
 from .progress import BestValidation, TrainingProgress
 
@@ -355,6 +355,7 @@ def _open_records(
     output_dir = Path(config.output_dir)
     environment = describe_environment(accelerator)
     on_main_process(make_output_dir, config, checkpoint, environment, data.manifest_files)
+    on_main_process(leave_later_checkpoints, checkpoint, output_dir)  # and their metrics go
     writer = CheckpointWriter(
         output_dir,
         keep_checkpoints=config.keep_checkpoints,

@@ -93,8 +93,10 @@ def files_by_split(
     Raises:
         ShardError: if a name does not say, or no training files are left.
     """
-    # By their places, so that none counts twice under two names.
-    of_val, of_both = ({path.resolve(): path for path in given} for given in (val, paths))
+    # By their places, so that none counts twice in two ways to its folder.
+    of_val, of_both = (
+        {path.parent.resolve() / path.name: path for path in given} for given in (val, paths)
+    )
     splits = {"train": [], "val": list(of_val.values())}
     for place, path in of_both.items():
         if place in of_val:
