@@ -68,7 +68,8 @@ def check_weights(model: dict, run: Path, results: Path) -> None:
         _require(not is_old, f"results that are newer than the model; {advice}", "older ones")
     elif (run / WEIGHTS_NAME).is_file():
         found = checksum(run / WEIGHTS_NAME)["sha256"]
-        _require(found == recorded, f"results of weights with sha256 {found}; {advice}", recorded)
+        expected = f"results of {run / WEIGHTS_NAME}, with sha256 {found}"
+        _require(found == recorded, f"{expected}; {advice}", recorded)
 
 
 def check_difference(row: dict) -> None:
