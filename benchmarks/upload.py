@@ -2,10 +2,10 @@
 
     python benchmarks/upload.py --model gpt2
 
-Each round trains alone for some seconds, and then while a checkpoint is sent as `--push_every`
-sends it. The Hub is on the loopback interface, and has one core to itself. It takes files as fast
-as they come and without encryption: over a network an upload takes longer, and in each second of it
-less is asked of the processor. What it costs in all is the last column.
+It needs Linux. Each round trains alone for some seconds, and then while a checkpoint is sent as
+`--push_every` sends it. The Hub is on the loopback interface, and has one core to itself. It takes
+files as fast as they come and without encryption: over a network an upload takes longer, and in
+each second of it less is asked of the processor. What it costs in all is the last column.
 """
 
 import os

@@ -173,7 +173,7 @@ class _RecipeLoader(yaml.BaseLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(path: str) -> dict[str, Any]:
+def raw_recipe(path: str) -> dict[str, Any]:
     """The entries of a recipe, every value as a text.
 
     Raises:
@@ -208,7 +208,7 @@ def read_yaml(path: str) -> dict[str, Any]:
 
 def _read_recipe(path: str, config_class: type) -> dict[str, str | list[str]]:
     """The entries of a recipe that are not empty."""
-    recipe = read_yaml(path)
+    recipe = raw_recipe(path)
     known = [field.name for field in dataclasses.fields(config_class)]
     types = get_type_hints(config_class)
     for key, value in recipe.items():

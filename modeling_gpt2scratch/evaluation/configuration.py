@@ -25,7 +25,7 @@ from modeling_gpt2scratch.common.command_line import (
     ArgumentError,
     argument,
     parse_config,
-    read_yaml,
+    raw_recipe,
 )
 from modeling_gpt2scratch.common.output_directory import OutputError, writable_directory
 
@@ -225,7 +225,7 @@ def _include_path(argv: Sequence[str]) -> str | None:
     recipes = itertools.takewhile(lambda part: not part.startswith("-"), argv)
     for path in reversed(list(recipes)) if given is None else ():
         with contextlib.suppress(ValueError):
-            place = read_yaml(path).get("include_path")
+            place = raw_recipe(path).get("include_path")
             if isinstance(place, str) and place not in EMPTY:
                 return place
     return given

@@ -85,11 +85,7 @@ class Writer:
             torch.manual_seed(seed)
             stream.show(input_ids)
             self._continue(input_ids, sampling, stream)
-        except (
-            RuntimeError,
-            ValueError,
-            IndexError,
-        ) as error:  # transformers and torch name no class
+        except (RuntimeError, ValueError, IndexError) as error:  # torch has no class of its own
             raise WriterError(f"{self.name}: cannot write: {named(error)}") from error
         finally:
             stream.finish()

@@ -76,8 +76,9 @@ def read_csv(reading: Reading) -> Rows:
                 yield number, SourceError(NOT_CSV.format(place, cells))
                 continue
             if any(cells[len(columns) :]):  # spreadsheets leave empty ones
-                found = f"{len(columns)} cells as in the header, found {len(cells)}"
-                yield number, SourceError(f"{place}: expected {found}; quote cells with commas")
+                found = f"{len(cells)} for {len(columns)} in the header"
+                problem = f"{place}: expected as many cells as columns, found {found}"
+                yield number, SourceError(f"{problem}; put cells with commas in quotes")
                 continue
             row = dict(itertools.zip_longest(columns, cells[: len(columns)]))
             # An empty cell is the null of CSV; in the text column it is an empty document.

@@ -54,7 +54,8 @@ def test_a_csv_row_of_more_cells_than_columns_is_refused_not_cut(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text('text\n"fine, because quoted"\nHello, world, again\n')
     assert refusal(path) == (
-        f"{path}:3: expected 1 cells as in the header, found 3; quote cells with commas"
+        f"{path}:3: expected as many cells as columns, found 3 for 1 in the header; put cells with "
+        f"commas in quotes"
     )
 
 
