@@ -5,8 +5,9 @@
 
 One model, one process, the same contexts and continuations for both, who take turns; the fastest of
 `repeats` counts. Without a file its rows are random words of the lengths that the real ones have.
-On a CPU the seconds are those of the processor, so that other programs matter less. The last column
-is the largest difference between two log-likelihoods.
+On a CPU the seconds are those of the processor, so that other programs matter less. `limit` is the
+ratio that could be reached at most if only matrix products took time. `difference` is the largest
+between two log-likelihoods.
 """
 
 import itertools
@@ -31,6 +32,7 @@ from transformers import (
 from modeling_gpt2scratch.common.command_line import argument, parse_config
 from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer
 from modeling_gpt2scratch.distributed.device import available_device
+from modeling_gpt2scratch.evaluation.scoring.encoding import encode_pairs
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
 from modeling_gpt2scratch.evaluation.tasks.blimp import BlimpTask
 from modeling_gpt2scratch.evaluation.tasks.hellaswag import HellaswagTask
@@ -210,6 +212,27 @@ def harness(
     return score
 
 
+def limit(requests: Requests, scorer: CausalScorer) -> float:
+    """The harness's multiplications over those without which no log-likelihood can be had.
+
+    The harness takes every token of every row through the blocks and the head. Needed are the
+    blocks once for each beginning that rows have in common, and the head once for each that a
+    scored token follows. Attention's own products and padding are left out on both sides.
+    """
+    blocks = scorer.model.base_model.num_parameters(exclude_embeddings=True)
+    head = scorer.model.get_output_embeddings().weight.numel()
+    pairs = [(context, choice) for context, own in requests for choice in own]
+    n_read, beginnings, scored = 0, set(), set()
+    for context_ids, continuation_ids in encode_pairs(scorer.tokenizer, pairs):
+        inputs = [*context_ids, *continuation_ids][:-1]
+        n_read += len(inputs)
+        # A number stands for a beginning: that of the one before it, and the token.
+        own = list(itertools.accumulate(inputs, lambda before, token: hash((before, token))))
+        beginnings.update(own)
+        scored.update(own[len(context_ids) - 1 :])
+    return n_read * (blocks + head) / (len(beginnings) * blocks + len(scored) * head)
+
+
 def measure(
     requests: Requests, scorer: CausalScorer, score: Score, repeats: int
 ) -> tuple[float, float, float]:
@@ -256,8 +279,9 @@ def main() -> None:
         ours, theirs, difference = measure(requests, scorer, score, config.repeats)
         n = len(requests)
         ratios[name] = theirs / ours
-        rows.append([name, n, n / ours, n / theirs, theirs / ours, f"{difference:.1e}"])
-    headers = ["requests", "examples", "ours /s", "lm-eval /s", "ratio", "difference"]
+        most = limit(requests, scorer)
+        rows.append([name, n, n / ours, n / theirs, theirs / ours, most, f"{difference:.1e}"])
+    headers = ["requests", "examples", "ours /s", "lm-eval /s", "ratio", "limit", "difference"]
     print(tabulate(rows, headers, "pipe", floatfmt=".3g"))
     print(json.dumps({"device": config.device, "ratios": ratios}))
 
