@@ -26,10 +26,13 @@ def main() -> None:
         config = parse_config(PrepareConfig, description=__doc__)
         ctrl_c.advice = lambda: f"to go on, run again: {started_as()}"
         with ctrl_c.ending_at_once(), activity("loading the libraries"):
+            from modeling_gpt2scratch.common.hub_requests import require_login
             from modeling_gpt2scratch.data.preparation.prepare import EXPECTED_ERRORS, prepare
             from modeling_gpt2scratch.hub.datasets import push_data
 
         try:
+            if config.push_to_hub:
+                require_login()
             manifest = prepare(config)
             for name, split in manifest.splits.items():
                 documents = f"{split.n_documents:,} document{'s' * (split.n_documents > 1)}"

@@ -4,6 +4,14 @@
 # --max_steps 300 for a shorter one.
 set -euo pipefail
 
+case " $* " in
+*" --data"* | *" --output"*)
+    echo "quickstart.sh: error: expected arguments for a run in runs/quickstart, found another place; use" \
+        "train_accelerate.py recipes/quickstart.yaml for it" >&2
+    exit 2
+    ;;
+esac
+
 # 1. Text to token shards: the docstrings of the installed Python packages, and a tokenizer for them.
 python prepare_data.py --dataset docstrings --output_dir data/docstrings
 

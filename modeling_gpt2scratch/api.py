@@ -71,8 +71,8 @@ def publish(**arguments: Any) -> str:
         The address of the repository; with `dry_run`, the directory that was written instead.
 
     Raises:
-        PublishError, ConversionError, RecordsError, TokenizerError, ValueError, OSError: with what
-            was expected and found.
+        ConversionError, RecordsError, TokenizerError, ValueError, OSError: with what was expected
+            and found.
     """
     from modeling_gpt2scratch.hub.configuration import PublishConfig
     from modeling_gpt2scratch.hub.runs import publish as publish_with

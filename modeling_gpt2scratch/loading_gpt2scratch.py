@@ -47,6 +47,14 @@ class CompleteLoadingMixin:
     # The causal masks that OpenAI's checkpoints carry.
     _keys_to_ignore_on_load_unexpected = [r"attn\.(masked_)?bias$"]
 
+    def __init__(self, config, *args, **kwargs):
+        if config.model_type == "gpt2":  # its switches would be passed over
+            raise ValueError(
+                "config: expected a GPT2ScratchConfig, found one of transformers' gpt2; leave it "
+                "out, or load it with GPT2ScratchConfig.from_pretrained"
+            )
+        super().__init__(config, *args, **kwargs)
+
     @classmethod
     def from_pretrained(
         cls,
@@ -78,7 +86,8 @@ class CompleteLoadingMixin:
         if info["missing_keys"] and pretrained_model_name_or_path is not None:
             raise ValueError(
                 f"{pretrained_model_name_or_path}: expected all tensors of {cls.__name__}, found "
-                f"none for {', '.join(sorted(info['missing_keys']))}"
+                f"none for {', '.join(sorted(info['missing_keys']))}; output_loading_info=True "
+                f"makes them at random"
             )
         return model
 
@@ -122,11 +131,22 @@ class LimitedGenerationMixin:
         """Lets a pipeline fill all positions, where its own number of new tokens does not fit.
 
         Callers who name a number themselves are told instead.
+
+        Raises:
+            ValueError: if a prompt of embeddings, which transformers does not count, is too long.
         """
         prepared = super()._prepare_generated_length(
             generation_config, *args, input_ids_length=input_ids_length, **kwargs
         )
         limit = self.config.n_positions + 1
+        if kwargs.get("model_input_name") == "inputs_embeds":
+            n_embedded = kwargs["inputs_tensor"].shape[1]
+            n_new = prepared.max_length - input_ids_length
+            if n_embedded + n_new > limit:
+                raise ValueError(
+                    f"expected prompt and new tokens to fit n_positions={limit - 1} + 1, found "
+                    f"{n_embedded} embeddings and {n_new} new tokens; lower max_new_tokens"
+                )
         is_default = prepared.max_new_tokens == PIPELINE_NEW_TOKENS
         if is_default and prepared.max_length > limit > input_ids_length:
             logger.warning_once(
@@ -145,6 +165,20 @@ class LimitedGenerationMixin:
                 f"{input_ids_length} tokens and max_length={max_length}; lower max_new_tokens"
             )
         super()._validate_generated_length(generation_config, input_ids_length, *args)
+
+    def _get_candidate_generator(self, *args, **kwargs):
+        """Candidates of assisted decoding, no more than there are positions for."""
+        generator = super()._get_candidate_generator(*args, **kwargs)
+        propose, limit = generator.get_candidates, self.config.n_positions
+
+        def propose_within_limit(input_ids: torch.Tensor, *args, **kwargs):
+            candidate_ids, logits = propose(input_ids, *args, **kwargs)
+            n_left = max(0, limit - input_ids.shape[1])
+            candidate_ids = candidate_ids[:, : input_ids.shape[1] + n_left]
+            return candidate_ids, logits[:, :n_left] if logits is not None and n_left else None
+
+        generator.get_candidates = propose_within_limit
+        return generator
 
 
 def require_read_arguments(model, arguments: Mapping[str, Any], *, are_packed: bool) -> None:

@@ -10,7 +10,7 @@ Shapes: N tokens, n tokens of one chunk, C channels, V vocabulary, V' and W the 
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
@@ -45,7 +45,15 @@ def linear_cross_entropy(
         weight: (V, C) of the language-modelling head.
         targets: (...) the token to predict at each place; -100 is ignored.
         num_items_in_batch: divide the sum by this instead of the number of targets.
+
+    Raises:
+        ValueError: if there is not one target for each hidden state.
     """
+    if targets.shape != hidden_states.shape[:-1]:
+        raise ValueError(
+            f"targets: expected the shape {tuple(hidden_states.shape[:-1])} of the hidden states, "
+            f"found {tuple(targets.shape)}"
+        )
     device_type = hidden_states.device.type
     dtype = hidden_states.dtype
     if torch.is_autocast_enabled(device_type):
@@ -70,6 +78,17 @@ def linear_cross_entropy(
         ALIGNED_WEIGHT.get(device_type, 1),
     )
     return total / num_items_in_batch
+
+
+def takes_hidden_states(model: nn.Module, device: torch.device) -> bool:
+    """Whether a model's loss is that of `linear_cross_entropy`, with its head's weight at hand.
+
+    A loss of a user's own wants logits. An adapter in place of the head does more than multiply,
+    and a weight that is offloaded or shared out is whole only while the head is called.
+    """
+    head = model.lm_head
+    is_plain = type(head) is nn.Linear and type(head.weight) is nn.Parameter
+    return is_plain and head.weight.device == device and "_loss_function" not in vars(model)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

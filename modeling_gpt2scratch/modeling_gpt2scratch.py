@@ -20,6 +20,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
@@ -31,11 +32,7 @@ from .loading_gpt2scratch import (
     LimitedGenerationMixin,
     require_read_arguments,
 )
-from .loss_gpt2scratch import linear_cross_entropy
-
-
-class ResidualLinear(nn.Linear):
-    """A projection that adds to the residual stream; a class of its own for `_init_weights`."""
+from .loss_gpt2scratch import linear_cross_entropy, takes_hidden_states
 
 
 def eager_attention_forward(
@@ -78,7 +75,8 @@ class GPT2ScratchAttention(nn.Module):
         self.scaling = self.head_dim**-0.5
         self.is_causal = True
         self.qkv_proj = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.o_proj = ResidualLinear(config.n_embd, config.n_embd)
+        self.o_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.o_proj.is_residual = True  # for `_init_weights`; quantizers want nn.Linear itself
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(
@@ -125,7 +123,8 @@ class GPT2ScratchMLP(nn.Module):
         n_inner = config.n_inner if config.n_inner is not None else 4 * config.n_embd
         self.up_proj = nn.Linear(config.n_embd, n_inner)
         self.gelu = nn.GELU(approximate=GELU_APPROXIMATION[config.activation_function])
-        self.down_proj = ResidualLinear(n_inner, config.n_embd)
+        self.down_proj = nn.Linear(n_inner, config.n_embd)
+        self.down_proj.is_residual = True
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -174,7 +173,7 @@ class GPT2ScratchPreTrainedModel(CompleteLoadingMixin, PreTrainedModel):
         Source: Radford et al. 2019, section 2.3. The factor 2 counts attention and MLP.
         """
         super()._init_weights(module)
-        if isinstance(module, ResidualLinear):
+        if getattr(module, "is_residual", False):
             std = self.config.initializer_range / math.sqrt(2 * self.config.n_layer)
             init.normal_(module.weight, mean=0.0, std=std)
 
@@ -213,7 +212,8 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
             attention_mask: (B, S) with 0 for padding, or a prepared (B, 1, T, S) mask.
             position_ids: (T,) or (B, T); counted on from the cache if None, without the padding.
                 Where they restart at 0 inside a row, a new document begins, and documents do not
-                see each other (not beside an `attention_mask`, a static cache or one with content).
+                see each other (not beside an `attention_mask`, a static cache or one with content,
+                nor in FlashAttention with more than one row).
             past_key_values: keys and values of the tokens before these.
             inputs_embeds: (B, T, C) in place of the token embeddings.
             use_cache: return a cache. No cache is made in training mode.
@@ -232,9 +232,7 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
 
         if position_ids is not None and position_ids.ndim == 1:
             position_ids = position_ids[None]
-        causal_mask = self._causal_mask(
-            inputs_embeds, attention_mask, past_key_values, position_ids
-        )
+        mask = self._causal_mask(inputs_embeds, attention_mask, past_key_values, position_ids)
         if use_cache and past_key_values is None and not self.training:
             past_key_values = DynamicCache(config=self.config)
 
@@ -242,11 +240,11 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
         if positions is None:
             positions = self._next_positions(inputs_embeds, attention_mask, past_key_values)
         position_embeds = _rows(self.wpe, positions, "position_ids")  # (T, C) or (B, T, C)
-        hidden_states = self.embd_dropout(inputs_embeds + position_embeds)  # (B, T, C)
-        for block in self.h:
+        hidden_states = self.embd_dropout(inputs_embeds + position_embeds.to(inputs_embeds.device))
+        for block in self.h[: self.config.n_layer]:  # fewer while a draft exits early
             hidden_states = block(
                 hidden_states,
-                attention_mask=causal_mask,
+                attention_mask=mask,
                 past_key_values=past_key_values,
                 position_ids=position_ids,
                 **kwargs,
@@ -294,8 +292,9 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
                 f"found {n_past + n_new}; shorten the input"
             )
         columns = torch.arange(n_new, device=inputs_embeds.device) + n_past
-        if attention_mask is None or attention_mask.ndim != 2:
+        if attention_mask is None or len(attention_mask.shape) != 2:
             return columns
+        attention_mask = attention_mask.to(columns.device)
         return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, columns]
 
 
@@ -330,8 +329,8 @@ class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, LimitedGenerationMixin,
         Args:
             input_ids: (B, T); see `GPT2ScratchModel.forward` for it, the next four, and errors.
             labels: (B, T) the same tokens as `input_ids`; shifted by one in here. -100 is ignored.
-            logits_to_keep: compute logits for the last N positions only, or at these indices;
-                0 means all.
+            logits_to_keep: compute logits for the last N positions only, 0 means all; or at
+                indices, (N,) for all rows or (B, N) for each; or where a (B, T) mask is True.
             **kwargs: `shift_labels` (B, T) is the token that follows each input token, shifted
                 already; the loss then comes back without logits, which never exist all at once.
                 `num_items_in_batch` divides the summed loss by that number instead of by the tokens
@@ -351,13 +350,11 @@ class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, LimitedGenerationMixin,
         )
         hidden_states = outputs.last_hidden_state  # (B, T, C)
         loss = logits = None
-        if shift_labels is not None and _is_whole(self.lm_head, hidden_states.device):
+        if shift_labels is not None and takes_hidden_states(self, hidden_states.device):
             n_items = kwargs.get("num_items_in_batch")
             loss = linear_cross_entropy(hidden_states, self.lm_head.weight, shift_labels, n_items)
         else:
-            if isinstance(logits_to_keep, int):
-                logits_to_keep = slice(-logits_to_keep, None)
-            logits = self.lm_head(hidden_states[:, logits_to_keep])  # (B, T, V)
+            logits = self.lm_head(_kept(hidden_states, logits_to_keep))  # (B, T, V)
             if labels is not None or shift_labels is not None:
                 loss = self.loss_function(
                     logits=logits,
@@ -375,14 +372,15 @@ class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, LimitedGenerationMixin,
         )
 
 
-def _is_whole(head: nn.Module, device: torch.device) -> bool:
-    """Whether the head does no more than multiply by a weight that is at hand on the device.
-
-    An adapter in place of the head does more, and a weight that is offloaded or shared out is whole
-    only while the head is called.
-    """
-    is_plain = type(head) is nn.Linear and type(head.weight) is nn.Parameter
-    return is_plain and head.weight.device == device
+def _kept(hidden_states: Tensor, places: int | Tensor) -> Tensor:
+    """(B, T, C) -> (B, N, C), or of a mask (N, C); as transformers' `slice_logits_to_keep`."""
+    if isinstance(places, int):
+        return hidden_states[:, slice(-places, None)]
+    if places.ndim == 1:
+        return hidden_states[:, places]
+    if places.dtype == torch.bool:
+        return hidden_states[places]
+    return hidden_states.take_along_dim(places[..., None], dim=1)
 
 
 def _rows(embedding: nn.Embedding, ids: Tensor, name: str) -> Tensor:
@@ -395,5 +393,8 @@ def _rows(embedding: nn.Embedding, ids: Tensor, name: str) -> Tensor:
             f"{ids.min().item()} to {ids.max().item()}"
         ) from error
 
+
+# By this list a Trainer knows whose labels it has to shift for its label smoothing.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[GPT2ScratchConfig.model_type] = GPT2ScratchForCausalLM.__name__
 
 __all__ = ["GPT2ScratchForCausalLM", "GPT2ScratchModel", "GPT2ScratchPreTrainedModel"]

@@ -21,6 +21,7 @@ from support.processes import run_process
 from support.tiny_models import CORPUS, SIZES, random_ids, tiny_model, tiny_tokenizer, tiny_twins
 from torch import Tensor
 from torch._dynamo.utils import counters
+from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments, set_seed
 
 from modeling_gpt2scratch import GPT2ScratchForCausalLM
@@ -91,6 +92,15 @@ def test_trainer_reduces_the_loss(tmp_path):
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert float(losses[0]) == pytest.approx(math.log(SIZES["vocab_size"]), abs=0.1)
     assert float(losses[-1]) < float(losses[0]) - 0.5
+
+
+def test_trainers_label_smoothing_predicts_the_next_token(model, tmp_path):
+    ids, labels = (torch.stack([row[name] for row in rows(8)]) for name in ("input_ids", "labels"))
+    logits = model(ids).logits[:, :-1].flatten(0, 1)
+    expected = F.cross_entropy(logits, labels[:, 1:].flatten(), label_smoothing=0.1)
+    options = {"per_device_train_batch_size": 8, "max_steps": 1, "label_smoothing_factor": 0.1}
+    history = trained(model, tmp_path, **options).state.log_history
+    assert history[0]["loss"] == pytest.approx(expected.item())
 
 
 def test_trainer_accumulates_two_batches_of_two_as_one_of_four(model, tmp_path):

@@ -283,3 +283,28 @@ def test_a_prompt_of_n_positions_gives_one_token(twins):
     assert torch.equal(found, expected) and found.shape == (2, 49)
     with pytest.raises(ValueError, match="n_positions=48"):
         generate(twins[0], random_ids(2, 49), max_new_tokens=1)
+
+
+@pytest.mark.parametrize("n_prompt", range(40, 48))
+def test_prompt_lookup_fills_all_positions_and_no_more(n_prompt):
+    model = tiny_model(n_positions=48)
+    prompt = random_ids(1, 4).repeat(1, 12)[:, :n_prompt]
+    options = {"max_new_tokens": 49 - n_prompt, "min_new_tokens": 49 - n_prompt}
+    expected = generate(model, prompt, **options)
+    lookup = {"prompt_lookup_num_tokens": 3, "max_matching_ngram_size": 2}
+    assert torch.equal(generate(model, prompt, **options, **lookup), expected)
+    assert expected.shape == (1, 49)
+
+
+def test_a_draft_that_exits_early_gives_the_greedy_tokens(model):
+    prompt = random_ids(1, 6)
+    assert torch.equal(generate(model, prompt, assistant_early_exit=1), generate(model, prompt))
+
+
+@pytest.mark.parametrize("options", [{"max_new_tokens": 10}, {"max_new_tokens": None}])
+def test_embeddings_count_as_a_prompt(options):
+    model = tiny_model(n_positions=32)
+    embeds = model.get_input_embeddings()(random_ids(1, 28))
+    with pytest.raises(ValueError, match="n_positions=32 \\+ 1, found 28 embeddings and"):
+        model.generate(inputs_embeds=embeds, **options)
+    assert model.generate(inputs_embeds=embeds, max_new_tokens=5, min_new_tokens=5).shape[1] == 5

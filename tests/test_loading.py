@@ -199,7 +199,7 @@ def test_a_missing_tensor_is_an_error_that_names_it(tmp_path):
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["transformer.h.1.mlp.up_proj.bias"]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"found none for transformer\.h\.1\.mlp\.up_proj\.bias$"):
+    with pytest.raises(ValueError, match=r"found none for transformer\.h\.1\.mlp\.up_proj\.bias;"):
         GPT2ScratchForCausalLM.from_pretrained(tmp_path)
     _, info = GPT2ScratchForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert set(info["missing_keys"]) == {"transformer.h.1.mlp.up_proj.bias"}
@@ -246,3 +246,9 @@ def test_code_beside_the_weights_is_never_run_and_nobody_is_asked(tmp_path, monk
         cls.from_pretrained(tmp_path, trust_remote_code=False)
     assert sys.stdin.read() == "y\n" * 20
     assert not touched.exists()
+
+
+def test_a_config_of_transformers_gpt2_is_refused(stock, tmp_path):
+    stock.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="expected a GPT2ScratchConfig, found one of transformers"):
+        GPT2ScratchForCausalLM.from_pretrained(tmp_path, config=stock.config)

@@ -182,3 +182,10 @@ def test_the_models_two_losses_and_their_gradients_are_equal():
     torch.testing.assert_close(losses[0], losses[1], atol=1e-5, rtol=0)
     for left, right in zip(*gradients, strict=True):
         torch.testing.assert_close(left, right, atol=1e-5, rtol=0)
+
+
+def test_targets_of_another_length_are_refused():
+    hidden_states, weight = torch.randn(2, 513, 4), torch.randn(7, 4)
+    targets = torch.zeros(2, 512, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"expected the shape \(2, 513\) .* found \(2, 512\)"):
+        linear_cross_entropy(hidden_states, weight, targets)

@@ -245,3 +245,45 @@ def test_what_transformers_reads_is_passed_on():
         torch.testing.assert_close(total, plain.loss * 22)
         seeing_all = model(IDS, is_causal=False, output_attentions=True).attentions[0]
     assert seeing_all[..., 0, -1].min() > 0 == shown.attentions[0][..., 0, -1].max()
+
+
+def test_logits_are_kept_at_the_places_that_are_asked_for():
+    model, ids = tiny_model().eval(), random_ids(3, 8)
+    with torch.no_grad():
+        whole = model(ids).logits
+
+        def kept(places):
+            return model(ids, logits_to_keep=places).logits
+
+        assert torch.equal(kept(torch.tensor([0, 5])), whole[:, [0, 5]])
+        places = torch.tensor([[0, 1], [3, 2], [7, 7]])
+        torch.testing.assert_close(kept(places), whole[torch.arange(3)[:, None], places])
+        mask = ids > ids.float().mean()
+        torch.testing.assert_close(kept(mask), whole[mask])
+
+
+def test_a_loss_of_ones_own_is_used_for_both_kinds_of_labels():
+    model, ids = tiny_model(), random_ids(2, 8)
+    model.loss_function = lambda logits, labels, vocab_size, **kwargs: logits.sum() * 0 + 7
+    assert model(ids, labels=ids).loss == 7
+    assert model(ids, shift_labels=ids).loss == 7
+
+
+def test_every_projection_is_a_linear_layer_to_whoever_looks_for_them():
+    """Quantizers ask for the very type."""
+    block = tiny_model().transformer.h[0]
+    projections = (block.attn.qkv_proj, block.attn.o_proj, block.mlp.up_proj, block.mlp.down_proj)
+    assert [type(projection) for projection in projections] == [torch.nn.Linear] * 4
+    quantized = torch.ao.quantization.quantize_dynamic(tiny_model(), {torch.nn.Linear})
+    assert not any(type(module) is torch.nn.Linear for module in quantized.modules())
+
+
+@torch.no_grad()
+def test_a_mask_for_flex_attention_may_be_a_block_mask():
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    model, ids = tiny_model().eval(), random_ids(1, 8)
+    expected = model(ids).logits
+    model.set_attn_implementation("flex_attention")
+    mask = create_block_mask(lambda b, h, q, k: q >= k, 1, None, 8, 8, device="cpu")
+    torch.testing.assert_close(model(ids, attention_mask=mask).logits, expected)

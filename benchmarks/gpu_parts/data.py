@@ -44,12 +44,7 @@ def run(plan: Plan, record: Record) -> None:
 
 
 def make_folder(
-    folder: Path,
-    *,
-    text: list[str],
-    official: list[str],
-    megabytes: float,
-    tokenizer: str = "gpt2",
+    folder: Path, *, text: list[str], official: list[str], megabytes: float, tokenizer: str = "gpt2"
 ) -> int:
     """Writes the folder, and returns its bytes.
 

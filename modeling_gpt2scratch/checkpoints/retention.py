@@ -71,12 +71,7 @@ def prune(output_dir: Path, *, written: int, **rule: int | None) -> None:
         rule: the other arguments of `expired`.
     """
     checkpoints = checkpoints_by_step(output_dir)
-    steps = expired(
-        checkpoints,
-        written=written,
-        latest=latest_step(output_dir),
-        **rule,
-    )
+    steps = expired(checkpoints, written=written, latest=latest_step(output_dir), **rule)
     for step in steps:
         hidden = output_dir / f".{checkpoints[step].name}{PRUNED_SUFFIX}"
         os.rename(checkpoints[step], hidden)

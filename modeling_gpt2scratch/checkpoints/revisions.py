@@ -3,13 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from huggingface_hub import (
-    CommitOperationAdd,
-    CommitOperationDelete,
-    HfApi,
-    constants,
-    get_token,
-)
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from modeling_gpt2scratch.common.checksums import damage
 from modeling_gpt2scratch.common.errors import SourceError
@@ -19,6 +13,7 @@ from modeling_gpt2scratch.common.hub_requests import (
     file_ids,
     make_repository,
     reason_of,
+    require_login,
     temporary_cause,
     with_retries,
 )
@@ -47,16 +42,12 @@ def prepare_repository(repository: str, *, private: bool, is_own: bool) -> None:
     Raises:
         LaunchError: without a login, if the Hub refuses, or if another run's branches are there.
     """
-    if get_token() is None:
-        raise LaunchError(
-            "expected a login at the Hub for --push_to_hub, found none; run `hf auth login` or "
-            "set HF_TOKEN"
-        )
     call = partial(with_retries, what=repository, retries=AT_START, hints=PUSH_HINTS)
     try:
+        require_login()
         call(partial(make_repository, repository, repo_type="model", private=private))
         # One that was there already may be somebody else's.
-        call(partial(HfApi(endpoint=constants.ENDPOINT).auth_check, repository, write=True))
+        call(partial(HfApi().auth_check, repository, write=True))
         branches = call(partial(_branches, repository))
     except SourceError as error:
         if (cause := temporary_cause(error)) is None:
@@ -90,7 +81,7 @@ def push_revision(folder: Path, repository: str, branch: str) -> str | None:
         raise SourceError(problem)
     files = sorted(path for path in folder.iterdir() if path.is_file())
     sha256 = {name: entry["sha256"] for name, entry in checksums_in(folder).items()}
-    api = HfApi(endpoint=constants.ENDPOINT)
+    api = HfApi()
     if branch not in _branches(repository):
         # Not from the newest commit of the main branch, which may hold the weights of the end.
         first = api.list_repo_commits(repository)[-1].commit_id
@@ -121,5 +112,5 @@ def push_revision(folder: Path, repository: str, branch: str) -> str | None:
 
 
 def _branches(repository: str) -> list[str]:
-    refs = HfApi(endpoint=constants.ENDPOINT).list_repo_refs(repository)
+    refs = HfApi().list_repo_refs(repository)
     return [branch.name for branch in refs.branches]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from modeling_gpt2scratch.common.activity import activity, kept_moving
-from modeling_gpt2scratch.common.command_line import argument, check_numbers, parse_config
+from modeling_gpt2scratch.common.command_line import ArgumentError, argument, parse_config
 from modeling_gpt2scratch.common.interruptions import Interruptible
 from modeling_gpt2scratch.common.threads import let_waiting_threads_rest
 
@@ -27,7 +27,9 @@ class DoctorConfig:
     timeout_seconds: float = argument("for each check", default=50.0)
 
     def __post_init__(self):
-        check_numbers(self, positive=("timeout_seconds",), non_negative=())
+        if not 10 <= self.timeout_seconds <= 3600:  # processes start, which takes five seconds
+            problem = f"expected 10 to 3600, found {self.timeout_seconds}"
+            raise ArgumentError("timeout_seconds", problem=problem)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

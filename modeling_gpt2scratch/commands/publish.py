@@ -20,9 +20,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse_config(PublishConfig, description=__doc__, argv=argv, program=PROGRAM)
     from transformers.utils import logging as transformers_logging
 
-    from modeling_gpt2scratch.common.errors import file_problem
+    from modeling_gpt2scratch.common.errors import SourceError, file_problem
     from modeling_gpt2scratch.data.tokens.names import TokenizerError
-    from modeling_gpt2scratch.hub.runs import PublishError, publish
+    from modeling_gpt2scratch.hub.runs import publish
     from modeling_gpt2scratch.interchange.conversion import ConversionError
     from modeling_gpt2scratch.reports.records import RecordsError
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         place = publish(config)
         print(f"{'published' if config.dry_run is None else 'written, not uploaded'}: {place}")
-    except (PublishError, ConversionError, RecordsError, TokenizerError) as error:
+    except (SourceError, ConversionError, RecordsError, TokenizerError) as error:
         sys.exit(f"{PROGRAM}: error: {' '.join(str(error).split())}")
     except OSError as error:
         sys.exit(f"{PROGRAM}: error: {file_problem(error)}")

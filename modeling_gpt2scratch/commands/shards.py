@@ -181,10 +181,7 @@ def _adopt(arguments: argparse.Namespace) -> int:
 
     directory = arguments.directory
     manifest = adopt(
-        directory,
-        tokenizer_name=arguments.tokenizer,
-        val=arguments.val,
-        format=arguments.format,
+        directory, tokenizer_name=arguments.tokenizer, val=arguments.val, format=arguments.format
     )
     for name, split in manifest.splits.items():
         for entry in split.shards:

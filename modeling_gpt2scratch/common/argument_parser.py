@@ -109,10 +109,17 @@ def _way_to_read(kind: Any) -> dict[str, Any]:
     if get_origin(kind) is Literal:
         return {"choices": get_args(kind)}
     if get_origin(kind) is list:
-        return _way_to_read(*get_args(kind)) | {"nargs": "+"}
+        return _way_to_read(*get_args(kind)) | {"nargs": "+", "action": _Extend}
     if kind is bool:
         return {"type": _truth, "nargs": "?", "const": True, "metavar": "true|false"}
-    return {"type": kind, "metavar": PLACEHOLDERS[kind]}
+    return {"type": _text if kind is str else kind, "metavar": PLACEHOLDERS[kind]}
+
+
+def _text(text: str) -> str:
+    """As it is, but what a shell makes of a variable that is not set is not taken for a value."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a text, found none; leave the flag out")
+    return text
 
 
 def _truth(text: str) -> bool:
@@ -120,6 +127,14 @@ def _truth(text: str) -> bool:
     if text.lower() not in (*TRUTHS, *UNTRUTHS):
         raise argparse.ArgumentTypeError(f"expected true or false, found {text!r}")
     return text.lower() in TRUTHS
+
+
+class _Extend(argparse.Action):
+    """All values of a flag that is given several times, in place of its default."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [*([] if before is self.default else before), *values])
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):

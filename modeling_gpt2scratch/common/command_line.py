@@ -1,6 +1,14 @@
 """A dataclass as the only source of a script's command line: YAML recipes first, flags over them.
 
-A message about a value is one line that begins with where the value came from.
+A message about a value is one line that begins with where the value came from. Class attributes of
+the dataclass say more:
+
+only_with: arguments that act only beside certain values of another, or beside any if they are GIVEN:
+    {argument: (other, values)}.
+only_until: arguments of a recipe that end if another is changed after it: {argument: others}.
+gives_way: arguments of a recipe that are left out, with one line about it, if the dataclass refuses
+    them beside one that came after it.
+written: the argument that is a directory to be made, in which no recipe may be.
 """
 
 import argparse
@@ -16,6 +24,7 @@ import yaml
 
 from .addresses import command_line
 from .argument_parser import OneLineErrorParser, say_when_interrupted, with_underscores
+from .errors import file_problem
 from .output_directory import require_apart, resolved
 
 Config = TypeVar("Config")
@@ -27,6 +36,7 @@ ALIASES = {"lr": "learning_rate", "min_lr": "min_learning_rate", "wandb": "repor
 ALIASES |= {"bs": "micro_batch_size", "batch_size": "micro_batch_size", "steps": "max_steps"}
 MAX_RECIPE_BYTES = 2**20
 DEFAULT = "default"  # in place of a path
+GIVEN = ("any",)  # in place of values: all but none, 0 and false
 _places: dict[str, str] = {}  # values of recipes, and where they stand
 EMPTY = ("", "null", "~")
 # argparse's complaints, and ours.
@@ -99,13 +109,7 @@ def parse_config(
 
     The recipes' entries become flags in front of the user's, so that all go through the same types
     and checks. Exits with code 2 and one line if anything is wrong: an unknown flag or key, a value
-    of the wrong type, or whatever the dataclass itself refuses with a ValueError or
-    FileExistsError. A class attribute `only_with` names arguments that have an effect only beside
-    certain values of another one: {argument: (other, values)}; a class attribute `only_until` those
-    whose value in a recipe no longer holds if another is changed after it: {argument: others}; a
-    class attribute `gives_way` those whose value in a recipe is left out, with one line about it,
-    if the dataclass refuses it beside one that came after it: a tuple; a class attribute
-    `written` the one that is a directory to be made, in which no recipe may be.
+    of the wrong type, or whatever the dataclass itself refuses with a ValueError or OSError.
     `program` stands before every message, if it is not the name of the script.
     """
     parser = OneLineErrorParser(prog=program, description=description, exit_on_error=False)
@@ -142,8 +146,10 @@ def parse_config(
         parser.error(ArgumentError(*names, problem=_readable(error.message)).located(origins))
     except ArgumentError as error:
         parser.error(error.located(origins))
-    except (ValueError, FileExistsError) as error:
+    except ValueError as error:
         parser.error(with_place(str(error)))
+    except OSError as error:
+        parser.error(with_place(file_problem(error)))
     return config
 
 
@@ -320,12 +326,13 @@ def _refuse_without_effect(config: Any, origins: Origins) -> None:
     """Refuses arguments that change nothing, because of what another one says."""
     for name, (other, values) in getattr(config, "only_with", {}).items():
         found = getattr(config, other)
-        has_effect = any(one in values for one in (found if isinstance(found, list) else [found]))
+        chosen = found if isinstance(found, list) else [found]
+        has_effect = any(one in values for one in chosen) if values is not GIVEN else bool(found)
         # Who switches a part of a recipe off with a flag need not edit the recipe for the rest.
         was_switched_off = origins.get(other, (-1,))[0] > origins.get(name, (-1,))[0]
         if name in origins and not has_effect and not was_switched_off:
             needed = "without" if values == (None,) else "with"
-            wanted = "" if values == (None,) else f" {' or '.join(map(str, values))}"
+            wanted = "" if values in ((None,), GIVEN) else f" {' or '.join(map(str, values))}"
             raise ArgumentError(
                 *(name, other),
                 problem=f"expected {name} only {needed} {other}{wanted}, found {found or 'none'}; "

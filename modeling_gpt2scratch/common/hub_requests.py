@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import tenacity
-from huggingface_hub import HfApi, RepoFile, constants, get_token
+from huggingface_hub import HfApi, RepoFile, get_token
 from huggingface_hub.errors import (  # the first is of httpx or its successor, by version
     HTTPError,
     OfflineModeIsEnabled,
@@ -62,6 +62,16 @@ def check_repository(repository: str, *, flag: str) -> None:
         raise ValueError(f"expected {flag} OWNER/NAME, found {repository!r}")
 
 
+def require_login() -> None:
+    """Refuses to begin what would end at the Hub without a token.
+
+    Raises:
+        SourceError: if there is none.
+    """
+    if get_token() is None:
+        raise SourceError(f"expected a login at the Hub, found none; {LOGIN_HINT}")
+
+
 def make_repository(repository: str, *, repo_type: str, private: bool) -> str:
     """The address of a repository, which is there afterwards.
 
@@ -69,7 +79,7 @@ def make_repository(repository: str, *, repo_type: str, private: bool) -> str:
         SourceError: if it is to be private, and is there and public.
         HTTPError: if the Hub refuses or cannot be reached.
     """
-    api = HfApi(endpoint=constants.ENDPOINT)
+    api = HfApi()
     url = api.create_repo(repository, repo_type=repo_type, private=private or None, exist_ok=True)
     if private and api.repo_info(repository, repo_type=repo_type).private is False:
         raise SourceError(
@@ -85,7 +95,7 @@ def file_ids(repository: str, *, repo_type: str, revision: str | None = None) ->
     Raises:
         HTTPError: if the Hub refuses or cannot be reached.
     """
-    tree = HfApi(endpoint=constants.ENDPOINT).list_repo_tree(
+    tree = HfApi().list_repo_tree(
         repository, repo_type=repo_type, revision=revision, recursive=True
     )
     files = [entry for entry in tree if isinstance(entry, RepoFile)]
@@ -99,11 +109,7 @@ def blob_id(path: Path) -> str:
 
 
 def with_retries(
-    request: Callable[[], Result],
-    what: str,
-    retries: Retries,
-    *,
-    hints: Mapping[int, str] = HINTS,
+    request: Callable[[], Result], what: str, retries: Retries, *, hints: Mapping[int, str] = HINTS
 ) -> Result:
     """The result of `request()`, called again after each failure that may pass.
 
@@ -178,12 +184,13 @@ def _judge(error: BaseException) -> Passing | None:
 def _final_reason(error: Exception, n_tries: int, hints: Mapping[int, str]) -> str | None:
     """Why a request failed for good and what to do; None if the Hub has nothing to do with it."""
     passing = _judge(error)
+    tries = f"{n_tries} time{'s' * (n_tries > 1)}"
     if passing and isinstance(temporary_cause(error), DamagedFileError):
-        return f"{passing.reason}, {n_tries} times; the file may be damaged on the Hub"
+        return f"{passing.reason}, {tries}; the file may be damaged on the Hub"
     if passing:
         hint = f"; {passing.hint}" if passing.hint else ""
         return (
-            f"{passing.reason}, {n_tries} times; run the same command again when the Hub can be "
+            f"{passing.reason}, {tries}; run the same command again when the Hub can be "
             f"reached{hint}"
         )
     if isinstance(error, OfflineModeIsEnabled):

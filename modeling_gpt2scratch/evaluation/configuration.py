@@ -27,6 +27,7 @@ from modeling_gpt2scratch.common.command_line import (
     parse_config,
     raw_recipe,
 )
+from modeling_gpt2scratch.common.errors import file_problem, one_line
 from modeling_gpt2scratch.common.output_directory import OutputError, writable_directory
 
 from .tasks.registry import ALL, TASKS, TaskError, known_tasks, resolve_tasks
@@ -81,9 +82,7 @@ class CompareArguments:
         default="auto",
     )
     device: str = argument(
-        "a torch device; auto is the accelerator if there is one",
-        group=HARDWARE,
-        default="auto",
+        "a torch device; auto is the accelerator if there is one", group=HARDWARE, default="auto"
     )
     dtype: Literal["float32", "bfloat16", "float16"] = argument(
         "of weights and activations", group=HARDWARE, default="float32"
@@ -125,8 +124,7 @@ class CompareArguments:
         is_number = self.batch_tokens.isdecimal() and int(self.batch_tokens) >= 1
         if self.batch_tokens != "auto" and not is_number:
             raise ArgumentError(
-                "batch_tokens",
-                problem=f"expected at least 1, or auto, found {self.batch_tokens}",
+                "batch_tokens", problem=f"expected at least 1, or auto, found {self.batch_tokens}"
             )
         for name, kind in self.kinds.items():
             data = kind.data
@@ -171,12 +169,23 @@ def arguments_for(registry: Mapping[str, type[Task]]) -> type[CompareArguments]:
         (name, str | None, argument(data.help, group=DATA, default=None))
         for name, data in places.items()
     ]
+    only_with = {
+        name: (
+            "tasks",
+            (ALL, *(task for task, kind in registry.items() if kind.data.argument == name)),
+        )
+        for name in places
+    }
     return dataclasses.make_dataclass(
         "CompareConfig",
         fields,
         bases=(CompareArguments,),
         frozen=True,
-        namespace={"registry": registry, "__doc__": "Arguments of compare.py."},
+        namespace={
+            "registry": registry,
+            "only_with": {"cache_dir": ("cache", (True,))} | only_with,
+            "__doc__": "Arguments of compare.py.",
+        },
     )
 
 
@@ -184,15 +193,14 @@ CompareConfig = arguments_for(TASKS)
 
 
 def require_device(name: str) -> None:
-    """Refuses a name that torch does not know."""
+    """Refuses a name that torch does not know, and a device that is not here."""
     import torch  # only who names a device waits for it
 
     try:
-        torch.device(name)
-    except RuntimeError:
-        raise ArgumentError(
-            "device", problem=f"expected auto or a torch device, found {name!r}"
-        ) from None
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
+        problem = f"expected auto or a torch device of this machine, found {name!r}"
+        raise ArgumentError("device", problem=f"{problem}: {one_line(error)}") from None
 
 
 def parse_arguments(
@@ -212,6 +220,8 @@ def parse_arguments(
         return config, open_output_dir(config)
     except OutputError as error:
         refuse(f"--output_dir: {error}")
+    except OSError as error:
+        refuse(file_problem(error))
 
 
 def _include_path(argv: Sequence[str]) -> str | None:
@@ -228,7 +238,7 @@ def _include_path(argv: Sequence[str]) -> str | None:
             place = raw_recipe(path).get("include_path")
             if isinstance(place, str) and place not in EMPTY:
                 return place
-    return given
+    return given or None  # an empty text is refused with all the rest
 
 
 def open_output_dir(config: CompareArguments) -> Path:

@@ -16,10 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .scoring.processes import (
-    SharedProblem,
-    alike,
-)
+from .scoring.processes import SharedProblem, alike
 from .scoring.shared_scorer import SharedScorer
 from .tasks.registry import TASKS
 from .tasks.samples import Selection

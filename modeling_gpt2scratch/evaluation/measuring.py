@@ -16,20 +16,10 @@ from modeling_gpt2scratch.common.activity import activity
 
 from .configuration import CompareArguments
 from .results.cache import ResultCache
-from .results.fingerprints import (
-    checksums_of,
-    evaluation_code,
-    hub_commit,
-    model_code,
-    task_code,
-)
+from .results.fingerprints import checksums_of, evaluation_code, hub_commit, model_code, task_code
 from .results.measurements import Measurement, ModelMeasurements
 from .scoring.models import describe_model, load_scorer
-from .scoring.processes import (
-    ProcessGroup,
-    SharedProblem,
-    error_line,
-)
+from .scoring.processes import ProcessGroup, SharedProblem, error_line
 from .tasks.task import Task
 
 

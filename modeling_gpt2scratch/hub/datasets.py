@@ -10,13 +10,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from huggingface_hub import (
-    CommitOperationAdd,
-    CommitOperationDelete,
-    HfApi,
-    constants,
-    get_token,
-)
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from modeling_gpt2scratch.common.atomic_files import write_file
 from modeling_gpt2scratch.common.errors import SourceError, one_line
@@ -26,6 +20,7 @@ from modeling_gpt2scratch.common.hub_requests import (
     blob_id,
     file_ids,
     make_repository,
+    require_login,
     with_retries,
 )
 from modeling_gpt2scratch.common.retries import Retries
@@ -70,10 +65,7 @@ def push_data(
         SourceError: if there is no login, or the Hub refuses or cannot be reached.
         ShardError: if the directory is not a complete data set.
     """
-    if get_token() is None:
-        raise PushError(
-            "expected a login at the Hub, found none; run `hf auth login` or set HF_TOKEN"
-        )
+    require_login()
     manifest = read_verified(directory)
     call = partial(with_retries, what=repository, retries=retries, hints=PUSH_HINTS)
     try:
@@ -150,5 +142,5 @@ def _finish(repository: str, folder: Path, shards: list[ShardEntry]) -> None:
 
 
 def _commit(repository: str, operations: list, message: str) -> None:
-    api = HfApi(endpoint=constants.ENDPOINT)
+    api = HfApi()
     api.create_commit(repository, operations, commit_message=message, repo_type="dataset")

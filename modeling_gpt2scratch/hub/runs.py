@@ -2,16 +2,22 @@
 
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import HTTPError  # of httpx or its successor, by version
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from transformers import PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.checkpoints.checkpoint import WEIGHTS_NAME, save_model
 from modeling_gpt2scratch.common.atomic_files import write_file, write_json
 from modeling_gpt2scratch.common.errors import SourceError
-from modeling_gpt2scratch.common.hub_requests import PUSH_HINTS, make_repository
+from modeling_gpt2scratch.common.hub_requests import (
+    DEFAULT_RETRIES,
+    PUSH_HINTS,
+    make_repository,
+    require_login,
+    with_retries,
+)
 from modeling_gpt2scratch.common.output_directory import making
 from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.data.tokens.tokenizer import TOKENIZER_NAME, fingerprint
@@ -35,7 +41,7 @@ OWN_EVAL_RESULTS = f"{FOLDER}/{PREFIX}"
 SIZES = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
 
 
-class PublishError(Exception):
+class PublishError(SourceError):
     """A run that cannot be published."""
 
 
@@ -46,7 +52,7 @@ def publish(config: PublishConfig) -> str:
         The address of the repository, or with `dry_run` the directory.
 
     Raises:
-        PublishError: if there is no login, or the Hub refuses or cannot be reached.
+        SourceError: if there is no login, or the Hub refuses or cannot be reached.
         ConversionError, RecordsError, TokenizerError: as `write_repository`.
         OSError: if the files cannot be read or written.
     """
@@ -79,11 +85,10 @@ def push_run(
         results: `results.json` of a comparison; None takes the one in the run.
 
     Raises:
-        PublishError: if there is no login, or the Hub refuses or cannot be reached.
+        SourceError: if there is no login, or the Hub refuses or cannot be reached.
         ConversionError, RecordsError, TokenizerError: as `write_repository`.
     """
-    if get_token() is None:
-        raise PublishError("expected a login at the Hub, found none; run `hf auth login`")
+    require_login()
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory)
         write_repository(
@@ -158,30 +163,31 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
     change the model that is loaded.
 
     Raises:
-        PublishError: if the Hub refuses or cannot be reached.
+        SourceError: if the Hub refuses or cannot be reached.
     """
     api = HfApi()
+    call = partial(with_retries, what=repository, retries=DEFAULT_RETRIES, hints=PUSH_HINTS)
     try:
-        url = make_repository(repository, repo_type="model", private=private)
+        url = call(partial(make_repository, repository, repo_type="model", private=private))
         paths = (path for path in folder.rglob("*") if path.is_file())
         names = sorted(path.relative_to(folder).as_posix() for path in paths)
         outdated = [
             name
-            for name in api.list_repo_files(repository)
+            for name in call(partial(api.list_repo_files, repository))
             if (name in (*RECORD_FILES, *OUTDATED_FILES) or name.startswith(OWN_EVAL_RESULTS))
             and name not in names
         ]
         # Not `upload_folder`, which makes several commits of a large folder.
-        api.create_commit(
-            repository,
-            [CommitOperationAdd(name, folder / name) for name in names]
-            + [CommitOperationDelete(name) for name in outdated],
-            commit_message="Publish a run of GPT2Scratch",
+        call(
+            lambda: api.create_commit(
+                repository,
+                [CommitOperationAdd(name, folder / name) for name in names]
+                + [CommitOperationDelete(name) for name in outdated],
+                commit_message="Publish a run of GPT2Scratch",
+            )
         )
-    except SourceError as error:
-        raise PublishError(str(error)) from error
-    except HTTPError as error:
-        raise PublishError(f"{repository}: {_reason(error)}") from error
+    except SourceError:
+        raise
     except (ValueError, RuntimeError) as error:  # metadata that the Hub refuses, or its uploader
         raise PublishError(f"{repository}: {error}") from error
     return url
@@ -208,14 +214,3 @@ def _draw(records: RunRecords, folder: Path) -> bool:
         print(f"without {PICTURE_NAME}: {error}")
         return False
     return True
-
-
-def _reason(error: HTTPError) -> str:
-    """What the Hub answered, or why it did not, and what to do about it."""
-    response = getattr(error, "response", None)
-    if response is None:
-        return f"the Hub cannot be reached: {error}"
-    status = response.status_code
-    answer = getattr(error, "server_message", None) or response.reason_phrase
-    hint = "the Hub has a problem, try again later" if status >= 500 else PUSH_HINTS.get(status)
-    return f"the Hub answered {status} {answer}" + (f"; {hint}" if hint else "")

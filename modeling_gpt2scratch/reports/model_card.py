@@ -223,10 +223,7 @@ def _training(records: RunRecords, has_picture: bool) -> str:
     """Tokens, losses and arguments of the training."""
     if not records.arguments:
         return "## Training\n\nNot recorded."
-    rows = [
-        ["Steps", f"{records.steps:,}"],
-        ["Tokens seen", f"{records.tokens_seen:,}"],
-    ]
+    rows = [["Steps", f"{records.steps:,}"], ["Tokens seen", f"{records.tokens_seen:,}"]]
     if records.data:
         passes = records.tokens_seen / records.data.splits["train"].n_tokens
         rows.append(["Passes over the training split", f"{passes:.2f}"])

@@ -197,9 +197,6 @@ def _check_push(config: Any) -> None:
         name, other = given if config.push_every else given[::-1]
         problem = f"expected {other} with {name}, found none; give both or neither"
         raise ArgumentError(name, problem=problem)
-    if config.private and config.push_to_hub is None:
-        problem = "expected push_to_hub with private, found none; leave private out"
-        raise ArgumentError("private", problem=problem)
 
 
 def _check_data(config: Any) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from modeling_gpt2scratch.common.addresses import keep_secrets_apart, split_revision
-from modeling_gpt2scratch.common.command_line import ArgumentError, argument
+from modeling_gpt2scratch.common.command_line import GIVEN, ArgumentError, argument
 from modeling_gpt2scratch.common.output_directory import Marker
 
 from .checks import EVAL_TASKS, check_arguments, check_output_dir
@@ -284,6 +284,8 @@ class TrainConfig:
         "lambada_data": ("eval_tasks", ("lambada",)),
         "hellaswag_data": ("eval_tasks", ("hellaswag",)),
         "blimp_data": ("eval_tasks", ("blimp",)),
+        "private": ("push_to_hub", GIVEN),
+        "project": ("report_to", GIVEN),
     }
 
     # What a recipe says of its own model holds for no other, and there is one length of a run.

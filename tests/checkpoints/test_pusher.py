@@ -96,7 +96,7 @@ def test_a_run_without_a_login_is_refused_before_its_first_step(
     hub.use_here(monkeypatch, tmp_path)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     code, error = refusal(monkeypatch, capsys, *flags(small_data, tmp_path / "run", **PUSH))
-    assert code == 2 and "expected a login at the Hub for --push_to_hub, found none" in error
+    assert code == 2 and "expected a login at the Hub, found none" in error
     assert not (tmp_path / "run").exists()
     assert not hub.commits and not hub.revisions
 

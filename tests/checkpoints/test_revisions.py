@@ -280,7 +280,7 @@ def test_a_run_is_refused_without_a_login_a_right_or_a_place_of_its_own(hub, mon
     monkeypatch.setenv("HF_TOKEN", "hf_status_403")
     assert "use a token with write access to the repository" in problem()
     monkeypatch.delenv("HF_TOKEN")
-    assert problem().startswith("expected a login at the Hub for --push_to_hub, found none")
+    assert problem().startswith("expected a login at the Hub, found none")
 
 
 def test_a_hub_that_is_down_keeps_no_run_from_its_start(hub, monkeypatch, capsys):

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import pytest
 
 from modeling_gpt2scratch.common.command_line import (
+    GIVEN,
     ArgumentError,
     argument,
     check_numbers,
@@ -26,9 +27,16 @@ class Config:
     careful: bool = argument("a switch that is on", default=True)
     names: list[str] = field(default_factory=list, metadata={"help": "a list"})
     name_limit: int | None = argument("only for two names", default=None)
+    words: list[str] = argument("a list with a default", default_factory=lambda: ["one"])
+    step_limit: int | None = argument("only beside steps", default=None)
+    file: str | None = argument("a file that must be there", default=None)
 
     only_until: ClassVar = {"name_limit": ("names", "rate")}
-    only_with: ClassVar = {"b_limit": ("kind", ("b",)), "name_limit": ("names", ("x", "y"))}
+    only_with: ClassVar = {
+        "b_limit": ("kind", ("b",)),
+        "name_limit": ("names", ("x", "y")),
+        "step_limit": ("steps", GIVEN),
+    }
 
     def __post_init__(self):
         check_numbers(self, positive=("rate",), non_negative=("steps",))
@@ -37,6 +45,8 @@ class Config:
             raise ArgumentError("warmup_steps", "steps", problem=problem)
         if self.rate == 13:
             raise ValueError("expected another number than 13")
+        if self.file is not None:
+            os.stat(self.file)
 
 
 def parse(tmp_path, recipe: str, *flags: str) -> Config:
@@ -256,3 +266,37 @@ def test_what_a_program_says_of_a_value_names_the_recipe_that_it_is_from(tmp_pat
     assert with_place("b: expected a, found b") == f"{recipe}: kind: b: expected a, found b"
     assert with_place("b/c: expected a, found b") == "b/c: expected a, found b"
     assert with_place("7: expected 9, found 7") == "7: expected 9, found 7"
+
+
+def test_a_list_that_is_given_in_parts_is_one_list_in_place_of_its_default(tmp_path):
+    recipe = "names: [x]\nwords: [two]\n"
+    flags = ("--names", "y", "z", "--steps", "1", "--names", "w")
+    assert parse(tmp_path, recipe, *flags).names == ["y", "z", "w"]
+    assert parse(tmp_path, recipe).words == ["two"]
+    assert parse(tmp_path, "rate: 1\n").words == ["one"]
+    flags = ("--words", "three", "--words=four")
+    assert parse(tmp_path, recipe, *flags).words == ["three", "four"]
+    assert parse(tmp_path, "rate: 1\n").words == ["one"]
+
+
+@pytest.mark.parametrize("flags", [("--file", ""), ("--file=",), ("--names", "x", "")])
+def test_a_text_of_nothing_is_no_value(tmp_path, capsys, flags):
+    name = flags[0].removesuffix("=")
+    expected = f"{name}: expected a text, found none; leave the flag out"
+    assert refusal(capsys, tmp_path, "rate: 1\n", *flags) == expected
+
+
+def test_a_file_that_cannot_be_looked_at_is_one_line(tmp_path, capsys):
+    name = "x" * 300
+    line = refusal(capsys, tmp_path, "rate: 1\n", "--file", name)
+    assert line == f"{name}: expected to read or write it, found File name too long"
+
+
+def test_an_argument_without_effect_is_refused(tmp_path, capsys):
+    flags = ("--step_limit", "3")
+    line = refusal(capsys, tmp_path, "rate: 1\n", *flags)
+    assert line == (
+        "--step_limit; steps (default): expected step_limit only with steps, found none; leave "
+        "step_limit out"
+    )
+    assert parse(tmp_path, "rate: 1\n", *flags, "--steps", "1").step_limit == 3

@@ -191,6 +191,11 @@ def test_results_go_beside_the_first_model_if_it_is_a_local_directory(tmp_path):
         ("--models m --tasks val", "val_data (default): expected a shard directory"),
         ("--models m m --tasks lambada", "--models: expected each once, found m m"),
         ("--models m --tasks lambada --device gpu9", "--device: expected auto or a torch device"),
+        ("--models m --tasks lambada --device cpu:9x", "--device: expected auto or a torch device"),
+        ("--models m --tasks lambada --blimp_data b", "expected blimp_data only with tasks"),
+        ("--models m --tasks lambada --cache false --cache_dir c", "cache_dir only with cache"),
+        ("--models m --tasks lambada --include_path=", "expected a text, found none"),
+        ("--models m --tasks lambada --output_dir=", "expected a text, found none"),
         (
             "--models m --tasks lambada --dtype int8",
             "--dtype: expected one of 'float32', 'bfloat16', 'float16', found 'int8'",

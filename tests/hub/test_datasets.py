@@ -175,7 +175,7 @@ def test_a_hub_that_stays_down_ends_in_one_line_without_a_manifest(hub, data):
     with pytest.raises(SourceError) as caught:
         push_data(data, REPOSITORY, retries=IMPATIENT)
     assert str(caught.value) == (
-        f"{REPOSITORY}: the Hub answered 500 Internal Server Error, 1 times; run the same command "
+        f"{REPOSITORY}: the Hub answered 500 Internal Server Error, 1 time; run the same command "
         f"again when the Hub can be reached"
     )
     assert hub.files == {}
@@ -299,7 +299,10 @@ def refusal(*options: str) -> str:
 @pytest.mark.parametrize(
     ("token", "message"),
     [
-        ("", "expected a login at the Hub, found none; run `hf auth login` or set HF_TOKEN"),
+        (
+            "",
+            "expected a login at the Hub, found none; log in with `hf auth login` or set HF_TOKEN",
+        ),
         (
             "hf_status_403",
             f"{REPOSITORY}: the Hub answered 403 No push for this token.; this login may not write "

@@ -28,6 +28,9 @@ PUBLISH = """
 import json, os, sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from modeling_gpt2scratch.commands import publish as command
+from modeling_gpt2scratch.common import hub_requests
+from modeling_gpt2scratch.common.retries import Retries
+hub_requests.DEFAULT_RETRIES = Retries(first_wait_seconds=0.1, give_up_after_seconds=0.1)
 repository, run, model_only, token = sys.argv[1:]
 
 def publish(directory, token, *options):
@@ -154,13 +157,14 @@ def test_what_cannot_be_published_is_one_line(published, trained):
     refused = json.loads(published[1][-1])
     error = "gpt2scratch publish: error: "
     assert refused == {
-        "no login": f"{error}expected a login at the Hub, found none; run `hf auth login`",
+        "no login": f"{error}expected a login at the Hub, found none; log in with `hf auth login` "
+        f"or set HF_TOKEN",
         "no model": f"{error}{trained[0]}: expected a finished run, found no config.json, "
         f"model.safetensors, tokenizer.json, tokenizer_config.json",
         "no right": f"{error}{REPOSITORY}: the Hub answered 403 No push for this token.; this "
         f"login may not write there; use a token with write access to the repository",
-        "no Hub": f"{error}{REPOSITORY}: the Hub answered 503 No push for this token.; the Hub has "
-        f"a problem, try again later",
+        "no Hub": f"{error}{REPOSITORY}: the Hub answered 503 No push for this token., 2 times; "
+        f"run the same command again when the Hub can be reached",
         "not private": f"{error}{REPOSITORY}: expected a private repository, found a public one; "
         f"change it in its settings or leave out --private",
     }

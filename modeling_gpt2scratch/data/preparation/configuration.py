@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from modeling_gpt2scratch.common.addresses import keep_secrets_apart, split_revision
-from modeling_gpt2scratch.common.command_line import ArgumentError, argument, check_numbers
+from modeling_gpt2scratch.common.command_line import GIVEN, ArgumentError, argument, check_numbers
 from modeling_gpt2scratch.common.hub_requests import check_repository
 from modeling_gpt2scratch.common.output_directory import as_given, output_directory, resolved
 from modeling_gpt2scratch.data.shards.format import MAX_SHARD_TOKENS
@@ -112,6 +112,7 @@ class PrepareConfig:
     private: bool = argument("make that repository private", group=HUB, default=False)
 
     written: ClassVar = "output_dir"  # where no recipe must be
+    only_with: ClassVar = {"private": ("push_to_hub", GIVEN), "split": ("val_fraction", GIVEN)}
 
     def __post_init__(self):
         keep_secrets_apart(self, but=("where", "text_column"))
@@ -140,9 +141,7 @@ class PrepareConfig:
             )
         for condition in self.where:
             parse_condition(condition)
-        inputs = [self.dataset]
-        if not os.path.exists(self.dataset):
-            inputs = [name for name, _ in parse_mixture(self.dataset, flag="--dataset")]
+        inputs = [name for name, _ in parse_mixture(self.dataset, flag="--dataset")]
         if self.tokenizer is None:
             default = DOCSTRINGS_TOKENIZER if self.dataset == DOCSTRINGS else GPT2
             object.__setattr__(self, "tokenizer", default)

@@ -133,7 +133,7 @@ def settle(
         if is_enough or (is_possible and must_be):
             return HeldOut(DOCUMENTS)
         if must_be:
-            raise _none_in(n_documents, config)
+            raise none_in(n_documents, config)
     with closing(open_stream(in_order=True)) as stream:
         lengths = _lengths(stream, config, working)
     least = TAIL_CHARACTERS if config.split == AUTO else 0
@@ -142,7 +142,7 @@ def settle(
         if config.split == AUTO and is_possible:
             return HeldOut(DOCUMENTS)
         if not any(lengths):
-            raise _none_in(n_documents, config)
+            raise none_in(n_documents, config)
         raise SourceError(
             f"{config.dataset}: expected more text than a window of {WINDOW_CHARACTERS} characters "
             f"and a tail of --val_fraction {config.val_fraction}, found {sum(lengths)} characters; "
@@ -255,7 +255,7 @@ def _texts(stream: DocumentStream, bar: tqdm) -> Iterator[str]:
         bar.update(sum(map(len, batch.documents)))
 
 
-def _none_in(n_documents: dict[str, int], config: PrepareConfig) -> SourceError:
+def none_in(n_documents: dict[str, int], config: PrepareConfig) -> SourceError:
     """The error for text of which nothing can be held out, or nothing else is left."""
     n_all = sum(n_documents.values())
     if n_all == 0:
@@ -263,8 +263,9 @@ def _none_in(n_documents: dict[str, int], config: PrepareConfig) -> SourceError:
     split = "val" if n_documents["val"] == 0 else "train"
     tail = ", or --split tail" if config.split == DOCUMENTS else ""
     tail = ", or leave out --max_tokens" if config.split == AUTO and config.max_tokens else tail
+    limit = ", or raise --limit_documents" if config.limit_documents else ""
     return SourceError(
         f"{config.dataset}: expected documents in both splits, found none of {n_all} in {split!r} "
         f"at --val_fraction {config.val_fraction}; change it, --seed, or give more documents"
-        f"{tail} (0 holds none out)"
+        f"{limit}{tail} (0 holds none out)"
     )

@@ -49,14 +49,11 @@ from modeling_gpt2scratch.data.tokens.workers import Encoding, WorkerError
 
 from .blocks import Plan, write_shards
 from .configuration import TAIL, PrepareConfig
-from .held_out import HeldOut, SplitStream, settle
+from .held_out import HeldOut, SplitStream, none_in, settle
 from .progress import Progress, ProgressError, WorkingDirectory
 
 # What the user can mend, and therefore sees as one line.
-EXPECTED_ERRORS = (
-    *(SourceError, TokenizerError, ShardError, ProgressError, WorkerError),
-    OSError,
-)
+EXPECTED_ERRORS = (*(SourceError, TokenizerError, ShardError, ProgressError, WorkerError), OSError)
 MANY_BYTES = 2**28  # of a data set on the Hub, which has more than enough documents then
 LITTLE_BYTES = 2**21  # of tokens, which one process makes in the time that others take to begin
 MAX_WORKERS_PER_CORE = 4  # more make nothing faster, and each takes memory
@@ -162,7 +159,8 @@ def begin(
         config,
         partial(open_stream, config, sources, working),
         working,
-        has_many_documents=stored_bytes(sources, HubFile) > MANY_BYTES,
+        has_many_documents=config.limit_documents is None
+        and stored_bytes(sources, HubFile) > MANY_BYTES,
     )
     if tokenizer is None:
         tokenizer = train_on_sources(vocab_size, config, sources, working, held_out)
@@ -301,15 +299,7 @@ def open_stream(
 
 def check_splits(manifest: Manifest, config: PrepareConfig, working: WorkingDirectory) -> None:
     """Refuses a data set without documents, or without validation documents if some were asked."""
-    n_documents = sum(split.n_documents for split in manifest.splits.values())
-    for name, split in manifest.splits.items():
-        if split.n_documents:
-            continue
-        working.remove()
-        if n_documents == 0:
-            raise SourceError(f"{config.dataset}: expected documents, found none")
-        raise SourceError(
-            f"{config.dataset}: expected documents in both splits, found none of "
-            f"{n_documents} in {name!r} at --val_fraction {config.val_fraction}; change it, "
-            f"--seed, or give more documents (0 holds none out)"
-        )
+    n_documents = {name: split.n_documents for name, split in manifest.splits.items()}
+    if min(n_documents.values()) == 0:
+        working.clear(kept=working.downloads)  # no command could go on from the rest
+        raise none_in({"train": 0, "val": 0} | n_documents, config)

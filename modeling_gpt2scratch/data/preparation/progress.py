@@ -102,7 +102,7 @@ class WorkingDirectory:
                     f"found {difference}; repeat the earlier command to finish it, or add "
                     f"--overwrite to begin anew"
                 )
-        self._clear(kept=self.downloads)
+        self.clear(kept=self.downloads)
         self.data.mkdir(parents=True)
         return None
 
@@ -149,7 +149,7 @@ class WorkingDirectory:
 
     def remove(self) -> None:
         """Removes what is left, `progress.json` last."""
-        self._clear(kept=self.path / PROGRESS_NAME)
+        self.clear(kept=self.path / PROGRESS_NAME)
         shutil.rmtree(self.path, ignore_errors=True)
 
     @property
@@ -157,7 +157,8 @@ class WorkingDirectory:
         """Whether there is a file that need not be downloaded again."""
         return any(path.is_file() for path in self.downloads.rglob("*"))
 
-    def _clear(self, *, kept: Path) -> None:
+    def clear(self, *, kept: Path) -> None:
+        """Removes all that is here but one file or directory."""
         for path in self.path.glob("*"):
             if path == kept:
                 continue

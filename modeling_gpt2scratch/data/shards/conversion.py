@@ -11,11 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from modeling_gpt2scratch.common.atomic_files import write_json
-from modeling_gpt2scratch.common.output_directory import (
-    CONVERTED_SHARDS,
-    making,
-    output_directory,
-)
+from modeling_gpt2scratch.common.output_directory import CONVERTED_SHARDS, making, output_directory
 from modeling_gpt2scratch.data.tokens.ids import token_dtype
 from modeling_gpt2scratch.data.tokens.tokenizer import manifest_entries, save_tokenizer
 

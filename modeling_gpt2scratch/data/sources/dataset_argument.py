@@ -60,20 +60,29 @@ def open_sources(
         where: conditions that a row has to meet.
 
     Raises:
-        SourceError: if there is no such file or data set.
+        SourceError: if there is no such file or data set, a name means two, or `subset` none.
         ValueError: if the weights do not sum to 1.
     """
-    is_whole = os.path.exists(dataset)
-    parts = [(dataset, None)] if is_whole else parse_mixture(dataset, flag="--dataset")
-    return [
+    sources = [
         dataclasses.replace(
             _open_source(name, subset, text_column), weight=weight, where=tuple(where)
         )
-        for name, weight in parts
+        for name, weight in parse_mixture(dataset, flag="--dataset")
     ]
+    if subset is not None and subset not in [source.subset for source in sources]:
+        raise SourceError(
+            f"expected --subset for a data set of the Hub that names none, found {subset} for "
+            f"{dataset}; leave it out"
+        )
+    return sources
 
 
 def _open_source(name: str, subset: str | None, text_column: str) -> Source:
+    if name in (DOCSTRINGS, *URL_PRESETS, *PRESETS) and os.path.exists(name):
+        raise SourceError(
+            f"expected --dataset to mean one thing, found {name}, which is a corpus of that name "
+            f"and a path here; write ./{name} for the path, or start in another directory"
+        )
     if name == DOCSTRINGS:
         return Source(name, [DocstringFile()])
     if name in URL_PRESETS:

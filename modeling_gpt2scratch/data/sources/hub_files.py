@@ -187,7 +187,7 @@ def _list_once(
     # Only this takes the library, which needs a second to import.
     import datasets
 
-    sha = _api().dataset_info(repository, revision=revision, expand=["sha"]).sha
+    sha = HfApi().dataset_info(repository, revision=revision, expand=["sha"]).sha
     source = f"hf://datasets/{repository}"  # never a local directory of that name
     try:
         builder = datasets.load_dataset_builder(source, subset, revision=sha)
@@ -241,8 +241,8 @@ def _converted(repository: str, subset: str | None, split: str) -> tuple[list[Hu
     Raises:
         RevisionNotFoundError: if it converted nothing.
     """
-    sha = _api().dataset_info(repository, revision=PARQUET_REVISION, expand=["sha"]).sha
-    tree = _api().list_repo_tree(repository, repo_type="dataset", revision=sha, recursive=True)
+    sha = HfApi().dataset_info(repository, revision=PARQUET_REVISION, expand=["sha"]).sha
+    tree = HfApi().list_repo_tree(repository, repo_type="dataset", revision=sha, recursive=True)
     found: dict[str, dict[str, list[HubFile]]] = {}
     for entry in tree:
         parts = entry.path.split("/")
@@ -263,7 +263,7 @@ def _described(repository: str, names: list[str], sha: str) -> list[HubFile]:
     described: dict[str, HubFile] = {}
     for start in range(0, len(names), PATHS_PER_REQUEST):
         paths = names[start : start + PATHS_PER_REQUEST]
-        for entry in _api().get_paths_info(repository, paths, revision=sha, repo_type="dataset"):
+        for entry in HfApi().get_paths_info(repository, paths, revision=sha, repo_type="dataset"):
             described[entry.path] = _hub_file(repository, entry, sha)
     return [described[name] for name in names]
 
@@ -284,10 +284,6 @@ class _SilentBar(tqdm):
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options | {"disable": True})
-
-
-def _api() -> HfApi:
-    return HfApi(endpoint=constants.ENDPOINT)
 
 
 def _check_name(kind: str, name: str | None, known: Iterable[str], repository: str) -> None:

@@ -1,8 +1,8 @@
 """Several sources in one argument, with their shares: "a:0.7,b:0.3"."""
 
 import math
+import os
 import re
-from collections import Counter
 
 TOLERANCE = 1e-6  # of the sum of the weights
 SMALLEST = 0.0001  # what can be kept exactly in 10,000 rows
@@ -15,18 +15,22 @@ def parse_mixture(text: str, *, flag: str) -> list[tuple[str, float | None]]:
 
     Args:
         text: comma-separated names, each with an optional `:weight`. What follows a name's last
-            colon is a weight if it is a number, so `hf://datasets/x` and `C:\\data` are names.
+            colon is a weight if it is a number, so `hf://datasets/x` and `C:\\data` are names. A
+            path that is there is one name, whatever it holds.
         flag: the argument that `text` was given to, for messages.
 
     Raises:
-        ValueError: if a name is empty or stands twice, if only some have weights, or if the weights
-            are below 0.0001 or do not sum to 1.
+        ValueError: if a name is empty or stands twice, a path also in another spelling, if only
+            some have weights, or if the weights are below 0.0001 or do not sum to 1.
     """
+    if os.path.exists(text):
+        return [(text, None)]
     sources = [_name_and_weight(part.strip()) for part in text.split(",")]
-    for name, count in Counter(name for name, _ in sources).items():
+    places = [os.path.realpath(name) if os.path.exists(name) else name for name, _ in sources]
+    for (name, _), place in zip(sources, places, strict=True):
         if not name:
             raise ValueError(f"expected {flag} as NAME or NAME:WEIGHT,NAME:WEIGHT, found {text!r}")
-        if count > 1:
+        if (count := places.count(place)) > 1:
             raise ValueError(
                 f"expected each source of {flag} once, found {name} {count} times; "
                 f"raise its weight instead"

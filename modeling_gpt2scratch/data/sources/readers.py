@@ -20,12 +20,7 @@ from .parquet_rows import read_parquet
 from .rows import BadRows, Reading, Rows, behind
 from .text_rows import read_csv, read_jsonl, read_txt
 
-READERS = {
-    ".txt": read_txt,
-    ".jsonl": read_jsonl,
-    ".csv": read_csv,
-    ".parquet": read_parquet,
-}
+READERS = {".txt": read_txt, ".jsonl": read_jsonl, ".csv": read_csv, ".parquet": read_parquet}
 
 
 def reader_of(name: str) -> Callable[[Reading], Rows] | None:

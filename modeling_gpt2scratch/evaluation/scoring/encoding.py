@@ -37,10 +37,7 @@ def context_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase)
 
 
 def encode_pairs(
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[tuple[str, str]],
-    *,
-    keeps_end: bool = True,
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]], *, keeps_end: bool = True
 ) -> Iterator[tuple[list[int], list[int]]]:
     """Token ids of each (context, continuation), as lm-evaluation-harness splits them.
 

@@ -16,11 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from modeling_gpt2scratch.common.activity import kept_moving
 
 from .batching import Batch
-from .processes import (
-    Problem,
-    error_line,
-    exchange,
-)
+from .processes import Problem, error_line, exchange
 from .row_scorer import Portion, Row
 from .scorer import CausalScorer
 

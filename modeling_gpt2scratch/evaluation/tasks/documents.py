@@ -18,12 +18,7 @@ import numpy as np
 from modeling_gpt2scratch.evaluation.scoring.encoding import encode_document
 
 from .samples import SampleData
-from .task import (
-    Estimate,
-    TaskResult,
-    perplexity_estimate,
-    ratio_estimate,
-)
+from .task import Estimate, TaskResult, perplexity_estimate, ratio_estimate
 
 if TYPE_CHECKING:  # torch comes with it, and a command line needs none
     from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer

@@ -40,11 +40,7 @@ from modeling_gpt2scratch.evaluation.scoring.written_words import (
 )
 
 from .samples import SampleData, Selection
-from .task import (
-    TaskResult,
-    perplexity_estimate,
-    ratio_estimate,
-)
+from .task import TaskResult, perplexity_estimate, ratio_estimate
 
 if TYPE_CHECKING:  # torch comes with it, and a command line needs none
     from transformers import PreTrainedTokenizerBase
@@ -121,10 +117,7 @@ class LambadaTask:
                 "n_target_tokens": int(scores.n_tokens.sum()),
                 "n_truncated": int(scores.is_truncated.sum()),
             },
-            samples={
-                "acc": scores.is_greedy.astype(np.float64),
-                "perplexity": -scores.log_probs,
-            },
+            samples={"acc": scores.is_greedy.astype(np.float64), "perplexity": -scores.log_probs},
         )
 
 

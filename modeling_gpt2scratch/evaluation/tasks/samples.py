@@ -84,9 +84,11 @@ class SampleData:
 
         Raises:
             FileNotFoundError: if the file is not there.
-            ValueError: if there is no such place.
+            ValueError: if there is no such place, or a directory where one's own file is meant.
         """
         given = selection.place or selection.data_dir
+        if self.is_own and given is not None and Path(given).is_dir():
+            raise ValueError(f"{given}: expected {self.file}, found a directory; name the file")
         if given is None and self.hub_name is None:
             raise ValueError(
                 f"expected {self.file} in --data_dir or a file as --{self.argument}, found neither"

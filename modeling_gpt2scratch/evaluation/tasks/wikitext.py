@@ -24,11 +24,7 @@ from modeling_gpt2scratch.evaluation.scoring.encoding import encode_texts
 
 from .documents import Document, DocumentsTask
 from .samples import SampleData, Selection
-from .task import (
-    TaskResult,
-    perplexity_estimate,
-    ratio_estimate,
-)
+from .task import TaskResult, perplexity_estimate, ratio_estimate
 
 if TYPE_CHECKING:  # torch comes with it, and a command line needs none
     from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer

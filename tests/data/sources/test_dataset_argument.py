@@ -50,6 +50,31 @@ def test_a_name_that_leads_nowhere_is_compared_with_the_presets(tmp_path, monkey
     )
 
 
+@pytest.mark.parametrize("name", ["docstrings", "shakespeare", "openwebtext"])
+def test_a_name_that_means_a_corpus_and_a_path_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "a.txt").write_text("text")
+    with pytest.raises(SourceError, match=f"found {name}, .* write ./{name} for the path"):
+        open_sources(name)
+    assert len(open_sources(f"./{name}")[0].files) == 1
+
+
+def test_a_subset_that_no_source_takes_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        dataset_argument,
+        "list_files",
+        lambda repository, **keywords: [HubFile("a", 10, repository, revision="0", sha256="1")],
+    )
+    (tmp_path / "a.txt").write_text("text")
+    own = str(tmp_path / "a.txt")
+    for dataset in ("docstrings", "shakespeare", "fineweb-edu-10B", "user/name/other", own):
+        with pytest.raises(SourceError, match="expected --subset for .*, found sample-100BT"):
+            open_sources(dataset, subset="sample-100BT")
+    for dataset in ("user/name", "user/name/sample-100BT", f"{own},user/name"):
+        assert open_sources(dataset, subset="sample-100BT")[-1].subset == "sample-100BT"
+
+
 def test_a_file_of_the_hub_is_the_same_after_a_commit_that_left_it_alone():
     def described(revision, sha256):
         file = HubFile("a.parquet", 10, "aesop/fables", revision=revision, sha256=sha256)

@@ -74,3 +74,20 @@ def test_what_is_no_mixture_is_refused_in_one_line(text, message):
     with pytest.raises(ValueError) as caught:
         parse(text)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_path_that_is_there_is_one_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a,b", "2026-05-01T12:30", "c:0.5"):
+        (tmp_path / name).mkdir()
+        assert parse(name) == [(name, None)]
+
+
+def test_a_path_in_two_spellings_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to("a")
+    for other in ("./a", "a/", str(tmp_path / "a"), "link"):
+        for text in (f"a,{other}", f"a:0.5,{other}:0.5"):
+            with pytest.raises(ValueError, match="expected each source of --data once, found a 2"):
+                parse(text)
