@@ -86,6 +86,9 @@ class RevisionPusher:
     def __enter__(self) -> "RevisionPusher":
         if self._repository is not None and PartialState().is_main_process:
             self._outbox.clear_leftovers()
+            for step in self._outbox.steps():
+                if step > self._logged_step:  # of a continuation that is left
+                    self._outbox.remove(self._outbox.take(step))
             self._thread = threading.Thread(target=self._work, name="pusher", daemon=True)
             self._thread.start()
         return self
@@ -216,10 +219,13 @@ class RevisionPusher:
         write_checksums(folder, checksums_in(folder) | {path.name: checksum(path)})
 
     def _make_room(self, n_bytes: int) -> None:
-        """Gives up what has waited longest, as long as the disk lacks so many bytes."""
+        """Gives up what has waited longest, as long as the disk lacks so many bytes.
+
+        What is still a checkpoint as well takes no room of its own.
+        """
         while shutil.disk_usage(self._output_dir).free < n_bytes:
             with self._condition:
-                step = next(iter(self._outbox.steps()), None)
+                step = next(filter(self._outbox.is_alone, self._outbox.steps()), None)
                 if step is None:
                     return
                 self._outbox.remove(self._outbox.take(step))

@@ -38,7 +38,6 @@ from .retention import (
 from .snapshot import (
     HostCopies,
     Snapshot,
-    is_sharded,
     make_skeleton,
     optimizer_tensors,
     take_snapshot,
@@ -162,7 +161,7 @@ class CheckpointWriter:
         """Writes, verifies and deletes one checkpoint, after looking for the space of all.
 
         Raises:
-            CheckpointError: if the model is sharded and ranks do not see the same directory.
+            CheckpointError: if ranks do not see the same directory.
             OSError: if a checkpoint cannot be written, or those that are to be kept do not fit.
                 Both on all ranks alike.
         """
@@ -172,8 +171,7 @@ class CheckpointWriter:
         self._on_main(_require_space, self._output_dir, n_bytes, n_kept)
         snapshot = self._snapshot(model, tokenizer, optimizer, state)
         with self._partial_directory(self._output_dir / REHEARSAL_NAME) as partial:
-            if is_sharded(model):
-                self._require_shared(partial)
+            self._require_shared(partial)
             self._fill(snapshot, partial)
 
     def save_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -262,8 +260,8 @@ class CheckpointWriter:
             if not is_seen:
                 raise CheckpointError(
                     f"expected {self._output_dir} to be one directory that all processes share, as "
-                    f"each writes its slices of the optimizer's state; found that process {rank} "
-                    f"has another; choose --output_dir on a shared file system"
+                    f"each reads the checkpoints; found that process {rank} has another; choose "
+                    f"--output_dir on a shared file system"
                 )
 
     def _on_main(self, function: Callable, *args, **kwargs) -> None:

@@ -3,7 +3,7 @@
 A message about a value is one line that begins with where the value came from. Class attributes of
 the dataclass say more:
 
-only_with: arguments that act only beside certain values of another, or beside any if they are GIVEN:
+only_with: arguments that act only beside certain values of another, or any if they are GIVEN:
     {argument: (other, values)}.
 only_until: arguments of a recipe that end if another is changed after it: {argument: others}.
 gives_way: arguments of a recipe that are left out, with one line about it, if the dataclass refuses

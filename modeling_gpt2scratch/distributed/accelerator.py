@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
+    DynamoBackend,
     FullyShardedDataParallelPlugin,
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
@@ -43,7 +44,7 @@ def make_accelerator(
 
     Raises:
         LaunchError: if the launcher started several processes that do not know of each other, or
-            its configuration asks for an unknown precision, for fp16 in shards, or for more of
+            its configuration asks for an unknown precision, a compiler, fp16 in shards, or more of
             DeepSpeed than ZeRO-2.
     """
     timeout = timedelta(minutes=timeout_minutes)
@@ -76,6 +77,11 @@ def make_accelerator(
         raise LaunchError(
             f"expected mixed_precision no, fp16, bf16 or fp8, found {accelerator.mixed_precision} "
             f"in the Accelerate configuration; --mixed_precision overrides it"
+        )
+    if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
+        raise LaunchError(
+            f"expected no dynamo_config in the Accelerate configuration, found the backend "
+            f"{accelerator.state.dynamo_plugin.backend}; leave it out and use --compile"
         )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         # Accelerate itself would go on in float32 without a word.

@@ -8,7 +8,7 @@ share out the batches of `compare.py` among themselves, so that the scores do no
 number.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -68,6 +68,7 @@ def score_benchmarks(
     accelerator: Accelerator,
     *,
     batch_tokens: int,
+    before_batches: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Every metric of every benchmark, as "lambada/acc" and so on, on every process alike.
 
@@ -81,13 +82,18 @@ def score_benchmarks(
         tokenizer: the model's own.
         accelerator: of the run.
         batch_tokens: padded tokens of one forward pass of one process.
+        before_batches: called on all processes now and then; it may raise.
     """
     values = {}
     was_training = model.training
     # Batches have all sizes, and each would be compiled anew.
     with torch.compiler.set_stance("force_eager"), torch.autocast(model.device.type, enabled=False):
         try:
-            scorer = SharedScorer(model, tokenizer, accelerator, batch_tokens=batch_tokens)
+            scorer = SharedScorer(
+                *(model, tokenizer, accelerator),
+                batch_tokens=batch_tokens,
+                before_batches=before_batches,
+            )
             for name, task in benchmarks.items():
                 try:
                     result = alike(partial(task.evaluate, scorer), (ValueError, OverflowError))

@@ -246,16 +246,17 @@ def measure_matmul_flops(
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """The most memory of this process so far, in GiB, under a name that says which memory."""
+    """The most memory of this process so far, in GiB, by names that say which memory."""
+    peaks = {}
     # Devices that share the host's memory, such as Apple's, do not count their own.
     if device.type != "cpu" and (n_bytes := torch.accelerator.max_memory_allocated(device)):
-        return {"peak_device_memory_gib": n_bytes / GIB}
+        peaks["peak_device_memory_gib"] = n_bytes / GIB
     status = Path("/proc/self/status")
     if status.exists():  # getrusage would count the parent's peak, too
         match = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
         if match:
-            return {"peak_resident_memory_gib": int(match[1]) * 1024 / GIB}
-    return {}
+            peaks["peak_resident_memory_gib"] = int(match[1]) * 1024 / GIB
+    return peaks
 
 
 def total_memory(device: torch.device) -> int:

@@ -218,11 +218,10 @@ class TensorBoardRun(TensorBoardTracker):
 
     Args:
         output_dir: of the run.
-        first_step: of this process; what an earlier one logged from there on is hidden. None if
-            there was none.
+        first_step: of this process; what an earlier one logged from there on is hidden.
     """
 
-    def __init__(self, output_dir: str, *, first_step: int | None):
+    def __init__(self, output_dir: str, *, first_step: int):
         super().__init__(TENSORBOARD_NAME, output_dir, purge_step=first_step)
         self._last_step = -1
 
@@ -273,7 +272,7 @@ def _tracker(
         options = {"name": run_name, "dir": output_dir, "id": run_id, "resume": "allow"}
         return WandbRun(project, may_be_offline=may_be_offline, **options)
     if name == "tensorboard":
-        return TensorBoardRun(output_dir, first_step=resume_step + 1 if resume_step else None)
+        return TensorBoardRun(output_dir, first_step=resume_step + 1)
     # Two runs may have directories of one name, which must not become one run.
     return TrackioRun(project, run_id=run_id or f"{run_name}-{secrets.token_hex(4)}")
 

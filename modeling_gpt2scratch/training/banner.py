@@ -90,6 +90,11 @@ def surprises(
         faster = "bf16" if has_bf16(device) else "fp16"
         notes.append(f"matrices are multiplied in float32; try --mixed_precision {faster}")
     lacks = lacking(device)
+    if accelerator.mixed_precision == "bf16" and "bf16" in lacks:
+        lacks.remove("bf16")
+        notes.append(
+            f"{device_name(device)} only emulates bf16, slowly; try --mixed_precision fp16"
+        )
     if device.type != "cpu" and missing_for_compilation(device):
         lacks.append("torch.compile")
     if lacks:

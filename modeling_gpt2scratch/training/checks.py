@@ -226,10 +226,10 @@ def _can_be_read(name: str | None) -> bool:
     return name is not None and any(Path(name, content).is_file() for content in CONTENTS)
 
 
-def is_own(checkpoint: Path, output_dir: Path) -> bool:
-    """Whether a checkpoint belongs to the run in `output_dir`, or is that run itself."""
-    place = checkpoint.resolve()
-    return output_dir.resolve() in (place, place.parent)
+def is_own(checkpoint: Path | None, output_dir: Path) -> bool:
+    """Whether a checkpoint, if there is one, is of the run in `output_dir`, or that run itself."""
+    place = checkpoint and checkpoint.resolve()
+    return place is not None and output_dir.resolve() in (place, place.parent)
 
 
 def in_use(output_dir: Path) -> str:

@@ -11,6 +11,7 @@ from accelerate import PartialState
 from filelock import FileLock, Timeout
 
 from modeling_gpt2scratch.checkpoints.checkpoint import (
+    WEIGHTS_NAME,
     CheckpointError,
     find_checkpoints,
     verify_checkpoint,
@@ -44,18 +45,21 @@ def find_resume_point(config: TrainConfig) -> Path | None:
     if config.resume != "auto":
         verify_checkpoint(checkpoints[0])
         return checkpoints[0]
+    problems = []
     for checkpoint in checkpoints:
         try:
             verify_checkpoint(checkpoint)
         except CheckpointError as error:
+            problems.append(str(error))
             if os.environ.get("RANK", "0") == "0":
                 print(f"warning: {error}; trying the checkpoint before it", file=sys.stderr)
         else:
             return checkpoint
-    if checkpoints:
+    if problems:
         raise CheckpointError(
-            f"{config.output_dir}: expected an undamaged checkpoint, found {len(checkpoints)} "
-            f"damaged; start again with --resume none --overwrite"
+            f"{config.output_dir}: expected an undamaged checkpoint that all processes can read, "
+            f"found none of {len(problems)} ({problems[0]}); see to it that all see this "
+            f"directory, or start in another one"
         )
     return None
 
@@ -88,8 +92,16 @@ class OutputLock:
 
     @property
     def is_lost(self) -> bool:
-        """Whether this process took the directory, and it was deleted or replaced since."""
-        return self._identity is not None and _identity_of(self._path) != self._identity
+        """Whether this process took the directory, and it was deleted or replaced since.
+
+        A file system that does not answer says nothing.
+        """
+        if self._identity is None:
+            return False
+        try:
+            return _identity_of(self._path) != self._identity
+        except OSError:
+            return False
 
     def require(self) -> None:
         """Ends a run whose directory is no longer there.
@@ -114,9 +126,16 @@ class OutputLock:
 
 
 def make_output_dir(
-    config: TrainConfig, checkpoint: Path | None, environment: dict, manifests: Sequence[Path]
+    config: TrainConfig,
+    checkpoint: Path | None,
+    environment: dict,
+    manifests: Sequence[Path],
+    *,
+    is_done: bool,
 ) -> None:
     """Puts a record of what the run is into its directory; `--overwrite` empties that first.
+
+    The result of a run that goes on after its end is no longer that. Its last checkpoint has it.
 
     Args:
         config: written as it is, every argument resolved.
@@ -124,12 +143,16 @@ def make_output_dir(
         environment: JSON values that say where it runs.
         manifests: of the data. One is copied as `data_manifest.json`, several as
             `data_manifest-1.json` and so on.
+        is_done: whether no step is left to make.
     """
     output_dir = Path(config.output_dir)
-    is_continued = config.resume == "auto" or (checkpoint and is_own(checkpoint, output_dir))
+    is_continued = config.resume == "auto" or is_own(checkpoint, output_dir)
     if config.overwrite and not is_continued:
         # The marker stays until the new one is there: what is left after a kill is known by it.
         empty(output_dir, kept=[LOCK_NAME, STATUS_NAME, RUN_MARKER.name])
+    if not is_done:
+        for name in (WEIGHTS_NAME, "config.json"):
+            (output_dir / name).unlink(missing_ok=True)
     write_json(output_dir / CONFIG_NAME, RUN_MARKER.content() | dataclasses.asdict(config))
     write_json(output_dir / ENVIRONMENT_NAME, environment)
     for number, manifest in enumerate(manifests, start=1):
@@ -170,7 +193,7 @@ def _identity_of(path: Path) -> tuple[int, int] | None:
     """What tells a file from any other, as long as it is open; None if it is not there."""
     try:
         status = os.stat(path)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return status.st_dev, status.st_ino
 

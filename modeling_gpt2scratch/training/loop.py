@@ -195,7 +195,8 @@ def run_steps(
     config, progress = run.config, run.progress
     throughput = Throughput(elapsed_seconds=progress.elapsed_seconds)
     outcomes: list[StepOutcome] = []  # since the last line
-    saved_step = progress.step
+    # Straight after a rollback, what is to be left out is in no checkpoint yet.
+    saved_step = None if progress.rolled_back_to == progress.step else progress.step
     while not progress.is_done(config):
         waited_before = batches.waited_seconds
         is_owed = progress.is_owed
@@ -224,7 +225,7 @@ def run_steps(
         is_best = "eval_loss" in values and progress.best.add(progress.step, values["eval_loss"])
         has_lost = progress.has_lost(config.patience)
         is_save = due.save or (is_best and config.keep_best) or has_lost
-        if is_save or (is_stopped and saved_step < progress.step):
+        if is_save or (is_stopped and saved_step != progress.step):
             bar.set_description("saving")
             values["save_stall_seconds"] = save(run, is_sent=due.push or has_lost)
             saved_step = progress.step
@@ -249,7 +250,8 @@ def steps_of_line(
     has_spike = any(found.kind == "spike" for found in findings)
     if config.rollback_on_spike and has_spike and can_go_back(run):
         return None
-    values["learning_rate"] = learning_rate_of(config, progress.step - 1)
+    # Of the last group, whose peak is `learning_rate` itself.
+    values["learning_rate"] = run.optimizer.optimizer.param_groups[-1]["lr"]
     return values | measure(run, throughput)
 
 
@@ -296,13 +298,14 @@ def train_step(run: TrainingRun, batches: Prefetcher, request: StopRequest) -> S
     set_learning_rate(run.optimizer.optimizer, learning_rate / config.learning_rate)
 
     micro_losses = []
+    is_alone = accelerator.num_processes == 1
     for _ in range(run.loader.micro_steps):
-        if request.is_made and accelerator.num_processes == 1:
+        try:
+            with request.raising() if is_alone else contextlib.nullcontext():
+                batch = next(batches)  # it may be long in coming
+        except Stopped:
             return None
-        batch = {
-            name: ids.to(accelerator.device, non_blocking=True)
-            for name, ids in next(batches).items()
-        }
+        batch = {name: ids.to(accelerator.device, non_blocking=True) for name, ids in batch.items()}
         # `accumulate` synchronises gradients on the last micro-step only, and `backward` divides
         # by the number of micro-steps; all have equally many tokens, so the mean is exact.
         with accelerator.accumulate(run.wrapped_model):
@@ -383,7 +386,7 @@ def examine(run: TrainingRun, due: Due, request: StopRequest, bar: tqdm) -> dict
                 values |= validate(run, before_batch=leave_if_asked)
             if due.scores:
                 bar.set_description("scoring benchmarks")
-                values |= run.score(run.model, run.tokenizer)
+                values |= run.score(run.model, run.tokenizer, before_batches=leave_if_asked)
     except Stopped:
         return None
     return values

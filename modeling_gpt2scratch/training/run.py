@@ -126,7 +126,7 @@ def open_run(
         ValueError, OSError: on every process alike, if the parts do not fit together.
     """
     require_agreement((data.identity(), state), "data and checkpoint")
-    on_main_process(_prepare_hub, config, state)
+    on_main_process(_prepare_hub, config, checkpoint, state)
     progress = _progress(config, checkpoint, state)
     model, tokenizer, loader, validation = _model_and_data(config, data, accelerator)
     if (config.keep_best or config.patience) and not validation:
@@ -245,11 +245,12 @@ def _progress(config: TrainConfig, checkpoint: Path | None, state: dict) -> Trai
     return progress
 
 
-def _prepare_hub(config: TrainConfig, state: dict) -> None:
+def _prepare_hub(config: TrainConfig, checkpoint: Path | None, state: dict) -> None:
     """Refuses a repository that checkpoints cannot go to, or another run's."""
     if config.push_to_hub is not None:
-        is_own = state.get("config", {}).get("push_to_hub") == config.push_to_hub
-        prepare_repository(config.push_to_hub, private=config.private, is_own=is_own)
+        is_same = state.get("config", {}).get("push_to_hub") == config.push_to_hub
+        is_ours = is_same and is_own(checkpoint, Path(config.output_dir))
+        prepare_repository(config.push_to_hub, private=config.private, is_own=is_ours)
 
 
 def _model_and_data(
@@ -339,7 +340,7 @@ def _open_directory(
     if was_killed(output_dir):
         say(f"{output_dir}: the last process of this run ended without a word, perhaps by a kill")
     with recorded_status(output_dir, progress):
-        records = _open_records(config, data, accelerator, checkpoint, state, progress.step)
+        records = _open_records(config, data, accelerator, checkpoint, state, progress)
     return {"lock": lock} | records
 
 
@@ -349,12 +350,15 @@ def _open_records(
     accelerator: Accelerator,
     checkpoint: Path | None,
     state: dict,
-    step: int,
+    progress: TrainingProgress,
 ) -> dict[str, Any]:
     """As `_open_directory`, in a directory that this run has taken."""
-    output_dir = Path(config.output_dir)
-    environment = describe_environment(accelerator)
-    on_main_process(make_output_dir, config, checkpoint, environment, data.manifest_files)
+    output_dir, step = Path(config.output_dir), progress.step
+    on_main_process(
+        make_output_dir,
+        *(config, checkpoint, describe_environment(accelerator), data.manifest_files),
+        is_done=progress.is_done(config),
+    )
     on_main_process(leave_later_checkpoints, checkpoint, output_dir)  # and their metrics go
     writer = CheckpointWriter(
         output_dir,
@@ -366,7 +370,7 @@ def _open_records(
     )
     metrics = JsonlTracker(output_dir / METRICS_NAME, resume_step=step)
     # Another run's checkpoint begins a run of its own in the trackers.
-    is_continued = checkpoint is not None and is_own(checkpoint, output_dir)
+    is_continued = is_own(checkpoint, output_dir)
     tracker_ids = start_trackers(
         accelerator,
         config.report_to,

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
+import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 from support.paths import REPOSITORY as ROOT
@@ -12,6 +14,10 @@ from support.servers import fake_hub
 from support.terminal import terminal
 from support.tiny_models import WITHOUT_PACKAGE
 from support.training_runs import events_of, flags, launch, refusal, require_same_curve, run_here
+
+from modeling_gpt2scratch.checkpoints.outbox import Outbox
+from modeling_gpt2scratch.checkpoints.pusher import RevisionPusher
+from modeling_gpt2scratch.common.checksums import checksum, write_checksums
 
 REPOSITORY = "someone/tiny"
 TOKEN = "hf_secret"
@@ -87,7 +93,7 @@ def test_what_cannot_be_sent_is_refused_before_anything_is_built(tmp_path, monke
     arguments = flags(tmp_path / "data", tmp_path / "run", push_every=4)
     assert "expected push_to_hub with push_every" in refusal(monkeypatch, capsys, *arguments)[1]
     arguments = flags(tmp_path / "data", tmp_path / "run", private=True)
-    assert "expected push_to_hub with private" in refusal(monkeypatch, capsys, *arguments)[1]
+    assert "expected private only with push_to_hub" in refusal(monkeypatch, capsys, *arguments)[1]
 
 
 def test_a_run_without_a_login_is_refused_before_its_first_step(
@@ -250,3 +256,40 @@ def test_two_processes_send_once_and_a_fresh_process_loads_and_compares_the_revi
         assert models[name]["model_sha256"]["model.safetensors"] == sha256
         assert models[name]["config"]["model_sha"] == hub.commit_at(f"step-{step}")
     assert models[here[0]]["config"]["model_sha"] is None
+
+
+def set_aside(output_dir, *steps):
+    """Checkpoints of a few bytes that wait to be sent."""
+    outbox = Outbox(output_dir)
+    for step in steps:
+        checkpoint = output_dir / f"checkpoint-{step}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "model.safetensors").write_bytes(b"weights")
+        entries = {"model.safetensors": checksum(checkpoint / "model.safetensors")}
+        write_checksums(checkpoint, entries)
+        outbox.add(checkpoint)
+    return outbox
+
+
+def test_checkpoints_of_a_continuation_that_is_left_are_not_sent(tmp_path, monkeypatch):
+    outbox = set_aside(tmp_path, 4, 8, 12)
+    monkeypatch.setattr(RevisionPusher, "_work", lambda pusher: None)
+    values = {"private": False, "metrics": tmp_path / "metrics.jsonl", "record": print}
+    with RevisionPusher(tmp_path, REPOSITORY, step=8, **values):
+        assert outbox.steps() == [4, 8]
+
+
+def test_only_what_takes_room_of_its_own_is_given_up_for_room(tmp_path, monkeypatch, capsys):
+    outbox = set_aside(tmp_path, 4, 8, 12)
+    for pruned in (8, 12):
+        shutil.rmtree(tmp_path / f"checkpoint-{pruned}")
+    free = iter([0, 0, 10**9])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=next(free)))
+    values = {"private": False, "metrics": tmp_path / "metrics.jsonl", "step": 12}
+    pusher = RevisionPusher(tmp_path, REPOSITORY, record=lambda *_, **__: None, **values)
+    pusher._make_room(1000)
+    assert outbox.steps() == [4]
+    assert capsys.readouterr().err.count("the disk is full") == 2
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    pusher._make_room(1000)  # to give up the last one would win nothing
+    assert outbox.steps() == [4]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 
 from modeling_gpt2scratch.distributed import accelerator
 from modeling_gpt2scratch.distributed.processes import LaunchError
@@ -67,3 +68,15 @@ def test_processes_that_do_not_find_each_other_are_refused(monkeypatch, tmp_path
         accelerator.make_accelerator(
             mixed_precision="no", project_dir=str(tmp_path), timeout_minutes=1.0
         )
+
+
+def test_a_compiler_in_the_configuration_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    try:
+        with pytest.raises(LaunchError, match="found the backend INDUCTOR; .* use --compile"):
+            accelerator.make_accelerator(
+                mixed_precision="no", project_dir=str(tmp_path), timeout_minutes=1.0
+            )
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()

@@ -92,6 +92,11 @@ def test_the_banner_says_what_a_device_lacks(monkeypatch):
         "matrices are multiplied in float32; try --mixed_precision fp16",
         "mps lacks bf16, pinned memory, float64, torch.compile; the run does without",
     ]
+    accelerator.mixed_precision = "bf16"  # as a configuration for other cards says
+    assert banner.surprises(config, accelerator, model, has_validation=True) == [
+        "mps only emulates bf16, slowly; try --mixed_precision fp16",
+        "mps lacks pinned memory, float64, torch.compile; the run does without",
+    ]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

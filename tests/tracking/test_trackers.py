@@ -296,6 +296,19 @@ def test_tensorboard_shows_the_steps_that_count(tmp_path):
     ]
 
 
+def test_tensorboard_hides_what_came_before_a_start_without_a_checkpoint(tmp_path):
+    pytest.importorskip("tensorboard", reason="the extra `tensorboard` is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for losses in ([1.0, 2.0], [1.5]):
+        accelerator, _ = start(tmp_path, "tensorboard")
+        for step, loss in enumerate(losses, start=1):
+            accelerator.log({"loss": loss}, step=step)
+        accelerator.end_training()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.5)]
+
+
 @pytest.mark.slow
 def test_trackio_continues_a_run_under_its_name(tmp_path, monkeypatch):
     pytest.importorskip("trackio", reason="the extra `trackio` is not installed")

@@ -1,6 +1,8 @@
 """The directory of a run: continued, branched off, replaced, or left alone."""
 
+import errno
 import json
+import os
 import resource
 import shutil
 import signal
@@ -242,3 +244,20 @@ def test_a_run_that_was_killed_while_it_replaced_another_may_be_replaced(
     names = {path.name for path in run_copy.iterdir()}
     assert names == {"run.lock", "status.json", "train_config.json"}
     assert run_here(monkeypatch, *flags(small_data, run_copy, max_steps=1), "--overwrite") == 0
+
+
+def test_a_file_system_that_does_not_answer_takes_no_directory_away(tmp_path, monkeypatch):
+    lock = OutputLock(tmp_path / "run")
+    lock.acquire()
+    stat = os.stat
+
+    def unreachable(path, *arguments, **options):
+        if str(path) == str(tmp_path / "run" / "run.lock"):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return stat(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(directory.os, "stat", unreachable)
+        assert not lock.is_lost
+    shutil.rmtree(tmp_path / "run")
+    assert lock.is_lost

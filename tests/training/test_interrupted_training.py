@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -12,10 +13,15 @@ from support.processes import PATIENCE
 from support.programs import training_process
 from support.training_runs import OVERFITTING, flags, refusal, run_here
 
-from modeling_gpt2scratch.checkpoints.checkpoint import find_checkpoints, verify_checkpoint
+from modeling_gpt2scratch.checkpoints.checkpoint import (
+    find_checkpoints,
+    find_model,
+    verify_checkpoint,
+)
 from modeling_gpt2scratch.checkpoints.writer import CheckpointWriter
 from modeling_gpt2scratch.tracking.metrics import read_metrics
 from modeling_gpt2scratch.training import loop
+from modeling_gpt2scratch.training.guard_rails import Finding
 
 N_KILLS = 20
 MAX_STEPS = 160
@@ -198,6 +204,75 @@ def test_a_stop_within_a_step_writes_no_line_of_its_own(small_data, tmp_path, mo
     assert [row["step"] for row in curve_rows(tmp_path / "run")] == [1, 2]
     assert run_here(monkeypatch, *arguments) == 0
     assert [row["step"] for row in curve_rows(tmp_path / "run")] == [1, 2, 3, 4]
+
+
+def test_a_stop_is_heard_while_data_are_long_in_coming(small_data, tmp_path, monkeypatch):
+    take = loop.Prefetcher.__next__
+
+    def take_or_wait(batches):
+        if batches.n_taken == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(PATIENCE)
+            pytest.fail("the stop was not heard")
+        batches.n_taken += 1
+        return take(batches)
+
+    options = {"max_steps": 4, "eval_every": 0, "save_every": 0, "log_every": 1}
+    options |= {"total_batch_tokens": 128, "micro_batch_size": 4, "preflight": False}
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Prefetcher, "n_taken", 0, raising=False)
+        patch.setattr(loop.Prefetcher, "__next__", take_or_wait)
+        assert run_here(patch, *flags(small_data, tmp_path / "run", **options)) == 0
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    (checkpoint,) = find_checkpoints(tmp_path / "run")
+    assert status["status"] == "stopped"
+    assert checkpoint.name == f"checkpoint-{status['step']}"
+
+
+def test_a_finished_run_that_goes_on_has_no_result_until_its_new_end(
+    small_data, tmp_path, monkeypatch
+):
+    options = {"eval_every": 0, "save_every": 2, "resume": "auto"}
+    assert run_here(monkeypatch, *flags(small_data, tmp_path / "run", max_steps=2, **options)) == 0
+    first = (tmp_path / "run" / "model.safetensors").read_bytes()
+    again = flags(small_data, tmp_path / "run", max_steps=4, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "is_asked_to_stop", lambda run, request: run.progress.step == 3)
+        assert run_here(patch, *again) == 0
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert not (tmp_path / "run" / "config.json").exists()
+    assert find_model(tmp_path / "run").name == "checkpoint-3"
+    assert run_here(monkeypatch, *again) == 0
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() != first
+    assert run_here(monkeypatch, *again) == 0  # nothing left to do, and the result stays
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_what_a_rollback_leaves_out_is_not_forgotten_by_a_stop_after_it(
+    small_data, tmp_path, monkeypatch
+):
+    train_step, look_back = loop.train_step, loop.look_back
+    has_spiked = []
+
+    def stopped(run, batches, request):
+        return None if has_spiked else train_step(run, batches, request)
+
+    def spiking(run, outcomes):
+        values, findings = look_back(run, outcomes)
+        if run.progress.step == 3:
+            has_spiked.append(Finding(3, "spike", loss=9.0, grad_norm=9.0, deviation=9.0))
+        return values, [*findings, *has_spiked]
+
+    options = {"max_steps": 6, "eval_every": 0, "save_every": 2, "log_every": 1}
+    arguments = flags(small_data, tmp_path / "run", **options, rollback_on_spike=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", stopped)
+        patch.setattr(loop, "look_back", spiking)
+        assert run_here(patch, *arguments) == 0
+    checkpoint = find_checkpoints(tmp_path / "run")[0]
+    assert checkpoint.name == "checkpoint-2"
+    state = json.loads((checkpoint / "training_state.json").read_text())
+    assert state["left_out_steps"] == 1
 
 
 def test_nothing_goes_back_to_a_continuation_that_was_left(small_data, tmp_path, monkeypatch):

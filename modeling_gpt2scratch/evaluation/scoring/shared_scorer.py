@@ -39,6 +39,7 @@ class SharedScorer(CausalScorer):
         has_progress: whether the main process draws a bar.
         checks_head: whether to find out what the logits are made of. Those of a model in training
             may be in another precision than its weights, and are its head's.
+        before_batches: called on all processes before each few batches; it may raise.
 
     Raises:
         ValueError: as in `CausalScorer`, or for a sharded model without a head.
@@ -53,6 +54,7 @@ class SharedScorer(CausalScorer):
         batch_tokens: int | Literal["auto"],
         has_progress: bool = False,
         checks_head: bool = False,
+        before_batches: Callable[[], None] = lambda: None,
     ) -> None:
         # Before the head is checked, which asks for hidden states.
         self._checks_head, self._is_sharded = checks_head, isinstance(model, FSDPModule)
@@ -60,6 +62,7 @@ class SharedScorer(CausalScorer):
         self._accelerator = accelerator
         self._has_progress = has_progress and accelerator.is_main_process
         self._agreed_trees: bool | None = None  # not asked yet
+        self._before_batches = before_batches
         if self._is_sharded:
             if self._head is None:
                 raise ValueError(
@@ -68,7 +71,8 @@ class SharedScorer(CausalScorer):
                 )
             weight = self._head.weight
             weight = weight.full_tensor() if isinstance(weight, DTensor) else weight
-            self._head = partial(F.linear, weight=weight.detach())
+            # Offloaded parameters are gathered on the CPU.
+            self._head = partial(F.linear, weight=weight.detach().to(accelerator.device))
 
     def compute_rows(
         self,
@@ -93,6 +97,7 @@ class SharedScorer(CausalScorer):
             kept_moving(bar),
         ):
             for start in range(0, len(batches), n_batches):
+                self._before_batches()
                 for found in self._share_out(batches[start : start + n_batches], compute):
                     yield found
                     bar.update()
