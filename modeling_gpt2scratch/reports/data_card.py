@@ -18,7 +18,7 @@ from modeling_gpt2scratch.data.sources.hub_files import PRESETS
 from modeling_gpt2scratch.data.tokens.ids import token_dtype
 
 from .model_card import pipe_table, tokenizer_in_words
-from .records import is_hub_name
+from .records import is_hub_name, is_source_on_hub
 
 # Never a path, though a condition on a column may look like one.
 PLAIN_ARGUMENTS = ("subset", "text_column", "where")
@@ -103,14 +103,12 @@ def data_card(manifest: Manifest, *, repository: str, license: str | None = None
 
 def source_repositories(manifest: Manifest) -> list[str]:
     """The data sets of the Hub that the text is from, each once."""
-    names = [name for name, _ in _named_shares(str(manifest.arguments.get("dataset", "")))]
-    found = [PRESETS[name].repository if name in PRESETS else name for name in names]
-    recorded = [
-        "/".join(source["name"].split("/")[:2])
-        for source in manifest.sources
-        if source.get("revision")
-    ]
-    return list(dict.fromkeys([*filter(is_hub_name, found), *recorded]))
+    if manifest.sources:
+        found = [str(source["name"]) for source in manifest.sources if is_source_on_hub(source)]
+    else:  # of an earlier version
+        names = [name for name, _ in _named_shares(str(manifest.arguments.get("dataset", "")))]
+        found = filter(is_hub_name, (PRESETS[n].repository if n in PRESETS else n for n in names))
+    return list(dict.fromkeys("/".join(name.split("/")[:2]) for name in found))
 
 
 def size_category(n_rows: int) -> str:

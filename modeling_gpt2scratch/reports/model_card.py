@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from tabulate import tabulate
 
+from modeling_gpt2scratch.data.sources.dataset_argument import NAMED_CORPORA
 from modeling_gpt2scratch.data.sources.docstrings import DOCSTRINGS
 from modeling_gpt2scratch.data.tokens.names import BYTES, GPT2, TRAINED_PREFIX
 
@@ -279,6 +280,8 @@ def _source_link(source: SourceRecord) -> str:
     share = f" ({source.weight:.0%} of the text)" if source.weight is not None else ""
     if source.name == DOCSTRINGS:
         return f"the docstrings of Python packages{share}"
+    if source.name in NAMED_CORPORA:
+        return f"the corpus `{source.name}` of `prepare_data.py`{share}"
     if not source.is_on_hub:
         return f"local files (`{source.name}`){share}"
     subset = f", subset `{source.subset}`" if source.subset else ""

@@ -18,7 +18,7 @@ from modeling_gpt2scratch.common.addresses import split_revision
 from modeling_gpt2scratch.common.json_lines import warn
 from modeling_gpt2scratch.data.shards.format import ShardError
 from modeling_gpt2scratch.data.shards.manifest import Manifest, Split
-from modeling_gpt2scratch.data.sources.docstrings import DOCSTRINGS
+from modeling_gpt2scratch.data.sources.dataset_argument import NAMED_CORPORA
 from modeling_gpt2scratch.data.sources.readers import COMPRESSIONS, READERS
 from modeling_gpt2scratch.tracking.metrics import METRICS_NAME, read_metrics
 from modeling_gpt2scratch.tracking.status import FINISHED, read_status
@@ -148,13 +148,13 @@ def read_training(
 
 def public_name(name: str) -> str:
     """The name of a tokenizer or data set of the Hub, or the last part of a path."""
-    return name if name == DOCSTRINGS or is_hub_name(name) else Path(name).name
+    return name if name in NAMED_CORPORA or is_hub_name(name) else Path(name).name
 
 
 def is_hub_name(name: str) -> bool:
     """Whether a name leads to the Hub, by the rules of `dataset_argument.py`."""
     is_file = Path(name).suffix in (*READERS, *COMPRESSIONS) or Path(name).exists()
-    if name == DOCSTRINGS or is_file or glob.has_magic(name):
+    if name in NAMED_CORPORA or is_file or glob.has_magic(name):
         return False
     try:
         repository, revision = split_revision(name)
@@ -165,6 +165,15 @@ def is_hub_name(name: str) -> bool:
     except HFValidationError:
         return False
     return True
+
+
+def is_source_on_hub(source: dict) -> bool:
+    """Whether a source of a manifest is a data set of the Hub: a path may have such a name, too.
+
+    Files of the Hub have a revision, and what is streamed from there has no size.
+    """
+    is_local = bool(source.get("bytes")) and not source.get("revision")
+    return not is_local and is_hub_name(str(source["name"]))
 
 
 def _require_finished(run: Path, records: RunRecords) -> None:
@@ -253,7 +262,7 @@ def _read_data(run: Path) -> DataRecord | None:
             sources=tuple(
                 SourceRecord(
                     name=public_name(str(source["name"])),
-                    is_on_hub=is_hub_name(str(source["name"])),
+                    is_on_hub=is_source_on_hub(source),
                     subset=source.get("subset"),
                     weight=source.get("weight"),
                 )
@@ -353,7 +362,8 @@ def _public_dataset(config: dict) -> str | None:
     source = config["dataset_path"]
     if source is None:
         return None
-    return _name_of_shards(Path(source)) if config["task"] == "val" else public_name(source)
+    is_of_shards = config["task"].partition(":")[0] == "val"
+    return _name_of_shards(Path(source)) if is_of_shards else public_name(source)
 
 
 def _public_evaluation(arguments: dict) -> dict:

@@ -25,7 +25,7 @@ from modeling_gpt2scratch.reports.model_card import (
     HIDDEN_ARGUMENTS,
     model_card,
 )
-from modeling_gpt2scratch.reports.records import RecordsError, read_records
+from modeling_gpt2scratch.reports.records import RecordsError, is_source_on_hub, read_records
 from modeling_gpt2scratch.reports.scores import eval_result_files
 from modeling_gpt2scratch.training.configuration import TrainConfig
 
@@ -323,3 +323,12 @@ def test_losses_that_cannot_be_drawn_are_one_line(run):
 def test_writing_a_card_takes_no_torch():
     code = "import sys, modeling_gpt2scratch.reports.model_card; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_only_what_came_from_the_hub_is_linked_there():
+    local = {"name": "own", "bytes": 10, "revision": None}
+    assert not is_source_on_hub(local)  # its folder is on another machine
+    assert not is_source_on_hub(local | {"name": "shakespeare"})
+    assert is_source_on_hub({"name": "someone/books", "bytes": 10, "revision": "1" * 40})
+    assert is_source_on_hub({"name": "someone/stream", "bytes": None, "revision": "1" * 40})
+    assert not is_source_on_hub({"name": "docstrings", "bytes": None, "revision": None})

@@ -167,7 +167,8 @@ class ShardWriterStep(PipelineStep):
     ) -> None:
         """Encodes a batch and appends each of its documents to its split."""
         texts = [well_formed(document.text) for document in batch]
-        texts = [text for text in texts if len(text) >= self.arguments["min_characters"]]
+        least = max(1, self.arguments["min_characters"])
+        texts = [text for text in texts if len(text) >= least]
         if dropped := len(batch) - len(texts):
             self.stat_update("dropped", value=dropped)
         if not texts:

@@ -235,6 +235,7 @@ def finish(
         with closing(split_stream(config, sources, working, held_out, progress.position)) as stream:
             write_shards(stream, plan, working, progress)
     with activity("finishing"):
+        require_unchanged(config, sources, working, progress)
         manifest = Manifest(
             **manifest_entries(config.tokenizer, tokenizer),
             splits={name: Split.from_json(entry) for name, entry in progress.splits.items()},
@@ -292,14 +293,28 @@ def open_stream(
         limit_documents=config.limit_documents,
         # Several batches to a block, whose characters are some four times its tokens.
         batch_characters=min(BATCH_CHARACTERS, max(1, config.shuffle_buffer_tokens // 2)),
+        min_characters=config.min_characters,
         on_bad_row=config.on_bad_row,
         position=position,
     )
+
+
+def require_unchanged(
+    config: PrepareConfig, sources: list[Source], working: WorkingDirectory, progress: Progress
+) -> None:
+    """Refuses shards of files that were still being written while they were read."""
+    before, now = progress.inputs, describe_files(sources)
+    if changed := [file[0] for file, found in zip(before, now, strict=True) if file != found]:
+        working.give_up()
+        raise SourceError(
+            f"{changed[0]}: expected a file that stays as it is while it is read, found that it "
+            f"has changed meanwhile; wait until it is complete, and run the same command again"
+        )
 
 
 def check_splits(manifest: Manifest, config: PrepareConfig, working: WorkingDirectory) -> None:
     """Refuses a data set without documents, or without validation documents if some were asked."""
     n_documents = {name: split.n_documents for name, split in manifest.splits.items()}
     if min(n_documents.values()) == 0:
-        working.clear(kept=working.downloads)  # no command could go on from the rest
+        working.give_up()
         raise none_in({"train": 0, "val": 0} | n_documents, config)

@@ -102,7 +102,7 @@ class WorkingDirectory:
                     f"found {difference}; repeat the earlier command to finish it, or add "
                     f"--overwrite to begin anew"
                 )
-        self.clear(kept=self.downloads)
+        self._clear(kept=self.downloads)
         self.data.mkdir(parents=True)
         return None
 
@@ -149,16 +149,22 @@ class WorkingDirectory:
 
     def remove(self) -> None:
         """Removes what is left, `progress.json` last."""
-        self.clear(kept=self.path / PROGRESS_NAME)
+        self._clear(kept=self.path / PROGRESS_NAME)
         shutil.rmtree(self.path, ignore_errors=True)
+
+    def give_up(self) -> None:
+        """Removes what no command can go on from, which is all but the downloads."""
+        if self.has_downloads:
+            self._clear(kept=self.downloads)
+        else:
+            self.remove()
 
     @property
     def has_downloads(self) -> bool:
         """Whether there is a file that need not be downloaded again."""
         return any(path.is_file() for path in self.downloads.rglob("*"))
 
-    def clear(self, *, kept: Path) -> None:
-        """Removes all that is here but one file or directory."""
+    def _clear(self, *, kept: Path) -> None:
         for path in self.path.glob("*"):
             if path == kept:
                 continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,8 @@ from .mixture import parse_mixture
 from .readers import COMPRESSIONS
 from .url_files import URL_PRESETS, UrlFile
 
-NAMED = (DocstringFile, UrlFile)  # corpora that a name stands for
+NAMED_CORPORA = (DOCSTRINGS, *URL_PRESETS)  # neither local nor of the Hub
+NAMED = (DocstringFile, UrlFile)  # their files
 FILES_AT_ONCE = 4  # read in turn, so that neighbouring documents come from different files
 
 
@@ -74,11 +76,16 @@ def open_sources(
             f"expected --subset for a data set of the Hub that names none, found {subset} for "
             f"{dataset}; leave it out"
         )
+    places = [os.path.realpath(path) for path in local_paths(sources)]
+    if twice := [place for place, count in Counter(places).items() if count > 1]:
+        raise SourceError(
+            f"expected --dataset to name each file once, found {twice[0]} in two of its parts"
+        )
     return sources
 
 
 def _open_source(name: str, subset: str | None, text_column: str) -> Source:
-    if name in (DOCSTRINGS, *URL_PRESETS, *PRESETS) and os.path.exists(name):
+    if name in (*NAMED_CORPORA, *PRESETS) and os.path.exists(name):
         raise SourceError(
             f"expected --dataset to mean one thing, found {name}, which is a corpus of that name "
             f"and a path here; write ./{name} for the path, or start in another directory"
@@ -99,7 +106,7 @@ def _open_source(name: str, subset: str | None, text_column: str) -> Source:
     try:
         return _hub_source(Preset(name, subset, text_column))
     except SourceError as error:
-        close = difflib.get_close_matches(name, [DOCSTRINGS, *URL_PRESETS, *PRESETS], n=1)
+        close = difflib.get_close_matches(name, [*NAMED_CORPORA, *PRESETS], n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise SourceError(
             f"{error}; there is no file or folder of that name, either{hint}"

@@ -37,6 +37,8 @@ class DocumentStream:
         downloads: directory for files of the Hub.
         limit_documents: after so many documents the stream ends.
         batch_characters: a batch ends with the document that reaches it.
+        min_characters: shorter documents do not count for the weights, as whoever reads the
+            batches leaves them out.
         on_bad_row: "stop" at a row that cannot be read, or "skip" and count it.
         position: of the batch after which to go on; None is the start.
 
@@ -52,6 +54,7 @@ class DocumentStream:
         downloads: Path,
         limit_documents: int | None = None,
         batch_characters: int = BATCH_CHARACTERS,
+        min_characters: int = 0,
         on_bad_row: str = "stop",
         position: dict | None = None,
     ):
@@ -70,6 +73,7 @@ class DocumentStream:
                 downloads=downloads,
                 batch_characters=batch_characters,
                 bad_rows=self._bad_rows,
+                min_characters=min_characters,
                 **start,
             )
             for index, (files, start) in enumerate(
@@ -143,6 +147,7 @@ class _Part:
         downloads: Path,
         batch_characters: int,
         bad_rows: BadRows,
+        min_characters: int,
         next_file: int = 0,
         lanes: Sequence[tuple[int, int]] = (),
         turn: int = 0,
@@ -158,7 +163,8 @@ class _Part:
         self._bad_rows = bad_rows
         self._next_file = next_file
         self._turn = turn
-        self.characters = characters  # that this part has given so far
+        self._min_characters = min_characters
+        self.characters = characters  # that this part has given so far, in documents that count
         wanted = [index for index, _ in lanes] + list(range(next_file, len(files)))
         self._queue = FileQueue(
             [self._files[index][1] for index in wanted], downloads, ahead=self._n_lanes
@@ -230,8 +236,9 @@ class _Part:
             documents.append(document)
             rows.append(n_rows)
             n_characters += len(document)
+            if len(document) >= self._min_characters:
+                self.characters += len(document)
             if n_characters >= self._batch_characters or len(documents) == BATCH_DOCUMENTS:
                 is_at_end = False
                 break
-        self.characters += n_characters
         return documents, rows, is_at_end

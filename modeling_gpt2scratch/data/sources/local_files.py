@@ -134,10 +134,18 @@ def _found(pattern: str) -> list[LocalFile] | None:
     looks_local = pattern.startswith((".", "~")) or path.is_absolute()
     if not (glob.has_magic(pattern) or is_readable(pattern) or looks_local):
         return None
-    names = sorted(glob.glob(pattern, recursive=True))
-    if not names:
+    paths = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+    if not paths:
         raise SourceError(f"{pattern}: expected a file or glob, found nothing there")
-    return [_local_file(Path(name)) for name in names]
+    return [_local_file(path) for path in _each_once(paths)]
+
+
+def _each_once(paths: Iterable[Path]) -> list[Path]:
+    """The paths without those that lead to a file once more, through a link or a second match."""
+    places: dict[str, Path] = {}
+    for path in paths:
+        places.setdefault(os.path.realpath(path), path)
+    return list(places.values())
 
 
 def _joined(
@@ -163,7 +171,7 @@ def _joined(
 def _files_below(directory: Path) -> list[LocalFile]:
     """All readable files below a directory, hidden ones and those in hidden directories aside.
 
-    Links are followed, but no directory is read twice. What is no file, such as a pipe, is not
+    Links are followed, but nothing is read twice. What is no file, such as a pipe, is not
     read, whatever its name.
     """
 
@@ -180,7 +188,7 @@ def _files_below(directory: Path) -> list[LocalFile]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         paths = [Path(folder, n) for n in names if is_readable(n) and not n.startswith(".")]
         files += [path for path in paths if kind_of_file(path) is None]
-    return [LocalFile(file) for file in sorted(files, key=str)]
+    return [LocalFile(file) for file in _each_once(sorted(files, key=str))]
 
 
 def _local_file(path: Path) -> LocalFile:

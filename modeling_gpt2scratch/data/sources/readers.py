@@ -25,7 +25,7 @@ READERS = {".txt": read_txt, ".jsonl": read_jsonl, ".csv": read_csv, ".parquet":
 
 def reader_of(name: str) -> Callable[[Reading], Rows] | None:
     """The reader for a file's ending, a compression's ending set aside."""
-    path = PurePath(name)
+    path = PurePath(name.lower())
     if path.suffix not in COMPRESSIONS:
         return READERS.get(path.suffix)
     reader = READERS.get(path.with_suffix("").suffix)
@@ -78,7 +78,7 @@ def _require_data(path: Path, name: str) -> None:
     if kind is not None:
         raise SourceError(f"{name}: expected a regular file, found {kind}")
     with open(path, "rb") as file:
-        is_binary = PurePath(name).suffix in (".parquet", *COMPRESSIONS)
+        is_binary = PurePath(name.lower()).suffix in (".parquet", *COMPRESSIONS)
         # Any text may be empty or a web page, but none begins like this.
         if is_binary or file.read(len(LFS_POINTER)) == LFS_POINTER:
             found = content_instead(path)

@@ -92,7 +92,7 @@ def read_csv(reading: Reading) -> Rows:
 def _open(reading: Reading) -> Iterator[io.BufferedReader]:
     """The bytes of a text file, decompressed by its ending."""
     with (
-        decompressed(reading.path, PurePath(reading.name).suffix) as raw,
+        decompressed(reading.path, PurePath(reading.name.lower()).suffix) as raw,
         io.BufferedReader(raw, CHUNK_BYTES) as file,
     ):
         if file.peek(3).startswith(codecs.BOM_UTF8):  # Windows marks UTF-8 with it

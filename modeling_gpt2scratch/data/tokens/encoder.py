@@ -88,6 +88,8 @@ class DocumentEncoder:
         for own in per_document:
             if own.max(initial=0) >= self._vocab_size:  # may not fit the type
                 raise ValueError(f"expected ids below {self._vocab_size}, found {own.max()}")
+            if (own == self._end_of_text_id).any():  # Unigram models take it for a word
+                raise ValueError("expected text, found what the tokenizer takes for an end of text")
             ids[start] = self._end_of_text_id
             ids[start + 1 : start + 1 + len(own)] = own
             start += 1 + len(own)

@@ -75,14 +75,8 @@ def encoded(
         _start(encoding)
         yield (_of(batch, partial(_encode, batch)) for batch in stream)
         return
-    try:
-        with start_workers(num_workers, initializer=_start, initargs=(encoding,)) as pool:
-            yield _in_order(stream, pool, BATCHES_PER_WORKER * num_workers)
-    except BrokenProcessPool:
-        raise WorkerError(
-            "a worker process died, perhaps because memory ran out; what is finished is kept: run "
-            "the same command again to go on, with a lower --num_workers if it happens again"
-        ) from None
+    with start_workers(num_workers, initializer=_start, initargs=(encoding,)) as pool:
+        yield _in_order(stream, pool, BATCHES_PER_WORKER * num_workers)
 
 
 @contextmanager
@@ -98,6 +92,9 @@ def start_workers(
         num_workers: how many.
         initializer: called in each before its first work.
         initargs: its arguments.
+
+    Raises:
+        WorkerError: if one of them dies.
     """
     pool = ProcessPoolExecutor(
         num_workers,
@@ -110,6 +107,12 @@ def start_workers(
             for _ in range(num_workers):  # one begins with each work that finds none idle
                 pool.submit(os.getpid)
         yield pool
+    except BrokenProcessPool:
+        _kill(pool)
+        raise WorkerError(
+            "a worker process died, perhaps because memory ran out; what is finished is kept: run "
+            "the same command again to go on, with a lower --num_workers if it happens again"
+        ) from None
     except BaseException:
         _kill(pool)
         raise

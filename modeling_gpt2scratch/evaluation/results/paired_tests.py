@@ -64,8 +64,9 @@ def mcnemar_p(n_first: int, n_second: int) -> float:
 def bootstrap_test(differences: np.ndarray) -> PairedTest:
     """Paired bootstrap of a mean difference, (N,): `N_RESAMPLES` draws of N examples each.
 
-    p is the share of draws whose mean is as far from the mean found as that is from zero; no p is
-    below 1 / (N_RESAMPLES + 1).
+    p is the share of draws whose mean is as far from the mean found as that is from zero. It is at
+    least 1 / (N_RESAMPLES + 1), and at least 2 / 2**N: so often N differences have one sign by
+    chance, while draws from few examples know nothing of what was not drawn.
     """
     random = np.random.default_rng(SEED)
     n = len(differences)
@@ -85,7 +86,8 @@ def bootstrap_test(differences: np.ndarray) -> PairedTest:
         "mean_difference_low": float(low),
         "mean_difference_high": float(high),
     }
-    return PairedTest("bootstrap", float((1 + n_far) / (1 + N_RESAMPLES)), details)
+    p_value = max((1 + n_far) / (1 + N_RESAMPLES), 2.0 ** (1 - n))
+    return PairedTest("bootstrap", float(p_value), details)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

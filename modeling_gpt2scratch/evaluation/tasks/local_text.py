@@ -9,10 +9,9 @@ byte compares models with different tokenizers.
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import ClassVar, Self
-
-from modeling_gpt2scratch.data.tokens.text import END_OF_TEXT
 
 from .documents import Document, DocumentsTask
 from .samples import SampleData, Selection
@@ -61,7 +60,7 @@ class LocalTextTask(DocumentsTask):
         texts = [text for text in texts if text.strip()][:limit]
         if not texts:
             raise ValueError(f"{source}: expected at least one document with text, found none")
-        digest = hashlib.sha256(END_OF_TEXT.join(texts).encode())
+        digest = hashlib.sha256("".join(json.dumps(text) + "\n" for text in texts).encode())
         documents = [Document(text, len(text.split()), len(text.encode())) for text in texts]
         return cls(documents, digest.hexdigest())
 

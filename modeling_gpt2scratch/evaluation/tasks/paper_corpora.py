@@ -112,7 +112,7 @@ class PtbTask(PaperTask):
     @classmethod
     def documents_of(cls, content: bytes) -> list[Document]:
         """A hundred parts of whole sentences; a line end counts as a word."""
-        parts = cut_parts(lines_of(content.decode()))
+        parts = cut_parts(lines_of(content.decode().replace("\r\n", "\n")))
         return [Document(detokenize(part), count_words(part), len(part.encode())) for part in parts]
 
 
@@ -130,7 +130,7 @@ class BillionWordsTask(PaperTask):
         """Each sentence by itself; its end counts as a word."""
         return [
             Document(detokenize(line), count_words(line), len(line.encode()))
-            for line in lines_of(content.decode())
+            for line in lines_of(content.decode().replace("\r\n", "\n"))
             if line.strip()
         ]
 

@@ -222,12 +222,12 @@ def _well_formed(value: Any) -> Any:
 
 
 def _read_lines(path: Path, limit: int | None) -> Iterator[tuple[str, dict]]:
-    """The first `limit` lines without their line feed; no other character ends a line."""
+    """The first `limit` lines without their ends, those of Unix or Windows; no other ends one."""
     with path.open("rb") as lines:
         for number, line in enumerate(islice(lines, limit), start=1):
             place = f"{path}, line {number}"
             try:
-                yield place, {"text": line.removesuffix(b"\n").decode()}
+                yield place, {"text": line.removesuffix(b"\n").removesuffix(b"\r").decode()}
             except UnicodeDecodeError as error:
                 raise ValueError(f"{place}: expected UTF-8: {error}") from error
 
@@ -253,6 +253,8 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, object]]:
 def _read_json_lines(name: str, lines: Iterable[bytes]) -> Iterator[tuple[str, object]]:
     """What is in the lines of the file that is called `name`."""
     for number, line in enumerate(lines, start=1):
+        if line.isspace():
+            continue
         place = f"{name}, line {number}"
         try:
             # Windows marks UTF-8 at the beginning of a file.

@@ -77,6 +77,12 @@ class TaskResult:
     details: dict[str, float] = field(default_factory=dict)
     samples: dict[str, np.ndarray] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name, value in self.details.items():
+            is_number = isinstance(value, int | float) and math.isfinite(value)
+            if not (is_number or isinstance(value, str)):  # results are JSON
+                raise ValueError(f"details: expected a number for {name}, found {value!r}")
+
 
 class Task(Protocol):
     """Data read once, evaluated on each model in turn."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -173,15 +173,16 @@ class ValidationTask:
 
         Raises:
             ValueError: for a tokenizer without an `eos` token, or whose tokens do not add up to
-                the bytes of the text.
+                the bytes of the text as it normalizes it.
         """
         if tokenizer.eos_token_id is None:
             raise ValueError("expected a tokenizer with an eos token, found none")
         token_bytes = bytes_of_tokens(tokenizer)
+        normalize = _normalization_of(tokenizer)
         pieces: list[np.ndarray] = []
         n_encoded = 0
         for text, ids in self._encode_documents(tokenizer):
-            expected, found = len(text.encode()), int(token_bytes[ids].sum())
+            expected, found = len(normalize(text).encode()), int(token_bytes[ids].sum())
             if expected != found:
                 raise ValueError(
                     f"{type(tokenizer).__name__}: expected byte-level tokens that add up to the "
@@ -230,6 +231,13 @@ def bytes_of_tokens(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """UTF-8 bytes of each id of a byte-level vocabulary, where a character stands for a byte."""
     tokens = tokenizer.convert_ids_to_tokens(list(range(vocab_size_of(tokenizer))))
     return np.array([len(token or "") for token in tokens], dtype=np.int64)
+
+
+def _normalization_of(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], str]:
+    """What a tokenizer does to a text before it looks at it, as some compose its accents (NFC)."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    normalizer = getattr(backend, "normalizer", None)
+    return normalizer.normalize_str if normalizer is not None else lambda text: text
 
 
 def read_split(directory: Path, name: str, manifest: Manifest | None = None) -> ValidationSplit:

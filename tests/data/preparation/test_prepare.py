@@ -199,3 +199,23 @@ def test_an_unknown_tokenizer_ends_in_one_line_and_leaves_nothing(tmp_path, run_
         f"prepare_data.py: error: {tmp_path / 'none'}: expected gpt2, bpe:N, or a directory or Hub "
     )
     assert names_in(tmp_path) == ["fables.jsonl"]
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    tmp_path, prepared, run_script, monkeypatch
+):
+    dataset = write_jsonl(tmp_path / "fables.jsonl", fables(100))
+    write_shards = preparation.write_shards
+
+    def write_while_it_grows(*arguments):
+        write_shards(*arguments)
+        with dataset.open("a") as file:
+            file.write(json.dumps({"text": "the end of a copy"}) + "\n")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, "write_shards", write_while_it_grows)
+        code, (error,) = run_script(tmp_path / "out", dataset, "--tokenizer", "bpe:300")
+    assert code == 1 and "found that it has changed meanwhile" in error
+    assert names_in(tmp_path) == ["fables.jsonl"]
+    out = prepared(tmp_path / "out", dataset)
+    assert sum(split["n_documents"] for split in manifest_of(out)["splits"].values()) == 101

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -195,3 +196,30 @@ def test_a_data_set_that_the_hub_does_not_know_ends_in_one_line(tmp_path):
         "the data set is private, log in with `hf auth login` or set HF_TOKEN; there is no file or "
         "folder of that name, either"
     )
+
+
+def test_a_file_that_is_reached_twice_is_read_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own" / "deep" / "er").mkdir(parents=True)
+    for name in ("a.txt", "deep/er/b.txt"):
+        (tmp_path / "own" / name).write_text("text")
+    (tmp_path / "own" / "latest.txt").symlink_to("a.txt")
+    for pattern in ("own", "own/**/**/*.txt"):
+        (source,) = open_sources(pattern)
+        assert [file.name for file in source.files] == ["own/a.txt", "own/deep/er/b.txt"]
+    for parts in ("own,own/*.txt", "own/latest.txt:0.5,own/*.txt:0.5"):
+        with pytest.raises(SourceError, match="each file once, found .*/a.txt in two of its parts"):
+            open_sources(parts)
+
+
+def test_endings_may_be_capitals(tmp_path):
+    (tmp_path / "A.TXT").write_text("first")
+    (tmp_path / "B.Jsonl.GZ").write_bytes(gzip.compress(b'{"text": "second"}'))
+    (tmp_path / "C.PARQUET").write_bytes(parquet_table(["third"]))
+    sources = open_sources(str(tmp_path))
+    with closing(DocumentStream(sources, seed=None, downloads=tmp_path)) as stream:
+        assert [text for batch in stream for text in batch.documents] == [
+            "first",
+            "second",
+            "third",
+        ]

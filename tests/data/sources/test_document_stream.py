@@ -116,3 +116,14 @@ def test_files_of_a_few_are_read_in_turn_when_there_is_a_seed(tmp_path):
     assert sorted(files) == sorted("01234" * 3)
     other = [b.documents[0][0] for b in stream_of(sources, tmp_path, seed=1, batch_characters=4)]
     assert other != files
+
+
+def test_documents_that_are_left_out_do_not_count_for_the_weights(tmp_path):
+    texts = [letter * n for letter in "abcdefgh" for n in (3, 3, 3, 30)]
+    written(tmp_path / "short.jsonl", jsonl(texts))
+    written(tmp_path / "long.jsonl", jsonl(["x" * 30] * 40))
+    sources = open_sources(f"{tmp_path}/short.jsonl:0.5,{tmp_path}/long.jsonl:0.5")
+    options = {"seed": None, "batch_characters": 1, "min_characters": 10, "limit_documents": 24}
+    documents = documents_in(list(stream_of(sources, tmp_path, **options)))
+    kept = [text for text in documents if len(text) >= 10]
+    assert abs(sum(text.startswith("x") for text in kept) - len(kept) / 2) <= 1

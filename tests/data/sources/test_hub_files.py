@@ -259,7 +259,7 @@ def test_a_hub_that_does_not_come_back_ends_in_one_line(serve, tmp_path):
     with pytest.raises(SourceError) as caught:
         hub_file("train.jsonl", b"0123").fetch(tmp_path, retries=retries)
     assert str(caught.value) == (
-        f"{REPOSITORY}/train.jsonl: the Hub answered 503 Service Unavailable, 1 times; run the "
+        f"{REPOSITORY}/train.jsonl: the Hub answered 503 Service Unavailable, 1 time; run the "
         f"same command again when the Hub can be reached"
     )
 

@@ -257,7 +257,7 @@ def test_a_pointer_of_git_lfs_is_no_text(tmp_path, name):
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
 def test_only_regular_files_are_read(tmp_path):
     written(tmp_path / "a.jsonl", jsonl(["one"]))
-    (tmp_path / "b.jsonl").symlink_to("a.jsonl")
+    (tmp_path / "b.jsonl").symlink_to(written(tmp_path.parent / "other.jsonl", jsonl(["two"])))
     os.mkfifo(tmp_path / "c.jsonl")
     os.mkfifo(tmp_path / "d.txt")
     with socket.socket(socket.AF_UNIX) as listener:

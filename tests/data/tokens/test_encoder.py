@@ -7,8 +7,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.odd_texts import END_OF_TEXT, TRICKY, encoded, gappy_tokenizer, real_text
+from tokenizers import Tokenizer, models
 
-from modeling_gpt2scratch.data.tokens.encoder import DocumentEncoder
+from modeling_gpt2scratch.data.tokens.encoder import (
+    DocumentEncoder,
+    DocumentError,
+    encode_documents,
+)
 from modeling_gpt2scratch.data.tokens.ids import vocab_size_of
 from modeling_gpt2scratch.data.tokens.tokenizer import (
     fingerprint,
@@ -139,3 +144,15 @@ def test_the_saved_tokenizer_of_bytes_gives_the_ids_of_the_table(saved_bytes, te
     assert ids == saved_bytes(text, split_special_tokens=True)["input_ids"]
     assert ids == encoded("a directory", saved_bytes, [text])[0][1:]
     assert saved_bytes.decode(ids) == text
+
+
+def test_a_word_that_a_unigram_model_takes_for_the_end_of_text_is_refused():
+    letters = [(letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyz<>/ "]
+    backend = Tokenizer(models.Unigram([("</s>", 0.0), ("<unk>", 0.0), *letters], unk_id=1))
+    backend.add_special_tokens(["</s>"])
+    encoder = DocumentEncoder(backend.to_str(), end_of_text_id=0)
+    assert encoder.encode(["old"])[1].tolist() == [4]
+    with pytest.raises(ValueError, match="expected text, found what .* an end of text"):
+        encoder.encode(["old </s>new"])
+    with pytest.raises(DocumentError, match="an end of text"):
+        encode_documents(encoder, ["old", "old </s>new"], seed=0, val_fraction=0)

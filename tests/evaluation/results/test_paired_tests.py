@@ -64,3 +64,9 @@ def test_holm_corrects_by_the_number_of_rows_that_are_left():
 def test_values_of_different_examples_are_refused():
     with pytest.raises(ValueError, match="expected values of the same examples"):
         paired_test(np.ones(2), np.ones(3))
+
+
+def test_few_examples_are_no_evidence():
+    assert bootstrap_test(np.array([1e-7])).p == 1
+    assert bootstrap_test(np.array([1e-3, 2e-3])).p == 0.5
+    assert bootstrap_test(np.arange(1.0, 6.0)).p == 1 / 16

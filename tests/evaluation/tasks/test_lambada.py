@@ -96,7 +96,6 @@ def test_the_limit_takes_the_first_passages_of_a_file(tmp_path):
     ("line", "message"),
     [
         ("{broken", r"rows\.jsonl, line 2: expected JSON"),
-        ("", r"rows\.jsonl, line 2: expected JSON"),
         ('{"txt": "a"}', r"rows\.jsonl, line 2: expected an object .*, found \['txt'\]"),
         ('{"text": null}', r"rows\.jsonl, line 2: expected an object .*, found \['text'\]"),
         ("[1]", r"rows\.jsonl, line 2: expected an object .*, found list"),

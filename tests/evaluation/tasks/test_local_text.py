@@ -1,5 +1,6 @@
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,6 +36,22 @@ def test_text_and_jsonl_are_the_same_documents(files):
     assert [document.n_bytes for document in from_text.documents] == [23, 14]
     config = Selection(place=files[0], limit=1)
     assert LocalTextTask.load(config).documents == from_text.documents[:1]
+
+
+def test_a_mark_that_is_a_letter_of_one_document_makes_other_data(tmp_path):
+    whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
+    whole.write_text(json.dumps({"text": "A<|endoftext|>B"}) + "\n")
+    parts.write_text("".join(json.dumps({"text": text}) + "\n" for text in "AB"))
+    digests = {LocalTextTask.from_source(str(path), limit=None).sha256 for path in (whole, parts)}
+    assert len(digests) == 2
+
+
+def test_blank_lines_and_a_directory(files, tmp_path):
+    lines = Path(files[1])
+    lines.write_text(lines.read_text().replace("\n", "\n\n") + " \n")
+    assert len(LocalTextTask.from_source(str(lines), limit=None).documents) == 2
+    with pytest.raises(ValueError, match="found a directory; name the file"):
+        LocalTextTask.load(Selection(place=str(tmp_path)))
 
 
 def test_each_document_begins_anew(files):

@@ -2,12 +2,14 @@ import hashlib
 import json
 import math
 import struct
+import unicodedata
 
 import numpy as np
 import pytest
 import torch
 from support import evaluation as tiny
-from tokenizers import Tokenizer, models, pre_tokenizers
+from support.token_directories import write_ours
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
@@ -151,6 +153,16 @@ def test_a_model_with_another_tokenizer_reads_the_same_text(shards, stream):
     n_bytes = sum(len(document.encode()) for document in DOCUMENTS)
     assert bytes_of_tokens(other)[ids[ids != other.eos_token_id]].sum() == n_bytes
     assert (ids == other.eos_token_id).sum() == len(DOCUMENTS)
+
+
+def test_a_tokenizer_that_composes_accents_reads_the_text_so(tmp_path, tokenizer):
+    text = "the cafe\u0301 and the cat"
+    write_ours(tmp_path / "shards", tokenizer, val=[text], shard_tokens=1000)
+    other = tiny.tiny_tokenizer(n_merges=0)
+    other.backend_tokenizer.normalizer = normalizers.NFC()
+    ids = load(tmp_path / "shards").encode(other, None)
+    composed = unicodedata.normalize("NFC", text)
+    assert bytes_of_tokens(other)[ids[1:]].sum() == len(composed.encode()) < len(text.encode())
 
 
 def test_the_limit_scores_the_first_windows(shards, stream, scorer, monkeypatch):
