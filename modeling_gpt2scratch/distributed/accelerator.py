@@ -3,9 +3,11 @@
 import contextlib
 import os
 import platform
+import subprocess
 import traceback
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import accelerate
 import torch
@@ -22,6 +24,8 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy
+
+from modeling_gpt2scratch import __version__
 
 from .device import available_device, device_name, has_bf16
 from .processes import LaunchError
@@ -230,7 +234,20 @@ def describe_environment(accelerator: Accelerator) -> dict[str, str | int]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "accelerate": accelerate.__version__,
-    }
+    } | own_version()
+
+
+def own_version() -> dict[str, str]:
+    """The version of this package and, in a checkout, its commit; "-dirty" if files differ."""
+    root = Path(__file__).parents[2]
+    version = {"gpt2scratch": __version__}
+    if (root / ".git").exists():
+        options = ("--always", "--dirty", "--abbrev=40", "--exclude=*")
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            command = ["git", "-C", root, "describe", *options]
+            found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+            version["commit"] = found.stdout.strip()
+    return version
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from modeling_gpt2scratch.training.configuration import TrainConfig
 from .scores import NATS, estimates_of
 
 ENVIRONMENT_KEYS = ("device", "mixed_precision", "python", "torch", "transformers", "accelerate")
+ENVIRONMENT_KEYS += ("gpt2scratch", "commit")
 OTHER_ARGUMENT_KEYS = ("format", "version")
 MAX_WORD = 200  # characters
 # Of a model's results, each with an entry for each task.

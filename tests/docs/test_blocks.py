@@ -43,6 +43,7 @@ SMALLER = {
     "bpe:4096": "bpe:300",
     "--total_batch_tokens 2048": "--total_batch_tokens 512",
     "--micro_batch_size 8": "--micro_batch_size 2",
+    "--micro_batch_size 4": "--micro_batch_size 1",
     "--max_steps 1000": "--max_steps 4",
     "--max_steps 1900": "--max_steps 6",
     "--max_steps 100 ": "--max_steps 2 ",
@@ -54,7 +55,7 @@ SMALLER = {
 SMALLER_RECIPES = {
     "quickstart.yaml": {
         "\ntotal_batch_tokens: 2048\n": "\ntotal_batch_tokens: 512\n",
-        "\nmicro_batch_size: 8\n": "\nmicro_batch_size: 1\n",
+        "\nmicro_batch_size: 8\n": "\nmicro_batch_size: 2\n",
         "\nmax_steps: 1900\n": "\nmax_steps: 4\n",
         "\ndecay_steps: 1750\n": "\n",
         "\neval_every: 250\n": "\neval_every: 4\n",

@@ -17,6 +17,7 @@ from support.tiny_models import tiny_model
 from support.training_runs import curve, flags, launch, refusal, run_here
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from modeling_gpt2scratch import GPT2ScratchForCausalLM
 from modeling_gpt2scratch.data.loading.loader import TokenWindows
 from modeling_gpt2scratch.data.shards.format import HEADER_BYTES
 from modeling_gpt2scratch.data.shards.manifest import Manifest
@@ -112,12 +113,13 @@ def test_a_compiled_model_is_saved_under_its_own_names(small_data, tmp_path, mon
         pytest.skip("torch.compile needs a C++ compiler on the CPU, and there is no g++")
     options = {"n_layer": 1, "max_steps": 2, "eval_every": 0, "dropout": 0}
     output_dir, eager = tmp_path / "compiled", tmp_path / "eager"
-    process = launch(*flags(small_data, output_dir, **options, compile="model"))
+    process = launch(*flags(small_data, output_dir, **options, compile="model", strict=True))
     assert process.returncode == 0, process.stderr
     assert run_here(monkeypatch, *flags(small_data, eager, **options)) == 0
     assert curve(output_dir)[2] == pytest.approx(curve(eager)[2], abs=1e-4)
     names = load_file(output_dir / "model.safetensors").keys()
     assert names == load_file(eager / "model.safetensors").keys()
+    assert GPT2ScratchForCausalLM.from_pretrained(output_dir).num_parameters() > 0
 
 
 @pytest.mark.gate

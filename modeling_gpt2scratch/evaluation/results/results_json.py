@@ -20,6 +20,7 @@ import transformers
 
 from modeling_gpt2scratch.common.addresses import split_revision
 from modeling_gpt2scratch.common.output_directory import Marker
+from modeling_gpt2scratch.distributed.accelerator import own_version
 from modeling_gpt2scratch.evaluation.tasks.task import Task
 
 from .differences import Difference
@@ -54,6 +55,7 @@ def results_content(
         seconds: from start to end.
         is_complete: false if the evaluation was interrupted.
     """
+    own = own_version()
     return {
         **MARKER.content(),
         "is_complete": is_complete,
@@ -72,6 +74,7 @@ def results_content(
         "transformers_version": transformers.__version__,
         "accelerate_version": accelerate.__version__,
         "numpy_version": np.__version__,
+        **{"gpt2scratch_version": own["gpt2scratch"], "git_hash": own.get("commit")},
         "date": date,
         "total_evaluation_time_seconds": round(seconds, 3),
     }

@@ -122,7 +122,8 @@ def _difference_notes(
             "; p from a test on the same examples (exact McNemar for accuracies, paired bootstrap "
             "for losses), by Holm's method corrected for the rows of the column"
         )
-        yield f"In parentheses: the difference to {baseline}{how * tested}."
+        what = f"the difference to {baseline}, of perplexities the ratio"
+        yield f"In parentheses: {what}{how * tested}."
     compared = {row for model in differences.values() for row in model}
     others = [model for model in models if model.name in differences]
     missing = {}  # metrics by task
@@ -185,7 +186,11 @@ def format_cell(
     estimate = measurement.result.estimates.get(metric)
     if estimate is None:
         return NO_VALUE
-    return format_estimate(estimate) + ("" if difference is None else _in_parentheses(difference))
+    text = format_estimate(estimate)
+    if difference is None:
+        return text
+    is_ratio = "perplexity" in metric and estimate.nats is None
+    return text + _in_parentheses(difference, estimate.value if is_ratio else None)
 
 
 def format_estimate(estimate: Estimate) -> str:
@@ -201,10 +206,12 @@ def format_number(value: float) -> str:
     return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4e}"
 
 
-def _in_parentheses(difference: Difference) -> str:
-    """The difference and, if there was a test, its p."""
+def _in_parentheses(difference: Difference, perplexity: float | None) -> str:
+    """The difference, or of perplexities the ratio, and if there was a test, its p."""
     text = format_number(abs(difference.value))
-    if float(text):
+    if perplexity is not None:
+        text = f"× {perplexity / (perplexity - difference.value):.3g}"
+    elif float(text):
         text = ("−" if difference.value < 0 else "+") + text
     if (p := difference.p_corrected) is not None:
         text += ", p < 0.001" if p < 0.001 else f", p = {p:.3f}"

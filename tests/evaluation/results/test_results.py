@@ -136,9 +136,11 @@ def test_the_table_has_differences_in_parentheses_and_published_numbers_apart(pa
     assert header[-1] == "lm-evaluation-harness (published, not measured here)"
     assert acc[4:] == ["0.3750 ± 0.1000", "1.0000 ± 0.1000 (+0.6250, p < 0.001)", "gpt2-xl 0.5121"]
     assert perplexity[-1] == "gpt2-xl 10.6340"
+    values = [float(cell.split()[0]) for cell in perplexity[4:6]]
+    assert f" (× {values[1] / values[0]:.3g}" in perplexity[5]
     assert "45.99" not in " ".join(acc) and "0.4599" not in " ".join(acc)
     notes = " ".join(notes_of(pair, published=published, sources=sources))
-    assert "the difference to first; p from a test on the same examples" in notes
+    assert "the difference to first, of perplexities the ratio; p from a test on the same" in notes
     assert "Published, not measured here: lm-evaluation-harness" in notes
 
 
@@ -173,7 +175,7 @@ def test_columns_have_the_shortest_names_and_the_notes_whole_ones(pair):
         "b/final: runs/b/final",
         "± is one standard error.",
     ]
-    assert notes[3].startswith("In parentheses: the difference to b/final; p from")
+    assert notes[3].startswith("In parentheses: the difference to b/final, of perplexities")
 
 
 def test_a_baseline_without_numbers_is_said(pair):
