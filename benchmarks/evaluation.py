@@ -45,25 +45,8 @@ Score = Callable[[Pairs], np.ndarray]  # the log-likelihood of what follows
 N_SENTENCES = 20
 N_CANDIDATES = 10
 WORDS = [
-    "the",
-    "of",
-    "and",
-    "to",
-    "a",
-    "in",
-    "that",
-    "he",
-    "was",
-    "his",
-    "with",
-    "as",
-    "for",
-    "had",
-    "but",
-    "him",
-    "she",
-    "not",
-    "on",
+    *("the", "of", "and", "to", "a", "in", "that", "he", "was", "his"),
+    *("with", "as", "for", "had", "but", "him", "she", "not", "on"),
 ]
 
 

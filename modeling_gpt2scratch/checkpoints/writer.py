@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.common.atomic_files import publish_directory, write_file
 from modeling_gpt2scratch.common.checksums import write_checksums
-from modeling_gpt2scratch.common.errors import named, one_line
+from modeling_gpt2scratch.common.errors import in_words
 
 from .checkpoint import CheckpointError, named_tensors, save_model
 from .retention import (
@@ -224,7 +224,7 @@ class CheckpointWriter:
                 self._on_main(on_written, path)
             self._on_main(self._point_and_prune, path, best_step)
         except Exception as error:  # a thread has nobody to raise to
-            self._problem = f"{path}: {_in_words(error)}"
+            self._problem = f"{path}: {in_words(error)}"
 
     def _fill(self, snapshot: Snapshot, partial: Path) -> None:
         """Every rank's files, and their checksums, verified."""
@@ -283,7 +283,7 @@ class CheckpointWriter:
         except Exception as error:  # of any kind: the other ranks are waiting for an answer
             if self._group is None:
                 raise
-            problem = _in_words(error)
+            problem = in_words(error)
         if self._group is None:
             return [result]
         of_ranks: list[Any] = [None] * dist.get_world_size(self._group)
@@ -324,8 +324,3 @@ def _make_empty(directory: Path) -> None:
     """A directory with nothing in it."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-
-
-def _in_words(error: Exception) -> str:
-    """One line; errors of the file system speak for themselves."""
-    return one_line(error) if isinstance(error, OSError) else named(error)

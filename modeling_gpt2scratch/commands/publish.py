@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse_config(PublishConfig, description=__doc__, argv=argv, program=PROGRAM)
     from transformers.utils import logging as transformers_logging
 
-    from modeling_gpt2scratch.common.errors import SourceError, file_problem
+    from modeling_gpt2scratch.common.errors import SourceError, file_problem, one_line
     from modeling_gpt2scratch.data.tokens.names import TokenizerError
     from modeling_gpt2scratch.hub.runs import publish
     from modeling_gpt2scratch.interchange.conversion import ConversionError
@@ -32,6 +32,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         place = publish(config)
         print(f"{'published' if config.dry_run is None else 'written, not uploaded'}: {place}")
     except (SourceError, ConversionError, RecordsError, TokenizerError) as error:
-        sys.exit(f"{PROGRAM}: error: {' '.join(str(error).split())}")
+        sys.exit(f"{PROGRAM}: error: {one_line(error)}")
     except OSError as error:
         sys.exit(f"{PROGRAM}: error: {file_problem(error)}")

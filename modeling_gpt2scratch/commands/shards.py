@@ -29,7 +29,7 @@ from tabulate import tabulate
 
 from modeling_gpt2scratch.common.addresses import public
 from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser
-from modeling_gpt2scratch.common.errors import SourceError
+from modeling_gpt2scratch.common.errors import SourceError, one_line
 from modeling_gpt2scratch.common.output_directory import OutputError, making, output_directory
 from modeling_gpt2scratch.data.shards.format import MAX_SHARD_TOKENS, ShardError
 from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME, Manifest
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         code = arguments.run(arguments)
     except (ShardError, TokenizerError, SourceError, OSError) as error:
-        sys.exit(f"{PROGRAM} {arguments.command}: error: {public(' '.join(str(error).split()))}")
+        sys.exit(f"{PROGRAM} {arguments.command}: error: {one_line(error)}")
     sys.exit(code)
 
 

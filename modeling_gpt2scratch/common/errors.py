@@ -5,7 +5,7 @@ from pathlib import Path
 
 from .addresses import public
 
-MAX_READ_CHARACTERS, MAX_MESSAGE_CHARACTERS = 10_000, 300  # some libraries write pages
+MAX_READ_CHARACTERS, MAX_MESSAGE_CHARACTERS = 10_000, 1_000  # some libraries write pages
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -25,6 +25,12 @@ def named(error: BaseException) -> str:
     """The class of an error and its message, in one line."""
     name = type(error).__name__
     return f"{name}: {one_line(error)}" if str(error) else name
+
+
+def in_words(error: BaseException) -> str:
+    """The message of an error that speaks for itself, and any other with its class, in one line."""
+    is_sentence = isinstance(error, ValueError | OSError)
+    return one_line(error) if is_sentence else named(error)
 
 
 def file_problem(error: OSError) -> str:

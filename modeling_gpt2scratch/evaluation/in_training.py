@@ -16,6 +16,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from modeling_gpt2scratch.common.errors import one_line
+
 from .scoring.processes import SharedProblem, alike
 from .scoring.shared_scorer import SharedScorer
 from .tasks.registry import TASKS
@@ -117,6 +119,7 @@ def _load(name: str, source: str | None, limit: int | None) -> Task:
     try:
         return kind.load(Selection(place=source, limit=limit))
     except Exception as error:  # `datasets` has many ways to find no network
-        reason = " ".join(str(error).split()) or type(error).__name__
         hint = "" if source else f"; give a local file with --{kind.data.argument}"
-        raise BenchmarkError(f"{name}: its examples cannot be read: {reason}{hint}") from error
+        raise BenchmarkError(
+            f"{name}: its examples cannot be read: {one_line(error)}{hint}"
+        ) from error

@@ -13,13 +13,14 @@ import transformers
 from accelerate.utils.memory import clear_device_cache
 
 from modeling_gpt2scratch.common.activity import activity
+from modeling_gpt2scratch.common.errors import in_words
 
 from .configuration import CompareArguments
 from .results.cache import ResultCache
 from .results.fingerprints import checksums_of, evaluation_code, hub_commit, model_code, task_code
 from .results.measurements import Measurement, ModelMeasurements
 from .scoring.models import describe_model, load_scorer
-from .scoring.processes import ProcessGroup, SharedProblem, error_line
+from .scoring.processes import ProcessGroup, SharedProblem
 from .tasks.task import Task
 
 
@@ -39,7 +40,7 @@ def load_tasks(
                 try:
                     loaded[name] = kind.load(config.selection(name))
                 except Exception as error:
-                    problem = error_line(error)
+                    problem = in_words(error)
             if problem := processes.first_problem(problem):
                 loaded.pop(name, None)
                 problems[name] = problem
@@ -75,7 +76,7 @@ def evaluate_model(
                 processes=processes,
             )
     except Exception as error:
-        problem = error_line(error)
+        problem = in_words(error)
     if problem := processes.first_problem(problem):
         _note(model, missing, problem, processes)
         return

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from modeling_gpt2scratch.checkpoints.checkpoint import find_model
-from modeling_gpt2scratch.common.errors import named, one_line
+from modeling_gpt2scratch.common.errors import in_words, named
 from modeling_gpt2scratch.data.tokens.text import well_formed
 from modeling_gpt2scratch.distributed.device import available_device
 from modeling_gpt2scratch.evaluation.scoring.encoding import context_length, prefix_token
@@ -168,7 +168,7 @@ def load_writer(name: str, *, trust_remote_code: bool) -> Writer:
         model, tokenizer = load_model(place, dtype="auto", trust_remote_code=trust_remote_code)
         return Writer(place, model.to(available_device()), tokenizer)
     except Exception as error:  # transformers passes on whatever its readers raise
-        raise WriterError(f"{name}: {_reason(error)}") from error
+        raise WriterError(f"{name}: {in_words(error)}") from error
 
 
 def write_samples(
@@ -192,8 +192,3 @@ def write_samples(
                 if parts:
                     print(f"=== {', '.join(parts)} ===", flush=True)
                 writer.write(prompt, sampling, seed=seed + sample)
-
-
-def _reason(error: Exception) -> str:
-    """The message of an error of ours, and of any other with its class."""
-    return one_line(error) if isinstance(error, ValueError | OSError) else named(error)

@@ -14,6 +14,7 @@ from pathlib import Path
 from modeling_gpt2scratch.checkpoints.checkpoint import WEIGHTS_NAME, find_checkpoint
 from modeling_gpt2scratch.checkpoints.weight_files import WeightsError, open_tensors
 from modeling_gpt2scratch.common.atomic_files import write_file
+from modeling_gpt2scratch.common.errors import one_line
 from modeling_gpt2scratch.common.json_lines import read_json_lines, warn
 from modeling_gpt2scratch.evaluation.results.html_page import missing_package
 from modeling_gpt2scratch.tracking.metrics import EVENTS_NAME, METRICS_NAME, read_metrics
@@ -66,7 +67,7 @@ def report_at_end(run: Path) -> str:
     try:
         return f"report: {write_report(run)}"
     except Exception as error:
-        return f"no report: {' '.join(str(error).split()) or type(error).__name__}"
+        return f"no report: {one_line(error)}"
 
 
 def write_report(run: Path) -> Path:

@@ -79,7 +79,7 @@ class TrainConfig:
     )
     data_cache_gb: float = argument("its size at most, in 10^9 bytes", group=DATA, default=50)
     data_retry_seconds: float = argument(
-        "how long remote data are asked for again before a run ends", group=DATA, default=600
+        "seconds to retry remote data before the run ends", group=DATA, default=600
     )
 
     total_batch_tokens: int = argument(
@@ -123,7 +123,9 @@ class TrainConfig:
         "at the last step; a tenth of the peak if not given", group=OPTIMISATION, default=None
     )
     weight_decay: float = argument("of matrices and embeddings", group=OPTIMISATION, default=0.1)
-    max_grad_norm: float = argument("gradients are clipped to it", group=OPTIMISATION, default=1.0)
+    max_grad_norm: float = argument(
+        "clip the gradient norm to this", group=OPTIMISATION, default=1.0
+    )
     seed: int = argument("of weights, data order and dropout", group=OPTIMISATION, default=0)
 
     eval_every: int = argument(
@@ -143,7 +145,9 @@ class TrainConfig:
         default_factory=list,
     )
     eval_tasks_every: int = argument(
-        "steps between these, 0 for after the last step only", group=EVALUATION, default=0
+        "steps between benchmark scores; 0 scores only after the last step",
+        group=EVALUATION,
+        default=0,
     )
     eval_tasks_limit: int | None = argument(
         "examples of each, all if not given", group=EVALUATION, default=None
@@ -175,7 +179,7 @@ class TrainConfig:
         "keep the checkpoint with the lowest validation loss, too", group=CHECKPOINTS, default=False
     )
     final: Literal["last", "best"] = argument(
-        "whose weights output_dir has at the end; best is the lowest validation loss, and is kept",
+        "weights in output_dir at the end: the last, or those with the lowest validation loss",
         group=CHECKPOINTS,
         default="last",
     )
@@ -201,7 +205,7 @@ class TrainConfig:
         group=TRACKERS,
         default_factory=list,
     )
-    project: str = argument("of the run in its trackers", group=TRACKERS, default="gpt2scratch")
+    project: str = argument("project name in the trackers", group=TRACKERS, default="gpt2scratch")
 
     micro_batch_size: str = argument(
         "rows per process and micro-step, or auto for the most that fit in memory",

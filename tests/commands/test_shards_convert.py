@@ -157,7 +157,11 @@ def test_a_tokenizer_that_is_not_byte_level_is_refused(tmp_path, run):
         (("good_train.npy",), ("--to", "llm.c"), "expected one data directory of ours for --to l"),
         (("empty",), ("--to", "llm.c"), "--tokenizer has no effect with --to llm.c; leave it out"),
         (("good_train.npy", "good_val.npy"), ("--to", "llm.c"), "expected one data directory of"),
-        (("good_train.npy",), ("--tokenizer", "/none"), "/none: expected gpt2, bpe:N, or a direct"),
+        (
+            ("good_train.npy",),
+            ("--tokenizer", "/none"),
+            "/none: expected gpt2, bytes, bpe:N, or a direct",
+        ),
     ],
 )
 def test_what_cannot_be_converted_ends_in_one_line_and_leaves_nothing(

@@ -111,8 +111,8 @@ class ShardCache:
                     return
             if not has_told:
                 tqdm.write(
-                    f"{self.directory}: waiting for room for {n_bytes:,} bytes beside what is "
-                    f"needed now or comes just now; --data_cache_gb is {self.limit_bytes / 1e9:g}",
+                    f"{self.directory}: waiting for {n_bytes:,} bytes of space: all that is here "
+                    f"is in use or still downloading; --data_cache_gb is {self.limit_bytes / 1e9:g}",
                     file=sys.stderr,
                 )
             has_told = True

@@ -83,7 +83,7 @@ class PrepareConfig:
     )
     shuffle: bool = argument("shuffle files and documents", group=ORDER, default=True)
     shuffle_buffer_tokens: int = argument(
-        "documents are shuffled, written and made safe from a kill in blocks of so many tokens",
+        "tokens per block; documents are shuffled within one, and a restart goes on from the last",
         group=ORDER,
         default=50_000_000,
     )
@@ -94,11 +94,9 @@ class PrepareConfig:
         default=None,
     )
     limit_documents: int | None = argument(
-        "read at most so many documents", group=TEXT, default=None
+        "maximum number of documents to read", group=TEXT, default=None
     )
-    max_tokens: int | None = argument(
-        "stop when the shards hold so many", group=OUTPUT, default=None
-    )
+    max_tokens: int | None = argument("stop after this many tokens", group=OUTPUT, default=None)
     seed: int = argument(
         "of the shuffle and the choice of validation documents", group=ORDER, default=0
     )

@@ -130,7 +130,7 @@ class Manifest:
             raise ShardError(_without_manifest(directory, name, others)) from None
         except PermissionError:
             raise ShardError(
-                f"{path}: expected a file that you may read, found no right to; ask its owner or "
+                f"{path}: expected permission to read it, found none; ask its owner or "
                 f"change the modes of the directory and its files"
             ) from None
         except NotADirectoryError:

@@ -161,7 +161,7 @@ def list_files(
         The files; none if the data set has to be streamed (see `hub_stream`).
 
     Raises:
-        SourceError: if there is no such data set, subset or split, or no right to it.
+        SourceError: if the data set, subset or split does not exist or is not accessible.
     """
     request = partial(_list_once, repository, subset, split, revision)
     try:
@@ -295,10 +295,8 @@ def _check_name(kind: str, name: str | None, known: Iterable[str], repository: s
     listed = sorted(known, key=nearness, reverse=True)
     more = len(listed) - MAX_NAMES_IN_MESSAGE
     names = ", ".join(listed[:MAX_NAMES_IN_MESSAGE]) + (f" and {more} more" if more > 0 else "")
-    raise SourceError(
-        f"{repository}: expected a {kind} of {names or 'the data set, which has none'}; "
-        f"found {name or 'none given'}"
-    )
+    expected = f"a {kind} of {names}" if names else f"no {kind}, as the data set has none"
+    raise SourceError(f"{repository}: expected {expected}; found {name or 'none given'}")
 
 
 def _similarity(one: str, other: str) -> float:

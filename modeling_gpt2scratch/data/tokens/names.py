@@ -3,7 +3,7 @@
 GPT2 = "gpt2"
 BYTES = "bytes"
 TRAINED_PREFIX = "bpe:"
-KNOWN_NAMES = "gpt2, bpe:N, or a directory or Hub repository with a tokenizer (or bytes)"
+KNOWN_NAMES = "gpt2, bytes, bpe:N, or a directory or Hub repository with a tokenizer"
 MAX_TRAINED_VOCAB_SIZE = 2**16  # what uint16 shards can hold
 
 

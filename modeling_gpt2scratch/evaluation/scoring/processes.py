@@ -12,7 +12,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers.utils import logging
 
-from modeling_gpt2scratch.common.addresses import public
+from modeling_gpt2scratch.common.errors import in_words
 
 Value = TypeVar("Value")
 
@@ -22,7 +22,7 @@ class Problem(NamedTuple):
 
     Attributes:
         place: of several problems the one with the lowest counts, which one process would meet.
-        line: what `error_line` makes of the error.
+        line: what `in_words` makes of the error.
     """
 
     place: int
@@ -68,16 +68,9 @@ def alike(work: Callable[[], Value], kinds: tuple[type[Exception], ...]) -> Valu
     except SharedProblem:  # the others know
         raise
     except kinds as error:
-        problem = Problem(0, error_line(error))
+        problem = Problem(0, in_words(error))
     exchange(None, problem)
     return value
-
-
-def error_line(error: BaseException) -> str:
-    """Text of an error on one line, after its kind where the text alone may be no sentence."""
-    is_sentence = isinstance(error, (ValueError, OSError)) and str(error)
-    text = str(error) if is_sentence else f"{type(error).__name__}: {error}"
-    return " ".join(public(text).split())
 
 
 class ProcessGroup:
@@ -130,7 +123,7 @@ class ProcessGroup:
         try:
             return work()
         except Exception as error:
-            raise SharedProblem(error_line(error)) from error
+            raise SharedProblem(in_words(error)) from error
 
     def end(self) -> None:
         """Parts with the other processes once all are here, the one that reports among them."""

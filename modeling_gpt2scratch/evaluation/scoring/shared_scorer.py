@@ -14,9 +14,10 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.common.activity import kept_moving
+from modeling_gpt2scratch.common.errors import in_words
 
 from .batching import Batch
-from .processes import Problem, error_line, exchange
+from .processes import Problem, exchange
 from .row_scorer import Portion, Row
 from .scorer import CausalScorer
 
@@ -124,7 +125,7 @@ class SharedScorer(CausalScorer):
                 # Others wait in a pass that this process has left, and only its end sets them free.
                 if self._is_sharded and not isinstance(error, ValueError):
                     raise
-                problem = problem or Problem(number, error_line(error))
+                problem = problem or Problem(number, in_words(error))
                 continue
             if is_own:
                 own.append(found)

@@ -15,6 +15,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 
+from modeling_gpt2scratch.common.errors import named
+
 from . import (
     arc_easy,
     blimp,
@@ -62,7 +64,7 @@ def known_tasks(include_path: str | None = None) -> dict[str, type[Task]]:
         try:
             module = entry_point.load()
         except Exception as error:  # whatever a package of somebody else's raises
-            raise TaskError(f"{place}: expected a module of tasks, found {_line(error)}") from error
+            raise TaskError(f"{place}: expected a module of tasks, found {named(error)}") from error
         _add(tasks, module, place)
     for path in _modules_in(include_path) if include_path is not None else ():
         spec = importlib.util.spec_from_file_location(f"gpt2scratch_tasks_{path.stem}", path)
@@ -71,7 +73,7 @@ def known_tasks(include_path: str | None = None) -> dict[str, type[Task]]:
         try:
             spec.loader.exec_module(module)
         except Exception as error:
-            raise TaskError(f"{path}: expected a module of tasks, found {_line(error)}") from error
+            raise TaskError(f"{path}: expected a module of tasks, found {named(error)}") from error
         _add(tasks, module, str(path))
     return tasks
 
@@ -97,11 +99,6 @@ def _add(tasks: dict[str, type[Task]], module: ModuleType, place: str) -> None:
         if missing := [part for part in PARTS_OF_TASK if not hasattr(kind, part)]:
             raise TaskError(f"{place}: expected {missing[0]} of the task {name!r}, found none")
         tasks[name] = kind
-
-
-def _line(error: Exception) -> str:
-    """An error of any kind on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def resolve_tasks(names: Sequence[str], known: Sequence[str]) -> list[str]:

@@ -260,7 +260,7 @@ def read_split(directory: Path, name: str, manifest: Manifest | None = None) -> 
         )
     split = manifest.splits[name]
     if not split.shards:
-        raise ShardError(f"{path}: expected 0 tokens in {name}, and some, found 0")
+        raise ShardError(f"{path}: expected tokens in the split {name!r}, found none")
     refuse_unlisted(directory, manifest)
     digest = hashlib.sha256()
     pieces = []

@@ -191,7 +191,7 @@ def test_a_directory_without_a_tokenizer_is_refused_by_name(tmp_path, name, cont
         load_tokenizer(str(directory))
     message = str(caught.value)
     expected = {
-        "empty": f"{directory}: expected gpt2, bpe:N, or a directory or Hub repository",
+        "empty": f"{directory}: expected gpt2, bytes, bpe:N, or a directory or Hub repository",
         "broken": f"{directory}/tokenizer.json: expected a JSON object, found ",
     }
     other = f"{directory}/tokenizer.json: expected a tokenizer, found "
@@ -203,7 +203,7 @@ def test_a_directory_that_is_not_there_is_refused_by_name(tmp_path):
     with pytest.raises(TokenizerError) as caught:
         load_tokenizer(str(tmp_path / "none"))
     message = str(caught.value)
-    assert message.startswith(f"{tmp_path / 'none'}: expected gpt2, bpe:N, or a directory")
+    assert message.startswith(f"{tmp_path / 'none'}: expected gpt2, bytes, bpe:N, or a directory")
     assert len(message.splitlines()) == 1
 
 

@@ -12,11 +12,12 @@ from support.damaged_files import damaged
 from support.paths import SHARED_DATA
 from support.tiny_models import random_ids, tiny_model, tiny_stock_model, tiny_tokenizer
 
+from modeling_gpt2scratch.common.errors import in_words
 from modeling_gpt2scratch.evaluation.results.fingerprints import checksums_of, model_code
 from modeling_gpt2scratch.evaluation.scoring import adapters
 from modeling_gpt2scratch.evaluation.scoring.adapters import base_of_adapter
 from modeling_gpt2scratch.evaluation.scoring.models import load_scorer
-from modeling_gpt2scratch.evaluation.scoring.processes import ProcessGroup, error_line
+from modeling_gpt2scratch.evaluation.scoring.processes import ProcessGroup
 
 CASE = SHARED_DATA / "cases" / "lora_adapter"
 OPTIONS = {"device": "cpu", "dtype": "float32", "batch_tokens": 64, "trust_remote_code": False}
@@ -32,7 +33,7 @@ def problem(directory) -> str:
     """The line that stands in the place of the model's results."""
     with pytest.raises(Exception) as caught:
         loaded(directory)
-    return error_line(caught.value)
+    return in_words(caught.value)
 
 
 def save_base(directory, kind="ours", **sizes):

@@ -14,9 +14,10 @@ from support.paths import SHARED_DATA
 from support.servers import fake_hub
 from support.tiny_models import tiny_stock_model, tiny_tokenizer
 
+from modeling_gpt2scratch.common.errors import in_words
 from modeling_gpt2scratch.evaluation.results.fingerprints import checksums_of
 from modeling_gpt2scratch.evaluation.scoring.models import describe_model, load_scorer
-from modeling_gpt2scratch.evaluation.scoring.processes import ProcessGroup, error_line
+from modeling_gpt2scratch.evaluation.scoring.processes import ProcessGroup
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
 
 OPTIONS = {"device": "cpu", "dtype": "float32", "batch_tokens": 64, "trust_remote_code": False}
@@ -40,7 +41,7 @@ def problem(directory, processes) -> str:
     """The line that stands in the place of the model's results."""
     with pytest.raises(Exception) as error:
         load_scorer(str(directory), processes=processes, **OPTIONS)
-    return error_line(error.value)
+    return in_words(error.value)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
