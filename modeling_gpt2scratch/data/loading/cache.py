@@ -112,7 +112,7 @@ class ShardCache:
             if not has_told:
                 tqdm.write(
                     f"{self.directory}: waiting for {n_bytes:,} bytes of space: all that is here "
-                    f"is in use or still downloading; --data_cache_gb is {self.limit_bytes / 1e9:g}",
+                    f"is in use or on its way; --data_cache_gb is {self.limit_bytes / 1e9:g}",
                     file=sys.stderr,
                 )
             has_told = True

@@ -196,7 +196,7 @@ def test_an_unknown_tokenizer_ends_in_one_line_and_leaves_nothing(tmp_path, run_
     code, (error,) = run_script(tmp_path / "out", dataset, "--tokenizer", tmp_path / "none")
     assert code == 1
     assert error.startswith(
-        f"prepare_data.py: error: {tmp_path / 'none'}: expected gpt2, bytes, bpe:N, or a directory or Hub "
+        f"prepare_data.py: error: {tmp_path / 'none'}: expected gpt2, bytes, bpe:N, or a dir"
     )
     assert names_in(tmp_path) == ["fables.jsonl"]
 
