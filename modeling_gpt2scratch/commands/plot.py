@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from modeling_gpt2scratch.common.command_line import argument, parse_config
+from modeling_gpt2scratch.common.output_directory import OutputError, writable_directory
 
 PROGRAM = "gpt2scratch plot"
 
@@ -27,8 +28,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from modeling_gpt2scratch.reports.loss_plot import PlotError, draw_losses
 
     try:
+        writable_directory(Path(config.output).parent, flag="--output")
         draw_losses([Path(run) for run in config.runs], Path(config.output), x=config.x)
-    except PlotError as error:
+    except (OutputError, PlotError) as error:
         sys.exit(f"{PROGRAM}: error: {error}")
     except OSError as error:
         sys.exit(f"{PROGRAM}: error: {file_problem(error)}")

@@ -190,7 +190,7 @@ def raw_recipe(path: str) -> dict[str, Any]:
         size = Path(path).stat().st_size
         if not Path(path).is_file():  # a pipe may never end
             kind = "a directory" if Path(path).is_dir() else "no file"
-            raise ValueError(f"{expected} {kind}; name a file")
+            raise ValueError(f"{expected} {kind}; name a file, or put a flag before it")
         if size > MAX_RECIPE_BYTES:
             raise ValueError(f"{expected} {size:,} bytes of something")
         recipe = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_RecipeLoader)

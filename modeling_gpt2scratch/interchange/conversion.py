@@ -152,7 +152,7 @@ def _tokenizer_for(vocab_size: int, name: str | None) -> PreTrainedTokenizerBase
     if name == NO_TOKENIZER:
         return None
     try:
-        tokenizer = load_tokenizer(name or GPT2)
+        tokenizer = load_tokenizer(GPT2 if name is None else name)
     except TokenizerError as error:
         raise TokenizerError(f"{error}; or --tokenizer {NO_TOKENIZER}") from error
     if (n_entries := vocab_size_of(tokenizer)) > vocab_size:

@@ -78,6 +78,11 @@ def from_nanogpt(
     checkpoint = _load_without_code(path)
     tensors = _nanogpt_tensors(path, checkpoint)
     settings = _nanogpt_settings(path, checkpoint, tensors)
+    if n_head is not None and n_head != settings.get("n_head", n_head):
+        raise ConversionError(
+            f"{path}: expected no other number of heads than that of the file, "
+            f"{settings['n_head']}, found --n_head {n_head}; leave it out"
+        )
     n_head = settings.get("n_head", n_head)
     activation = activation or settings.get("activation")
     if n_head is None or activation is None:

@@ -48,7 +48,6 @@ SMALLER = {
     "--max_steps 1900": "--max_steps 6",
     "--max_steps 100 ": "--max_steps 2 ",
     "--max_steps 200 ": "--max_steps 4 ",
-    "--decay_steps 200": "--decay_steps 2",
     "checkpoint-1000": "checkpoint-2",
     "max_steps=1000, ": "max_steps=4, ",
 }

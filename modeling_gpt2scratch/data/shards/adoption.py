@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from modeling_gpt2scratch.common.output_directory import writable_directory
 from modeling_gpt2scratch.data.tokens.tokenizer import manifest_entries
 
 from .directory import MAX_THREADS, read_pieces
@@ -46,6 +47,7 @@ def adopt(
         OSError: if the manifest cannot be written.
     """
     paths = _files_in(directory)
+    writable_directory(directory, flag="DIR", is_made=False)
     splits = {
         split: [read_token_file(path, format=format) for path in members]
         for split, members in files_by_split(

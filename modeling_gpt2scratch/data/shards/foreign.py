@@ -36,7 +36,7 @@ class ForeignTokenizer:
 
     def __init__(self, name: str | None, files: Sequence[TokenFile]):
         is_assumed = name is None
-        self.name = name or _name_in(files)
+        self.name = _name_in(files) if name is None else name
         self.tokenizer = load_tokenizer(self.name)
         self.vocab_size = vocab_size_of(self.tokenizer)
         self.end_of_text_id = self.tokenizer.eos_token_id

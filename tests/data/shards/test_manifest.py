@@ -160,5 +160,5 @@ def test_a_directory_that_may_not_be_read_is_refused(small_data, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "read_text", refuse)  # root could read it whatever its modes
-    with pytest.raises(ShardError, match=r"manifest\.json: expected a file that you may read"):
+    with pytest.raises(ShardError, match=r"manifest\.json: expected permission to read it"):
         Manifest.load(small_data)
