@@ -35,20 +35,20 @@ def expired(
     steps: Iterable[int],
     *,
     written: int,
-    latest: int | None,
+    before: int | None,
     best: int | None = None,
     keep_checkpoints: int,
     keep_every: int,
 ) -> list[int]:
     """Steps whose checkpoints may go, in order.
 
-    Checkpoints beyond the one just written belong to a continuation that this run has left by
-    resuming an earlier one. They do not count as newer, and stay until the run has passed them.
+    Checkpoints beyond the one before belong to a continuation that this run has left by resuming an
+    earlier one. They do not count as newer, and go as soon as the run has passed them.
 
     Args:
         steps: of all checkpoints.
         written: the step of the one just written, which stays.
-        latest: the step of the one that `latest` names, which stays.
+        before: the step of the one that was written before it, None if that is not known.
         best: the step of the one with the lowest validation loss, which stays if it is known.
         keep_checkpoints: that many of the newest stay, 0 for all.
         keep_every: multiples of it stay, 0 for none.
@@ -56,23 +56,23 @@ def expired(
     if keep_checkpoints == 0:
         return []
     past = sorted(step for step in set(steps) | {written} if step <= written)
-    kept = {written, latest, best, *past[-keep_checkpoints:]}
+    left = set() if before is None else {step for step in past if before < step < written}
+    own = [step for step in past if step not in left]
+    kept = {written, best, *own[-keep_checkpoints:]}
     if keep_every:
-        kept |= {step for step in past if step % keep_every == 0}
+        kept |= {step for step in own if step % keep_every == 0}
     return [step for step in past if step not in kept]
 
 
-def prune(output_dir: Path, *, written: int, **rule: int | None) -> None:
+def prune(output_dir: Path, **rule: int | None) -> None:
     """Deletes the expired checkpoints, each under a hidden name, so that none is seen half gone.
 
     Args:
         output_dir: of the run.
-        written: the step of the checkpoint just written.
         rule: the other arguments of `expired`.
     """
     checkpoints = checkpoints_by_step(output_dir)
-    steps = expired(checkpoints, written=written, latest=latest_step(output_dir), **rule)
-    for step in steps:
+    for step in expired(checkpoints, **rule):
         hidden = output_dir / f".{checkpoints[step].name}{PRUNED_SUFFIX}"
         os.rename(checkpoints[step], hidden)
         shutil.rmtree(hidden, ignore_errors=True)  # what cannot go now goes at the next start

@@ -33,6 +33,7 @@ from .retention import (
     PARTIAL_SUFFIX,
     checkpoints_by_step,
     clear_leftovers,
+    latest_step,
     prune,
 )
 from .snapshot import (
@@ -234,10 +235,12 @@ class CheckpointWriter:
 
     def _point_and_prune(self, path: Path, best_step: int | None) -> None:
         """Makes `latest` name the checkpoint, and deletes those that have expired."""
+        before = latest_step(self._output_dir)
         write_file(self._output_dir / LATEST_NAME, f"{path.name}\n".encode())
         prune(
             self._output_dir,
             written=int(path.name.removeprefix(CHECKPOINT_PREFIX)),
+            before=before,
             best=best_step if self._keep_best else None,
             keep_checkpoints=self._keep_checkpoints,
             keep_every=self._keep_every,

@@ -29,32 +29,33 @@ MAYBE = st.none() | STEPS
 @settings(deadline=None)
 @given(st.sets(STEPS), STEPS, MAYBE, MAYBE, st.integers(0, 5), st.integers(0, 9))
 def test_expired_checkpoints_are_old_no_multiples_and_not_the_best(
-    steps, written, latest, best, keep, every
+    steps, written, before, best, keep, every
 ):
     rule = {"best": best, "keep_checkpoints": keep, "keep_every": every}
-    gone = expired(steps, written=written, latest=latest, **rule)
+    gone = expired(steps, written=written, before=before, **rule)
     past = {step for step in steps if step <= written} | {written}
-    assert set(gone) <= steps - {written, latest, best}
+    assert set(gone) <= steps - {written, best}
     assert gone == sorted(set(gone)) and set(gone) <= past
-    assert not every or all(step % every for step in gone)
     if keep == 0:
         assert gone == []
         return
-    newest = sorted(past)[-keep:]
-    assert not set(gone) & set(newest)
+    # Of a continuation that was left, and is passed now.
+    left = {step for step in past if before is not None and before < step < written}
+    own = past - left
     # Everything else goes, so that a disk with room for these does not fill.
-    multiples = {step for step in past if every and step % every == 0}
-    assert past - set(gone) == set(newest) | multiples | ({latest, best} & past) | {written}
+    multiples = {step for step in own if every and step % every == 0}
+    assert past - set(gone) == {*sorted(own)[-keep:], written} | multiples | ({best} & past)
 
 
 @settings(deadline=None)
 @given(st.sets(STEPS, min_size=1), st.integers(1, 4), st.integers(0, 9))
 def test_a_run_keeps_the_newest_and_the_multiples_whenever_it_saves(steps, keep, every):
-    on_disk = set()
+    on_disk, before = set(), None
     for step in sorted(steps):
         on_disk.add(step)
         rule = {"keep_checkpoints": keep, "keep_every": every}
-        on_disk -= set(expired(on_disk, written=step, latest=step, **rule))
+        on_disk -= set(expired(on_disk, written=step, before=before, **rule))
+        before = step
     multiples = {step for step in steps if every and step % every == 0}
     assert on_disk == set(sorted(steps)[-keep:]) | multiples
 
@@ -63,8 +64,14 @@ def test_pruning_leaves_foreign_directories_alone(tmp_path):
     make(tmp_path, 2, 4, 6)
     (tmp_path / "checkpoint-3").mkdir()  # no state in it
     (tmp_path / "checkpoint-best").mkdir()
-    prune(tmp_path, written=6, keep_checkpoints=1, keep_every=4)
+    prune(tmp_path, written=6, before=4, keep_checkpoints=1, keep_every=4)
     assert names(tmp_path) == {"checkpoint-3", "checkpoint-4", "checkpoint-6", "checkpoint-best"}
+
+
+def test_what_a_continuation_left_goes_when_the_run_has_passed_it(tmp_path):
+    make(tmp_path, 10, 15, 20, 25)
+    prune(tmp_path, written=20, before=10, keep_checkpoints=3, keep_every=5)
+    assert names(tmp_path) == {"checkpoint-10", "checkpoint-20", "checkpoint-25"}
 
 
 def test_the_newest_is_what_latest_names_and_then_what_came_before(tmp_path):
