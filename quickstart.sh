@@ -12,7 +12,7 @@ case " $* " in
     ;;
 esac
 
-# 1. Text to token shards: the docstrings of the installed Python packages, and a tokenizer for them.
+# 1. Text to token shards: docstrings of the standard library and of ten packages, and a tokenizer for them.
 python prepare_data.py --dataset docstrings --output_dir data/docstrings
 
 # 2. Shards to a checkpoint.

@@ -132,4 +132,4 @@ def test_the_console_command_has_every_verb(bin, work):
     gpt2scratch("publish --run run --repository me/tiny --dry_run files")
     gpt2scratch("shards publish --data data --repository me/data --dry_run data_files")
     assert (work / "files" / "README.md").exists() and (work / "data_files" / "README.md").exists()
-    assert "output directory" in gpt2scratch("doctor --timeout_seconds 6", is_ok=False)
+    assert "output directory" in gpt2scratch("doctor --timeout_seconds 10", is_ok=False)

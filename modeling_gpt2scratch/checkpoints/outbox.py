@@ -14,7 +14,7 @@ from pathlib import Path
 from modeling_gpt2scratch.common.atomic_files import new_directory
 from modeling_gpt2scratch.common.checksums import CHECKSUMS_NAME, write_checksums
 
-from .checkpoint import OPTIMIZER_FOLDER, WEIGHTS_NAME
+from .checkpoint import OPTIMIZER_FOLDER
 from .retention import CHECKPOINT_PREFIX, OLD_SUFFIX, STATE_NAME
 
 OUTBOX_NAME = "to_push"
@@ -60,10 +60,6 @@ class Outbox:
             for name in entries:
                 _link(checkpoint / name, partial / name)
             write_checksums(partial, entries)
-
-    def is_alone(self, step: int) -> bool:
-        """Whether the checkpoint of a step is gone, so that its weights take room only here."""
-        return (self._place_of(step) / WEIGHTS_NAME).stat().st_nlink == 1
 
     def take(self, step: int) -> Path:
         """The folder of a step, which does not wait any more; a later `add` leaves it alone."""

@@ -219,16 +219,20 @@ class RevisionPusher:
         write_checksums(folder, checksums_in(folder) | {path.name: checksum(path)})
 
     def _make_room(self, n_bytes: int) -> None:
-        """Gives up what has waited longest, as long as the disk lacks so many bytes.
+        """Gives up of what has waited longest as much as the disk lacks for so many bytes.
 
-        What is still a checkpoint as well takes no room of its own.
+        What is a checkpoint as well takes no room of its own yet, but the next one to be pruned is
+        one that has waited long.
         """
-        while shutil.disk_usage(self._output_dir).free < n_bytes:
+        missing = n_bytes - shutil.disk_usage(self._output_dir).free
+        while missing > 0:
             with self._condition:
-                step = next(filter(self._outbox.is_alone, self._outbox.steps()), None)
+                step = next(iter(self._outbox.steps()), None)
                 if step is None:
                     return
-                self._outbox.remove(self._outbox.take(step))
+                folder = self._outbox.take(step)
+                missing -= sum(entry["size"] for entry in checksums_in(folder).values())
+                self._outbox.remove(folder)
             what = f"{self._repository}@{REVISION_PREFIX}{step}"
             self._note_failure(step, f"{what}: the disk is full, so it will not be sent")
 

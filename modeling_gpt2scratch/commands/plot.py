@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 from modeling_gpt2scratch.common.command_line import argument, parse_config
-from modeling_gpt2scratch.common.output_directory import OutputError, writable_directory
 
 PROGRAM = "gpt2scratch plot"
 
@@ -28,9 +27,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from modeling_gpt2scratch.reports.loss_plot import PlotError, draw_losses
 
     try:
-        writable_directory(Path(config.output).parent, flag="--output")
-        draw_losses([Path(run) for run in config.runs], Path(config.output), x=config.x)
-    except (OutputError, PlotError) as error:
+        draw_losses(
+            [Path(run) for run in config.runs], Path(config.output).expanduser(), x=config.x
+        )
+    except PlotError as error:
         sys.exit(f"{PROGRAM}: error: {error}")
     except OSError as error:
         sys.exit(f"{PROGRAM}: error: {file_problem(error)}")

@@ -332,9 +332,10 @@ def _refuse_without_effect(config: Any, origins: Origins) -> None:
         was_switched_off = origins.get(other, (-1,))[0] > origins.get(name, (-1,))[0]
         if name in origins and not has_effect and not was_switched_off:
             needed = "without" if values == (None,) else "with"
+            shown = "none" if found in (None, []) else found
             wanted = "" if values in ((None,), GIVEN) else f" {' or '.join(map(str, values))}"
             raise ArgumentError(
                 *(name, other),
-                problem=f"expected {name} only {needed} {other}{wanted}, found {found or 'none'}; "
-                f"leave {name} out",
+                problem=f"expected {name} only {needed} {other}{wanted}, found {shown}; leave "
+                f"{name} out",
             )

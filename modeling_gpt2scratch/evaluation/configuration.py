@@ -27,7 +27,7 @@ from modeling_gpt2scratch.common.command_line import (
     parse_config,
     raw_recipe,
 )
-from modeling_gpt2scratch.common.errors import file_problem, one_line
+from modeling_gpt2scratch.common.errors import file_problem
 from modeling_gpt2scratch.common.output_directory import OutputError, writable_directory
 
 from .tasks.registry import ALL, TASKS, TaskError, known_tasks, resolve_tasks
@@ -197,10 +197,18 @@ def require_device(name: str) -> None:
     import torch  # only who names a device waits for it
 
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
-        problem = f"expected auto or a torch device of this machine, found {name!r}"
-        raise ArgumentError("device", problem=f"{problem}: {one_line(error)}") from None
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    here = torch.accelerator.current_accelerator(check_available=True)
+    is_here = device is not None and (
+        device.type == "cpu"
+        or (here is not None and device.type == here.type)
+        and (device.index or 0) < torch.accelerator.device_count()
+    )
+    if not is_here:
+        problem = f"expected auto, cpu or a device of this machine, found {name!r}"
+        raise ArgumentError("device", problem=problem)
 
 
 def parse_arguments(

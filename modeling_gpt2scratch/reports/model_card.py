@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from tabulate import tabulate
 
-from modeling_gpt2scratch.data.sources.dataset_argument import NAMED_CORPORA
 from modeling_gpt2scratch.data.sources.docstrings import DOCSTRINGS
 from modeling_gpt2scratch.data.tokens.names import BYTES, GPT2, TRAINED_PREFIX
 
@@ -278,10 +277,10 @@ def _hub_names(data: DataRecord | None) -> list[str]:
 def _source_link(source: SourceRecord) -> str:
     """A source in words, with its share if it has one."""
     share = f" ({source.weight:.0%} of the text)" if source.weight is not None else ""
-    if source.name == DOCSTRINGS:
-        return f"the docstrings of Python packages{share}"
-    if source.name in NAMED_CORPORA:
-        return f"the corpus `{source.name}` of `prepare_data.py`{share}"
+    if source.is_named:
+        is_prose = source.name == DOCSTRINGS
+        what = "docstrings of Python packages" if is_prose else f"preset `{source.name}`"
+        return f"the {what}{share}"
     if not source.is_on_hub:
         return f"local files (`{source.name}`){share}"
     subset = f", subset `{source.subset}`" if source.subset else ""

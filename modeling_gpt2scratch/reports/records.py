@@ -50,6 +50,7 @@ class SourceRecord:
     """One of the sources that a run's data set was made from."""
 
     name: str
+    is_named: bool  # one of `NAMED_CORPORA`
     is_on_hub: bool
     subset: str | None
     weight: float | None  # share of the text; None if it is the only one or taken whole
@@ -262,6 +263,7 @@ def _read_data(run: Path) -> DataRecord | None:
             sources=tuple(
                 SourceRecord(
                     name=public_name(str(source["name"])),
+                    is_named=source["name"] in NAMED_CORPORA,
                     is_on_hub=is_source_on_hub(source),
                     subset=source.get("subset"),
                     weight=source.get("weight"),

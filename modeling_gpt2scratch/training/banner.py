@@ -93,7 +93,8 @@ def surprises(
     if accelerator.mixed_precision == "bf16" and "bf16" in lacks:
         lacks.remove("bf16")
         notes.append(
-            f"{device_name(device)} only emulates bf16, slowly; try --mixed_precision fp16"
+            f"{device_name(device)} is not known to multiply bf16 itself; --mixed_precision fp16 "
+            f"may be faster"
         )
     if device.type != "cpu" and missing_for_compilation(device):
         lacks.append("torch.compile")

@@ -135,7 +135,7 @@ def make_output_dir(
 ) -> None:
     """Puts a record of what the run is into its directory; `--overwrite` empties that first.
 
-    The result of a run that goes on after its end is no longer that. Its last checkpoint has it.
+    The result of a run that goes on after its end is no longer that. A checkpoint of it has it.
 
     Args:
         config: written as it is, every argument resolved.
@@ -150,7 +150,7 @@ def make_output_dir(
     if config.overwrite and not is_continued:
         # The marker stays until the new one is there: what is left after a kill is known by it.
         empty(output_dir, kept=[LOCK_NAME, STATUS_NAME, RUN_MARKER.name])
-    if not is_done:
+    if not is_done and is_own(checkpoint, output_dir):
         for name in (WEIGHTS_NAME, "config.json"):
             (output_dir / name).unlink(missing_ok=True)
     write_json(output_dir / CONFIG_NAME, RUN_MARKER.content() | dataclasses.asdict(config))

@@ -55,8 +55,8 @@ from .progress import BestValidation, TrainingProgress
 
 # Held-out windows and their weight, by source.
 Validation = dict[str, tuple[TokenWindows, float]]
-# Of a model and its tokenizer: the metrics of benchmarks, by name.
-Score = Callable[[GPT2ScratchForCausalLM, PreTrainedTokenizerBase], dict[str, float]]
+# Of a model, its tokenizer and more options: the metrics of benchmarks, by name.
+Score = Callable[..., dict[str, float]]
 
 
 @dataclass(frozen=True)

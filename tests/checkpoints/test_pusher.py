@@ -279,17 +279,14 @@ def test_checkpoints_of_a_continuation_that_is_left_are_not_sent(tmp_path, monke
         assert outbox.steps() == [4, 8]
 
 
-def test_only_what_takes_room_of_its_own_is_given_up_for_room(tmp_path, monkeypatch, capsys):
+def test_no_more_is_given_up_than_the_disk_lacks(tmp_path, monkeypatch, capsys):
     outbox = set_aside(tmp_path, 4, 8, 12)
-    for pruned in (8, 12):
-        shutil.rmtree(tmp_path / f"checkpoint-{pruned}")
-    free = iter([0, 0, 10**9])
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=next(free)))
+    free = 1000 - 2 * len(b"weights")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
     values = {"private": False, "metrics": tmp_path / "metrics.jsonl", "step": 12}
     pusher = RevisionPusher(tmp_path, REPOSITORY, record=lambda *_, **__: None, **values)
     pusher._make_room(1000)
-    assert outbox.steps() == [4]
+    assert outbox.steps() == [12]
     assert capsys.readouterr().err.count("the disk is full") == 2
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
-    pusher._make_room(1000)  # to give up the last one would win nothing
-    assert outbox.steps() == [4]
+    pusher._make_room(10**6)
+    assert outbox.steps() == []

@@ -94,7 +94,7 @@ def test_the_banner_says_what_a_device_lacks(monkeypatch):
     ]
     accelerator.mixed_precision = "bf16"  # as a configuration for other cards says
     assert banner.surprises(config, accelerator, model, has_validation=True) == [
-        "mps only emulates bf16, slowly; try --mixed_precision fp16",
+        "mps is not known to multiply bf16 itself; --mixed_precision fp16 may be faster",
         "mps lacks pinned memory, float64, torch.compile; the run does without",
     ]
 

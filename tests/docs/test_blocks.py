@@ -39,7 +39,7 @@ CONFIGS = {
 # What a block asks for, and what it gets here instead. Each is used by some block.
 SMALLER = {
     "--dataset docstrings ": "--dataset own/notes.txt --tokenizer bpe:300 --val_fraction 0.1 ",
-    ",docstrings:0.7'": ",own/notes.txt:0.7'",
+    ",docstrings:0.7'": ",own/documents.parquet:0.7'",
     "bpe:4096": "bpe:300",
     "--total_batch_tokens 2048": "--total_batch_tokens 512",
     "--micro_batch_size 8": "--micro_batch_size 2",

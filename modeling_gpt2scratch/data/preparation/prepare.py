@@ -235,7 +235,7 @@ def finish(
         with closing(split_stream(config, sources, working, held_out, progress.position)) as stream:
             write_shards(stream, plan, working, progress)
     with activity("finishing"):
-        require_unchanged(config, sources, working, progress)
+        require_unchanged(config, sources, progress)
         manifest = Manifest(
             **manifest_entries(config.tokenizer, tokenizer),
             splits={name: Split.from_json(entry) for name, entry in progress.splits.items()},
@@ -299,16 +299,18 @@ def open_stream(
     )
 
 
-def require_unchanged(
-    config: PrepareConfig, sources: list[Source], working: WorkingDirectory, progress: Progress
-) -> None:
-    """Refuses shards of files that were still being written while they were read."""
+def require_unchanged(config: PrepareConfig, sources: list[Source], progress: Progress) -> None:
+    """Refuses shards of files that were still being written while they were read.
+
+    Where not all is read, the rest may change.
+    """
+    if config.max_tokens or config.limit_documents:
+        return
     before, now = progress.inputs, describe_files(sources)
     if changed := [file[0] for file, found in zip(before, now, strict=True) if file != found]:
-        working.give_up()
         raise SourceError(
             f"{changed[0]}: expected a file that stays as it is while it is read, found that it "
-            f"has changed meanwhile; wait until it is complete, and run the same command again"
+            f"has changed meanwhile; wait until it is complete, and add --overwrite"
         )
 
 

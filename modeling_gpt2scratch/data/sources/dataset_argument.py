@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modeling_gpt2scratch.common.errors import SourceError
+from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME
 
 from .docstrings import DOCSTRINGS, DocstringFile
 from .file_queue import File
@@ -85,7 +86,8 @@ def open_sources(
 
 
 def _open_source(name: str, subset: str | None, text_column: str) -> Source:
-    if name in (*NAMED_CORPORA, *PRESETS) and os.path.exists(name):
+    is_path = os.path.exists(name) and not Path(name, MANIFEST_NAME).exists()  # no shards of it
+    if name in (*NAMED_CORPORA, *PRESETS) and is_path:
         raise SourceError(
             f"expected --dataset to mean one thing, found {name}, which is a corpus of that name "
             f"and a path here; write ./{name} for the path, or start in another directory"

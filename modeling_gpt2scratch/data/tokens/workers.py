@@ -76,7 +76,14 @@ def encoded(
         yield (_of(batch, partial(_encode, batch)) for batch in stream)
         return
     with start_workers(num_workers, initializer=_start, initargs=(encoding,)) as pool:
-        yield _in_order(stream, pool, BATCHES_PER_WORKER * num_workers)
+        try:
+            yield _in_order(stream, pool, BATCHES_PER_WORKER * num_workers)
+        except BrokenProcessPool:
+            raise WorkerError(
+                "a worker process died, perhaps because memory ran out; what is finished is kept: "
+                "run the same command again to go on, with a lower --num_workers if it happens "
+                "again"
+            ) from None
 
 
 @contextmanager
@@ -110,8 +117,7 @@ def start_workers(
     except BrokenProcessPool:
         _kill(pool)
         raise WorkerError(
-            "a worker process died, perhaps because memory ran out; what is finished is kept: run "
-            "the same command again to go on, with a lower --num_workers if it happens again"
+            "a worker process died, perhaps because memory ran out; run the same command again"
         ) from None
     except BaseException:
         _kill(pool)

@@ -26,6 +26,7 @@ class Difference:
     value: float
     test: PairedTest | None = None
     p_corrected: float | None = None  # by Holm's method over all tested rows of the model
+    ratio: float | None = None  # of two perplexities, the model's over the baseline's
 
 
 def differences_of(
@@ -38,7 +39,7 @@ def differences_of(
         baseline: with which.
         metrics: of each task.
     """
-    values, tests = {}, {}
+    values, ratios, tests = {}, {}, {}
     for task, names in metrics.items():
         for metric in names:
             row = task, metric
@@ -46,6 +47,8 @@ def differences_of(
             if first is None or second is None:
                 continue
             values[row] = first - second
+            if metric.endswith("perplexity") and second > 0:
+                ratios[row] = first / second
             results = model.tasks[task].result, baseline.tasks[task].result
             if has_same_examples(*results, metric):
                 pair = np.array([result.samples[metric] for result in results])
@@ -57,7 +60,8 @@ def differences_of(
                         values[row] = float(np.subtract(*common.mean(axis=1)))
     corrected = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
     return {
-        row: Difference(value, tests.get(row), corrected.get(row)) for row, value in values.items()
+        row: Difference(value, tests.get(row), corrected.get(row), ratios.get(row))
+        for row, value in values.items()
     }
 
 

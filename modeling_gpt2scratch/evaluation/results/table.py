@@ -186,11 +186,7 @@ def format_cell(
     estimate = measurement.result.estimates.get(metric)
     if estimate is None:
         return NO_VALUE
-    text = format_estimate(estimate)
-    if difference is None:
-        return text
-    is_ratio = "perplexity" in metric and estimate.nats is None
-    return text + _in_parentheses(difference, estimate.value if is_ratio else None)
+    return format_estimate(estimate) + ("" if difference is None else _in_parentheses(difference))
 
 
 def format_estimate(estimate: Estimate) -> str:
@@ -206,11 +202,11 @@ def format_number(value: float) -> str:
     return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4e}"
 
 
-def _in_parentheses(difference: Difference, perplexity: float | None) -> str:
+def _in_parentheses(difference: Difference) -> str:
     """The difference, or of perplexities the ratio, and if there was a test, its p."""
     text = format_number(abs(difference.value))
-    if perplexity is not None:
-        text = f"× {perplexity / (perplexity - difference.value):.3g}"
+    if difference.ratio is not None:
+        text = f"× {difference.ratio:.3g}"
     elif float(text):
         text = ("−" if difference.value < 0 else "+") + text
     if (p := difference.p_corrected) is not None:

@@ -59,6 +59,11 @@ def test_a_name_that_means_a_corpus_and_a_path_is_refused(tmp_path, monkeypatch,
     with pytest.raises(SourceError, match=f"found {name}, .* write ./{name} for the path"):
         open_sources(name)
     assert len(open_sources(f"./{name}")[0].files) == 1
+    (tmp_path / name / "manifest.json").write_text("{}")  # now it is data that were prepared here
+    monkeypatch.setattr(
+        dataset_argument, "list_files", lambda *_, **__: [HubFile("a", 1, "b", revision="0")]
+    )
+    assert len(open_sources(name)) == 1
 
 
 def test_a_subset_that_no_source_takes_is_refused(tmp_path, monkeypatch):

@@ -138,6 +138,11 @@ def test_the_table_has_differences_in_parentheses_and_published_numbers_apart(pa
     assert perplexity[-1] == "gpt2-xl 10.6340"
     values = [float(cell.split()[0]) for cell in perplexity[4:6]]
     assert f" (× {values[1] / values[0]:.3g}" in perplexity[5]
+    far = measured("far", [0] * 40, np.full(40, 600.0))  # nats: a difference would hide the ratio
+    (row,) = (
+        row for row in differences_of(far, baseline, METRICS).items() if "perplexity" in row[0]
+    )
+    assert row[1].ratio == pytest.approx(far.value(*row[0]) / baseline.value(*row[0]))
     assert "45.99" not in " ".join(acc) and "0.4599" not in " ".join(acc)
     notes = " ".join(notes_of(pair, published=published, sources=sources))
     assert "the difference to first, of perplexities the ratio; p from a test on the same" in notes
