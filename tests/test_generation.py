@@ -285,7 +285,7 @@ def test_a_prompt_of_n_positions_gives_one_token(twins):
         generate(twins[0], random_ids(2, 49), max_new_tokens=1)
 
 
-@pytest.mark.parametrize("n_prompt", range(40, 48))
+@pytest.mark.parametrize("n_prompt", [40, 45, 46, 47])
 def test_prompt_lookup_fills_all_positions_and_no_more(n_prompt):
     model = tiny_model(n_positions=48)
     prompt = random_ids(1, 4).repeat(1, 12)[:, :n_prompt]

@@ -237,7 +237,7 @@ def test_resuming_passes_a_damaged_checkpoint_over_unless_it_was_named(tmp_path,
         with pytest.raises(CheckpointError, match="model.safetensors: expected sha256"):
             find_resume_point(TrainConfig(**options, resume=str(named)))
     (older / "config.json").unlink()
-    with pytest.raises(CheckpointError, match="expected an undamaged checkpoint, found 2 damaged"):
+    with pytest.raises(CheckpointError, match="an undamaged checkpoint .* found none of 2"):
         find_resume_point(TrainConfig(**options, resume="auto"))
 
 

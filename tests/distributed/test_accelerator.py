@@ -72,6 +72,7 @@ def test_processes_that_do_not_find_each_other_are_refused(monkeypatch, tmp_path
 
 def test_a_compiler_in_the_configuration_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    AcceleratorState._reset_state(reset_partial_state=True)  # other tests have left one
     try:
         with pytest.raises(LaunchError, match="found the backend INDUCTOR; .* use --compile"):
             accelerator.make_accelerator(

@@ -69,13 +69,18 @@ def inputs(tmp_path_factory):
     return root
 
 
+def data_of(inputs, tasks=("val",)):
+    """Where the data of some tasks are."""
+    shards = ["--val_data", str(inputs / "shards")] if {"val", "all"} & {*tasks} else []
+    return ["--data_dir", str(inputs / "data"), *shards]
+
+
 def run(inputs, output_dir, *arguments, models=("first", "second"), tasks=("val", "lambada")):
     """The exit code of a comparison in this process."""
     return compare.main(
         [
             *("--models", *(str(inputs / name) for name in models)),
-            *("--tasks", *tasks, "--data_dir", str(inputs / "data")),
-            *("--val_data", str(inputs / "shards"), "--output_dir", str(output_dir)),
+            *("--tasks", *tasks, *data_of(inputs, tasks), "--output_dir", str(output_dir)),
             *("--device", "cpu", *arguments),
         ]
     )
@@ -133,11 +138,6 @@ def test_other_weights_under_the_same_name_are_measured_again(inputs, tmp_path):
         assert run(tmp_path, tmp_path / "out", *data_of(inputs), models=["model"]) == 0
         values.append(measured(tmp_path / "out")[str(tmp_path / "model")]["val"]["loss,none"])
     assert values[0] != values[1]
-
-
-def data_of(inputs):
-    """Arguments for the data, where the models are elsewhere; the last of two counts."""
-    return ["--data_dir", str(inputs / "data"), "--val_data", str(inputs / "shards")]
 
 
 def test_an_interrupted_comparison_prints_what_it_has_and_goes_on_from_there(
@@ -288,7 +288,7 @@ def launch(inputs, output_dir, launcher, script, *arguments, tasks):
     logs = output_dir.with_name(f"{output_dir.name}_logs")
     command = [
         *(sys.executable, *launcher, "--tee", "3", "--log_dir", str(logs), *script),
-        *("--models", str(inputs / "first"), str(inputs / "second"), *data_of(inputs)),
+        *("--models", str(inputs / "first"), str(inputs / "second"), *data_of(inputs, tasks)),
         *("--tasks", *tasks, "--output_dir", str(output_dir), *arguments),
     ]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}

@@ -229,6 +229,7 @@ def test_a_stop_is_heard_while_data_are_long_in_coming(small_data, tmp_path, mon
     assert checkpoint.name == f"checkpoint-{status['step']}"
 
 
+@pytest.mark.gate
 def test_a_finished_run_that_goes_on_has_no_result_until_its_new_end(
     small_data, tmp_path, monkeypatch
 ):
