@@ -85,7 +85,10 @@ LOGGED = dict.fromkeys(
     NO_RECORD,
 )
 MACHINE = dict.fromkeys(
-    ("accelerate", "device", "mixed_precision", "processes", "python", "torch", "transformers"),
+    (
+        *("accelerate", "commit", "device", "gpt2scratch", "mixed_precision", "processes"),
+        *("python", "torch", "transformers"),
+    ),
     "nothing else says on what machine a run was",
 )
 ARGUMENTS = dict.fromkeys(
