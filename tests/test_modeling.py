@@ -154,6 +154,7 @@ def test_saved_weights_hold_the_tied_matrix_once_and_load_tied(tmp_path):
         assert torch.equal(tensor, loaded.state_dict()[name]), name
 
 
+@pytest.mark.gate
 def test_compiled_training_is_one_graph_with_the_same_loss():
     model, ids = tiny_model().train(), random_ids(2, 16)
     expected = model(ids, shift_labels=ids).loss
@@ -278,6 +279,7 @@ def test_every_projection_is_a_linear_layer_to_whoever_looks_for_them():
     assert not any(type(module) is torch.nn.Linear for module in quantized.modules())
 
 
+@pytest.mark.gate
 @torch.no_grad()
 def test_a_mask_for_flex_attention_may_be_a_block_mask():
     from torch.nn.attention.flex_attention import create_block_mask

@@ -107,6 +107,7 @@ def test_a_run_without_a_login_is_refused_before_its_first_step(
     assert not hub.commits and not hub.revisions
 
 
+@pytest.mark.gate
 def test_a_run_sends_each_checkpoint_and_the_last_one(
     hub, small_data, tmp_path, monkeypatch, capsys
 ):

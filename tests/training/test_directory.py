@@ -104,6 +104,7 @@ def test_resume_auto_starts_a_run_that_has_no_checkpoint_yet(small_data, tmp_pat
     assert len(curve(tmp_path / "new")) == 1
 
 
+@pytest.mark.gate
 def test_another_directory_can_continue_from_a_checkpoint(
     finished, small_data, tmp_path, monkeypatch
 ):
@@ -113,6 +114,7 @@ def test_another_directory_can_continue_from_a_checkpoint(
     assert curve(branch) == {step: curve(finished)[step] for step in range(9, 13)}
 
 
+@pytest.mark.gate
 def test_overwrite_with_a_foreign_checkpoint_leaves_nothing_of_the_old_run(
     finished, run_copy, small_data, monkeypatch
 ):
@@ -196,6 +198,7 @@ def test_a_directory_that_is_deleted_ends_the_run_in_one_line(
     assert left == (["run.lock"] if is_replaced else None)
 
 
+@pytest.mark.gate
 def test_damaged_logs_do_not_block_a_run_whose_checkpoint_is_sound(
     run_copy, small_data, monkeypatch, capsys
 ):
@@ -231,6 +234,7 @@ def test_the_next_command_says_that_the_last_process_was_killed(
     assert json.loads((run_copy / "status.json").read_text()) == {"status": "finished", "step": 12}
 
 
+@pytest.mark.gate
 def test_a_run_that_was_killed_while_it_replaced_another_may_be_replaced(
     run_copy, small_data, monkeypatch
 ):

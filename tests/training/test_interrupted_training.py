@@ -154,6 +154,7 @@ def test_logged_losses_are_means_wherever_a_run_was_stopped(small_data, tmp_path
             assert step not in whole or row[name] == whole[step][name]
 
 
+@pytest.mark.gate
 def test_a_validation_that_a_stop_has_left_is_made_when_the_run_goes_on(
     small_data, tmp_path, monkeypatch
 ):
@@ -173,6 +174,7 @@ def test_a_validation_that_a_stop_has_left_is_made_when_the_run_goes_on(
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+@pytest.mark.gate
 def test_a_validation_that_was_left_is_made_though_it_is_no_longer_due(
     small_data, tmp_path, monkeypatch
 ):
@@ -276,6 +278,7 @@ def test_what_a_rollback_leaves_out_is_not_forgotten_by_a_stop_after_it(
     assert state["left_out_steps"] == 1
 
 
+@pytest.mark.gate
 def test_nothing_goes_back_to_a_continuation_that_was_left(small_data, tmp_path, monkeypatch):
     arguments = flags(small_data, tmp_path / "run", max_steps=4, save_every=2, eval_every=0)
     assert run_here(monkeypatch, *arguments) == 0

@@ -87,6 +87,7 @@ def test_the_tokenizer_of_another_data_directory_can_be_used_again(tmp_path, pre
     assert second["tokenizer"]["fingerprint"] == manifest_of(first)["tokenizer"]["fingerprint"]
 
 
+@pytest.mark.gate
 def test_real_web_pages_come_back_from_their_gpt2_tokens(tmp_path, run_script, monkeypatch):
     dataset = SHARED_DATA / "corpus" / "fineweb_sample.jsonl.zst"
     cache = SHARED_DATA / "tiktoken_cache"
