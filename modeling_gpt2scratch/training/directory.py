@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from filelock import FileLock, Timeout
 
 from modeling_gpt2scratch.checkpoints.checkpoint import (
@@ -19,6 +19,7 @@ from modeling_gpt2scratch.checkpoints.checkpoint import (
 from modeling_gpt2scratch.checkpoints.retention import LATEST_NAME
 from modeling_gpt2scratch.common.atomic_files import write_file, write_json
 from modeling_gpt2scratch.common.output_directory import LOCK_NAME, empty
+from modeling_gpt2scratch.distributed.accelerator import describe_environment
 from modeling_gpt2scratch.distributed.processes import LaunchError, on_main_process
 from modeling_gpt2scratch.tracking.status import STATUS_NAME, recorded
 
@@ -128,7 +129,7 @@ class OutputLock:
 def make_output_dir(
     config: TrainConfig,
     checkpoint: Path | None,
-    environment: dict,
+    accelerator: Accelerator,
     manifests: Sequence[Path],
     *,
     is_done: bool,
@@ -140,7 +141,7 @@ def make_output_dir(
     Args:
         config: written as it is, every argument resolved.
         checkpoint: what the run continues from.
-        environment: JSON values that say where it runs.
+        accelerator: of the launch, which says where it runs.
         manifests: of the data. One is copied as `data_manifest.json`, several as
             `data_manifest-1.json` and so on.
         is_done: whether no step is left to make.
@@ -154,7 +155,7 @@ def make_output_dir(
         for name in (WEIGHTS_NAME, "config.json"):
             (output_dir / name).unlink(missing_ok=True)
     write_json(output_dir / CONFIG_NAME, RUN_MARKER.content() | dataclasses.asdict(config))
-    write_json(output_dir / ENVIRONMENT_NAME, environment)
+    write_json(output_dir / ENVIRONMENT_NAME, describe_environment(accelerator))
     for number, manifest in enumerate(manifests, start=1):
         # What describes one data set must not be taken for the description of a mixture.
         name = DATA_MANIFEST_NAME if len(manifests) == 1 else f"data_manifest-{number}.json"

@@ -27,7 +27,7 @@ from modeling_gpt2scratch.checkpoints.revisions import prepare_repository
 from modeling_gpt2scratch.checkpoints.writer import CheckpointWriter
 from modeling_gpt2scratch.checkpoints.zero_state import prepare
 from modeling_gpt2scratch.data.loading.loader import ShardLoader, TokenWindows
-from modeling_gpt2scratch.distributed.accelerator import describe_environment, prepare_accelerator
+from modeling_gpt2scratch.distributed.accelerator import prepare_accelerator
 from modeling_gpt2scratch.distributed.agreement import Agreement
 from modeling_gpt2scratch.distributed.processes import (
     LaunchError,
@@ -356,7 +356,7 @@ def _open_records(
     output_dir, step = Path(config.output_dir), progress.step
     on_main_process(
         make_output_dir,
-        *(config, checkpoint, describe_environment(accelerator), data.manifest_files),
+        *(config, checkpoint, accelerator, data.manifest_files),
         is_done=progress.is_done(config),
     )
     on_main_process(leave_later_checkpoints, checkpoint, output_dir)  # and their metrics go
