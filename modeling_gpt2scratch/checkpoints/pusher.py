@@ -208,7 +208,7 @@ class RevisionPusher:
 
     def _add_metrics(self, folder: Path, step: int) -> None:
         """Puts the numbers of each logged step until this one beside the weights."""
-        rows = read_json_lines(self._metrics, integers=("step",), warn=lambda text: None)
+        rows = read_json_lines(self._metrics, rising="step", warn=lambda text: None)
         lines = (
             json.dumps({key: value for key, value in row.items() if isinstance(value, int | float)})
             for row in rows

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 MAX_NAMED = 3  # bad lines of one file
 SHOWN_CHARACTERS = 40  # of a bad line
@@ -22,7 +23,7 @@ def warn(text: str) -> None:
 def read_json_lines(
     path: Path,
     *,
-    integers: Sequence[str] = (),
+    rising: str | None = None,
     texts: Sequence[str] | None = None,
     warn: Callable[[str], None] = warn,
 ) -> list[dict]:
@@ -30,8 +31,9 @@ def read_json_lines(
 
     Args:
         path: of the file.
-        integers: keys that must be in each object, with a whole number of at least 0.
-        texts: keys that may hold anything; if given, all others hold numbers or null.
+        rising: a key that must be in each object, with a whole number of at least 0 and above that
+            of the object before.
+        texts: keys that hold texts; if given, all others hold numbers or null.
         warn: is told of each line that is left out, by file and number.
 
     Raises:
@@ -47,7 +49,11 @@ def read_json_lines(
         if not line.strip():
             continue
         try:
-            rows.append(_object_of(line, integers, texts))
+            row = _object_of(line)
+            _require_types(row, texts)
+            if rising is not None:
+                _require_next(row, rising, after=rows[-1][rising] if rows else -1)
+            rows.append(row)
         except ValueError as error:
             is_cut = number > len(lines)  # nothing ended it
             problem = f"found {_shown(line)}, the cut end" if is_cut else f"found {error}"
@@ -108,27 +114,61 @@ def _end_last_line(descriptor: int, path: Path, warn: Callable[[str], None]) -> 
     return size + 1
 
 
-def _object_of(
-    line: bytes, integers: Sequence[str] = (), texts: Sequence[str] | None = None
-) -> dict:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict:
+    """An `object_pairs_hook` for JSON that lets no key stand twice.
+
+    Raises:
+        ValueError: "what was found in its place".
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} twice")
+    return found
+
+
+def _object_of(line: bytes) -> dict:
     """The object that a line holds.
 
     Raises:
         ValueError: "what was found in its place".
     """
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError):
         raise ValueError(_shown(line)) from None
     if not isinstance(row, dict):
         raise ValueError(_shown(line))
-    for key in integers:
-        if type(row.get(key)) is not int or row[key] < 0:
-            raise ValueError(f"{key} {_shown(json.dumps(row.get(key)).encode())}")
-    for key in () if texts is None else row.keys() - {*texts}:
-        if not isinstance(row[key], int | float | None):
-            raise ValueError(_shown(f"{key} {json.dumps(row[key])}".encode()))
     return row
+
+
+def _require_types(row: dict, texts: Sequence[str] | None) -> None:
+    """Refuses what is no text where one belongs, and what is no number in all other places.
+
+    Raises:
+        ValueError: "what was found in its place".
+    """
+    for key, value in row.items() if texts is not None else ():
+        is_right = isinstance(value, str if key in texts else int | float)
+        if value is not None and not (is_right and (key in texts or _fits_a_float(value))):
+            raise ValueError(_shown(f"{key} {json.dumps(value)}".encode()))
+
+
+def _fits_a_float(number: int | float) -> bool:
+    """Whether whoever computes with a number meets no OverflowError."""
+    return isinstance(number, float) or abs(number) <= sys.float_info.max
+
+
+def _require_next(row: dict, key: str, *, after: int) -> None:
+    """Refuses an object whose number is none, or does not rise.
+
+    Raises:
+        ValueError: "what was found in its place".
+    """
+    if type(row.get(key)) is not int or row[key] < 0:
+        raise ValueError(f"{key} {_shown(json.dumps(row.get(key)).encode())}")
+    if row[key] <= after:
+        raise ValueError(f"{key} {row[key]} behind {key} {after}")
 
 
 def _shown(line: bytes) -> str:

@@ -105,7 +105,7 @@ def read_metrics(path: Path) -> list[dict]:
     Raises:
         OSError: if the file cannot be read.
     """
-    return read_json_lines(path, integers=("step",), texts=("sample",))
+    return read_json_lines(path, rising="step", texts=("sample",))
 
 
 class Throughput:

@@ -43,6 +43,7 @@ def test_a_file_is_read_line_by_line_and_one_that_is_not_there_is_empty(log, tmp
         (b"[" * 100_000, "[" * 40 + " ..."),
         (b"9" * 5_000, "9" * 40 + " ..."),
         (b"x\x1b[31m", "x\ufffd[31m"),
+        (b'{"step": 4, "step": 5}', '{"step": 4, "step": 5}'),
     ],
 )
 def test_a_bad_line_is_named_by_file_and_number_and_left_out(log, line, found):
@@ -56,7 +57,7 @@ def test_a_bad_line_is_named_by_file_and_number_and_left_out(log, line, found):
 def test_a_line_without_the_number_that_is_needed_is_a_bad_one(log):
     with open(log, "ab") as file:
         file.write(b'{"step": "4"}\n{"step": true}\n{"step": -1}\n{"stop": 4}\n{"step": 4.0}\n')
-    rows, said = read(log, integers=("step",))
+    rows, said = read(log, rising="step")
     assert rows == ROWS
     assert said[:2] == [
         f'{log}:4: expected a JSON object, found step "4"; it is left out',
@@ -66,12 +67,29 @@ def test_a_line_without_the_number_that_is_needed_is_a_bad_one(log):
     assert len(read(log)[0]) == 8
 
 
-def test_a_text_in_place_of_a_number_is_a_bad_line(log):
+def test_lines_that_stand_twice_or_change_places_are_bad_ones(log):
+    first, second, third = WHOLE.splitlines(keepends=True)
+    log.write_bytes(first + third + second + third)
+    rows, said = read(log, rising="step")
+    assert rows == [ROWS[0], ROWS[2]]
+    assert said == [
+        f"{log}:{number}: expected a JSON object, found step {step} behind step 3; it is left out"
+        for number, step in ((3, 2), (4, 3))
+    ]
+
+
+@pytest.mark.parametrize(
+    "value", ['"loss": "2.5"', '"loss": [2.5]', f'"loss": {10**400}', '"sample": 2.5']
+)
+def test_a_text_in_place_of_a_number_and_a_number_that_no_float_holds_are_bad_lines(log, value):
     with open(log, "ab") as file:
-        file.write(b'{"step": 4, "loss": "2.5"}\n{"step": 5, "loss": null, "sample": "a"}\n')
+        file.write(f'{{"step": 4, {value}}}\n'.encode())
+        file.write(b'{"step": 5, "loss": null, "sample": "a"}\n')
     rows, said = read(log, texts=("sample", "text"))
     assert rows == [*ROWS, {"step": 5, "loss": None, "sample": "a"}]
-    assert said == [f'{log}:4: expected a JSON object, found loss "2.5"; it is left out']
+    found = value.replace('"', "", 2).replace(":", "", 1)
+    found = found if len(found) <= 40 else f"{found[:40]} ..."
+    assert said == [f"{log}:4: expected a JSON object, found {found}; it is left out"]
 
 
 @pytest.mark.parametrize("end", range(1, len(WHOLE)))

@@ -168,7 +168,7 @@ def differences(original: bytes, changed: bytes) -> set[str]:
     """The places of JSON (a.b.0), of its lines or of YAML where two files differ, else `bytes`.
 
     It is `twice` for a file that stands behind itself. Numbers of lines are left out, so that a
-    place names a field.
+    place names a field, and a field that no line of the original has is `another name`.
     """
     if changed == original * 2:
         return {"twice"}
@@ -185,7 +185,12 @@ def differences(original: bytes, changed: bytes) -> set[str]:
         return {"bytes"}
     if len(left) != len(right):
         return {"lines"}
-    return {re.sub(r"^\d+\.", "", place) for place in _differences(left, right, "")}
+    names = {name for line in left for name in line}
+    places = [re.sub(r"^\d+\.", "", place) for place in _differences(left, right, "")]
+    return {
+        place if place.isdigit() or place.split(".")[0] in names else "another name"
+        for place in places
+    }
 
 
 def _recipe(content: bytes) -> dict[str, str]:

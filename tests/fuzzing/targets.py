@@ -79,11 +79,21 @@ TENSORS = {
 NO_RECORD = "a log has no checksum: a number may be another, and a line or a number may be missing"
 LOGGED = dict.fromkeys(
     (
-        *("lines", "loss", "eval_loss", "grad_norm", "learning_rate", "tokens", "elapsed_seconds"),
+        *(
+            "lines",
+            "step",
+            "sample",
+            "loss",
+            "eval_loss",
+            "grad_norm",
+            "learning_rate",
+            "tokens",
+            "elapsed_seconds",
+        ),
         *("tokens_per_second", "data_wait", "peak_resident_memory_gib", "save_stall_seconds"),
     ),
     NO_RECORD,
-)
+) | {"another name": "a log may hold other numbers: the scores of any task have its name"}
 MACHINE = dict.fromkeys(
     (
         *("accelerate", "commit", "device", "gpt2scratch", "mixed_precision", "processes"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_gpt2scratch.common.atomic_files import write_json
+from modeling_gpt2scratch.common.json_lines import unique_keys
 from modeling_gpt2scratch.common.output_directory import Marker
 from modeling_gpt2scratch.data.tokens.ids import token_dtype
 
@@ -187,18 +188,10 @@ def _other_manifests(directory: Path) -> list[str]:
 
 def _read_json(path: Path) -> Any:
     """The content of a regular file of a sensible size, in which no key stands twice."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            keys = [key for key, _ in pairs]
-            raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} twice")
-        return found
-
     if path.stat() and not path.is_file():
         raise ValueError("something that is not a file")
     if path.stat().st_size > MAX_METADATA_BYTES:
         raise ValueError(f"{path.stat().st_size:,} bytes, more than {MAX_METADATA_BYTES:,}")
-    content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
+    content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
     json.dumps(content, ensure_ascii=False).encode()  # fails at half a surrogate pair
     return content

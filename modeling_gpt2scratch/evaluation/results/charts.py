@@ -111,7 +111,7 @@ def scores_over_tokens(run: Path) -> dict[str, list[tuple[int, float]]]:
         OSError: if the log cannot be read.
     """
     scores: dict[str, list[tuple[int, float]]] = {}
-    for row in read_json_lines(run / METRICS_NAME):
+    for row in read_json_lines(run / METRICS_NAME, rising="step", texts=("sample",)):
         for name, value in row.items():
             is_score = "/" in name and isinstance(value, int | float) and math.isfinite(value)
             if is_score and isinstance(row.get("tokens"), int):
