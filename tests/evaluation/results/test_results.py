@@ -321,8 +321,9 @@ def test_charts_are_drawn_where_there_is_something_to_draw(pair, tmp_path):
     assert draw_bars(pair, METRICS, tmp_path / "bars.png")
     assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
     assert not draw_bars([ModelMeasurements("none")], METRICS, tmp_path / "none.png")
-    lines = ['{"step": 1, "tokens": 8, "loss": 1}', '{"tokens": 8, "lambada/acc": 0.5}']
-    lines += ['{"tokens": 16, "lambada/acc": 0.75, "hellaswag/acc": null}', '{"tok']
+    lines = ['{"step": 1, "tokens": 4, "loss": 1}', '{"step": 2, "tokens": 8, "lambada/acc": 0.5}']
+    lines += [f'{{"step": 3, "tokens": 12, "lambada/acc": {10**400}}}']
+    lines += ['{"step": 4, "tokens": 16, "lambada/acc": 0.75, "hellaswag/acc": null}', '{"tok']
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
     assert scores_over_tokens(tmp_path) == {"lambada/acc": [(8, 0.5), (16, 0.75)]}
     assert draw_curves([str(tmp_path), "gpt2"], tmp_path / "curves.png")
@@ -341,7 +342,7 @@ def test_models_have_their_short_names_in_the_pictures(pair, tmp_path, figures):
     runs = [tmp_path / "a" / "final", tmp_path / "b" / "final"]
     for run in runs:
         run.mkdir(parents=True)
-        (run / "metrics.jsonl").write_text('{"tokens": 8, "lambada/acc": 0.5}')
+        (run / "metrics.jsonl").write_text('{"step": 2, "tokens": 8, "lambada/acc": 0.5}')
     models = [replace(model, name=str(run)) for model, run in zip(pair, runs, strict=True)]
     draw_bars(models, METRICS, tmp_path / "bars.png")
     draw_curves([str(run) for run in runs], tmp_path / "curves.png")
