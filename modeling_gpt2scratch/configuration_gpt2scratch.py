@@ -1,6 +1,7 @@
 """Configuration of GPT2Scratch. Travels inside every checkpoint beside the modeling file."""
 
 import dataclasses
+import difflib
 import math
 
 from huggingface_hub.dataclasses import strict
@@ -17,6 +18,7 @@ AUTO_MAP = {
 # Each `activation_function`, and the `approximate` of `nn.GELU` that it stands for. OpenAI's
 # checkpoints say the first; the last is what nanoGPT trains.
 GELU_APPROXIMATION = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "none"}
+ALMOST_THE_SAME = 0.9  # two names, by difflib's ratio: n_layers and n_layer are
 MAX_LAYERS = 1000  # ten times those of GPT-3; making the blocks of a mistyped number takes for ever
 # Switches that transformers' `gpt2` has and GPT-2 never used: the value that means "not used".
 GPT2_SWITCHES = {
@@ -52,8 +54,8 @@ class GPT2ScratchConfig(PreTrainedConfig):
 
     Raises:
         ValueError: if a size is not positive, `n_head` does not divide `n_embd`, there are more
-            than 1,000 blocks, a dropout is outside [0, 1), a number is negative or infinite, or the
-            activation is none of GPT-2's.
+            than 1,000 blocks, a dropout is outside [0, 1), a number is negative or infinite, the
+            activation is none of GPT-2's, or a name is almost one of these.
 
     Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3.
     """
@@ -101,6 +103,12 @@ class GPT2ScratchConfig(PreTrainedConfig):
     auto_map: dict | None = None
 
     def __post_init__(self, **kwargs):
+        known = {field.name for field in dataclasses.fields(self)} | {*self.attribute_map}
+        for name in (
+            kwargs.keys() - known
+        ):  # transformers would keep any of them as an attribute without effect
+            if near := difflib.get_close_matches(name, known, n=1, cutoff=ALMOST_THE_SAME):
+                raise ValueError(f"{name}: expected a known name, found none; {near[0]} is one")
         # transformers calls it too, but wraps the error in one that is no ValueError.
         self.validate_architecture()
         if self.auto_map is None:

@@ -32,6 +32,21 @@ def test_a_value_that_makes_no_gpt2_is_a_value_error_that_names_the_field(field,
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("n_layers", "n_layer"), ("hidden_sizes", "hidden_size"), ("attn_pdrops", "attn_pdrop")],
+)
+def test_a_name_that_is_almost_a_known_one_is_refused(tmp_path, name, meant):
+    message = f"^{name}: expected a known name, found none; {meant} is one$"
+    with pytest.raises(ValueError, match=message):
+        GPT2ScratchConfig(**{name: 6})
+    stored = GPT2ScratchConfig().to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(stored | {name: 6}))
+    with pytest.raises(ValueError, match=message):
+        GPT2ScratchConfig.from_pretrained(tmp_path)
+    assert GPT2ScratchConfig(my_own=6, num_labels=3).my_own == 6  # as transformers has it
+
+
 def test_a_value_of_the_wrong_type_names_the_field():
     with pytest.raises(StrictDataclassFieldValidationError, match="'n_layer'"):
         GPT2ScratchConfig(n_layer="12")

@@ -21,6 +21,7 @@ from modeling_gpt2scratch.common.errors import content_instead, json_problem, na
 
 CONFIG_NAME = "config.json"
 CLEAR = (CONFIG_NAME, "trust_remote_code")  # an error that says so needs no more
+CUSTOM_CODE = "contains custom code"  # of transformers, which says so in three sentences
 NOT_OF_A_FILE = (OSError, MemoryError, torch.OutOfMemoryError)
 TENSOR_FILES = ("*.safetensors", "*.bin")  # of a model's directory
 
@@ -104,6 +105,11 @@ def _damage(name: str | Path, error: Exception) -> str | None:
 def _config_problem(path: Path, error: Exception) -> str | None:
     """Names the configuration, of which libraries speak without its name; None for other errors."""
     message = str(error)
+    if CUSTOM_CODE in message and path.is_file():
+        return (
+            f"{path}: expected a model that transformers knows, found one with code of its own; "
+            f"--trust_remote_code runs it"
+        )
     is_clear = message.startswith("expected ") or any(word in message for word in CLEAR)
     if is_clear or isinstance(error, NOT_OF_A_FILE) or not path.is_file():
         return None

@@ -77,9 +77,12 @@ def _difference(path: Path, expected: dict) -> str | None:
         found = checksum(path)["sha256"]
     except OSError as error:
         return f"{path}: expected {expected['size']} bytes, found {error.strerror}"
-    if found != expected["sha256"]:
-        return f"{path}: expected sha256 {expected['sha256'][:12]}…, found {found[:12]}…"
-    return None
+    if found == expected["sha256"]:
+        return None
+    shown = [f"{text[:12]}…" for text in (expected["sha256"], found)]
+    if shown[0] == shown[1]:
+        shown = [expected["sha256"], found]
+    return f"{path}: expected sha256 {shown[0]} as in {CHECKSUMS_NAME}, found {shown[1]}"
 
 
 def _as_text(checksums: dict) -> str:

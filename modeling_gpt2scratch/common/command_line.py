@@ -34,6 +34,7 @@ Origins = dict[str, tuple[int, str | None]]
 # What other training scripts call it.
 ALIASES = {"lr": "learning_rate", "min_lr": "min_learning_rate", "wandb": "report_to"}
 ALIASES |= {"bs": "micro_batch_size", "batch_size": "micro_batch_size", "steps": "max_steps"}
+MAX_VALUE_CHARACTERS = 10_000  # of one text among the arguments
 MAX_RECIPE_BYTES = 2**20
 DEFAULT = "default"  # in place of a path
 GIVEN = ("any",)  # in place of values: all but none, 0 and false
@@ -135,6 +136,7 @@ def parse_config(
         namespace, left = parser.parse_known_args([*in_front, *flags])
         if left:
             raise ValueError(_stray(left[0], known))
+        _refuse_long(vars(namespace))
         _places.update(_places_of(entries, origins))
         config = _made_of(config_class, vars(namespace), origins, parser)
         _refuse_without_effect(config, origins)
@@ -320,6 +322,19 @@ def _readable(message: str) -> str:
     for pattern, replacement in READABLE:
         message = re.sub(pattern, replacement, message)
     return message
+
+
+def _refuse_long(values: dict[str, Any]) -> None:
+    """Refuses texts that are no name, path or condition, before a message repeats them.
+
+    Raises:
+        ArgumentError: at the first of them.
+    """
+    for name, value in values.items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and len(text) > MAX_VALUE_CHARACTERS:
+                problem = f"at most {MAX_VALUE_CHARACTERS:,} characters, found {len(text):,}"
+                raise ArgumentError(name, problem=f"expected {problem}")
 
 
 def _refuse_without_effect(config: Any, origins: Origins) -> None:

@@ -172,7 +172,7 @@ def resolved(path: str | Path, *, flag: str = "--output_dir", expected: str | No
         existing = _nearest(place)
         if existing.is_dir():
             return place
-    new = f"expected {path} to be new or a directory" if existing == place else MAKEABLE
+    new = f"expected {flag} {path} to be new or a directory" if existing == place else MAKEABLE
     raise OutputError(f"{expected or new}, found a file: {existing}; {ELSEWHERE}")
 
 

@@ -6,6 +6,7 @@ forgotten. As long as they are not, it writes what `generate` gives.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from modeling_gpt2scratch.checkpoints.checkpoint import find_model
-from modeling_gpt2scratch.common.errors import in_words, named
+from modeling_gpt2scratch.common.errors import in_words
 from modeling_gpt2scratch.data.tokens.text import well_formed
 from modeling_gpt2scratch.distributed.device import available_device
 from modeling_gpt2scratch.evaluation.scoring.encoding import context_length, prefix_token
@@ -86,7 +87,7 @@ class Writer:
             stream.show(input_ids)
             self._continue(input_ids, sampling, stream)
         except (RuntimeError, ValueError, IndexError) as error:  # torch has no class of its own
-            raise WriterError(f"{self.name}: cannot write: {named(error)}") from error
+            raise WriterError(f"{self.name}: cannot write: {in_words(error)}") from error
         finally:
             stream.finish()
 
@@ -121,12 +122,27 @@ class Writer:
                 attention_mask=torch.ones_like(input_ids),
                 max_new_tokens=n_new,
                 streamer=stream,
+                logits_processor=[self._require_numbers],
                 **sampling.arguments,
             )
             if output_ids.shape[1] < n_given + n_new or output_ids[0, -1].item() in self._ends:
                 return
             n_left -= n_new
             input_ids = output_ids
+
+    def _require_numbers(self, input_ids: Tensor, logits: Tensor) -> Tensor:
+        """The logits of the next token, (1, vocabulary), which must be numbers.
+
+        Raises:
+            WriterError: naming the weights, if they are the reason. `generate` itself would take
+                the first token of the vocabulary, or call it the fault of its probabilities.
+        """
+        if (logits < math.inf).all():  # nan is not, and -inf is a token that cannot come
+            return logits
+        for name, weights in self._model.named_parameters():
+            if not torch.isfinite(weights).all():
+                raise WriterError(f"expected finite weights, found others in {name}")
+        raise WriterError(f"expected finite logits, found others; is {weights.dtype} too narrow?")
 
 
 class _Stream(TextStreamer):

@@ -222,6 +222,20 @@ def test_another_model_is_refused_by_the_tensor_that_differs(tmp_path, trained):
         checkpointing.load_optimizer(checkpoint, shallower, optimizer)
 
 
+def test_a_checksum_that_is_damaged_at_its_end_is_shown_whole(tmp_path, trained):
+    checkpoint = save(tmp_path, trained, step=1)
+    path = checkpoint / "checksums.json"
+    checksums = json.loads(path.read_text())
+    right = checksums["config.json"]["sha256"]
+    wrong = right[:-1] + "01"[right[-1] == "0"]
+    path.write_text(path.read_text().replace(right, wrong))
+    with pytest.raises(CheckpointError, match="json: expected sha256 ") as error:
+        find_resume_point(
+            TrainConfig(data="data", output_dir=str(tmp_path / "new"), resume=str(checkpoint))
+        )
+    assert f"expected sha256 {wrong} as in checksums.json, found {right}" in str(error.value)
+
+
 def test_resuming_passes_a_damaged_checkpoint_over_unless_it_was_named(tmp_path, trained, capsys):
     older, newer = (save(tmp_path, trained, step=step) for step in (1, 2))
     (tmp_path / "train_config.json").write_text("{}")

@@ -286,6 +286,12 @@ def test_a_text_of_nothing_is_no_value(tmp_path, capsys, flags):
     assert refusal(capsys, tmp_path, "rate: 1\n", *flags) == expected
 
 
+@pytest.mark.parametrize("flags", [("--file",), ("--names", "x")])
+def test_a_text_that_is_too_long_to_be_a_name_is_not_repeated(tmp_path, capsys, flags):
+    line = refusal(capsys, tmp_path, "rate: 1\n", *flags, "a" * 10_001)
+    assert line == f"{flags[0]}: expected at most 10,000 characters, found 10,001"
+
+
 def test_a_file_that_cannot_be_looked_at_is_one_line(tmp_path, capsys):
     name = "x" * 300
     line = refusal(capsys, tmp_path, "rate: 1\n", "--file", name)

@@ -169,11 +169,14 @@ def test_what_would_move_the_cursor_of_a_terminal_is_not_shown_there(writer, wri
     assert written(writer, prompt, GREEDY).startswith("the\ufffd[2J\tcat\ufffd\nsat\ufffd")
 
 
-def test_a_model_without_probabilities_is_one_line(directories, tokenizer):
+@pytest.mark.parametrize("sampling", [GREEDY, CHOSEN], ids=["greedy", "chosen"])
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_a_model_without_probabilities_is_one_line(directories, tokenizer, sampling, number):
     model = model_of(directories["ours"])
-    model.lm_head.weight.data.fill_(float("nan"))
-    with pytest.raises(WriterError, match=r"^model: cannot write: RuntimeError: probability .*$"):
-        Writer("model", model, tokenizer).write(PROMPT, CHOSEN, seed=0)
+    model.transformer.h[1].ln_2.weight.data.fill_(float(number))
+    damage = r"expected finite weights, found others in transformer\.h\.1\.ln_2\.weight$"
+    with pytest.raises(WriterError, match=f"^model: cannot write: {damage}"):
+        Writer("model", model, tokenizer).write(PROMPT, sampling, seed=0)
 
 
 def test_a_token_that_the_model_has_no_embedding_for_is_one_line(directories, tokenizer):

@@ -10,15 +10,14 @@ import lzma
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from modeling_gpt2scratch.data.sources.decompression import zstd
+
 DOCUMENTS = ["The ant stored grain.", "Größe: 5 µm\nzwei Zeilen", "狐と葡萄 🍇", 'a "quoted", word']
 
 
 def compressed_zst(content):
-    """A zstd frame; the standard library has no zstd before Python 3.14."""
-    sink = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(sink, "zstd") as stream:
-        stream.write(content)
-    return sink.getvalue().to_pybytes()
+    """A zstd frame with a checksum, as the `zstd` program makes it; pyarrow's have none."""
+    return zstd.compress(content, options={zstd.CompressionParameter.checksum_flag: 1})
 
 
 # Without a time, or two processes that collect the tests would see two files.
