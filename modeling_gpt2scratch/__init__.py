@@ -1,8 +1,8 @@
 """GPT-2 from scratch, at home in the Hugging Face ecosystem.
 
-Importing this package makes transformers' Auto classes know the model, yet costs neither torch nor
-transformers: the workers that prepare data import it too and need only numpy. So public names are
-resolved on first use (PEP 562), and the registration waits until somebody imports transformers.
+Importing this package makes transformers' Auto classes know the model without importing torch or
+transformers: the workers that prepare data import it, too. So public names are resolved on first
+use (PEP 562), and the registration waits until somebody imports transformers.
 """
 
 import importlib

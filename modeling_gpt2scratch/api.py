@@ -23,15 +23,16 @@ if TYPE_CHECKING:
 
 
 def prepare(**arguments: Any) -> Manifest:
-    """Turns text into token shards, with the arguments of `prepare_data.py` by their names.
+    """Turns text into token shards. Takes the arguments of `prepare_data.py` as keywords.
 
-    An interrupted preparation goes on where it was when the same call is made again.
+    The same call resumes an interrupted preparation.
 
     Returns:
-        What is in the directory, as its manifest says.
+        The manifest of the data directory.
 
     Raises:
-        ValueError, OSError: with what was expected and found.
+        ValueError, OSError: if an argument, the data or the disk is at fault; the message says what
+            was expected and what was found.
     """
     from modeling_gpt2scratch.data.preparation.configuration import PrepareConfig
     from modeling_gpt2scratch.data.preparation.prepare import prepare as prepare_with
@@ -40,17 +41,18 @@ def prepare(**arguments: Any) -> Manifest:
 
 
 def train(**arguments: Any) -> Path:
-    """Trains a GPT-2, with the arguments of `train_accelerate.py` by their names.
+    """Trains a GPT-2. Takes the arguments of `train_accelerate.py` as keywords.
 
-    It may be called again in the same process. Ctrl-C, or a notebook's button, saves a checkpoint;
-    `resume="auto"` goes on from there.
+    It may be called again in the same process. Ctrl-C, or a notebook's stop button, saves a
+    checkpoint; `resume="auto"` continues from it.
 
     Returns:
-        The directory of the run, which `from_pretrained` reads.
+        The directory of the run. Once the run has finished, `from_pretrained` loads it.
 
     Raises:
         KeyboardInterrupt: after that checkpoint.
-        ValueError, RuntimeError, OSError: with what was expected and found.
+        ValueError, RuntimeError, OSError: if an argument, the data, the device or the disk is at
+            fault; the message says what was expected and what was found.
     """
     let_waiting_threads_rest()  # to no avail if torch is loaded already
     from modeling_gpt2scratch.reports.run_page import report_at_end
@@ -65,14 +67,14 @@ def train(**arguments: Any) -> Path:
 
 
 def publish(**arguments: Any) -> str:
-    """Uploads a run to the Hugging Face Hub, with the arguments of `gpt2scratch publish` by name.
+    """Uploads a run to the Hugging Face Hub. Takes the arguments of `gpt2scratch publish`.
 
     Returns:
         The address of the repository; with `dry_run`, the directory that was written instead.
 
     Raises:
-        ConversionError, RecordsError, TokenizerError, ValueError, OSError: with what was expected
-            and found.
+        ConversionError, RecordsError, TokenizerError, ValueError, OSError: if an argument, the run,
+            the login or the disk is at fault; the message says what was expected and found.
     """
     from modeling_gpt2scratch.hub.configuration import PublishConfig
     from modeling_gpt2scratch.hub.runs import publish as publish_with
@@ -86,11 +88,14 @@ def compare(models: list[str], tasks: list[str], **arguments: Any) -> Comparison
     Args:
         models: directories or Hub names.
         tasks: names, or "all" alone.
-        arguments: the others of `evaluate/compare.py`, by their names.
+        arguments: the others of `evaluate/compare.py`, as keywords.
+
+    Returns:
+        The measurements of every model.
 
     Raises:
         ValueError: for arguments that do not fit.
-        KeyboardInterrupt: after Ctrl-C; the same call goes on from there.
+        KeyboardInterrupt: after Ctrl-C; the same call resumes.
     """
     let_waiting_threads_rest()
     from modeling_gpt2scratch.evaluation.comparison import compare as compare_with

@@ -210,7 +210,7 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
         Args:
             input_ids: (B, T) token ids; exactly one of this and `inputs_embeds`.
             attention_mask: (B, S) with 0 for padding, or a prepared (B, 1, T, S) mask.
-            position_ids: (T,) or (B, T); counted on from the cache if None, without the padding.
+            position_ids: (T,) or (B, T); if None, after the cached tokens, skipping padding.
                 Where they restart at 0 inside a row, a new document begins, and documents do not
                 see each other (not beside an `attention_mask`, a static cache or one with content,
                 nor in FlashAttention with more than one row).

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-from modeling_gpt2scratch.common.checksums import damage
+from modeling_gpt2scratch.common.checksums import CHECKSUMS_NAME, damage
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.common.hub_requests import (
     PUSH_HINTS,
@@ -79,8 +79,8 @@ def push_revision(folder: Path, repository: str, branch: str) -> str | None:
     """
     if problem := next(damage(folder, listed=[WEIGHTS_NAME]), None):
         raise SourceError(problem)
-    files = sorted(path for path in folder.iterdir() if path.is_file())
     sha256 = {name: entry["sha256"] for name, entry in checksums_in(folder).items()}
+    files = [folder / name for name in sorted([CHECKSUMS_NAME, *sha256])]
     api = HfApi()
     if branch not in _branches(repository):
         # Not from the newest commit of the main branch, which may hold the weights of the end.

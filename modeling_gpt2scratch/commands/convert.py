@@ -73,12 +73,12 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         own.add_argument("out", metavar="OUT", type=Path, help="directory to make")
         own.add_argument("--overwrite", action="store_true", help="replace the model in OUT")
         if direction != "to-gpt2":
-            help = "gpt2, a directory, a repository of the Hub, or none"
+            help = "gpt2, a directory, a repository on the Hub, or none"
             own.add_argument("--tokenizer", metavar="NAME", help=help)
         if direction == "from-nanogpt":
             help = "attention heads, if the file has only weights"
             own.add_argument("--n_head", metavar="INTEGER", type=_positive, help=help)
-            help = "if not the one of the repository today"
+            help = "activation, if it is not that of the repository's code today"
             own.add_argument("--activation", choices=ACTIVATIONS, help=help)
             help = "rows of the embedding to keep"
             own.add_argument("--vocab_size", metavar="INTEGER", type=_positive, help=help)

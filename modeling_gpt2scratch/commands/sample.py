@@ -1,6 +1,6 @@
 """Lets models write: `gpt2scratch sample runs/quickstart --prompt "Returns the"`.
 
-DIR is a run, one of its checkpoints, or any causal language model of transformers, in a directory
+MODEL is a run, one of its checkpoints, or any causal language model of transformers, in a directory
 or on the Hub (OWNER/NAME or OWNER/NAME@REVISION). Several write on from the same prompts with the
 same seeds. Without a prompt, you type one after the other. The same seed gives the same text.
 """
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The checked arguments; exits with code 2 and one line if anything is wrong with them."""
     parser = OneLineErrorParser(prog=PROGRAM, description=__doc__)
-    parser.add_argument("models", nargs="+", metavar="DIR", help="models that write")
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="models to sample from")
     add = parser.add_argument_group("prompts").add_argument
     help = "how a text begins; empty for the beginning of a document"
     add("--prompt", nargs="+", action="extend", default=[], metavar="TEXT", help=help)
@@ -48,17 +48,17 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument_group("sampling").add_argument
     whole = {"metavar": "INTEGER"}
     add("--num_samples", type=_number(int, 1), default=1, **whole, help="texts for each prompt")
-    help = "beyond the positions of the model, the oldest tokens are forgotten"
+    help = "tokens to generate; when the context window is full, the oldest tokens are dropped"
     add("--max_new_tokens", type=_number(int, 1), default=200, **whole, help=help)
     help = "0 takes the likeliest token, 1 the model's own distribution"
     add("--temperature", type=_number(float, 0), default=TEMPERATURE, metavar="NUMBER", help=help)
-    help = "tokens to choose from, 0 for all"
+    help = "sample from this many of the likeliest tokens, 0 for all"
     add("--top_k", type=_number(int, 0), default=TOP_K, **whole, help=help)
-    help = "share of the probability to choose from"
+    help = "sample from the likeliest tokens that together have this probability"
     add("--top_p", type=_number(float, 0, 1), default=1.0, metavar="NUMBER", help=help)
-    help = "of the first text of each prompt; the next text has the next seed"
+    help = "seed of the first text of each prompt; the next text has the next seed"
     add("--seed", type=_number(int, 0, 2**62), default=0, **whole, help=help)
-    help = "let code that comes with a model run"
+    help = "run code that comes with a model"
     parser.add_argument("--trust_remote_code", action="store_true", help=help)
     arguments = parser.parse_args(argv)
     is_asked = bool(arguments.prompt) or arguments.prompts_file is not None

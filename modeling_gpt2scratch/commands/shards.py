@@ -29,7 +29,7 @@ from tabulate import tabulate
 
 from modeling_gpt2scratch.common.addresses import public
 from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser
-from modeling_gpt2scratch.common.errors import SourceError, one_line
+from modeling_gpt2scratch.common.errors import SourceError, one_line, printable
 from modeling_gpt2scratch.common.output_directory import OutputError, making, output_directory
 from modeling_gpt2scratch.data.shards.format import MAX_SHARD_TOKENS, ShardError
 from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME, Manifest
@@ -78,9 +78,9 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     for name, help, add_arguments, run in (
         ("inspect", "describe directories and files", _add_inspect, _inspect),
-        ("verify", "hold a directory against its manifest", _add_verify, _verify),
-        ("adopt", "train on other programs' files where they lie", _add_adopt, _adopt),
-        ("convert", "from and to other programs' files", _add_convert, _convert),
+        ("verify", "check a directory against its manifest", _add_verify, _verify),
+        ("adopt", "use other programs' token files in place", _add_adopt, _adopt),
+        ("convert", "convert from and to other programs' token files", _add_convert, _convert),
         ("merge", "complete a distributed preparation", _add_directory, _merge),
         ("publish", "make a directory a data set of the Hub", _add_publish, _publish),
     ):
@@ -112,14 +112,14 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
 def _add_adopt(parser: argparse.ArgumentParser) -> None:
     """Arguments of `adopt`."""
     add = parser.add_argument
-    add("directory", type=Path, metavar="DIR", help="with .bin or .npy files")
+    add("directory", type=Path, metavar="DIR", help="directory with .bin or .npy files")
     _add_origin(parser, "files of the validation split; else those with val in their name")
 
 
 def _add_origin(parser: argparse.ArgumentParser, help_val: str) -> None:
     """What files of other programs do not say themselves."""
     add = parser.add_argument
-    help = "that wrote the files; headers of llm.c and modded-nanogpt say gpt2"
+    help = "tokenizer that made the files; headers of llm.c and modded-nanogpt say gpt2"
     add("--tokenizer", metavar="NAME", help=help)
     add("--val", nargs="+", type=Path, default=[], metavar="FILE", help=help_val)
     add("--format", choices=[NANOGPT], help=NO_HEADER)
@@ -134,7 +134,7 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     _add_origin(parser, "files of this split")
     help = f"tokens per shard of ours [default: {DEFAULT_SHARD_TOKENS:,}]"
     add("--shard_tokens", type=_shard_tokens, metavar="INTEGER", help=help)
-    add("--name", metavar="NAME", help="how llm.c's files begin, otherwise as OUTPUT_DIR")
+    add("--name", metavar="NAME", help="prefix of llm.c's files [default: the name of OUTPUT_DIR]")
     add("--overwrite", action="store_true", help="replace an older result")
 
 
@@ -144,10 +144,10 @@ def _add_publish(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     help = "directory made by prepare_data.py"
     add("--data", required=True, type=Path, metavar="DIR", help=help)
-    help = "on the Hub, made if needed; its README.md is replaced"
+    help = "repository on the Hub, made if needed; its README.md is replaced"
     add("--repository", required=True, metavar="OWNER/NAME", help=help)
     add("--private", action="store_true", help="make the repository private")
-    add("--license", metavar="NAME", help="of the text, by the Hub's name for it")
+    add("--license", metavar="NAME", help="licence of the text, by the Hub's name for it")
     help = "write card and manifest to this new directory"
     add("--dry_run", type=Path, metavar="DIR", help=help)
 
@@ -333,7 +333,7 @@ def _describe(directory: Path, manifest: Manifest) -> str:
         tabulate(rows, headers, disable_numparse=True, colalign=["left"] + ["right"] * 4),
         *(f"{name}: {value}" for name, value in manifest.arguments.items()),
     ]
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def _table_of_files(files: list[TokenFile], tokenizer: PreTrainedTokenizerBase | None) -> str:

@@ -25,6 +25,12 @@ ADDRESS = re.compile(
     r"([?#](?:[^,\s]|,(?=[^,/:\s]*[=&]))*?"
     rf"(?=(?::{NUMBER}+)?:?(?:,(?![^,/:\s]*[=&])|\s|$)))?"
 )
+# Two things between which nobody can choose: a password with @ and / in it, and a path with @
+# behind a password or a port. All of it up to the last @ may be the password.
+UNCLEAR = re.compile(
+    r"([A-Za-z][\w+.-]{1,30}://?)"
+    rf"(?:[^/?#:@\s]*:[^/?#\s]*@[^/?#@,\s]+/|[^/?#:@\s]+:{NUMBER}+/)[^?#,\s]*@"
+)
 MAIN = "main"  # a repository's branch, if none is named
 HOST_AND_PORT = re.compile(r"[^/]+:\d+")
 
@@ -41,13 +47,22 @@ _secrets: dict[str, Secrets] = {}  # by the address without them
 
 
 def keep_apart(text: str) -> str:
-    """A text as it may be recorded; the secrets of its addresses are kept for `private`."""
+    """A text as it may be recorded; the secrets of its addresses are kept for `private`.
+
+    Raises:
+        ValueError: if nobody could say where the password of an address ends.
+    """
+    if any(UNCLEAR.match(match[0]) for match in ADDRESS.finditer(text)):
+        raise ValueError(
+            f"expected an address whose password or path writes @ as %40 and / as %2F, found "
+            f"others in {public(text)}"
+        )
     return ADDRESS.sub(lambda match: _public(match, is_kept=True), text)
 
 
 def public(text: str) -> str:
     """A text as it may be printed, such as a library's message."""
-    return ADDRESS.sub(_public, text)
+    return ADDRESS.sub(_public, UNCLEAR.sub(r"\1", text))
 
 
 def private(address: str) -> tuple[str, str]:

@@ -22,7 +22,8 @@ def write_file(path: Path, *chunks: bytes | memoryview) -> None:
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with open(partial, "wb") as file:
+        partial.unlink(missing_ok=True)  # a link there would lead the bytes elsewhere
+        with open(partial, "xb") as file:
             for chunk in chunks:
                 file.write(chunk)
             file.flush()

@@ -51,6 +51,10 @@ def damage(
             raise ValueError(f"no entry for {unlisted[0]}")
         if not all(isinstance(checksums[name]["sha256"], str) for name in names):
             raise ValueError("not as it was written")
+        if outside := [
+            name for name in names if ".." in Path(name).parts or Path(name).is_absolute()
+        ]:
+            raise ValueError(f"{outside[0]}, which is not in this directory")
     except FileNotFoundError:
         return
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
@@ -72,6 +76,8 @@ def _difference(path: Path, expected: dict) -> str | None:
     """How a file differs from its entry, None if it does not."""
     try:
         size = path.stat().st_size
+        if not path.is_file():  # a device may never end
+            return f"{path}: expected a file, found something else"
         if size != expected["size"]:
             return f"{path}: expected {expected['size']} bytes, found {size}"
         found = checksum(path)["sha256"]

@@ -6,6 +6,9 @@ from pathlib import Path
 from .addresses import public
 
 MAX_READ_CHARACTERS, MAX_MESSAGE_CHARACTERS = 10_000, 1_000  # some libraries write pages
+# What moves the cursor of a terminal or worse, without tab and line feed.
+CONTROLS = {*range(32), *range(127, 160)} - {ord("\t"), ord("\n")}
+REPLACEMENTS = dict.fromkeys(CONTROLS, "\N{REPLACEMENT CHARACTER}")
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -13,9 +16,15 @@ class SourceError(ValueError):
     """Input that cannot be read; the message names the file, and the line where there is one."""
 
 
+def printable(text: str) -> str:
+    """A text as a terminal may show it, whoever wrote it."""
+    return text.translate(REPLACEMENTS)
+
+
 def one_line(error: BaseException) -> str:
     """The message of an error, without line breaks and cut if long; without one, its class."""
-    message = " ".join(public(str(error)[:MAX_READ_CHARACTERS]).split()) or type(error).__name__
+    words = public(str(error)[:MAX_READ_CHARACTERS]).split()
+    message = printable(" ".join(words)) or type(error).__name__
     if len(message) <= MAX_MESSAGE_CHARACTERS:
         return message
     return f"{message[:MAX_MESSAGE_CHARACTERS]} ..."

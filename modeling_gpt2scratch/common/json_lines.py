@@ -77,7 +77,8 @@ def append_json_line(path: Path, row: dict, *, warn: Callable[[str], None] = war
         OSError: if the disk is full; the file is then as it was before.
     """
     line = memoryview((json.dumps(row) + "\n").encode())
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+    descriptor = os.open(path, flags, 0o666)
     try:
         size = _end_last_line(descriptor, path, warn)
         try:

@@ -57,12 +57,12 @@ class CompareArguments:
         f"what to measure: {ALL}, or some of {', '.join(TASKS)}", group=MODELS
     )
     baseline: str | None = argument(
-        "the one of the models that others are compared with; else the first",
+        "model that the others are compared with; the first if not given",
         group=MODELS,
         default=None,
     )
     include_path: str | None = argument(
-        "directory with tasks of your own; every .py file in it is run", group=MODELS, default=None
+        "directory with your own tasks; every .py file in it is run", group=MODELS, default=None
     )
     trust_remote_code: bool = argument(
         "run model code that comes with a checkpoint", group=MODELS, default=False
@@ -85,7 +85,7 @@ class CompareArguments:
         "a torch device; auto is the accelerator if there is one", group=HARDWARE, default="auto"
     )
     dtype: Literal["float32", "bfloat16", "float16"] = argument(
-        "of weights and activations", group=HARDWARE, default="float32"
+        "dtype of weights and activations", group=HARDWARE, default="float32"
     )
     output_dir: str | None = argument(
         f"directory for {RESULTS_FILE}; by default that of the first model, or `results` if the "
@@ -93,9 +93,7 @@ class CompareArguments:
         group=OUTPUT,
         default=None,
     )
-    cache: bool = argument(
-        "go on where an interrupted evaluation stopped", group=OUTPUT, default=True
-    )
+    cache: bool = argument("resume an interrupted evaluation", group=OUTPUT, default=True)
     cache_dir: str | None = argument(
         f"directory of that cache; by default {CACHE_FOLDER} beside the results",
         group=OUTPUT,

@@ -18,15 +18,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from modeling_gpt2scratch.checkpoints.checkpoint import find_model
-from modeling_gpt2scratch.common.errors import in_words
+from modeling_gpt2scratch.common.errors import in_words, printable
 from modeling_gpt2scratch.data.tokens.text import well_formed
 from modeling_gpt2scratch.distributed.device import available_device
 from modeling_gpt2scratch.evaluation.scoring.encoding import context_length, prefix_token
 from modeling_gpt2scratch.evaluation.scoring.models import load_model
-
-# What moves the cursor of a terminal or worse; a model of bytes may write any of it.
-CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160))}
-CONTROLS = {code: text for code, text in CONTROLS.items() if chr(code) not in "\t\n"}
 
 
 class WriterError(ValueError):
@@ -167,7 +163,7 @@ class _Stream(TextStreamer):
         super().end()
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        text = text.translate(CONTROLS) if self._is_terminal else text
+        text = printable(text) if self._is_terminal else text  # a model of bytes may write any
         super().on_finalized_text(text, stream_end=stream_end)
 
 

@@ -108,9 +108,13 @@ def write_small_files(
     data_card(published, repository=repository, license=license).save(folder / CARD_NAME)
     if not (directory / "tokenizer.json").is_file():  # other programs' files, adopted
         save_tokenizer(load_own_tokenizer(directory, manifest), folder)
-    for name in TOKENIZER_FILES:
-        if (directory / name).is_file():
-            write_file(folder / name, (directory / name).read_bytes())
+    for path in [directory / name for name in TOKENIZER_FILES]:
+        if path.is_symlink():
+            raise ShardError(
+                f"{path}: expected a file to publish, found a link; copy what it names"
+            )
+        if path.is_file():
+            write_file(folder / path.name, path.read_bytes())
 
 
 def _push_shards(repository: str, directory: Path, shards: list[ShardEntry], folder: Path) -> None:

@@ -28,6 +28,8 @@ HELD_OUT = {
     "documents": "A hash of a document's text decides which split it is in.",
     "tail": "The validation split is the end of the text.",
 }
+# What would be Markdown or HTML in a table's cell.
+MARKUP = str.maketrans({"|": "\\|", "`": "\\`", "[": "\\[", "<": "&lt;"})
 USAGE = """\
 ## How to train on it
 
@@ -237,4 +239,4 @@ def _cell(value: Any) -> str:
         return ", ".join(_cell(entry) for entry in value) or "none"
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"{value:,}" if isinstance(value, int) else f"{value:g}"
-    return "none" if value is None else str(value).replace("|", "\\|")
+    return "none" if value is None else " ".join(str(value).split()).translate(MARKUP)

@@ -274,6 +274,11 @@ def _hub_names(data: DataRecord | None) -> list[str]:
     return [source.name for source in data.sources if source.is_on_hub] if data else []
 
 
+def _plain(name: str) -> str:
+    """A name for code quotes, which it cannot end."""
+    return name.replace("`", "'")
+
+
 def _source_link(source: SourceRecord) -> str:
     """A source in words, with its share if it has one."""
     share = f" ({source.weight:.0%} of the text)" if source.weight is not None else ""
@@ -282,8 +287,8 @@ def _source_link(source: SourceRecord) -> str:
         what = "docstrings of Python packages" if is_prose else f"preset `{source.name}`"
         return f"the {what}{share}"
     if not source.is_on_hub:
-        return f"local files (`{source.name}`){share}"
-    subset = f", subset `{source.subset}`" if source.subset else ""
+        return f"local files (`{_plain(source.name)}`){share}"
+    subset = f", subset `{_plain(source.subset)}`" if source.subset else ""
     return f"[{source.name}](https://huggingface.co/datasets/{source.name}){subset}{share}"
 
 

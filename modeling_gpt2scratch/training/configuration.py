@@ -47,10 +47,12 @@ class TrainConfig:
     n_positions: int | None = argument(
         "longest input, instead of the model's", group=MODEL, default=None
     )
-    dropout: float = argument("everywhere in the model; 0 for one epoch", group=MODEL, default=0.0)
+    dropout: float = argument(
+        "dropout rate everywhere in the model; use 0 for one epoch", group=MODEL, default=0.0
+    )
     init_from: str | None = argument(
         "directory or Hub name (OWNER/NAME or OWNER/NAME@REVISION) of a GPT-2 whose weights "
-        "training starts from; sizes are then its",
+        "training starts from; the model takes its sizes",
         group=MODEL,
         default=None,
     )
@@ -59,7 +61,7 @@ class TrainConfig:
         "tokens per row; n_positions if not given", group=DATA, default=None
     )
     document_mask: bool = argument(
-        "documents of a row do not see each other", group=DATA, default=False
+        "documents of a row do not attend to each other", group=DATA, default=False
     )
     shuffle_shards: int | None = argument(
         "shards of a group within which rows are shuffled, 0 for all together; if not given, 0 for "
@@ -77,7 +79,9 @@ class TrainConfig:
         group=DATA,
         default=None,
     )
-    data_cache_gb: float = argument("its size at most, in 10^9 bytes", group=DATA, default=50)
+    data_cache_gb: float = argument(
+        "largest size of data_cache, in 10^9 bytes", group=DATA, default=50
+    )
     data_retry_seconds: float = argument(
         "seconds to retry remote data before the run ends", group=DATA, default=600
     )
@@ -88,10 +92,10 @@ class TrainConfig:
         default=524_288,
     )
     max_steps: int | None = argument(
-        f"optimizer updates; {MAX_STEPS:,} if not given", group=OPTIMISATION, default=None
+        f"steps (optimizer updates); {MAX_STEPS:,} if not given", group=OPTIMISATION, default=None
     )
     tokens_per_parameter: float | None = argument(
-        "sets max_steps: tokens to read for each parameter, of which about 20 use compute best",
+        "sets max_steps: tokens to read per parameter; about 20 is compute-optimal",
         group=OPTIMISATION,
         default=None,
     )
@@ -100,42 +104,48 @@ class TrainConfig:
         group=OPTIMISATION,
         default="adamw",
     )
-    learning_rate: float = argument("peak", group=OPTIMISATION, default=6e-4)
+    learning_rate: float = argument("peak learning rate", group=OPTIMISATION, default=6e-4)
     muon_learning_rate: float | None = argument(
-        "peak for Muon's matrices; learning_rate if not given", group=OPTIMISATION, default=None
+        "peak rate of Muon's matrices; learning_rate if not given", group=OPTIMISATION, default=None
     )
     schedule: Literal["cosine", "wsd", "constant"] = argument(
-        "of the learning rate after its warmup; wsd stays at the peak and decays at the end",
+        "learning rate after warmup; wsd stays at the peak and decays at the end",
         group=OPTIMISATION,
         default="cosine",
     )
     warmup_steps: int | None = argument(
-        "optimizer updates of linear warmup; a twenty-fifth of max_steps if not given",
+        "steps of linear warmup; a twenty-fifth of max_steps if not given",
         group=OPTIMISATION,
         default=None,
     )
     decay_steps: int | None = argument(
-        "last optimizer updates, over which wsd decays; a fifth of max_steps if not given",
+        "last steps, over which wsd decays; a fifth of max_steps if not given",
         group=OPTIMISATION,
         default=None,
     )
     min_learning_rate: float | None = argument(
-        "at the last step; a tenth of the peak if not given", group=OPTIMISATION, default=None
+        "learning rate at the last step; a tenth of the peak if not given",
+        group=OPTIMISATION,
+        default=None,
     )
-    weight_decay: float = argument("of matrices and embeddings", group=OPTIMISATION, default=0.1)
+    weight_decay: float = argument(
+        "weight decay of matrices and embeddings", group=OPTIMISATION, default=0.1
+    )
     max_grad_norm: float = argument(
         "clip the gradient norm to this", group=OPTIMISATION, default=1.0
     )
-    seed: int = argument("of weights, data order and dropout", group=OPTIMISATION, default=0)
+    seed: int = argument(
+        "random seed of weights, data order and dropout", group=OPTIMISATION, default=0
+    )
 
     eval_every: int = argument(
         "steps between validations, 0 for never", group=EVALUATION, default=250
     )
     eval_tokens: int = argument(
-        "validation tokens at most, always the same", group=EVALUATION, default=10_485_760
+        "most validation tokens to read, always the same ones", group=EVALUATION, default=10_485_760
     )
     patience: int = argument(
-        "validations in a row without a lower loss that end the run, 0 for never",
+        "end the run after this many validations without a lower loss, 0 for never",
         group=EVALUATION,
         default=0,
     )
@@ -150,33 +160,33 @@ class TrainConfig:
         default=0,
     )
     eval_tasks_limit: int | None = argument(
-        "examples of each, all if not given", group=EVALUATION, default=None
+        "examples of each benchmark, all if not given", group=EVALUATION, default=None
     )
     lambada_data: str | None = argument(
-        "local file in place of the Hub's", group=EVALUATION, default=None
+        "local file instead of the Hub's", group=EVALUATION, default=None
     )
     hellaswag_data: str | None = argument(
-        "local file in place of the Hub's", group=EVALUATION, default=None
+        "local file instead of the Hub's", group=EVALUATION, default=None
     )
     blimp_data: str | None = argument(
-        "blimp.zip, or the directory of its files, in place of the Hub's",
+        "blimp.zip, or the directory of its files, instead of the Hub's",
         group=EVALUATION,
         default=None,
     )
 
     save_every: int = argument(
-        "steps between checkpoints, 0 for the last only", group=CHECKPOINTS, default=1000
+        "steps between checkpoints, 0 saves only at the end", group=CHECKPOINTS, default=1000
     )
     keep_checkpoints: int = argument(
         "newest checkpoints to keep, 0 for all", group=CHECKPOINTS, default=3
     )
     keep_every: int = argument(
-        "checkpoints of every so many steps are kept for good, 0 for none",
+        "keep each checkpoint whose step is a multiple of this, 0 for none",
         group=CHECKPOINTS,
         default=0,
     )
     keep_best: bool = argument(
-        "keep the checkpoint with the lowest validation loss, too", group=CHECKPOINTS, default=False
+        "also keep the checkpoint with the lowest validation loss", group=CHECKPOINTS, default=False
     )
     final: Literal["last", "best"] = argument(
         "weights in output_dir at the end: the last, or those with the lowest validation loss",
@@ -187,13 +197,13 @@ class TrainConfig:
         "train on while a checkpoint is written", group=CHECKPOINTS, default=True
     )
     push_to_hub: str | None = argument(
-        "OWNER/NAME on the Hub, made if needed, where push_every sends checkpoints",
+        "OWNER/NAME on the Hub, made if needed, to which push_every uploads checkpoints",
         group=CHECKPOINTS,
         default=None,
     )
     push_every: int = argument(
-        "steps between checkpoints that are sent there while training goes on, each as branch "
-        "step-N, the last one too; a multiple of save_every, 0 for none",
+        "steps between checkpoints that are uploaded during training, each as branch step-N, "
+        "and the last one; a multiple of save_every, 0 for none",
         group=CHECKPOINTS,
         default=0,
     )
@@ -213,7 +223,8 @@ class TrainConfig:
         default="16",
     )
     mixed_precision: Literal["auto", "no", "fp16", "bf16", "fp8"] = argument(
-        "auto: the Accelerate configuration's, else bf16 where the device has it",
+        "auto: as the Accelerate configuration says, else bf16 on accelerators that have it and "
+        "float32 on CPUs",
         group=HARDWARE,
         default="auto",
     )
@@ -226,12 +237,12 @@ class TrainConfig:
         default="no",
     )
     activation_checkpointing: bool = argument(
-        "compute activations of the blocks again on the way back, to save memory",
+        "recompute activations in the backward pass, to save memory",
         group=HARDWARE,
         default=False,
     )
     peak_tflops: float | None = argument(
-        "dense peak of one device, for its utilisation; from a table if not given",
+        "dense peak of one device in TFLOP/s, for MFU; from a table if not given",
         group=HARDWARE,
         default=None,
     )
@@ -240,15 +251,15 @@ class TrainConfig:
     )
 
     preflight: bool = argument(
-        "try forward, backward, save, validation and benchmarks on little before the first step",
+        "try forward, backward, save, validation and benchmarks once before the first step",
         group=GUARD_RAILS,
         default=True,
     )
     expect_processes: int | None = argument(
-        "refuse another number of processes", group=GUARD_RAILS, default=None
+        "stop unless there are so many processes", group=GUARD_RAILS, default=None
     )
     expect_parameters: int | None = argument(
-        "refuse another number of parameters", group=GUARD_RAILS, default=None
+        "stop unless the model has so many parameters", group=GUARD_RAILS, default=None
     )
     max_skipped_steps: int = argument(
         "steps in a row without a finite loss and gradient, which are skipped, before the run ends",

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
+from modeling_gpt2scratch.common.errors import printable
 from modeling_gpt2scratch.distributed.processes import say
 from modeling_gpt2scratch.hardware.compilation import n_compiled_graphs
 from modeling_gpt2scratch.hardware.devices import flops_per_token, mfu, peak_memory
@@ -210,4 +211,4 @@ def report(run: TrainingRun, bar: tqdm, values: dict) -> None:
     if "loss" in values:
         bar.set_postfix(loss=f"{values['loss']:.4g}")
     if "sample" in values:
-        say(f"step {step}, sample:\n{textwrap.indent(values['sample'], '    ')}")
+        say(f"step {step}, sample:\n{textwrap.indent(printable(values['sample']), '    ')}")

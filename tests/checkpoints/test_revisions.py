@@ -215,6 +215,16 @@ def test_a_file_that_is_damaged_here_is_not_sent(hub, run_dir):
     assert "step-4" not in hub.revisions
 
 
+def test_what_the_checksums_do_not_list_is_not_sent(hub, run_dir, tmp_path):
+    outbox = Outbox(run_dir)
+    outbox.add(checkpoint(run_dir, 4))
+    folder = outbox.take(4)
+    (tmp_path / "id_rsa").write_text("a key")
+    (folder / "notes.txt").symlink_to(tmp_path / "id_rsa")
+    push_revision(folder, REPOSITORY, "step-4")
+    assert "notes.txt" not in hub.revisions["step-4"] and WEIGHTS_NAME in hub.revisions["step-4"]
+
+
 def test_a_pruned_checkpoint_still_arrives(hub, run_dir):
     path = checkpoint(run_dir, 4)
     pushing = Pushing(run_dir, step=0)  # its line is not yet written

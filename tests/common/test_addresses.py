@@ -102,6 +102,23 @@ def test_a_password_may_hold_what_should_have_been_escaped(password):
 @pytest.mark.parametrize(
     "text",
     [
+        "https://me:p@ss/key@host/d",
+        "https://me:12/34@host/x",
+        "s3://KEY:1e/def@bucket/p",
+        "data/a:0.5,https://me:p@host/data@v1:0.5",
+    ],
+)
+def test_a_password_whose_end_nobody_knows_is_refused_and_not_shown(text):
+    with pytest.raises(ValueError, match="writes @ as %40") as error:
+        keep_apart(text)
+    for secret in ("p@", "ss/", "key@", "12", "34", "1e", "def@", "me:"):
+        assert secret not in str(error.value) + public(text)
+    assert not addresses._secrets
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
         *("data/docstrings", "C:\\me@work\\data", "a:0.7,b:0.3", "s3://bucket/data", "gpt2"),
         *("hf://datasets/user/name@revision/folder", "http://127.0.0.1:8000/data:0.7,x:0.3"),
         *("abfs://container@account.dfs.core.windows.net/d", "sftp://me@host/data", "me@host"),

@@ -345,6 +345,14 @@ def test_a_shard_that_is_not_what_the_manifest_says_is_not_published(hub, data):
     assert "manifest.json" not in hub.files
 
 
+def test_a_link_beside_the_shards_does_not_lead_to_the_hub(hub, data, tmp_path):
+    (tmp_path / "token").write_text("a token")
+    (data / "chat_template.jinja").symlink_to(tmp_path / "token")
+    with pytest.raises(ShardError, match="chat_template.jinja: expected a file to publish"):
+        push_data(data, REPOSITORY)
+    assert hub.files == {}
+
+
 def test_a_dry_run_writes_card_and_manifest_and_asks_nobody(hub, data, tmp_path, capsys):
     target = tmp_path / "dry"
     options = ["publish", "--data", str(data), "--repository", REPOSITORY]

@@ -5,6 +5,7 @@ It is read before any shard is; which files are there, `directory.py` knows.
 
 import json
 import re
+from collections.abc import Callable, Sequence
 from pathlib import PureWindowsPath
 from typing import Any
 
@@ -93,11 +94,28 @@ def _check_origin(content: dict) -> None:
     for source in _value(content, "sources", list) if "sources" in content else []:
         if not isinstance(source, dict) or not isinstance(source.get("name"), str):
             raise _incomplete("each of the sources with its name", source)
+        _require_type(source, ("name", "subset", "revision"), _is_printable, "a printable text")
+        _require_type(source, ("weight",), _is_share, "a number")
     if "held_out" in content:
         _value(content, "held_out", dict)
     left_out = _value(content, "left_out", dict) if "left_out" in content else {}
     for reason in left_out:
         _number(left_out, reason, " of left_out")
+
+
+def _require_type(source: dict, keys: Sequence[str], is_right: Callable, wanted: str) -> None:
+    """Refuses entries that a source has and that are of another type; None passes."""
+    for key in keys:
+        if source.get(key) is not None and not is_right(source[key]):
+            raise _incomplete(f"{wanted} as {key} of each of the sources", source[key])
+
+
+def _is_printable(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable()
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def _check_split(split: dict, name: str, is_own: bool) -> None:

@@ -198,7 +198,9 @@ def _list_once(
     except ValueError as error:
         if temporary_cause(error) is None:
             known = datasets.get_dataset_config_names(source, revision=sha)
-            _check_name("subset", subset, known, repository)
+            if subset is not None or len(known) > 1:
+                _check_name("subset", subset, known, repository)
+            raise SourceError(f"{repository}: {one_line(error)}") from error
         raise
     except RuntimeError as error:
         if "scripts are no longer supported" not in str(error):

@@ -50,9 +50,10 @@ def model_code(name: str, *, trust_remote_code: bool) -> str | None:
         None for a class of transformers, and for a model that is not there.
     """
     try:
-        repository, revision = split_revision(base_of_adapter(name) or name)
+        base = base_of_adapter(name)
+        repository, revision = split_revision(base or name)
         config = AutoConfig.from_pretrained(
-            repository, revision=revision, trust_remote_code=trust_remote_code
+            repository, revision=revision, trust_remote_code=trust_remote_code and base is None
         )
     except Exception:  # of many kinds; loading the model will say it
         return None

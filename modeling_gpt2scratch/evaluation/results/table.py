@@ -102,6 +102,12 @@ def table_notes(
             "inf (e^N): a perplexity too large for a number, of N nats per token or word; words "
             "are what stands between spaces, so that Japanese or Chinese text has few."
         )
+    cells = [cell for model in models for cell in model.tasks.values()]
+    if n_cached := sum(cell.is_from_cache for cell in cells):
+        notes.append(
+            f"{n_cached} of {len(cells)} results were measured before and come from the cache; "
+            f"--no_cache measures all of them."
+        )
     notes += _difference_notes(tasks, models, differences, baseline=titles[baseline])
     notes += _per_token_notes(tasks, models)
     return [*notes, *_published_notes(published, sources)]

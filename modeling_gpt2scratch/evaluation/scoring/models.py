@@ -96,6 +96,7 @@ def load_model(
     """
     base = base_of_adapter(name)
     place = base or name
+    trust_remote_code &= base is None  # nobody named the repository that an adapter names
     repository, revision = split_revision(place)
     with naming_damaged_files(place):
         require_model(place, trust_remote_code=trust_remote_code)

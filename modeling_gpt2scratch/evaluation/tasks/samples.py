@@ -7,17 +7,19 @@ smuggle in and no tokenizer takes, is U+FFFD.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from modeling_gpt2scratch.data.tokens.text import parse_json, well_formed
 
 TEXT_SUFFIXES = (".txt", ".raw", ".tokens")
+MAX_LINE_BYTES = 1 << 27  # more is no benchmark, and would fill the memory
 # What is known of samples.
 OFFICIAL = "official"
 NOT_OFFICIAL = "not the official file"
@@ -223,8 +225,8 @@ def _well_formed(value: Any) -> Any:
 
 def _read_lines(path: Path, limit: int | None) -> Iterator[tuple[str, dict]]:
     """The first `limit` lines without their ends, those of Unix or Windows; no other ends one."""
-    with path.open("rb") as lines:
-        for number, line in enumerate(islice(lines, limit), start=1):
+    with path.open("rb") as file:
+        for number, line in enumerate(islice(_lines(file, str(path)), limit), start=1):
             place = f"{path}, line {number}"
             try:
                 yield place, {"text": line.removesuffix(b"\n").removesuffix(b"\r").decode()}
@@ -250,9 +252,20 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, object]]:
         yield from _read_json_lines(str(path), lines)
 
 
-def _read_json_lines(name: str, lines: Iterable[bytes]) -> Iterator[tuple[str, object]]:
+def _lines(file: IO[bytes], name: str) -> Iterator[bytes]:
+    """The lines of the file that is called `name`, none of which may fill the memory."""
+    for number in itertools.count(1):
+        line = file.readline(MAX_LINE_BYTES + 1)
+        if not line:
+            return
+        if len(line) > MAX_LINE_BYTES:
+            raise ValueError(f"{name}, line {number}: expected at most {MAX_LINE_BYTES:,} bytes")
+        yield line
+
+
+def _read_json_lines(name: str, file: IO[bytes]) -> Iterator[tuple[str, object]]:
     """What is in the lines of the file that is called `name`."""
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(_lines(file, name), start=1):
         if line.isspace():
             continue
         place = f"{name}, line {number}"

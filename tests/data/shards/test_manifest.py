@@ -124,6 +124,9 @@ def replaced(*keys, by):
         replaced("splits", by=[]),
         replaced("splits", "train", by=None),
         replaced("splits", "train", "shards", by=[3]),
+        replaced("sources", by=[{"name": "a\n\n# A heading"}]),
+        replaced("sources", by=[{"name": "a", "subset": "\x1b[2J"}]),
+        replaced("sources", by=[{"name": "a", "weight": "1"}]),
     ],
 )
 def test_an_incomplete_manifest_is_refused_by_name(tmp_path, change):

@@ -136,6 +136,14 @@ def test_files_that_are_not_in_the_repository_are_left_to_streaming(serve):
     assert list_files(REPOSITORY) == []
 
 
+def test_a_card_that_names_files_of_this_machine_is_refused(serve, tmp_path):
+    (tmp_path / "diary.txt").write_text("a secret")
+    card = f"---\nconfigs:\n- config_name: default\n  data_files: {tmp_path}/*.txt\n---\n"
+    serve({"a.jsonl": b'{"text": "a"}\n', "README.md": card.encode()})
+    with pytest.raises(SourceError, match=f"{REPOSITORY}: Data files don't belong to"):
+        list_files(REPOSITORY)
+
+
 def test_a_script_that_was_not_converted_is_one_line(serve):
     serve({"fables.py": b""})
     with pytest.raises(SourceError, match="expected data files, found a loading script") as caught:

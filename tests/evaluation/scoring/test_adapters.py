@@ -8,7 +8,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from peft import LoraConfig, PeftModel, get_peft_model
-from support.damaged_files import damaged
+from support.damaged_files import add_hostile_code, damaged, spoil_config
 from support.paths import SHARED_DATA
 from support.tiny_models import random_ids, tiny_model, tiny_stock_model, tiny_tokenizer
 
@@ -16,7 +16,7 @@ from modeling_gpt2scratch.common.errors import in_words
 from modeling_gpt2scratch.evaluation.results.fingerprints import checksums_of, model_code
 from modeling_gpt2scratch.evaluation.scoring import adapters
 from modeling_gpt2scratch.evaluation.scoring.adapters import base_of_adapter
-from modeling_gpt2scratch.evaluation.scoring.models import load_scorer
+from modeling_gpt2scratch.evaluation.scoring.models import load_model, load_scorer
 from modeling_gpt2scratch.evaluation.scoring.processes import ProcessGroup
 
 CASE = SHARED_DATA / "cases" / "lora_adapter"
@@ -119,6 +119,18 @@ def test_an_adapter_without_its_model_says_where_that_was_looked_for():
     )
     with pytest.raises(ValueError, match="expected the adapter's model"):
         checksums_of(str(CASE))
+
+
+def test_trust_in_an_adapter_is_none_in_the_model_that_it_names(tmp_path, monkeypatch):
+    base = save_base(tmp_path / "run", "stock")
+    touched = add_hostile_code(base)
+    spoil_config(base, {"model_type": "hostile"})
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    set_base(tmp_path / "adapter", str(base))
+    with pytest.raises(ValueError, match="expected a model that transformers knows"):
+        load_model(str(tmp_path / "adapter"), dtype="auto", trust_remote_code=True)
+    assert not touched.exists()
 
 
 def test_without_peft_an_adapter_is_refused_and_not_left_out(adapter, monkeypatch):
