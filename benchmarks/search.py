@@ -24,7 +24,7 @@ from tabulate import tabulate
 from modeling_gpt2scratch.common.command_line import ArgumentError, argument, parse_config
 from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.tracking.metrics import METRICS_NAME, read_metrics
-from modeling_gpt2scratch.training.configuration import CONFIG_NAME, TrainConfig
+from modeling_gpt2scratch.training.configuration import RUN_CONFIG_NAME, TrainConfig
 from modeling_gpt2scratch.training.directory import DATA_MANIFEST_NAME
 
 REPOSITORY = Path(__file__).parents[1]
@@ -83,7 +83,7 @@ def result_of(config: SearchConfig, trial: Trial) -> list[float]:
 def train_once(directory: Path, recipe: str, values: Mapping, *, at_once: int = 1) -> None:
     """Trains in a process of its own, unless `directory` holds a finished run of these values."""
     if (directory / "model.safetensors").is_file():
-        recorded = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))
+        recorded = json.loads((directory / RUN_CONFIG_NAME).read_text(encoding="utf-8"))
         for name, value in values.items():
             if _plain(recorded.get(name)) != _plain(value):
                 raise SystemExit(

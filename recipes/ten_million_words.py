@@ -24,9 +24,9 @@ from modeling_gpt2scratch.data.sources.decompression import decompressed
 MAX_WORDS = 10_000_000
 # Files and the most words that each may give; the last ones fill up what is left.
 SHARES = {
-    "c4_sample": 1_000_000,
-    "fineweb_sample": 1_500_000,
-    "openstax": 500_000,
+    "c4_sample": MAX_WORDS,
+    "fineweb_sample": MAX_WORDS,
+    "openstax": 3_000_000,
     "classic_books_*": MAX_WORDS,
 }
 FIRST_YEAR = 1880  # of a book: older English is too far from that of the tests

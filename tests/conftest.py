@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from support.paths import SHARED_DATA
 
 from modeling_gpt2scratch.common.threads import let_waiting_threads_rest
 
@@ -62,6 +63,17 @@ def device(request, monkeypatch):
     if not torch.accelerator.is_available():
         pytest.skip("needs an accelerator")
     return torch.accelerator.current_accelerator()
+
+
+@pytest.fixture(scope="module")
+def gpt2_files():
+    """Sets TIKTOKEN_CACHE_DIR to a copy of OpenAI's two files."""
+    directory = SHARED_DATA / "tiktoken_cache"
+    if not directory.is_dir():
+        pytest.skip(f"needs GPT-2's vocab.bpe and encoder.json in {directory}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIKTOKEN_CACHE_DIR", str(directory))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,6 @@ from .weight_files import WeightsError
 from .zero_state import is_zero, load_whole_state, optimized_parameters, set_weight
 
 OPTIMIZER_FOLDER = "optimizer"
-OLD_OPTIMIZER_PATTERN = "optimizer*.safetensors"  # at the top, in checkpoints of earlier versions
 WEIGHTS_NAME = "model.safetensors"
 SHOWN_CHARACTERS = 200  # of a value that differs
 
@@ -254,8 +253,7 @@ def open_to_readers(files: Iterable[Path]) -> None:
 
 def _found_optimizer_files(checkpoint: Path) -> list[Path]:
     """The files of the optimizer's tensors that are there."""
-    files = sorted((checkpoint / OPTIMIZER_FOLDER).glob("*.safetensors"))
-    return files or sorted(checkpoint.glob(OLD_OPTIMIZER_PATTERN))
+    return sorted((checkpoint / OPTIMIZER_FOLDER).glob("*.safetensors"))
 
 
 def _optimizer_files(checkpoint: Path) -> list[Path]:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser
+from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser, number
 from modeling_gpt2scratch.common.output_directory import (
     CONVERTED_MODEL,
     OutputError,
@@ -77,11 +77,11 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             own.add_argument("--tokenizer", metavar="NAME", help=help)
         if direction == "from-nanogpt":
             help = "attention heads, if the file has only weights"
-            own.add_argument("--n_head", metavar="INTEGER", type=_positive, help=help)
+            own.add_argument("--n_head", metavar="INTEGER", type=number(int, 1), help=help)
             help = "activation, if it is not that of the repository's code today"
             own.add_argument("--activation", choices=ACTIVATIONS, help=help)
             help = "rows of the embedding to keep"
-            own.add_argument("--vocab_size", metavar="INTEGER", type=_positive, help=help)
+            own.add_argument("--vocab_size", metavar="INTEGER", type=number(int, 1), help=help)
     arguments = parser.parse_args(argv)
     try:
         arguments.out = output_directory(
@@ -94,13 +94,6 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     except OutputError as error:
         arguments.parser.error(str(error))
     return arguments
-
-
-def _positive(text: str) -> int:
-    """A number above 0."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
-    return int(text)
 
 
 def _convert(arguments: argparse.Namespace):

@@ -6,14 +6,13 @@ same seeds. Without a prompt, you type one after the other. The same seed gives 
 """
 
 import argparse
-import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from modeling_gpt2scratch.common.activity import activity
-from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser
+from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser, number
 from modeling_gpt2scratch.common.interruptions import Interruptible
 from modeling_gpt2scratch.common.sampling import TEMPERATURE, TOP_K
 from modeling_gpt2scratch.common.threads import let_waiting_threads_rest
@@ -47,17 +46,17 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--prompts_file", metavar="FILE", help=help)
     add = parser.add_argument_group("sampling").add_argument
     whole = {"metavar": "INTEGER"}
-    add("--num_samples", type=_number(int, 1), default=1, **whole, help="texts for each prompt")
+    add("--num_samples", type=number(int, 1), default=1, **whole, help="texts for each prompt")
     help = "tokens to generate; when the context window is full, the oldest tokens are dropped"
-    add("--max_new_tokens", type=_number(int, 1), default=200, **whole, help=help)
+    add("--max_new_tokens", type=number(int, 1), default=200, **whole, help=help)
     help = "0 takes the likeliest token, 1 the model's own distribution"
-    add("--temperature", type=_number(float, 0), default=TEMPERATURE, metavar="NUMBER", help=help)
+    add("--temperature", type=number(float, 0), default=TEMPERATURE, metavar="NUMBER", help=help)
     help = "sample from this many of the likeliest tokens, 0 for all"
-    add("--top_k", type=_number(int, 0), default=TOP_K, **whole, help=help)
+    add("--top_k", type=number(int, 0), default=TOP_K, **whole, help=help)
     help = "sample from the likeliest tokens that together have this probability"
-    add("--top_p", type=_number(float, 0, 1), default=1.0, metavar="NUMBER", help=help)
+    add("--top_p", type=number(float, 0, 1), default=1.0, metavar="NUMBER", help=help)
     help = "seed of the first text of each prompt; the next text has the next seed"
-    add("--seed", type=_number(int, 0, 2**62), default=0, **whole, help=help)
+    add("--seed", type=number(int, 0, 2**62), default=0, **whole, help=help)
     help = "run code that comes with a model"
     parser.add_argument("--trust_remote_code", action="store_true", help=help)
     arguments = parser.parse_args(argv)
@@ -65,21 +64,6 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if not is_asked and not (sys.stdin.isatty() and sys.stdout.isatty()):
         parser.error("expected --prompt, --prompts_file or a terminal, found none")
     return arguments
-
-
-def _number(kind: type, least: float, most: float = float("inf")) -> Callable[[str], float]:
-    """A reader of numbers within these bounds, for argparse."""
-    wanted = {int: "a whole number", float: "a number"}[kind]
-    bounds = f"of at least {least}" if most == float("inf") else f"from {least} to {most}"
-
-    def read(text: str) -> float:
-        with contextlib.suppress(ValueError):
-            number = kind(text)
-            if least <= number <= most and number != float("inf"):
-                return number
-        raise argparse.ArgumentTypeError(f"expected {wanted} {bounds}, found {text!r}")
-
-    return read
 
 
 def _prompts_of(file: str | None) -> list[str]:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modeling_gpt2scratch.common.activity import activity
-from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser
+from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser, number
 from modeling_gpt2scratch.common.interruptions import Interruptible
 from modeling_gpt2scratch.common.threads import let_waiting_threads_rest
 from modeling_gpt2scratch.common.user_cache import user_cache
@@ -64,15 +64,10 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     help = "address to listen at; 0.0.0.0 lets other machines in"
     parser.add_argument("--host", metavar="ADDRESS", default="127.0.0.1", help=help)
     help = "port to listen at, 0 for any that is free"
-    parser.add_argument("--port", metavar="INTEGER", type=_port, default=8000, help=help)
+    parser.add_argument(
+        "--port", metavar="INTEGER", type=number(int, 0, 65_535), default=8000, help=help
+    )
     return parser.parse_args(argv)
-
-
-def _port(text: str) -> int:
-    """A port's number."""
-    if not text.isdecimal() or int(text) > 65_535:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 65535, found {text!r}")
-    return int(text)
 
 
 def _free_port(host: str, port: int) -> int:

@@ -28,7 +28,7 @@ import numpy as np
 from tabulate import tabulate
 
 from modeling_gpt2scratch.common.addresses import public
-from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser
+from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser, number
 from modeling_gpt2scratch.common.errors import SourceError, one_line, printable
 from modeling_gpt2scratch.common.output_directory import OutputError, making, output_directory
 from modeling_gpt2scratch.data.shards.format import MAX_SHARD_TOKENS, ShardError
@@ -133,7 +133,7 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     add("--to", choices=[OURS, LLMC], required=True, help="format to write")
     _add_origin(parser, "files of this split")
     help = f"tokens per shard of ours [default: {DEFAULT_SHARD_TOKENS:,}]"
-    add("--shard_tokens", type=_shard_tokens, metavar="INTEGER", help=help)
+    add("--shard_tokens", type=number(int, 1, MAX_SHARD_TOKENS), metavar="INTEGER", help=help)
     add("--name", metavar="NAME", help="prefix of llm.c's files [default: the name of OUTPUT_DIR]")
     add("--overwrite", action="store_true", help="replace an older result")
 
@@ -150,13 +150,6 @@ def _add_publish(parser: argparse.ArgumentParser) -> None:
     add("--license", metavar="NAME", help="licence of the text, by the Hub's name for it")
     help = "write card and manifest to this new directory"
     add("--dry_run", type=Path, metavar="DIR", help=help)
-
-
-def _shard_tokens(text: str) -> int:
-    """A number of tokens that a header can say."""
-    if not text.isdecimal() or not 0 < int(text) <= MAX_SHARD_TOKENS:
-        raise argparse.ArgumentTypeError(f"expected 1 to {MAX_SHARD_TOKENS}, found {text!r}")
-    return int(text)
 
 
 def _verify(arguments: argparse.Namespace) -> int:

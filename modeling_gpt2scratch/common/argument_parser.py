@@ -4,6 +4,7 @@ It loads neither torch nor transformers, so that `--help` and a wrong flag are a
 """
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import os
@@ -11,7 +12,7 @@ import re
 import sys
 import textwrap
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from .addresses import public
@@ -20,7 +21,11 @@ TRUTHS = ("true", "yes", "t", "y", "1")
 UNTRUTHS = ("false", "no", "f", "n", "0")
 # What stands for a value in `--help`.
 PLACEHOLDERS = {str: "TEXT", int: "INTEGER", float: "NUMBER"}
-WRONG_CHOICE = re.compile(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", re.DOTALL)
+WRONG_CHOICE = re.compile(
+    r"(?:argument (\S+): )?invalid choice: '(.*)' \(choose from (.*)\)", re.DOTALL
+)
+WRONG_TYPE = re.compile(r"invalid (\w+) value: ")
+NUMBERS = {int: "a whole number", float: "a number"}
 
 
 class OneLineErrorParser(argparse.ArgumentParser):
@@ -62,7 +67,7 @@ class OneLineErrorParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exits with code 2 and one line."""
-        line = f"{self.prog}: error: {public(_readable(message))}\n"
+        line = f"{self.prog}: error: {public(readable(message))}\n"
         self.exit(2, line if _is_first_of_machine() else None)
 
 
@@ -86,15 +91,32 @@ def say_when_interrupted(program: str) -> None:
     sys.excepthook = hook
 
 
-def _readable(message: str) -> str:
-    """argparse's complaint; about a wrong choice in our words, with the nearest right one."""
+def number(kind: type, least: float, most: float = float("inf")) -> Callable[[str], float]:
+    """A `type` for argparse: an int or a float within these bounds."""
+    bounds = f"of at least {least}" if most == float("inf") else f"from {least} to {most}"
+
+    def read(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            found = kind(text)
+            if least <= found <= most and found != float("inf"):
+                return found
+        raise argparse.ArgumentTypeError(f"expected {NUMBERS[kind]} {bounds}, found {text!r}")
+
+    return read
+
+
+def readable(message: str) -> str:
+    """argparse's complaint in our words; about a wrong choice, with the nearest right one."""
+    kinds = {kind.__name__: words for kind, words in NUMBERS.items()}
+    message = WRONG_TYPE.sub(lambda m: f"expected {kinds.get(m[1], m[1])}, found ", message)
     found = WRONG_CHOICE.fullmatch(message)
     if found is None:
         return message
     name, value, choices = found[1], found[2], re.findall(r"[\w.-]+", found[3])
     near = difflib.get_close_matches(value, choices, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    return f"{name}: expected one of {', '.join(choices)}, found {value!r}{hint}"
+    place = f"{name}: " if name else ""
+    return f"{place}expected one of {', '.join(choices)}, found {value!r}{hint}"
 
 
 def _is_first_of_machine() -> bool:

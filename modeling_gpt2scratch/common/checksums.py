@@ -11,11 +11,15 @@ from .atomic_files import write_file
 CHECKSUMS_NAME = "checksums.json"
 
 
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, as sha256sum prints it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def checksum(path: Path) -> dict:
     """Size in bytes and sha256 of a file."""
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"size": path.stat().st_size, "sha256": digest}
+    return {"size": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def write_checksums(directory: Path, checksums: dict[str, dict]) -> None:

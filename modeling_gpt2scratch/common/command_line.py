@@ -15,7 +15,6 @@ import argparse
 import dataclasses
 import difflib
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
@@ -23,7 +22,7 @@ from typing import Any, TypeVar, get_origin, get_type_hints
 import yaml
 
 from .addresses import command_line
-from .argument_parser import OneLineErrorParser, say_when_interrupted, with_underscores
+from .argument_parser import OneLineErrorParser, readable, say_when_interrupted, with_underscores
 from .errors import file_problem
 from .output_directory import require_apart, resolved
 
@@ -40,13 +39,6 @@ DEFAULT = "default"  # in place of a path
 GIVEN = ("any",)  # in place of values: all but none, 0 and false
 _places: dict[str, str] = {}  # values of recipes, and where they stand
 EMPTY = ("", "null", "~")
-# argparse's complaints, and ours.
-READABLE = (
-    (r"invalid int value: (.*)", r"expected a whole number, found \1"),
-    (r"invalid float value: (.*)", r"expected a number, found \1"),
-    (r"invalid (\w+) value: (.*)", r"expected \1, found \2"),
-    (r"invalid choice: (.*?) \(choose from (.*)\)", r"expected one of \2, found \1"),
-)
 
 
 class ArgumentError(ValueError):
@@ -145,7 +137,7 @@ def parse_config(
             require_apart(resolved(written), [], kept=paths)
     except argparse.ArgumentError as error:
         names = [_name_of(error.argument_name)] if error.argument_name else []
-        parser.error(ArgumentError(*names, problem=_readable(error.message)).located(origins))
+        parser.error(ArgumentError(*names, problem=readable(error.message)).located(origins))
     except ArgumentError as error:
         parser.error(error.located(origins))
     except ValueError as error:
@@ -315,13 +307,6 @@ def _stray(part: str, known: Sequence[str]) -> str:
     is_of_pattern = Path(part).exists() and Path(part).suffix not in (".yaml", ".yml")
     hint = "; if the shell put files in place of a pattern, write it in quotes" * is_of_pattern
     return f"expected recipes before all flags and one value for each, found {part!r}{hint}"
-
-
-def _readable(message: str) -> str:
-    """argparse's message in our words, as far as we know it."""
-    for pattern, replacement in READABLE:
-        message = re.sub(pattern, replacement, message)
-    return message
 
 
 def _refuse_long(values: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from modeling_gpt2scratch.common.activity import activity
@@ -84,19 +84,16 @@ def alone_in(output_dir: Path, processes: ProcessGroup) -> Iterator[None]:
     Raises:
         OutputError: if one is at work, on all processes alike.
     """
-    claim, problem = claimed(output_dir / RESULTS_FILE), None
-    if processes.is_main:
-        try:
-            claim.__enter__()
-        except OSError as error:
-            problem = str(error)
-    if problem := processes.first_problem(problem):
-        raise OutputError(problem)
-    try:
-        yield
-    finally:
+    problem = None
+    with ExitStack() as stack:
         if processes.is_main:
-            claim.__exit__(None, None, None)
+            try:
+                stack.enter_context(claimed(output_dir / RESULTS_FILE))
+            except OSError as error:
+                problem = str(error)
+        if problem := processes.first_problem(problem):
+            raise OutputError(problem)
+        yield
 
 
 def has_any(comparison: Comparison) -> bool:

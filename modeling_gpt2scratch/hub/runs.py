@@ -27,13 +27,13 @@ from modeling_gpt2scratch.reports.model_card import PICTURE_NAME, model_card
 from modeling_gpt2scratch.reports.records import RESULTS_NAME, RunRecords, read_records
 from modeling_gpt2scratch.reports.scores import FOLDER, PREFIX, eval_result_files
 from modeling_gpt2scratch.tracking.metrics import METRICS_NAME
-from modeling_gpt2scratch.training.configuration import CONFIG_NAME
+from modeling_gpt2scratch.training.configuration import RUN_CONFIG_NAME
 from modeling_gpt2scratch.training.directory import DATA_MANIFEST_NAME
 
 from .configuration import PublishConfig
 
 MODEL_FILES = ("config.json", WEIGHTS_NAME, "tokenizer.json", "tokenizer_config.json")
-RECORD_FILES = (CONFIG_NAME, METRICS_NAME, RESULTS_NAME, PICTURE_NAME)  # some runs have them
+RECORD_FILES = (RUN_CONFIG_NAME, METRICS_NAME, RESULTS_NAME, PICTURE_NAME)  # some runs have them
 # Of an earlier model in the repository, which would decide what is loaded.
 OUTDATED_FILES = ("adapter_config.json", "adapter_model.safetensors", "chat_template.jinja")
 OUTDATED_FILES += ("special_tokens_map.json", "added_tokens.json")
@@ -58,43 +58,14 @@ def publish(config: PublishConfig) -> str:
     """
     run, results = Path(config.run), Path(config.results) if config.results else None
     card = {"license": config.license, "language": config.language, "results": results}
-    if config.dry_run is None:
-        return push_run(run, config.repository, private=config.private, **card)
-    with making(Path(config.dry_run), flag="--dry_run") as folder:
-        write_repository(run, folder, config.repository, **card)
-    return config.dry_run
-
-
-def push_run(
-    run: Path,
-    repository: str,
-    *,
-    private: bool = False,
-    license: str | None = None,
-    language: str = "en",
-    results: Path | None = None,
-) -> str:
-    """Uploads a finished run and returns the address of the repository.
-
-    Args:
-        run: output directory of the training script.
-        repository: OWNER/NAME, made if it is not there; its README.md is replaced.
-        private: make it private; an existing public one is refused then.
-        license: of the weights, by the Hub's name for it; None states none.
-        language: of the training text, by its ISO 639 code.
-        results: `results.json` of a comparison; None takes the one in the run.
-
-    Raises:
-        SourceError: if there is no login, or the Hub refuses or cannot be reached.
-        ConversionError, RecordsError, TokenizerError: as `write_repository`.
-    """
+    if config.dry_run is not None:
+        with making(Path(config.dry_run), flag="--dry_run") as folder:
+            write_repository(run, folder, config.repository, **card)
+        return config.dry_run
     require_login()
     with tempfile.TemporaryDirectory() as directory:
-        folder = Path(directory)
-        write_repository(
-            run, folder, repository, license=license, language=language, results=results
-        )
-        return upload(folder, repository, private=private)
+        write_repository(run, Path(directory), config.repository, **card)
+        return upload(Path(directory), config.repository, private=config.private)
 
 
 def write_repository(
@@ -196,7 +167,7 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
 def _write_records(records: RunRecords, folder: Path) -> None:
     """The public part of what the run wrote down."""
     if records.arguments:
-        write_json(folder / CONFIG_NAME, records.arguments)
+        write_json(folder / RUN_CONFIG_NAME, records.arguments)
     if records.metrics:
         lines = "".join(json.dumps(row) + "\n" for row in records.metrics)
         write_file(folder / METRICS_NAME, lines.encode())

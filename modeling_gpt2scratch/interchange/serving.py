@@ -24,7 +24,7 @@ from modeling_gpt2scratch import __version__
 from modeling_gpt2scratch.checkpoints.checkpoint import find_model
 from modeling_gpt2scratch.checkpoints.retention import CHECKPOINT_PREFIX
 from modeling_gpt2scratch.common.atomic_files import publish_directory
-from modeling_gpt2scratch.common.checksums import checksum
+from modeling_gpt2scratch.common.checksums import file_sha256
 from modeling_gpt2scratch.common.output_directory import writable_directory
 from modeling_gpt2scratch.common.sampling import SAMPLING
 
@@ -85,7 +85,7 @@ def copy_for_serving(source: Path, root: Path) -> tuple[Path, str]:
 def _key_of(source: Path, name: str) -> str:
     """What a copy depends on, as a sha256 that is cut to the length of a commit's."""
     files = sorted({file for pattern in SOURCES for file in source.glob(pattern)})
-    checksums = {file.name: checksum(file)["sha256"] for file in files}
+    checksums = {file.name: file_sha256(file) for file in files}
     content = json.dumps([__version__, name, checksums])
     return hashlib.sha256(content.encode()).hexdigest()[:40]
 

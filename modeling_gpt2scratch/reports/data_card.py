@@ -107,7 +107,7 @@ def source_repositories(manifest: Manifest) -> list[str]:
     """The data sets of the Hub that the text is from, each once."""
     if manifest.sources:
         found = [str(source["name"]) for source in manifest.sources if is_source_on_hub(source)]
-    else:  # of an earlier version
+    else:  # of other programs' files or a datatrove pipeline, which name only their data set
         names = [name for name, _ in _named_shares(str(manifest.arguments.get("dataset", "")))]
         found = filter(is_hub_name, (PRESETS[n].repository if n in PRESETS else n for n in names))
     return list(dict.fromkeys("/".join(name.split("/")[:2]) for name in found))

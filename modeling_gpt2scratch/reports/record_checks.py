@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from modeling_gpt2scratch.checkpoints.checkpoint import WEIGHTS_NAME
-from modeling_gpt2scratch.common.checksums import checksum
+from modeling_gpt2scratch.common.checksums import file_sha256
 from modeling_gpt2scratch.training.configuration import TrainConfig
 
 from .scores import NATS, estimates_of
@@ -68,7 +68,7 @@ def check_weights(model: dict, run: Path, results: Path) -> None:
         is_old = results.stat().st_mtime < (run / "config.json").stat().st_mtime
         _require(not is_old, f"results that are newer than the model; {advice}", "older ones")
     elif (run / WEIGHTS_NAME).is_file():
-        found = checksum(run / WEIGHTS_NAME)["sha256"]
+        found = file_sha256(run / WEIGHTS_NAME)
         expected = f"results of {run / WEIGHTS_NAME}, with sha256 {found}"
         _require(found == recorded, f"{expected}; {advice}", recorded)
 

@@ -22,7 +22,7 @@ from modeling_gpt2scratch.data.sources.dataset_argument import NAMED_CORPORA
 from modeling_gpt2scratch.data.sources.readers import COMPRESSIONS, READERS
 from modeling_gpt2scratch.tracking.metrics import METRICS_NAME, read_metrics
 from modeling_gpt2scratch.tracking.status import FINISHED, read_status
-from modeling_gpt2scratch.training.configuration import CONFIG_NAME, TrainConfig
+from modeling_gpt2scratch.training.configuration import RUN_CONFIG_NAME, TrainConfig
 from modeling_gpt2scratch.training.directory import DATA_MANIFEST_NAME, ENVIRONMENT_NAME
 
 from .record_checks import (
@@ -139,7 +139,7 @@ def read_training(
     """
     return RunRecords(
         sizes=sizes,
-        arguments=_public_arguments(_read_arguments(run / CONFIG_NAME)),
+        arguments=_public_arguments(_read_arguments(run / RUN_CONFIG_NAME)),
         environment=_read_environment(run / ENVIRONMENT_NAME),
         metrics=_public_metrics(read_metrics(run / METRICS_NAME) if logged is None else logged),
         data=_read_data(run),
@@ -257,7 +257,7 @@ def _read_data(run: Path) -> DataRecord | None:
         return None
     try:
         manifest = Manifest.load(run, DATA_MANIFEST_NAME)
-        # Manifests of earlier versions name their only source among the arguments.
+        # Those of other programs' files and of datatrove pipelines name only their data set.
         sources = manifest.sources or [manifest.arguments | {"name": manifest.arguments["dataset"]}]
         return DataRecord(
             sources=tuple(

@@ -19,7 +19,7 @@ from modeling_gpt2scratch.common.json_lines import read_json_lines, warn
 from modeling_gpt2scratch.evaluation.results.html_page import missing_package
 from modeling_gpt2scratch.tracking.metrics import EVENTS_NAME, METRICS_NAME, read_metrics
 from modeling_gpt2scratch.tracking.status import KILLED, read_status
-from modeling_gpt2scratch.training.configuration import CONFIG_NAME
+from modeling_gpt2scratch.training.configuration import RUN_CONFIG_NAME
 
 from .loss_plot import PlotError, draw_curves
 from .model_card import data_links, is_shown, origin_of_weights, pipe_table
@@ -41,15 +41,13 @@ EVENTS |= {"pushed": "Checkpoints sent to the Hub", "push_failed": "Uploads that
 EVENTS |= {"gap": "Gaps in metrics.jsonl", "overflow": "Steps left out for fp16's loss scale"}
 MEMORY = {
     "peak_device_memory_gib": "Peak memory of one GPU",
-    "peak_cuda_memory_gib": "Peak memory of one GPU",  # in runs of earlier versions
     "peak_resident_memory_gib": "Peak memory of one process",
-    "peak_memory_gib": "Peak memory of one process",
 }
 FILES = {
     WEIGHTS_NAME: "the model, with its configuration and tokenizer beside it",
     METRICS_NAME: "every logged step",
     EVENTS_NAME: "skipped steps, loss spikes and returns, with the place of their data",
-    CONFIG_NAME: "every argument",
+    RUN_CONFIG_NAME: "every argument",
     RESULTS_NAME: "results of `evaluate/compare.py`",
     "tensorboard": "for `tensorboard --logdir`",
     "wandb": "wandb's copy; `wandb sync` uploads the runs that were offline",

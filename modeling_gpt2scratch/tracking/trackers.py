@@ -231,12 +231,11 @@ class TensorBoardRun(TensorBoardTracker):
 
     def log(self, values: dict, step: int | None = None, **kwargs) -> None:
         """Logs the numbers; a run that returned to an earlier step takes back what it logged."""
-        if "event" not in values:  # these may come late
-            if step < self._last_step:
-                self.writer.close()
-                self.init_kwargs["purge_step"] = step
-                self.start()
-            self._last_step = step
+        if step < self._last_step:
+            self.writer.close()
+            self.init_kwargs["purge_step"] = step
+            self.start()
+        self._last_step = step
         super().log(_numbers(values), step=step, **kwargs)
 
 

@@ -10,8 +10,8 @@ from modeling_gpt2scratch.common.output_directory import Marker
 from .checks import EVAL_TASKS, check_arguments, check_output_dir
 from .sizes import MODEL_SIZES, SIZES
 
-CONFIG_NAME = "train_config.json"
-RUN_MARKER = Marker(CONFIG_NAME, "gpt2scratch-run")
+RUN_CONFIG_NAME = "train_config.json"
+RUN_MARKER = Marker(RUN_CONFIG_NAME, "gpt2scratch-run")
 
 AUTO = "auto"
 MAX_STEPS = 19_073  # 10^10 tokens of the default batch

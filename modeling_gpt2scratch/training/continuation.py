@@ -6,7 +6,7 @@ from pathlib import Path
 from modeling_gpt2scratch.checkpoints.retention import LATEST_NAME
 from modeling_gpt2scratch.common.interruptions import started_as
 
-from .configuration import CONFIG_NAME, TrainConfig
+from .configuration import RUN_CONFIG_NAME, TrainConfig
 
 
 class Continuation:
@@ -20,7 +20,7 @@ class Continuation:
         self._config = config
         self._command = started_as()
         directory = Path(config.output_dir)
-        self._marker, self._latest = directory / CONFIG_NAME, directory / LATEST_NAME
+        self._marker, self._latest = directory / RUN_CONFIG_NAME, directory / LATEST_NAME
         self._before = _identity(self._marker), _identity(self._latest)
 
     @property

@@ -1,13 +1,12 @@
 """The directory of a run: which checkpoint it continues from, what may be replaced, its records."""
 
-import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
 from modeling_gpt2scratch.checkpoints.checkpoint import (
@@ -21,11 +20,10 @@ from modeling_gpt2scratch.common.atomic_files import write_file, write_json
 from modeling_gpt2scratch.common.output_directory import LOCK_NAME, empty
 from modeling_gpt2scratch.distributed.accelerator import describe_environment
 from modeling_gpt2scratch.distributed.processes import LaunchError, on_main_process
-from modeling_gpt2scratch.tracking.status import STATUS_NAME, recorded
+from modeling_gpt2scratch.tracking.status import STATUS_NAME
 
 from .checks import in_use, is_own
-from .configuration import CONFIG_NAME, RUN_MARKER, TrainConfig
-from .progress import TrainingProgress
+from .configuration import RUN_CONFIG_NAME, RUN_MARKER, TrainConfig
 
 DATA_MANIFEST_NAME = "data_manifest.json"  # a copy, for when the data are gone or elsewhere
 ENVIRONMENT_NAME = "environment.json"
@@ -154,7 +152,7 @@ def make_output_dir(
     if not is_done and is_own(checkpoint, output_dir):
         for name in (WEIGHTS_NAME, "config.json"):
             (output_dir / name).unlink(missing_ok=True)
-    write_json(output_dir / CONFIG_NAME, RUN_MARKER.content() | dataclasses.asdict(config))
+    write_json(output_dir / RUN_CONFIG_NAME, RUN_MARKER.content() | dataclasses.asdict(config))
     write_json(output_dir / ENVIRONMENT_NAME, describe_environment(accelerator))
     for number, manifest in enumerate(manifests, start=1):
         # What describes one data set must not be taken for the description of a mixture.
@@ -174,20 +172,6 @@ def leave_later_checkpoints(checkpoint: Path | None, output_dir: Path) -> None:
     if newest.name != checkpoint.name:
         write_file(output_dir / LATEST_NAME, f"{checkpoint.name}\n".encode())
         print(f"{output_dir}: goes on from {checkpoint.name}, and leaves {newest.name}")
-
-
-@contextlib.contextmanager
-def recorded_status(output_dir: Path, progress: TrainingProgress) -> Iterator[dict[str, str]]:
-    """Keeps `status.json` for schedulers, which cannot tell a clean stop by the launcher's code.
-
-    It says "running" during the block, then "failed" with a message if the block raised, else what
-    the block put under "status" of the yielded dictionary. Only the main process writes, but for
-    one that fails because the main process is gone.
-    """
-    is_main = PartialState().is_main_process
-    path = output_dir / STATUS_NAME
-    with recorded(path, lambda: progress.step, is_main=is_main) as outcome:
-        yield outcome
 
 
 def _identity_of(path: Path) -> tuple[int, int] | None:

@@ -107,7 +107,7 @@ class LossGuard:
         self._recent = deque(state["recent_losses"], maxlen=WINDOW_STEPS)
         self.skipped_steps = state["skipped_steps"]
         self._skipped_in_a_row = state["skipped_in_a_row"]
-        self.overflowed_steps = state.get("overflowed_steps", 0)  # not in earlier versions
+        self.overflowed_steps = state["overflowed_steps"]
 
     def _deviation(self, loss: float) -> float:
         """Standard deviations between a loss and the mean of the recent ones, 0 for too few."""

@@ -34,13 +34,14 @@ from modeling_gpt2scratch.hardware.profiling import profiler
 from modeling_gpt2scratch.optim.optimizer import set_learning_rate
 from modeling_gpt2scratch.optim.schedules import learning_rate_at
 from modeling_gpt2scratch.tracking.metrics import Throughput
+from modeling_gpt2scratch.tracking.status import STATUS_NAME, recorded
 from modeling_gpt2scratch.tracking.trackers import TrackerError
 
 from . import preflight
 from .banner import banner, surprises, surprises_of_load
 from .configuration import TrainConfig
 from .data import TrainingData
-from .directory import find_resume_point, recorded_status
+from .directory import find_resume_point
 from .guard_rails import DivergenceError
 from .initial_weights import InitialWeightsError
 from .model import with_max_steps
@@ -105,7 +106,11 @@ def train_from(
     with contextlib.closing(run.lock), run.pusher:
         with (
             contextlib.closing(run.writer),
-            recorded_status(Path(config.output_dir), run.progress) as outcome,
+            recorded(
+                Path(config.output_dir) / STATUS_NAME,
+                lambda: run.progress.step,
+                is_main=accelerator.is_main_process,
+            ) as outcome,
             run.agreement.naming_the_stalled(),
         ):
             look_ahead(run)

@@ -126,6 +126,6 @@ class TrainingProgress:
         }
 
     def _load_sums(self, state: dict) -> None:
-        """What checkpoints of earlier versions do not have begins anew."""
+        """A run without a checkpoint begins anew."""
         self.means = StepMeans(**state.get("means", {}))
         self.best = BestValidation(**state.get("best", {}))

@@ -43,13 +43,13 @@ from modeling_gpt2scratch.hardware.micro_batch import find_micro_batch_size
 from modeling_gpt2scratch.modeling_gpt2scratch import GPT2ScratchForCausalLM
 from modeling_gpt2scratch.optim.optimizer import make_optimizer
 from modeling_gpt2scratch.tracking.metrics import EVENTS_NAME, METRICS_NAME, EventLog, JsonlTracker
-from modeling_gpt2scratch.tracking.status import was_killed
+from modeling_gpt2scratch.tracking.status import STATUS_NAME, recorded, was_killed
 from modeling_gpt2scratch.tracking.trackers import start_trackers
 
 from .checks import is_own
 from .configuration import AUTO, TrainConfig
 from .data import TrainingData
-from .directory import OutputLock, leave_later_checkpoints, make_output_dir, recorded_status
+from .directory import OutputLock, leave_later_checkpoints, make_output_dir
 from .model import make_model
 from .progress import BestValidation, TrainingProgress
 
@@ -339,7 +339,8 @@ def _open_directory(
     on_main_process(lock.acquire)
     if was_killed(output_dir):
         say(f"{output_dir}: the last process of this run ended without a word, perhaps by a kill")
-    with recorded_status(output_dir, progress):
+    path = output_dir / STATUS_NAME
+    with recorded(path, lambda: progress.step, is_main=accelerator.is_main_process):
         records = _open_records(config, data, accelerator, checkpoint, state, progress)
     return {"lock": lock} | records
 
@@ -369,8 +370,7 @@ def _open_records(
         timeout_minutes=config.timeout_minutes,
     )
     metrics = JsonlTracker(output_dir / METRICS_NAME, resume_step=step)
-    # Another run's checkpoint begins a run of its own in the trackers.
-    is_continued = is_own(checkpoint, output_dir)
+    is_continued = is_own(checkpoint, output_dir)  # else the trackers begin a run of its own
     tracker_ids = start_trackers(
         accelerator,
         config.report_to,

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from modeling_gpt2scratch.common.sampling import SAMPLING
 from modeling_gpt2scratch.data.loading.loader import TokenWindows, model_inputs
 from modeling_gpt2scratch.evaluation.in_training import (
     BenchmarkError,
@@ -160,8 +161,7 @@ def sample_text(
         output_ids = model.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
-            do_sample=True,
-            top_k=50,
+            **SAMPLING,
             max_new_tokens=min(SAMPLE_TOKENS, model.config.n_positions),
             synced_gpus=is_sharded,
         )

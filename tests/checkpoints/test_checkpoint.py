@@ -57,20 +57,8 @@ def files_of(checkpoint) -> list:
     return [path for path in checkpoint.rglob("*") if path.is_file()]
 
 
-def as_earlier_versions_wrote_it(checkpoint) -> None:
-    """Moves the optimizer's file to the top, under its old name and with its checksum."""
-    (checkpoint / "optimizer" / "state.safetensors").rename(checkpoint / "optimizer.safetensors")
-    (checkpoint / "optimizer").rmdir()
-    checksums = json.loads((checkpoint / "checksums.json").read_text())
-    checksums["optimizer.safetensors"] = checksums.pop("optimizer/state.safetensors")
-    write_checksums(checkpoint, checksums)
-
-
-@pytest.mark.parametrize("layout", ["of today", "of earlier versions"])
-def test_a_loaded_checkpoint_trains_on_bit_for_bit(tmp_path, trained, layout, capsys):
+def test_a_loaded_checkpoint_trains_on_bit_for_bit(tmp_path, trained, capsys):
     checkpoint = save(tmp_path, trained, step=2)
-    if layout != "of today":
-        as_earlier_versions_wrote_it(checkpoint)
     checkpointing.verify_checkpoint(checkpoint)
     assert "checksums.json" not in capsys.readouterr().err
     model = GPT2ScratchForCausalLM(trained[0].config)
@@ -183,7 +171,7 @@ def test_resuming_without_checksums_is_said_in_one_line(tmp_path, trained, capsy
         )
 
 
-def test_a_checkpoint_without_checksums_is_loaded_as_before(tmp_path, trained):
+def test_a_checkpoint_without_checksums_is_loaded(tmp_path, trained):
     model, tokenizer, optimizer = trained
     checkpoint = tmp_path / "checkpoint-2"
     checkpointing.save_model(model, tokenizer, checkpoint)
@@ -192,7 +180,8 @@ def test_a_checkpoint_without_checksums_is_loaded_as_before(tmp_path, trained):
         for name, parameter in model.named_parameters()
         for moment, tensor in optimizer.state[parameter].items()
     }
-    save_file(moments, checkpoint / "optimizer.safetensors")
+    (checkpoint / "optimizer").mkdir()
+    save_file(moments, checkpoint / "optimizer" / "state.safetensors")
     (checkpoint / "training_state.json").write_text(json.dumps({"step": 2}))
     assert checkpointing.find_checkpoint(tmp_path) == checkpoint
     checkpointing.verify_checkpoint(checkpoint)

@@ -1,6 +1,5 @@
 """Checkpoints of sharded models: whole weights, sliced moments, and any number of readers."""
 
-import json
 import os
 import shutil
 import signal
@@ -20,7 +19,6 @@ from transformers import AutoModelForCausalLM
 from modeling_gpt2scratch.checkpoints import checkpoint as checkpointing
 from modeling_gpt2scratch.checkpoints.sliced_tensors import SlicedTensors
 from modeling_gpt2scratch.checkpoints.writer import CheckpointWriter
-from modeling_gpt2scratch.common.checksums import write_checksums
 from modeling_gpt2scratch.optim.optimizer import make_optimizer
 
 IMPORT_PATH = os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "tests")))
@@ -74,21 +72,8 @@ def files_of(checkpoint: Path) -> list[Path]:
 
 
 @pytest.mark.gate
-@pytest.mark.parametrize("layout", ["of today", "of earlier versions"])
-def test_one_process_goes_on_from_what_two_wrote_in_slices(written, tmp_path, layout):
+def test_one_process_goes_on_from_what_two_wrote_in_slices(written, tmp_path):
     checkpoint = written / "sharded" / "checkpoint-2"
-    if layout != "of today":
-        earlier = tmp_path / "earlier"
-        shutil.copytree(checkpoint, earlier)
-        checksums = json.loads((earlier / "checksums.json").read_text())
-        for rank in range(2):
-            name = f"state-0000{rank}-of-00002.safetensors"
-            old_name = name.replace("state", "optimizer")
-            (earlier / "optimizer" / name).rename(earlier / old_name)
-            checksums[old_name] = checksums.pop(f"optimizer/{name}")
-        (earlier / "optimizer").rmdir()
-        write_checksums(earlier, checksums)
-        checkpoint = earlier
     model = tiny_model(vocab_size=271).train()
     optimizer = make_optimizer(model, learning_rate=0.01, weight_decay=0.1)
     checkpointing.verify_checkpoint(checkpoint)

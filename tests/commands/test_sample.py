@@ -76,6 +76,10 @@ def test_every_argument_has_its_effect(sample, capsys, run_dir):
     found = sample(run_dir, "--prompt", "the cat", "--seed", 5, *flags)
     changes = {"temperature": 0.5, "top_k": 3, "top_p": 0.9, "max_new_tokens": 9}
     assert found == (0, text_of(capsys, run_dir, "the cat", seed=5, **changes), "")
+    _, output, _ = sample(run_dir, "--prompt", "the cat", "--seed", 5, "--num_samples", 2, *flags)
+    texts = [text_of(capsys, run_dir, "the cat", seed=seed, **changes) for seed in (5, 6)]
+    assert texts[0] != texts[1]
+    assert output == f"=== sample 1 of 2 ===\n{texts[0]}=== sample 2 of 2 ===\n{texts[1]}"
 
 
 def test_prompts_come_from_flags_and_from_the_lines_of_a_file(sample, capsys, run_dir, tmp_path):

@@ -80,7 +80,7 @@ def test_a_port_that_is_taken_is_refused_before_any_work(message):
     )
     assert message("none", "--port", "70000") == (
         2,
-        "gpt2scratch serve: error: argument --port: expected a number from 0 to 65535, "
+        "gpt2scratch serve: error: argument --port: expected a whole number from 0 to 65535, "
         "found '70000'",
     )
 

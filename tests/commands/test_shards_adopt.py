@@ -196,8 +196,7 @@ def test_a_header_that_says_more_than_the_manifest_is_refused(tmp_path, run, tok
 # Whose ids they are
 
 
-def test_the_tokenizer_is_asked_for_where_files_do_not_say(tmp_path, run, monkeypatch):
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(SHARED_DATA / "tiktoken_cache"))
+def test_the_tokenizer_is_asked_for_where_files_do_not_say(tmp_path, run, gpt2_files):
     ids = [50256, *range(1000, 1100)]
     for format in FORMATS:
         write_foreign(tmp_path / format, format, ids, "train")
@@ -220,8 +219,7 @@ def test_the_tokenizer_is_asked_for_where_files_do_not_say(tmp_path, run, monkey
         ),
     ],
 )
-def test_ids_that_are_not_gpt2s_are_not_taken_for_them(tmp_path, run, monkeypatch, ids, expected):
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(SHARED_DATA / "tiktoken_cache"))
+def test_ids_that_are_not_gpt2s_are_not_taken_for_them(tmp_path, run, gpt2_files, ids, expected):
     write_foreign(tmp_path / "data", "llm.c", ids, "train")
     for command in (("adopt",), ("convert", "--to", "ours")):
         name, *options = command
@@ -238,11 +236,12 @@ def test_one_text_without_an_end_is_no_text_of_characters(tmp_path, run, tokeniz
 
 @pytest.mark.parametrize("command", ["adopt", "convert"])
 def test_nanogpts_characters_are_not_gpt2s_tokens_and_their_table_is_not_unpickled(
-    tmp_path, run, monkeypatch, command
+    tmp_path, run, gpt2_files, command
 ):
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(SHARED_DATA / "tiktoken_cache"))
-    data = tmp_path / "characters"
-    shutil.copytree(SHARED_DATA / "cases/nanogpt_char", data, copy_function=shutil.copyfile)
+    data, case = tmp_path / "characters", SHARED_DATA / "cases/nanogpt_char"
+    if not case.is_dir():
+        pytest.skip(f"needs {case}")
+    shutil.copytree(case, data, copy_function=shutil.copyfile)
     os.chmod(data, 0o755)
     fired = tmp_path / "fired"
     (data / "meta.pkl").write_bytes(pickle.dumps(Bomb(fired)))

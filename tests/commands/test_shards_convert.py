@@ -192,8 +192,14 @@ def test_what_cannot_be_converted_ends_in_one_line_and_leaves_nothing(
         ((), "gpt2scratch shards: error: the following arguments are required: COMMAND"),
         (("convert", "a", "b"), "error: the following arguments are required: --to"),
         (("convert", "a", "b", "--to", "x"), "error: --to: expected one of ours, llm.c, found 'x'"),
-        (("convert", "a", "b", "--to", "ours", "--shard_tokens", "0"), "expected 1 to 2147483647"),
-        (("convert", "a", "b", "--to", "ours", "--shard_tokens", "2147483648"), "expected 1 to 2"),
+        (
+            ("convert", "a", "b", "--to", "ours", "--shard_tokens", "0"),
+            "expected a whole number from 1 to 2147483647",
+        ),
+        (
+            ("convert", "a", "b", "--to", "ours", "--shard_tokens", "2147483648"),
+            "expected a whole number from 1 to 2",
+        ),
         (("verify",), "error: the following arguments are required: DIR"),
         (("explode",), "error: COMMAND: expected one of inspect, verify, "),
     ],

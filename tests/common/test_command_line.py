@@ -130,7 +130,7 @@ def test_an_empty_entry_leaves_the_default(tmp_path):
         ("steps: 1.5\n", (), "recipe.yaml: steps: expected a whole number, found '1.5'"),
         ("steps: true\n", (), "recipe.yaml: steps: expected a whole number, found 'true'"),
         ("fast: 3\n", (), "recipe.yaml: fast: expected true or false, found '3'"),
-        ("kind: c\n", (), "recipe.yaml: kind: expected one of 'a', 'b', 'no', found 'c'"),
+        ("kind: c\n", (), "recipe.yaml: kind: expected one of a, b, no, found 'c'"),
         ("rate: nan\n", (), "recipe.yaml: rate: expected a number above 0, found nan"),
         ("rate: -.inf\n", (), "recipe.yaml: rate: expected a number, found '-.inf'"),
         ("rate: -inf\n", (), "recipe.yaml: rate: expected a number above 0, found -inf"),

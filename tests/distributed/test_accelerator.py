@@ -1,9 +1,18 @@
 """How processes find each other, and in which precision they compute."""
 
+import ast
+import re
+import shutil
+import subprocess
+import sys
+
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from support.paths import REPOSITORY
+from support.processes import run_process
 
+from modeling_gpt2scratch import __version__
 from modeling_gpt2scratch.distributed import accelerator
 from modeling_gpt2scratch.distributed.processes import LaunchError
 
@@ -81,3 +90,26 @@ def test_a_compiler_in_the_configuration_is_refused(monkeypatch, tmp_path):
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
+
+
+def test_a_checkout_says_its_commit_and_whether_files_differ(tmp_path):
+    package = tmp_path / "modeling_gpt2scratch"
+    shutil.copytree(REPOSITORY / "modeling_gpt2scratch", package)
+    program = (
+        "from modeling_gpt2scratch.distributed.accelerator import own_version; print(own_version())"
+    )
+
+    def version() -> dict[str, str]:
+        ended = run_process([sys.executable, "-c", program], cwd=tmp_path)
+        assert ended.returncode == 0, ended.stderr
+        return ast.literal_eval(ended.stdout)
+
+    assert version() == {"gpt2scratch": __version__}  # no checkout
+    git = ["git", "-c", "user.name=me", "-c", "user.email=me@host"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "All"]):
+        subprocess.run([*git, *words], cwd=tmp_path, check=True)
+    found = version()
+    assert found.keys() == {"gpt2scratch", "commit"}
+    assert re.fullmatch("[0-9a-f]{40}", found["commit"])
+    (package / "__main__.py").write_text("")
+    assert version()["commit"] == f"{found['commit']}-dirty"

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from types import SimpleNamespace
 
 import pytest
 from accelerate.state import AcceleratorState
@@ -12,7 +11,7 @@ from support.training_runs import flags, run_here
 
 from modeling_gpt2scratch.distributed.agreement import Agreement
 from modeling_gpt2scratch.distributed.processes import LaunchError, require_expected
-from modeling_gpt2scratch.training.directory import recorded_status
+from modeling_gpt2scratch.tracking.status import recorded
 
 # One process raises a flag at its second step; all know it one step later, and none before.
 TOGETHER = """
@@ -122,7 +121,7 @@ def test_an_interrupted_run_is_no_longer_said_to_be_running(tmp_path):
     try:
         with (
             pytest.raises(KeyboardInterrupt),
-            recorded_status(tmp_path, SimpleNamespace(step=3)),
+            recorded(tmp_path / "status.json", lambda: 3),
         ):
             assert json.loads((tmp_path / "status.json").read_text())["status"] == "running"
             raise KeyboardInterrupt

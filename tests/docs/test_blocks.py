@@ -5,6 +5,7 @@ finished quickstart: `data/docstrings`, `runs/quickstart`, and some text in `own
 Commands start in a Python that has loaded torch already; see `support/programs/warm_python.py`.
 """
 
+import json
 import os
 import re
 import shlex
@@ -188,3 +189,23 @@ def test_a_block_that_is_not_run_names_files_and_flags_that_exist(block):
             flags = [word for word in words[words.index(script) :] if word.startswith("--")]
             names = {flag.split("=")[0].removeprefix("--") for flag in flags}
             assert names <= set(CONFIGS[script].__dataclass_fields__)
+
+
+@pytest.mark.gate
+def test_the_quickstart_goes_on_where_it_stopped(directory_of, commands):
+    directory = directory_of("quickstart.sh")
+    for name in ("data", "runs"):
+        shutil.rmtree(directory / name)
+    script = (REPOSITORY / "quickstart.sh").read_text()
+    (directory / "smaller.sh").write_text(replaced(script, SMALLER))
+
+    def made(max_steps: int) -> tuple[dict[int, dict], dict[Path, int]]:
+        """The lines of the run's log by step, and when the shards were written."""
+        run(f"bash smaller.sh --max_steps {max_steps}", directory, commands)
+        lines = (directory / "runs/quickstart/metrics.jsonl").read_text().splitlines()
+        shards = {path: path.stat().st_mtime_ns for path in (directory / "data").rglob("*.bin")}
+        return {row["step"]: row for row in map(json.loads, lines)}, shards
+
+    (first, shards), (second, again) = made(4), made(6)
+    assert max(first) == 4 and max(second) == 6 and shards == again
+    assert all(second[step] == row for step, row in first.items() if step < 4)

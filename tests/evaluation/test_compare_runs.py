@@ -105,7 +105,8 @@ def save_broken(inputs, directory, change):
 
 
 def test_what_was_measured_once_is_not_measured_again(inputs, tmp_path, monkeypatch):
-    assert run(inputs, tmp_path) == 0
+    assert run(inputs, tmp_path, "--charts") == 0
+    assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
     first = measured(tmp_path)
     assert len(list((tmp_path / "evaluation_cache").iterdir())) == 4
     monkeypatch.setattr(LambadaTask, "evaluate", lambda *_: pytest.fail("measured again"))

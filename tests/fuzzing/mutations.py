@@ -164,7 +164,7 @@ def header_changed(content: bytes, random: Random) -> Mutation:
     return f"header: {name}", struct.pack("<Q", len(header)) + header + content[8 + length :]
 
 
-def differences(original: bytes, changed: bytes) -> set[str]:
+def differences(original: bytes, changed: bytes, header_bytes: int = 0) -> set[str]:
     """The places of JSON (a.b.0), of its lines or of YAML where two files differ, else `bytes`.
 
     It is `twice` for a file that stands behind itself. Numbers of lines are left out, so that a
@@ -172,6 +172,8 @@ def differences(original: bytes, changed: bytes) -> set[str]:
     """
     if changed == original * 2:
         return {"twice"}
+    if changed[:header_bytes] != original[:header_bytes]:
+        return {"header"}
     for read in (json.loads, _recipe):
         try:
             return set(_differences(read(original), read(changed), ""))

@@ -51,6 +51,8 @@ def servers(n: int) -> Iterator[list[socket.socket]]:
     changes = {
         "PYTHONPATH": os.pathsep.join(PACKAGES),
         "HF_HUB_OFFLINE": "1",
+        "TIKTOKEN_CACHE_DIR": "",  # nothing is kept, so that GPT-2's files are not there
+        "https_proxy": "http://127.0.0.1:9",  # and nobody fetches them
         "OMP_NUM_THREADS": "1",  # and so there are no threads that a fork would lose
         "TOKENIZERS_PARALLELISM": "false",
     }

@@ -41,6 +41,7 @@ class Target:
     # What cannot be noticed: fields, lines or bytes, and why.
     unnoticed: dict[str, str] = field(default_factory=dict)
     names: tuple[str, ...] = ()  # what a message may name in place of the file
+    header_bytes: int = 0  # in which nothing may change unnoticed, whatever holds for other bytes
 
     def __str__(self) -> str:
         return f"{self.command} < {self.file}"
@@ -231,11 +232,11 @@ TARGETS = (
     Target("data/tokenizer.json", "prepare", JSON, 35, ANOTHER_TOKENIZER, BY_TOKENIZER),
     Target("data/tokenizer_config.json", "train", JSON, 10, names=BY_TOKENIZER),
     # Other programs' data.
-    Target("npy/edufineweb_train_000000.npy", "inspect npy", BINARY, 55, IDS),
-    Target("npy/edufineweb_train_000000.npy", "npy to ours", BINARY, 55, IDS),
-    Target("npy/edufineweb_train_000000.npy", "adopt npy", BINARY, 35, IDS),
-    Target("llm.c/fineweb_train_000000.bin", "inspect llm.c", BINARY, 55, IDS),
-    Target("llm.c/fineweb_train_000000.bin", "adopt llm.c", BINARY, 55, IDS),
+    Target("npy/edufineweb_train_000000.npy", "inspect npy", BINARY, 55, IDS, header_bytes=128),
+    Target("npy/edufineweb_train_000000.npy", "npy to ours", BINARY, 55, IDS, header_bytes=128),
+    Target("npy/edufineweb_train_000000.npy", "adopt npy", BINARY, 35, IDS, header_bytes=128),
+    Target("llm.c/fineweb_train_000000.bin", "inspect llm.c", BINARY, 55, IDS, header_bytes=1024),
+    Target("llm.c/fineweb_train_000000.bin", "adopt llm.c", BINARY, 55, IDS, header_bytes=1024),
     Target("nanogpt/train.bin", "adopt nanogpt", BINARY, 35, RAW_IDS),
     # Recipes and texts.
     Target("train.yaml", "train", YAML, 35, dict.fromkeys(TRAINING, WISH), BY_ARGUMENT),
@@ -285,7 +286,7 @@ TARGETS = (
         ("config.json", "tensors of"),
     ),
     Target("nanogpt.pt", "from nanoGPT", BINARY, 105),
-    Target("llmc.bin", "from llm.c", BINARY, 70, FLOATS),
+    Target("llmc.bin", "from llm.c", BINARY, 70, FLOATS, header_bytes=1024),
     # Records.
     Target("run/metrics.jsonl", "report", JSON_LINES, 50, LOGGED),
     Target("run/metrics.jsonl", "plot", JSON_LINES, 20, LOGGED),

@@ -61,6 +61,7 @@ def test_damage_is_without_effect_or_named(bench, target, tmp_path, record_prope
         counts[outcome] += 1
         if outcome not in ALLOWED:
             wrong.append(f"{name}: {outcome}: {detail}")
+            (tmp_path / f"wrong-{len(wrong)}").write_bytes(content)
     record_property("fuzzing", [str(target), dict(counts)])
     assert not wrong, "\n".join([f"{len(wrong)} of {target.n}", *wrong])
 
@@ -144,8 +145,8 @@ def _judge(target: Target, original: bytes, content: bytes, expected, found) -> 
         return SAME, ""
     if any("expected" in line or "warning" in line for line in own):
         return SAID, own[0]
-    places = differences(original, content)
-    if all(any(fnmatch.fnmatch(p, known) for known in target.unnoticed) for p in places):
+    places = differences(original, content, target.header_bytes)
+    if places and all(any(fnmatch.fnmatch(p, known) for known in target.unnoticed) for p in places):
         return LISTED, ""
     others = [name for name, _ in {*found[1]} ^ {*expected[1]}] if type(found[1]) is list else []
     return "silent", f"{sorted(places)[:4]} changed {sorted({*others})} {last[-200:]}"

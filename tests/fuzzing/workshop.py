@@ -1,8 +1,11 @@
 """Small files of every kind that the house reads, all in one directory, made once."""
 
+import json
+import re
 import socket
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +16,8 @@ from support.evaluation import tiny_tokenizer
 from support.table_files import COMPRESS, csv_table, jsonl
 from support.token_directories import CORPUS, before, write_foreign, write_ours
 from transformers import GPT2Config, GPT2LMHeadModel
+
+from modeling_gpt2scratch.common.checksums import checksum, write_checksums
 
 LAYERS = {"n_layer": 1, "n_embd": 16, "n_head": 2, "n_positions": 16}
 TRAINING = {
@@ -26,6 +31,10 @@ PREPARATION = {
 }
 DOCUMENTS = [f"{n} {text}" for n in range(8) for text in CORPUS]
 RUN, CHECKPOINT = "run", "run/checkpoint-1"
+
+# Keys of what no two runs have alike, and what stands there instead.
+MEASURED = re.compile(r"seconds|per_second|^data_wait$|^peak_|^date$|^commit$|^git_hash$")
+CONSTANTS = {float: 1.5, str: "2026-01-01T00:00:00+00:00"}
 
 
 def make(server: socket.socket, directory: Path) -> None:
@@ -51,6 +60,34 @@ def make(server: socket.socket, directory: Path) -> None:
         assert ended.code == 0, ended.err
     for name in ("out.txt", "err.txt"):
         (directory / name).unlink()
+    _forget_the_machine(directory / "run")
+
+
+def _forget_the_machine(run: Path) -> None:
+    """Puts constants for times, memory and commit: the same mutations hit the same places then."""
+    for name in ("results.json", "environment.json"):
+        _rewrite(run / name)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    rows = [json.dumps(_constant(json.loads(line))) for line in lines]
+    (run / "metrics.jsonl").write_text("\n".join([*rows, ""]))
+    for state in run.glob("checkpoint-*/training_state.json"):
+        _rewrite(state)
+        names = json.loads((state.parent / "checksums.json").read_text())
+        write_checksums(state.parent, {name: checksum(state.parent / name) for name in names})
+
+
+def _rewrite(path: Path) -> None:
+    path.write_text(json.dumps(_constant(json.loads(path.read_text())), indent=2) + "\n")
+
+
+def _constant(tree: Any, is_measured: bool = False) -> Any:
+    """A tree of JSON with constants in place of what another run would not have."""
+    if isinstance(tree, dict):
+        return {
+            key: _constant(value, is_measured or bool(MEASURED.search(key)))
+            for key, value in tree.items()
+        }
+    return CONSTANTS.get(type(tree), tree) if is_measured else tree
 
 
 def _write_texts(directory: Path) -> None:

@@ -13,10 +13,10 @@ from support.damaged_files import (
     LFS_POINTER,
     add_hostile_code,
     damaged,
+    lfs_pointer,
     replace_by_hostile_pickle,
     spoil_config,
 )
-from support.paths import SHARED_DATA
 from support.tiny_models import tiny_model, tiny_tokenizer
 
 from modeling_gpt2scratch.checkpoints.checkpoint import save_model
@@ -91,8 +91,8 @@ def test_a_hostile_pickle_is_refused_and_not_run(run, tmp_path):
     assert not touched.exists()
 
 
-def test_the_pointer_of_the_report_is_named_by_every_direction(tmp_path):
-    case = SHARED_DATA / "cases" / "lfs_pointer"
+def test_a_pointer_is_named_by_every_direction(tmp_path):
+    case = lfs_pointer(tmp_path / "clone")
     for direction, source in (
         ("to-gpt2", case),
         ("from-nanogpt", case / "model.safetensors"),

@@ -7,6 +7,16 @@ from pathlib import Path
 import torch
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 548105171\n"
+
+
+def lfs_pointer(directory: Path) -> Path:
+    """A model's directory as a clone without Git LFS leaves it: no weights, and no tokenizer."""
+    directory.mkdir()
+    (directory / "config.json").write_text('{"model_type": "gpt2", "n_layer": 2}')
+    (directory / "model.safetensors").write_bytes(LFS_POINTER)
+    return directory
+
+
 # What happened to a safetensors file, and what is then found.
 DAMAGES = {
     "cut": "incomplete metadata, .*; copy or download it again",

@@ -45,6 +45,12 @@ def launcher_of(config: str) -> list[str]:
     return [*command, "--config_file", str(Path("accelerate_configs") / config)]
 
 
+def our_launcher_of(config: str) -> list[str]:
+    """`gpt2scratch launch` with one of our configurations, as Python's arguments."""
+    command = ["-m", "modeling_gpt2scratch", "launch"]
+    return [*command, "--config_file", str(Path("accelerate_configs") / config)]
+
+
 def launch(*arguments: str, config: str | None = None, **options) -> subprocess.CompletedProcess:
     """Runs the script in a process of its own, or as many as an Accelerate configuration says."""
     launcher = launcher_of(config) if config else []

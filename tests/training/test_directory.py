@@ -20,6 +20,7 @@ from support.training_runs import (
     flags,
     launch,
     launcher_of,
+    our_launcher_of,
     refusal,
     run_here,
 )
@@ -51,8 +52,13 @@ def test_a_killed_and_resumed_run_is_the_uninterrupted_one(finished, small_data,
 @pytest.mark.parametrize(
     ("launcher", "code"),
     # torchrun calls every signal a failure, even if its processes ended well.
-    [([], 0), (launcher_of("cpu_2proc.yaml"), 1)],
-    ids=["one process", "two processes"],
+    [
+        ([], 0),
+        (launcher_of("cpu_2proc.yaml"), 1),
+        (our_launcher_of("cpu.yaml"), 0),
+        (our_launcher_of("cpu_2proc.yaml"), 143),
+    ],
+    ids=["one process", "two processes", "our launcher, one", "our launcher, two"],
 )
 def test_sigterm_finishes_the_step_saves_and_exits(small_data, tmp_path, launcher, code):
     output_dir = tmp_path / "stopped"

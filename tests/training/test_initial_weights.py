@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 import sys
 
 import pytest
@@ -10,12 +9,13 @@ import torch
 from support.damaged_files import (
     BAD_CONFIGS,
     DAMAGES,
+    LFS_POINTER,
     add_hostile_code,
     damaged,
+    lfs_pointer,
     replace_by_hostile_pickle,
     spoil_config,
 )
-from support.paths import SHARED_DATA
 from support.servers import fake_hub
 from support.training_runs import flags, refusal, run_here, stock_model
 
@@ -95,8 +95,8 @@ def test_damaged_weights_of_torch_are_named(small_data, stock, content, expected
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 600
 
 
-def test_the_pointer_of_the_report_is_named_before_anything_else(small_data):
-    case = SHARED_DATA / "cases" / "lfs_pointer"
+def test_a_pointer_is_named_before_anything_else(small_data, tmp_path):
+    case = lfs_pointer(tmp_path / "clone")
     with pytest.raises(InitialWeightsError) as refused:
         load(case, small_data)
     assert str(refused.value) == (
@@ -122,7 +122,7 @@ def test_a_run_ends_in_one_line_that_names_the_file(
     small_data, stock, tmp_path, monkeypatch, capsys
 ):
     weights = stock / "model.safetensors"
-    shutil.copy(SHARED_DATA / "cases" / "lfs_pointer" / "model.safetensors", weights)
+    weights.write_bytes(LFS_POINTER)
     arguments = finetuning_flags(small_data, tmp_path / "run", stock)
     code, line = refusal(monkeypatch, capsys, *arguments)
     assert code == 1

@@ -20,6 +20,7 @@ import numpy as np
 
 from modeling_gpt2scratch.common.addresses import keep_apart
 from modeling_gpt2scratch.common.atomic_files import write_file
+from modeling_gpt2scratch.common.checksums import file_sha256
 from modeling_gpt2scratch.data.shards.directory import load_manifest, open_shard, shard_bytes
 from modeling_gpt2scratch.data.shards.format import ShardError, check_token_ids
 from modeling_gpt2scratch.data.shards.manifest import (
@@ -28,6 +29,7 @@ from modeling_gpt2scratch.data.shards.manifest import (
     Manifest,
     ShardEntry,
 )
+from modeling_gpt2scratch.data.shards.verification import read_whole
 
 from .cache import Closed, ShardCache
 from .remote_files import MissingFile, RemoteFiles
@@ -81,16 +83,9 @@ class LocalStore:
         Raises:
             ShardError: if they are not what the manifest says.
         """
-        path, tokens = self.directory / entry.file, self.open(entry)
-        check_token_ids(path, tokens, vocab_size=self.manifest.vocab_size)
-        try:
-            n_bytes = shard_bytes(entry, self.manifest.vocab_size)
-            check_shard(path, entry=entry, n_bytes=n_bytes)
-        except ShardError as error:
-            raise ShardError(
-                f"{path}: {error}; the file was changed after its manifest was written, copy it "
-                f"again or prepare the data again"
-            ) from None
+        self.open(entry)
+        if problems := read_whole(self.directory / entry.file, entry, self.manifest).problems:
+            raise ShardError(problems[-1])  # a wrong id says more than a checksum
 
 
 class RemoteStore:
@@ -271,8 +266,7 @@ def check_shard(path: Path, *, entry: ShardEntry, n_bytes: int) -> None:
     n_found = path.stat().st_size
     if n_found != n_bytes:
         raise ShardError(f"expected {n_bytes:,} bytes, found {n_found:,}")
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = file_sha256(path)
     if found != entry.sha256:
         raise ShardError(f"expected sha256 {entry.sha256[:16]}..., found {found[:16]}...")
 

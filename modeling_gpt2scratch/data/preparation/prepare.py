@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.common.activity import activity, kept_moving
 from modeling_gpt2scratch.common.errors import SourceError
-from modeling_gpt2scratch.common.output_directory import OutputError, require_apart
+from modeling_gpt2scratch.common.output_directory import OutputError, claimed, require_apart
 from modeling_gpt2scratch.common.threads import n_cores
 from modeling_gpt2scratch.data.shards.format import ShardError
 from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME, Manifest, Split
@@ -80,7 +80,7 @@ def prepare(config: PrepareConfig) -> Manifest:
         tqdm.write(f"{output_dir}: made before; --overwrite makes it again", file=sys.stderr)
         return made
     require_apart(output_dir.resolve(), local_paths(sources))
-    with working.locked():
+    with claimed(working.output_dir):
         inputs = describe_files(sources)
         progress = working.open(config.recorded(), inputs, overwrite=config.overwrite)
         remove_partial_downloads(working.downloads)

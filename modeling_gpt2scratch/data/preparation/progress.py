@@ -16,13 +16,13 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from modeling_gpt2scratch.common.atomic_files import publish_directory, write_json
 from modeling_gpt2scratch.common.errors import one_line
-from modeling_gpt2scratch.common.output_directory import OutputError, claimed, require_free
+from modeling_gpt2scratch.common.output_directory import require_free
 from modeling_gpt2scratch.data.shards.format import ShardError
 from modeling_gpt2scratch.data.shards.manifest import DATA_MARKER, Manifest
 
@@ -105,20 +105,6 @@ class WorkingDirectory:
         self._clear(kept=self.downloads)
         self.data.mkdir(parents=True)
         return None
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keeps a second preparation out of the same directory.
-
-        Raises:
-            ProgressError: if one is under way.
-        """
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(claimed(self.output_dir))
-            except OutputError as error:
-                raise ProgressError(str(error)) from None
-            yield
 
     def is_published(self, arguments: dict) -> bool:
         """Whether a kill came after the last rename, so that only cleaning up is left."""

@@ -26,7 +26,7 @@ from .manifest_checks import ManifestError
 
 
 @dataclass(frozen=True)
-class _Found:
+class Found:
     """What was found in one shard."""
 
     problems: list[str]
@@ -99,19 +99,19 @@ def _tokenizer_problems(directory: Path, manifest: Manifest) -> list[str]:
     return []
 
 
-def _verify_shard(directory: Path, entry: ShardEntry, manifest: Manifest, fast: bool) -> _Found:
+def _verify_shard(directory: Path, entry: ShardEntry, manifest: Manifest, fast: bool) -> Found:
     """Name, size and header of one shard; and unless `fast`, its checksum and its ids."""
     path = directory / entry.file
     try:
         open_shard(path, entry, vocab_size=manifest.vocab_size)
-        return _Found([]) if fast else _read_whole(path, entry, manifest)
+        return Found([]) if fast else read_whole(path, entry, manifest)
     except ShardError as error:
-        return _Found([str(error)])
+        return Found([str(error)])
     except (OSError, ValueError) as error:  # it is being replaced, or the disk fails
-        return _Found([f"{path}: cannot be read: {error}"])
+        return Found([f"{path}: cannot be read: {error}"])
 
 
-def _read_whole(path: Path, entry: ShardEntry, manifest: Manifest) -> _Found:
+def read_whole(path: Path, entry: ShardEntry, manifest: Manifest) -> Found:
     """Reads a shard once, for its checksum, its largest id and its documents."""
     sha256 = hashlib.sha256()
     n_documents = position = 0
@@ -133,4 +133,4 @@ def _read_whole(path: Path, entry: ShardEntry, manifest: Manifest) -> _Found:
             f"{path}: expected ids below {manifest.vocab_size}, found {out_of_range}; prepare the "
             f"data again"
         )
-    return _Found(problems, n_documents)
+    return Found(problems, n_documents)

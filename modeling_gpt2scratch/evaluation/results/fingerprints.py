@@ -11,7 +11,17 @@ from transformers import AutoConfig
 from transformers.utils import cached_file
 
 from modeling_gpt2scratch.common.addresses import split_revision
+from modeling_gpt2scratch.common.checksums import file_sha256
 from modeling_gpt2scratch.evaluation.scoring.adapters import adapter_config, base_of_adapter
+
+# What decides a model's scores. Of weights saved twice, transformers takes safetensors.
+WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+OTHERS = (
+    *("config.json", "*.py", "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json"),
+    *("added_tokens.json", "model*.index.json", "pytorch_model*.index.json"),
+    *("adapter_config.json", "adapter_model*"),
+)
+
 
 FOLDER = Path(__file__).parents[1]  # the whole evaluation
 
@@ -71,17 +81,6 @@ def _sha256(paths: list[Path]) -> str:
     return digest.hexdigest()
 
 
-# What decides a model's scores. Of weights saved twice, transformers takes safetensors.
-WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
-
-
-OTHERS = ("config.json", "*.py", "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json")
-
-
-OTHERS += ("added_tokens.json", "model*.index.json", "pytorch_model*.index.json")
-OTHERS += ("adapter_config.json", "adapter_model*")
-
-
 def checksums_of(name: str) -> dict[str, str]:
     """The sha256 of each file of a model's weights, config, code and tokenizer, by file name.
 
@@ -111,12 +110,6 @@ def hub_commit(name: str) -> str | None:
     """The commit of the Hub that a model's files in the local cache are of, None of a directory."""
     directory = _directory_of(name)
     return directory.name if directory.parent.name == "snapshots" else None
-
-
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file's bytes, as sha256sum prints it."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _directory_of(name: str) -> Path:

@@ -6,7 +6,6 @@ smuggle in and no tokenizer takes, is U+FFFD.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import zipfile
 import zlib
@@ -16,6 +15,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
+from modeling_gpt2scratch.common.checksums import file_sha256
 from modeling_gpt2scratch.data.tokens.text import parse_json, well_formed
 
 TEXT_SUFFIXES = (".txt", ".raw", ".tokens")
@@ -138,9 +138,7 @@ class SampleData:
             return f"from the Hub, {source}"
         if self.sha256 is None:
             return self.status("", n_samples)
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return OFFICIAL if sha256 == self.sha256 else NOT_OFFICIAL
+        return OFFICIAL if file_sha256(path) == self.sha256 else NOT_OFFICIAL
 
     def problem(self, status: str, *, limit: int | None) -> str | None:
         """Why samples of this status are not the official ones; None if nothing says so.

@@ -32,7 +32,7 @@ def test_the_cache_keeps_its_limit_and_what_the_next_groups_need(data, tmp_path)
         (shards / f"{'0' * 64}.bin").write_bytes(bytes(SHARD_BYTES))  # of another data set
         os.utime(shards / f"{'0' * 64}.bin", (1, 1))
         with opened(server.address, cache) as store:
-            watcher = threading.Thread(target=watch)
+            watcher = threading.Thread(target=watch, daemon=True)
             watcher.start()
             found = batches_of(store)
             done.set()

@@ -152,7 +152,7 @@ def test_a_flood_ends_at_the_size_of_the_file(data, tmp_path, is_announced):
                     largest = max(largest, path.stat().st_size)
 
     done = threading.Event()
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     with serve(data) as server:
         server.faults["train_000000.bin"] = list(floods)
         with opened(server.address, cache_of(tmp_path / "cache")) as store:

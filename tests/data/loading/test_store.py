@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from support.counting_shards import N_SHARDS, SHARD_TOKENS, batches_of, cache_of, loader_of, opened
-from support.paths import REPOSITORY, SHARED_DATA
+from support.paths import REPOSITORY
 from support.processes import run_process
 from support.servers import fake_hub
 from support.servers.faulty_server import serve
@@ -130,9 +130,8 @@ def test_a_shard_that_another_process_removed_is_fetched_again(data, tmp_path):
 
 
 @pytest.fixture
-def adopted(tmp_path, monkeypatch) -> Path:
+def adopted(tmp_path, gpt2_files) -> Path:
     """Six .npy files of 100 tokens of GPT-2's, adopted."""
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(SHARED_DATA / "tiktoken_cache"))
     directory = tmp_path / "adopted"
     directory.mkdir()
     for number in range(N_SHARDS):

@@ -14,7 +14,7 @@ from support.prepared_data import contents
 from support.tiny_corpus import fables, write_jsonl
 
 from modeling_gpt2scratch.common.errors import SourceError
-from modeling_gpt2scratch.common.output_directory import making
+from modeling_gpt2scratch.common.output_directory import OutputError, claimed, making
 from modeling_gpt2scratch.data.preparation.prepare import prepare
 from modeling_gpt2scratch.data.preparation.progress import (
     ProgressError,
@@ -197,8 +197,8 @@ def test_a_file_that_has_changed_does_not_continue_what_was_begun(
 
 def test_two_preparations_of_one_directory_do_not_meet(configure, tmp_path):
     with (
-        WorkingDirectory(tmp_path / "out").locked(),
-        pytest.raises(ProgressError, match="found one under way"),
+        claimed(tmp_path / "out"),
+        pytest.raises(OutputError, match="found one under way"),
     ):
         prepare(configure())
 

@@ -3,20 +3,8 @@
 import pytest
 import tiktoken
 from support.odd_texts import CORPUS, VOCAB_SIZE
-from support.paths import SHARED_DATA
 
 from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer, train_tokenizer
-
-
-@pytest.fixture(scope="module")
-def gpt2_files():
-    """Sets TIKTOKEN_CACHE_DIR to a copy of OpenAI's two files."""
-    directory = SHARED_DATA / "tiktoken_cache"
-    if not directory.is_dir():
-        pytest.skip(f"needs GPT-2's vocab.bpe and encoder.json in {directory}")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TIKTOKEN_CACHE_DIR", str(directory))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -346,6 +346,7 @@ def test_models_have_their_short_names_in_the_pictures(pair, tmp_path, figures):
     models = [replace(model, name=str(run)) for model, run in zip(pair, runs, strict=True)]
     draw_bars(models, METRICS, tmp_path / "bars.png")
     draw_curves([str(run) for run in runs], tmp_path / "curves.png")
+    assert len(figures) == 2
     for figure in figures:
         (legend,) = figure.legends
         assert [text.get_text() for text in legend.get_texts()] == ["a/final", "b/final"]

@@ -9,8 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import evaluation as tiny
-from support.damaged_files import DAMAGES, add_hostile_code, damaged, spoil_config
-from support.paths import SHARED_DATA
+from support.damaged_files import DAMAGES, add_hostile_code, damaged, lfs_pointer, spoil_config
 from support.servers import fake_hub
 from support.tiny_models import tiny_stock_model, tiny_tokenizer
 
@@ -52,8 +51,8 @@ def test_damaged_weights_are_named_with_what_to_do(stock, processes, damage):
     assert re.match(expected, problem(stock, processes))
 
 
-def test_the_pointer_of_the_report_is_named_though_there_is_no_tokenizer_either(processes):
-    case = SHARED_DATA / "cases" / "lfs_pointer"
+def test_a_pointer_is_named_though_there_is_no_tokenizer_either(tmp_path, processes):
+    case = lfs_pointer(tmp_path / "clone")
     assert problem(case, processes) == (
         f"{case}/model.safetensors: expected a safetensors file, found a Git-LFS pointer; "
         f"run `git lfs pull` there"

@@ -48,11 +48,12 @@ class Fault:
     - "reset": it breaks after half of the body;
     - "short": half of the body comes as if that were all;
     - "corrupt": the body has one wrong bit;
-    - a number of seconds as a float: the right answer comes so much later.
+    - a number of seconds as a float: the right answer comes so much later;
+    - a `threading.Event`: the right answer comes when it is set.
     """
 
     pattern: str  # a regular expression for "GET /path", from its beginning
-    answer: int | float | str
+    answer: int | float | str | threading.Event
     times: float
     headers: dict[str, str]
 
@@ -86,7 +87,7 @@ class Hub:
     def fail(
         self,
         pattern: str,
-        answer: int | float | str,
+        answer: int | float | str | threading.Event,
         *,
         times: float = 1,
         headers: dict[str, str] | None = None,

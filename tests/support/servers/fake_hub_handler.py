@@ -9,6 +9,7 @@ import json
 import re
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -50,6 +51,8 @@ class Handler(BaseHTTPRequestHandler):
         answer = self._fault.answer if self._fault else None
         if isinstance(answer, float):
             time.sleep(answer)
+        elif isinstance(answer, threading.Event):
+            answer.wait()
         if answer == "drop":
             self.close_connection = True
         elif isinstance(answer, int):
