@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from modeling_gpt2scratch.common.activity import activity, kept_moving
+from modeling_gpt2scratch.common.activity import CLOCK, activity, progress_bar
 from modeling_gpt2scratch.common.command_line import ArgumentError, argument, parse_config
 from modeling_gpt2scratch.common.interruptions import Interruptible
 from modeling_gpt2scratch.common.threads import let_waiting_threads_rest
@@ -44,8 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         checks = checks_for(config.output_dir, timeout_seconds=config.timeout_seconds)
         statuses = {}
-        bar = tqdm(total=len(checks), bar_format="{desc} ... {elapsed}", leave=False, disable=None)
-        with bar, kept_moving(bar):
+        with progress_bar(total=len(checks), bar_format=CLOCK, leave=False) as bar:
             bar.set_description_str(f"checking {len(checks)} things")
             for name, finding in examine(checks, timeout_seconds=config.timeout_seconds):
                 statuses[name] = finding.status

@@ -4,10 +4,12 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 from tqdm import tqdm
 
 REFRESH_SECONDS = 1.0
+CLOCK = "{desc} ... {elapsed}"
 
 
 @contextlib.contextmanager
@@ -17,18 +19,19 @@ def activity(text: str) -> Iterator[None]:
     Nothing is shown without a terminal, and by one process only.
     """
     is_first = os.environ.get("RANK", "0") == "0"
-    bar = tqdm(
-        desc=text,
-        bar_format="{desc} ... {elapsed}",
-        leave=False,
-        disable=None if is_first else True,  # None: only on a terminal
-    )
-    with bar, kept_moving(bar):
+    with progress_bar(desc=text, bar_format=CLOCK, leave=False, is_shown=is_first):
         yield
 
 
 @contextlib.contextmanager
-def kept_moving(bar: tqdm) -> Iterator[None]:
+def progress_bar(*, is_shown: bool = True, **options: Any) -> Iterator[tqdm]:
+    """A bar of tqdm with these options, on a terminal only, whose clock goes on between updates."""
+    with tqdm(**options, disable=None if is_shown else True) as bar, _kept_moving(bar):
+        yield bar
+
+
+@contextlib.contextmanager
+def _kept_moving(bar: tqdm) -> Iterator[None]:
     """Refreshes a bar each second until the block ends, so that its clock goes on."""
     if bar.disable:
         yield

@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from modeling_gpt2scratch.checkpoints import checkpoint as checkpointing
 from modeling_gpt2scratch.checkpoints.checkpoint import CheckpointError
-from modeling_gpt2scratch.common.activity import activity, kept_moving
+from modeling_gpt2scratch.common.activity import activity, progress_bar
 from modeling_gpt2scratch.common.interruptions import Stopped, StopRequest
 from modeling_gpt2scratch.data.loading.prefetcher import Prefetcher
 from modeling_gpt2scratch.data.shards.format import ShardError
@@ -167,15 +167,9 @@ def make_steps(run: TrainingRun, request: StopRequest) -> str:
     config, accelerator, progress = run.config, run.accelerator, run.progress
     while True:
         first = progress.data_step
-        bar = tqdm(
-            desc="training",
-            initial=progress.step,
-            total=config.max_steps,
-            disable=None if accelerator.is_main_process else True,  # None: only on a terminal
-        )
+        steps = {"initial": progress.step, "total": config.max_steps}
         with (
-            bar,
-            kept_moving(bar),
+            progress_bar(desc="training", **steps, is_shown=accelerator.is_main_process) as bar,
             Prefetcher(run.loader, start_step=first, device=accelerator.device) as batches,
             profiler(accelerator, Path(config.output_dir) if config.profile else None) as profile,
         ):

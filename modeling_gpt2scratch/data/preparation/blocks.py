@@ -12,9 +12,8 @@ from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm import tqdm
 
-from modeling_gpt2scratch.common.activity import kept_moving
+from modeling_gpt2scratch.common.activity import progress_bar
 from modeling_gpt2scratch.data.shards.writer import SplitWriter
 from modeling_gpt2scratch.data.tokens.encoder import EncodedDocuments
 from modeling_gpt2scratch.data.tokens.workers import Batch, Encoding, encoded
@@ -51,17 +50,10 @@ def write_shards(
         OSError: if the disk is full. What the progress speaks of is kept in all cases.
     """
     blocks = _Blocks(plan, working, progress)
-    bar = tqdm(
-        desc="tokenizing",
-        unit=" tokens",
-        unit_scale=True,
-        initial=blocks.n_tokens,
-        disable=None,  # shown on a terminal only
-    )
+    options = {"desc": "tokenizing", "unit": " tokens", "unit_scale": True}
     with (
         closing(blocks),
-        bar,
-        kept_moving(bar),
+        progress_bar(**options, initial=blocks.n_tokens) as bar,
         encoded(stream, plan.encoding, plan.num_workers) as batches,
     ):
         position = progress.position

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from tqdm import tqdm
 
-from modeling_gpt2scratch.common.activity import kept_moving
+from modeling_gpt2scratch.common.activity import progress_bar
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.data.sources.document_stream import DocumentStream
 from modeling_gpt2scratch.data.tokens.encoder import document_digest, is_held_out
@@ -25,6 +25,11 @@ from modeling_gpt2scratch.data.tokens.workers import Batch
 from .configuration import AUTO, DOCUMENTS, TAIL, PrepareConfig
 from .progress import SeenDocuments, WorkingDirectory
 
+# A bar that counts the characters that were looked at.
+LOOKING = {
+    **{"desc": "looking at the text", "unit": " characters", "unit_scale": True},
+    "leave": False,
+}
 MIN_DOCUMENTS = 8  # of each split on average, or there are too few to choose from
 WINDOW_CHARACTERS = 64  # of the smallest models; less text has no part that can be held out
 # What a tail that nobody asked for has at least, a window of larger models, unless that is more
@@ -192,7 +197,7 @@ def _count(
 ) -> bool:
     """Counts documents by split until there are enough, and says whether there are."""
     share = min(config.val_fraction, 1 - config.val_fraction)
-    with _bar() as bar, _looking_for_copies(config, working) as is_copy:
+    with progress_bar(**LOOKING) as bar, _looking_for_copies(config, working) as is_copy:
         for text in _texts(stream, bar):
             if len(text) < config.min_characters:
                 continue
@@ -210,7 +215,7 @@ def _count(
 def _lengths(stream: DocumentStream, config: PrepareConfig, working: WorkingDirectory) -> array:
     """The characters of each document; 0 for those that are left out."""
     lengths = array("q")
-    with _bar() as bar, _looking_for_copies(config, working) as is_copy:
+    with progress_bar(**LOOKING) as bar, _looking_for_copies(config, working) as is_copy:
         for text in _texts(stream, bar):
             is_left_out = len(text) < config.min_characters or (
                 config.deduplicate and is_copy(document_digest(text, config.seed))
@@ -232,20 +237,6 @@ def _looking_for_copies(
     with closing(SeenDocuments(path, n_blocks=0)) as seen:
         yield lambda digest: not seen.is_new(digest, 0)
     path.unlink()
-
-
-@contextmanager
-def _bar() -> Iterator[tqdm]:
-    """Of the characters that were looked at."""
-    bar = tqdm(
-        desc="looking at the text",
-        unit=" characters",
-        unit_scale=True,
-        leave=False,
-        disable=None,  # shown on a terminal only
-    )
-    with bar, kept_moving(bar):
-        yield bar
 
 
 def _texts(stream: DocumentStream, bar: tqdm) -> Iterator[str]:

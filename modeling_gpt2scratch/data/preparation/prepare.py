@@ -7,6 +7,7 @@ are written block by block (`blocks.py`), last comes the manifest; then the dire
 import dataclasses
 import shutil
 import sys
+from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from modeling_gpt2scratch.common.activity import activity, kept_moving
+from modeling_gpt2scratch.common.activity import activity, progress_bar
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.common.output_directory import OutputError, claimed, require_apart
 from modeling_gpt2scratch.common.threads import n_cores
@@ -180,13 +181,8 @@ def train_on_sources(
     held_out: HeldOut,
 ) -> PreTrainedTokenizerBase:
     """A tokenizer trained on the documents that will be in the training split."""
-    bar = tqdm(
-        desc=f"training a tokenizer of {vocab_size}",
-        unit=" documents",
-        disable=None,  # shown on a terminal only
-    )
 
-    def training_documents():
+    def training_documents(stream: SplitStream, bar: tqdm) -> Iterator[str]:
         n_characters = 0
         for batch in stream:
             for index, text in enumerate(batch.documents):
@@ -202,8 +198,12 @@ def train_on_sources(
                 break
         bar.set_description(f"learning what makes {vocab_size} entries")
 
-    with closing(split_stream(config, sources, working, held_out)) as stream, bar, kept_moving(bar):
-        return train_tokenizer(training_documents(), vocab_size)
+    options = {"desc": f"training a tokenizer of {vocab_size}", "unit": " documents"}
+    with (
+        closing(split_stream(config, sources, working, held_out)) as stream,
+        progress_bar(**options) as bar,
+    ):
+        return train_tokenizer(training_documents(stream, bar), vocab_size)
 
 
 def finish(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from modeling_gpt2scratch.common.activity import progress_bar
 from modeling_gpt2scratch.common.output_directory import writable_directory
 from modeling_gpt2scratch.data.tokens.tokenizer import manifest_entries
 
@@ -111,9 +112,7 @@ def _examine(files: Sequence[TokenFile], tokenizer: ForeignTokenizer, descriptio
     """The entry of a split, several files at a time."""
     n_tokens = sum(len(file.tokens) for file in files)
     with (
-        tqdm(
-            total=n_tokens, unit=" tokens", unit_scale=True, desc=description, disable=None
-        ) as progress,
+        progress_bar(total=n_tokens, unit=" tokens", unit_scale=True, desc=description) as progress,
         ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool,
     ):
         found = list(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from modeling_gpt2scratch.common.activity import progress_bar
 from modeling_gpt2scratch.common.atomic_files import write_json
 from modeling_gpt2scratch.common.output_directory import CONVERTED_SHARDS, making, output_directory
 from modeling_gpt2scratch.data.tokens.ids import token_dtype
@@ -21,6 +22,8 @@ from .format import MAX_SHARD_TOKENS, ShardError, are_ids, shard_header
 from .manifest import DATA_MARKER, MANIFEST_NAME, Manifest, ShardEntry
 from .token_files import TokenFile, read_token_file, token_files
 from .writer import SplitWriter
+
+BAR = {"desc": "converting", "unit": " tokens", "unit_scale": True}
 
 
 def to_ours(
@@ -64,7 +67,7 @@ def to_ours(
     files = [file for members in splits.values() for file in members]
     tokenizer = ForeignTokenizer(tokenizer_name, files)
     n_tokens = sum(len(file.tokens) for file in files)
-    with making(place, **rule) as directory, _progress(n_tokens) as progress:
+    with making(place, **rule) as directory, progress_bar(total=n_tokens, **BAR) as progress:
         written = {}
         for split, members in splits.items():
             writer = SplitWriter(
@@ -124,18 +127,13 @@ def to_llmc(
                 f"llm.c, found {entry.n_tokens:,}; convert it --to ours first"
             )
     n_tokens = sum(entry.n_tokens for shards in entries.values() for entry in shards)
-    with making(place, **rule) as directory, _progress(n_tokens) as progress:
+    with making(place, **rule) as directory, progress_bar(total=n_tokens, **BAR) as progress:
         for split, shards in entries.items():
             for entry, file in zip(shards, names[split], strict=True):
                 _copy_shard(source / entry.file, entry, directory / file, manifest.vocab_size)
                 progress.update(entry.n_tokens)
         write_json(directory / CONVERTED_SHARDS.name, CONVERTED_SHARDS.content())
     return {split: [output_dir / file for file in files] for split, files in names.items()}
-
-
-def _progress(n_tokens: int) -> tqdm:
-    """A bar for so many tokens, where somebody watches."""
-    return tqdm(total=n_tokens, unit=" tokens", unit_scale=True, desc="converting", disable=None)
 
 
 def _copy_tokens(

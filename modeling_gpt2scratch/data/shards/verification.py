@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from modeling_gpt2scratch.common.activity import progress_bar
 from modeling_gpt2scratch.data.tokens.names import TokenizerError
 
 from .directory import (
@@ -53,8 +53,8 @@ def problems_of(directory: Path, *, fast: bool = False) -> list[str]:
     entries = [entry for split in manifest.splits.values() for entry in split.shards]
     with (
         ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool,
-        tqdm(
-            total=len(entries), unit=" shards", desc="verifying", disable=fast or None
+        progress_bar(
+            total=len(entries), unit=" shards", desc="verifying", is_shown=not fast
         ) as progress,
     ):
         found = {}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from modeling_gpt2scratch.common.activity import activity, kept_moving
+from modeling_gpt2scratch.common.activity import activity, progress_bar
 from modeling_gpt2scratch.common.atomic_files import write_file
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.common.threads import n_cores
@@ -83,9 +83,12 @@ def docstrings(num_workers: int) -> list[str]:
             for file in sorted(root.rglob("*.py"))
             if UNDOCUMENTED_FOLDERS.isdisjoint(file.relative_to(root).parts)
         ]
-    bar = tqdm(total=len(files), desc="reading docstrings", unit=" files", disable=None)
+    options = {"desc": "reading docstrings", "unit": " files"}
     found: dict[str, None] = {}  # in their order
-    with bar, kept_moving(bar), start_workers(num_workers) as pool:
+    with (
+        progress_bar(total=len(files), **options) as bar,
+        start_workers(num_workers) as pool,
+    ):
         parts = [files[start : start + 32] for start in range(0, len(files), 32)]
         # Not `map`, whose cancelled work does not go with workers that an error ends.
         futures = [pool.submit(_prose_of_files, part) for part in parts]

@@ -15,10 +15,9 @@ from typing import Literal, TypeVar
 import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from modeling_gpt2scratch.common.activity import kept_moving
+from modeling_gpt2scratch.common.activity import progress_bar
 from modeling_gpt2scratch.common.errors import named
 
 from .batching import Batch, join_rows, plan_batches
@@ -121,10 +120,7 @@ class RowScorer(CausalModel):
             n_rows: of all batches, for the progress bar.
             description: of the progress bar.
         """
-        with (
-            tqdm(total=n_rows, desc=description, unit="row", disable=None) as bar,
-            kept_moving(bar),
-        ):
+        with progress_bar(total=n_rows, desc=description, unit="row") as bar:
             for batch in batches:
                 for found in compute(batch):
                     yield found

@@ -10,10 +10,9 @@ from accelerate import Accelerator
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from modeling_gpt2scratch.common.activity import kept_moving
+from modeling_gpt2scratch.common.activity import progress_bar
 from modeling_gpt2scratch.common.errors import in_words
 
 from .batching import Batch
@@ -92,11 +91,8 @@ class SharedScorer(CausalScorer):
         """
         batches = list(batches)
         n_batches = BATCHES_PER_EXCHANGE * self._accelerator.num_processes
-        disable = None if self._has_progress else True  # None: only where nobody watches
-        with (
-            tqdm(total=n_rows, desc=description, unit="row", disable=disable) as bar,
-            kept_moving(bar),
-        ):
+        options = {"desc": description, "unit": "row", "is_shown": self._has_progress}
+        with progress_bar(total=n_rows, **options) as bar:
             for start in range(0, len(batches), n_batches):
                 self._before_batches()
                 for found in self._share_out(batches[start : start + n_batches], compute):
