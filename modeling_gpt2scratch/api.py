@@ -4,8 +4,8 @@
 
     prepare(dataset="input.txt", output_dir="data/mine", tokenizer="bpe:512")
     run = train(data="data/mine", output_dir="runs/mine", model="tiny", total_batch_tokens=2048)
-    compare(models=[str(run)], tasks=["val"], val_data="data/mine")
-    publish(run=str(run), repository="you/mine", dry_run="hub/mine")
+    compare(models=run, tasks="val", val_data="data/mine")
+    publish(run=run, repository="you/mine", dry_run="hub/mine")
 
 Nothing is loaded before it is needed.
 """
@@ -34,10 +34,11 @@ def prepare(**arguments: Any) -> Manifest:
         ValueError, OSError: if an argument, the data or the disk is at fault; the message says what
             was expected and what was found.
     """
+    from modeling_gpt2scratch.common.command_line import from_keywords
     from modeling_gpt2scratch.data.preparation.configuration import PrepareConfig
     from modeling_gpt2scratch.data.preparation.prepare import prepare as prepare_with
 
-    return prepare_with(PrepareConfig(**arguments))
+    return prepare_with(from_keywords(PrepareConfig, arguments))
 
 
 def train(**arguments: Any) -> Path:
@@ -55,11 +56,12 @@ def train(**arguments: Any) -> Path:
             fault; the message says what was expected and what was found.
     """
     let_waiting_threads_rest()  # to no avail if torch is loaded already
+    from modeling_gpt2scratch.common.command_line import from_keywords
     from modeling_gpt2scratch.reports.run_page import report_at_end
     from modeling_gpt2scratch.training.configuration import TrainConfig
     from modeling_gpt2scratch.training.loop import train as train_with
 
-    config = TrainConfig(**arguments)
+    config = from_keywords(TrainConfig, arguments)
     output_dir = Path(config.output_dir)
     if train_with(config) == "finished":
         print(report_at_end(output_dir))
@@ -76,17 +78,20 @@ def publish(**arguments: Any) -> str:
         ConversionError, RecordsError, TokenizerError, ValueError, OSError: if an argument, the run,
             the login or the disk is at fault; the message says what was expected and found.
     """
+    from modeling_gpt2scratch.common.command_line import from_keywords
     from modeling_gpt2scratch.hub.configuration import PublishConfig
     from modeling_gpt2scratch.hub.runs import publish as publish_with
 
-    return publish_with(PublishConfig(**arguments))
+    return publish_with(from_keywords(PublishConfig, arguments))
 
 
-def compare(models: list[str], tasks: list[str], **arguments: Any) -> Comparison:
+def compare(
+    models: str | Path | list[str | Path], tasks: str | list[str], **arguments: Any
+) -> Comparison:
     """Measures models on tasks, prints the table and writes results.json.
 
     Args:
-        models: directories or Hub names.
+        models: directories or Hub names, or one of them.
         tasks: names, or "all" alone.
         arguments: the others of `evaluate/compare.py`, as keywords.
 

@@ -32,7 +32,7 @@ from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser, numb
 from modeling_gpt2scratch.common.errors import SourceError, one_line, printable
 from modeling_gpt2scratch.common.output_directory import OutputError, making, output_directory
 from modeling_gpt2scratch.data.shards.format import MAX_SHARD_TOKENS, ShardError
-from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME, Manifest
+from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME, PART_PATTERN, Manifest
 from modeling_gpt2scratch.data.shards.token_files import (
     NANOGPT,
     TokenFile,
@@ -158,11 +158,10 @@ def _verify(arguments: argparse.Namespace) -> int:
 
     problems = problems_of(arguments.directory, fast=arguments.fast)
     if not problems:
-        splits = Manifest.load(arguments.directory).splits.values()
-        n_shards = sum(len(split.shards) for split in splits)
-        n_tokens = sum(split.n_tokens for split in splits)
+        shards = Manifest.load(arguments.directory).shards
+        n_tokens = sum(entry.n_tokens for entry in shards)
         depth = "sizes and headers" if arguments.fast else "checksums, ids and documents"
-        print(f"ok: {arguments.directory}: {n_tokens:,} tokens in {n_shards} shards, {depth}")
+        print(f"ok: {arguments.directory}: {n_tokens:,} tokens in {len(shards)} shards, {depth}")
     for problem in problems:
         print(problem)
     return 1 if problems else 0
@@ -285,15 +284,13 @@ def _publish(arguments: argparse.Namespace) -> int:
     with making(dry_run) as folder:
         manifest = read_verified(data)
         write_small_files(data, folder, manifest, repository, arguments.license)
-    n_shards = sum(len(split.shards) for split in manifest.splits.values())
+    n_shards = len(manifest.shards)
     print(f"written, not uploaded: {dry_run}; {n_shards:,} shards would go with it")
     return 0
 
 
 def _files_in(directory: Path) -> list[Path]:
     """The token files of a directory that has no manifest."""
-    from modeling_gpt2scratch.data.shards.merging import PART_PATTERN
-
     files = token_files(directory)
     if not files:
         raise ShardError(f"{directory}: expected {MANIFEST_NAME} or token files, found neither")
@@ -316,7 +313,7 @@ def _describe(directory: Path, manifest: Manifest) -> str:
         for name, split in manifest.splits.items()
     ]
     headers = ["split", "tokens", "documents", "bytes/token", "shards"]
-    entries = [entry for split in manifest.splits.values() for entry in split.shards]
+    entries = manifest.shards
     formats = sorted({entry.layout.format for entry in entries if entry.layout})
     own = np.dtype(token_dtype(manifest.vocab_size)).name
     kind = f"{' and '.join(formats)} files with" if formats else own

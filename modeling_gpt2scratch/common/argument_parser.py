@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import numbers
 import os
 import re
 import sys
@@ -25,7 +26,7 @@ WRONG_CHOICE = re.compile(
     r"(?:argument (\S+): )?invalid choice: '(.*)' \(choose from (.*)\)", re.DOTALL
 )
 WRONG_TYPE = re.compile(r"invalid (\w+) value: ")
-NUMBERS = {int: "a whole number", float: "a number"}
+KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "True or False"}
 
 
 class OneLineErrorParser(argparse.ArgumentParser):
@@ -100,14 +101,41 @@ def number(kind: type, least: float, most: float = float("inf")) -> Callable[[st
             found = kind(text)
             if least <= found <= most and found != float("inf"):
                 return found
-        raise argparse.ArgumentTypeError(f"expected {NUMBERS[kind]} {bounds}, found {text!r}")
+        raise argparse.ArgumentTypeError(f"expected {KINDS[kind]} {bounds}, found {text!r}")
 
     return read
 
 
+def checked(kind: Any, value: Any) -> Any:
+    """A program's value as a field of this type holds it: a path as a text, one entry as a list.
+
+    Raises:
+        ValueError: "expected X, found Y".
+    """
+    if get_origin(kind) in (Union, types.UnionType):
+        if value is None:
+            return None
+        (kind,) = (one for one in get_args(kind) if one is not types.NoneType)
+    if get_origin(kind) is list:
+        parts = value if isinstance(value, list | tuple) else [value]
+        return [checked(*get_args(kind), part) for part in parts]
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, bool):
+        if isinstance(value, numbers.Integral) and kind in (int, str):  # micro_batch_size=4
+            value = kind(value)
+        elif isinstance(value, numbers.Real) and kind is float:
+            value = float(value)
+    choices = get_args(kind)
+    if value not in choices if choices else type(value) is not kind or value == "":
+        wanted = f"one of {', '.join(map(repr, choices))}" if choices else KINDS[kind]
+        raise ValueError(f"expected {wanted}, found {value!r}")
+    return value
+
+
 def readable(message: str) -> str:
     """argparse's complaint in our words; about a wrong choice, with the nearest right one."""
-    kinds = {kind.__name__: words for kind, words in NUMBERS.items()}
+    kinds = {kind.__name__: words for kind, words in KINDS.items()}
     message = WRONG_TYPE.sub(lambda m: f"expected {kinds.get(m[1], m[1])}, found ", message)
     found = WRONG_CHOICE.fullmatch(message)
     if found is None:

@@ -22,7 +22,13 @@ from typing import Any, TypeVar, get_origin, get_type_hints
 import yaml
 
 from .addresses import command_line
-from .argument_parser import OneLineErrorParser, readable, say_when_interrupted, with_underscores
+from .argument_parser import (
+    OneLineErrorParser,
+    checked,
+    readable,
+    say_when_interrupted,
+    with_underscores,
+)
 from .errors import file_problem
 from .output_directory import require_apart, resolved
 
@@ -144,6 +150,28 @@ def parse_config(
         parser.error(with_place(str(error)))
     except OSError as error:
         parser.error(with_place(file_problem(error)))
+    return config
+
+
+def from_keywords(config_class: type[Config], arguments: dict[str, Any]) -> Config:
+    """The dataclass of a program's keywords, under the rules of the command line.
+
+    Raises:
+        TypeError: for a name that it has not, with the nearest one.
+        ArgumentError: for a value of another type, or one without effect.
+    """
+    kinds = get_type_hints(config_class)
+    known = [field.name for field in dataclasses.fields(config_class)]
+    values = {}
+    for name, value in arguments.items():
+        if name not in known:
+            raise TypeError(f"unknown argument {_with_hint(name, known)}")
+        try:
+            values[name] = checked(kinds[name], value)
+        except ValueError as error:
+            raise ArgumentError(name, problem=str(error)) from None
+    config = config_class(**values)
+    _refuse_without_effect(config, dict.fromkeys(values, (0, None)))
     return config
 
 

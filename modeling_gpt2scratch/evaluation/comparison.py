@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from modeling_gpt2scratch.common.activity import activity
+from modeling_gpt2scratch.common.command_line import from_keywords
 from modeling_gpt2scratch.common.output_directory import OutputError, claimed
 
 from .configuration import (
@@ -39,9 +40,10 @@ def compare(models: list[str], tasks: list[str], **options) -> Comparison:
         OutputError: if the results cannot be written, or another comparison writes them.
     """
     known = known_tasks(options.get("include_path"))
-    config = arguments_for(known)(models=models, tasks=tasks, **options)
+    arguments = {"models": models, "tasks": tasks} | options
+    config = from_keywords(arguments_for(known), arguments)
     output_dir = open_output_dir(config)
-    comparison = Comparison([ModelMeasurements(name) for name in models])
+    comparison = Comparison([ModelMeasurements(name) for name in config.models])
     run_comparison(config, output_dir, comparison)
     return comparison
 

@@ -72,7 +72,7 @@ def push_data(
         with tempfile.TemporaryDirectory() as folder:
             write_small_files(directory, Path(folder), manifest, repository, license)
             url = call(partial(make_repository, repository, repo_type="dataset", private=private))
-            shards = [entry for split in manifest.splits.values() for entry in split.shards]
+            shards = manifest.shards
             for start in range(0, len(shards), SHARDS_PER_COMMIT):
                 group = shards[start : start + SHARDS_PER_COMMIT]
                 call(partial(_push_shards, repository, directory, group, Path(folder)))

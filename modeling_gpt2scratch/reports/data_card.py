@@ -163,8 +163,7 @@ def _format(manifest: Manifest) -> str:
     if manifest.is_adopted:
         rows = [
             [f"`{entry.file}`", entry.layout.format, entry.layout.dtype, entry.layout.header_bytes]
-            for split in manifest.splits.values()
-            for entry in split.shards
+            for entry in manifest.shards
         ]
         table = pipe_table(["File", "Format", "Type", "Bytes before the tokens"], rows)
         return (

@@ -18,18 +18,18 @@ from modeling_gpt2scratch import compare, prepare, train
 assert "torch" not in sys.modules
 text, data, runs = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
 manifest = prepare(
-    dataset=str(text), output_dir=str(data), tokenizer="bpe:300", val_fraction=0.1, num_workers=1
+    dataset=text, output_dir=data, tokenizer="bpe:300", val_fraction=0.1, num_workers=1
 )
 assert sum(split.n_tokens for split in manifest.splits.values()) > 10_000
 handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 sizes = {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 32, "total_batch_tokens": 256}
-options = {"data": str(data), "micro_batch_size": 4, "max_steps": 3, "log_every": 1} | sizes
-first = train(output_dir=str(runs / "first"), **options)
+options = {"data": data, "micro_batch_size": 4, "max_steps": 3, "log_every": 1} | sizes
+first = train(output_dir=runs / "first", **options)
 again = train(output_dir=str(runs / "again"), **options, mixed_precision="bf16")
 same = train(output_dir=str(runs / "same"), **options)
 assert (first, again, same) == tuple(runs / name for name in ("first", "again", "same"))
 assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
-comparison = compare(models=[str(first)], tasks=["val"], val_data=str(data))
+comparison = compare(models=first, tasks="val", val_data=data)
 assert comparison.models[0].tasks["val"].result is not None
 """
 

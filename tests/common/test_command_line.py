@@ -2,8 +2,10 @@
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Literal
 
+import numpy as np
 import pytest
 
 from modeling_gpt2scratch.common.command_line import (
@@ -11,6 +13,7 @@ from modeling_gpt2scratch.common.command_line import (
     ArgumentError,
     argument,
     check_numbers,
+    from_keywords,
     parse_config,
     with_place,
 )
@@ -306,3 +309,50 @@ def test_an_argument_without_effect_is_refused(tmp_path, capsys):
         "step_limit out"
     )
     assert parse(tmp_path, "rate: 1\n", *flags, "--steps", "1").step_limit == 3
+
+
+# From a program
+
+
+def test_a_programs_values_become_those_of_the_command_line():
+    config = from_keywords(
+        Config,
+        {
+            **{"rate": 3, "steps": np.int64(4), "step_limit": 5, "file": Path(__file__)},
+            **{"names": "one", "words": ("two", Path("three")), "fast": True},
+        },
+    )
+    assert config == Config(
+        **{"rate": 3.0, "steps": 4, "step_limit": 5, "file": __file__},
+        **{"names": ["one"], "words": ["two", "three"], "fast": True},
+    )
+    assert type(config.rate) is float and type(config.steps) is int
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rate": "3"}, "--rate: expected a number, found '3'"),
+        ({"rate": True}, "--rate: expected a number, found True"),
+        ({"steps": 1.5}, "--steps: expected a whole number, found 1.5"),
+        ({"rate": None}, "--rate: expected a number, found None"),
+        ({"fast": "no"}, "--fast: expected True or False, found 'no'"),
+        ({"kind": "c"}, "--kind: expected one of 'a', 'b', 'no', found 'c'"),
+        ({"names": [3.5]}, "--names: expected a text, found 3.5"),
+        ({"file": ""}, "--file: expected a text, found ''"),
+        (
+            {"step_limit": 3},
+            "--step_limit, --steps: expected step_limit only with steps, found none; leave "
+            "step_limit out",
+        ),
+    ],
+)
+def test_a_programs_value_of_another_type_or_without_effect_is_refused(arguments, message):
+    with pytest.raises(ArgumentError) as refused:
+        from_keywords(Config, arguments)
+    assert str(refused.value) == message
+
+
+def test_a_programs_argument_that_nobody_knows_has_a_hint():
+    with pytest.raises(TypeError, match="unknown argument step; did you mean steps"):
+        from_keywords(Config, {"step": 3})

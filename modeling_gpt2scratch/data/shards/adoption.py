@@ -19,8 +19,7 @@ from modeling_gpt2scratch.data.tokens.tokenizer import manifest_entries
 from .directory import MAX_THREADS, read_pieces
 from .foreign import ForeignTokenizer, files_by_split
 from .format import ShardError
-from .manifest import MANIFEST_NAME, Manifest, ShardEntry, Split
-from .merging import PART_PATTERN
+from .manifest import MANIFEST_NAME, PART_PATTERN, Manifest, ShardEntry, Split
 from .token_files import TokenFile, read_token_file, token_files
 
 

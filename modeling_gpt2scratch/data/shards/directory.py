@@ -34,9 +34,8 @@ def open_directory(directory: Path) -> Manifest:
         ShardError: at the first that does not.
     """
     manifest = load_manifest(directory)
-    for split in manifest.splits.values():
-        for entry in split.shards:
-            open_shard(directory / entry.file, entry, vocab_size=manifest.vocab_size)
+    for entry in manifest.shards:
+        open_shard(directory / entry.file, entry, vocab_size=manifest.vocab_size)
     return manifest
 
 
@@ -110,7 +109,7 @@ def shard_bytes(entry: ShardEntry, vocab_size: int) -> int:
 
 def unlisted_files(directory: Path, manifest: Manifest) -> list[Path]:
     """Files of tokens in the directory that the manifest does not list."""
-    listed = {entry.file for split in manifest.splits.values() for entry in split.shards}
+    listed = {entry.file for entry in manifest.shards}
     return [file for file in token_files(directory) if file.name not in listed]
 
 

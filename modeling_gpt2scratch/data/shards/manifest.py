@@ -25,6 +25,7 @@ from .manifest_checks import (
     check_content,
 )
 
+PART_PATTERN = "manifest.part-*.json"  # of the tasks of a pipeline, until they are merged
 MANIFEST_NAME = "manifest.json"
 # Of a directory that may be replaced; one that was adopted holds other programs' files.
 DATA_MARKER = Marker(MANIFEST_NAME, OWN_FORMAT, VERSION)
@@ -96,9 +97,14 @@ class Manifest:
     held_out: dict = dataclasses.field(default_factory=dict)  # "split": "documents" or "tail"
 
     @property
+    def shards(self) -> list[ShardEntry]:
+        """Those of all splits."""
+        return [shard for split in self.splits.values() for shard in split.shards]
+
+    @property
     def is_adopted(self) -> bool:
         """Whether the shards are other programs' files, each with its layout."""
-        return any(shard.layout for split in self.splits.values() for shard in split.shards)
+        return any(shard.layout for shard in self.shards)
 
     def content(self) -> dict:
         """What stands in `manifest.json`, as JSON values."""

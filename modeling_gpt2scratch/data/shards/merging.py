@@ -12,12 +12,9 @@ from pathlib import Path
 from modeling_gpt2scratch.common.atomic_files import write_json
 from modeling_gpt2scratch.data.tokens.tokenizer import fingerprint, load_tokenizer, save_tokenizer
 
-from .directory import open_shard
+from .directory import open_shard, unlisted_files
 from .format import ShardError
-from .manifest import MANIFEST_NAME, Manifest, Split
-from .token_files import token_files
-
-PART_PATTERN = "manifest.part-*.json"
+from .manifest import MANIFEST_NAME, PART_PATTERN, Manifest, Split
 
 
 @dataclass(frozen=True)
@@ -74,15 +71,14 @@ def merge_parts(directory: Path) -> Manifest:
     parts = _load_parts(directory)
     splits = _merged_splits(directory, [part.manifest for part in parts])
     first = parts[0].manifest
-    listed = {entry.file for split in splits.values() for entry in split.shards}
-    for entry in (entry for split in splits.values() for entry in split.shards):
+    manifest = dataclasses.replace(first, splits=splits)
+    for entry in manifest.shards:
         open_shard(directory / entry.file, entry, vocab_size=first.vocab_size)
-    for file in token_files(directory):
-        if file.name not in listed:
-            raise ShardError(
-                f"{file}: expected only shards of the {len(parts)} tasks, found another; remove "
-                f"it or write to an empty directory"
-            )
+    for file in unlisted_files(directory, manifest):
+        raise ShardError(
+            f"{file}: expected only shards of the {len(parts)} tasks, found another; remove it or "
+            f"write to an empty directory"
+        )
     name = first.tokenizer["name"]
     tokenizer = load_tokenizer(name)
     if fingerprint(tokenizer) != first.tokenizer["fingerprint"]:
@@ -91,7 +87,6 @@ def merge_parts(directory: Path) -> Manifest:
             f"put the old one back"
         )
     save_tokenizer(tokenizer, directory)
-    manifest = dataclasses.replace(first, splits=splits)
     manifest.save(directory)
     _remove(directory)
     return manifest
@@ -105,7 +100,7 @@ def _made_before(directory: Path) -> Manifest | None:
         listed = {(entry["file"], entry["sha256"]) for split in splits for entry in split["shards"]}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
-    entries = [entry for part in rest for split in part.splits.values() for entry in split.shards]
+    entries = [entry for part in rest for entry in part.shards]
     if not rest or not {(entry.file, entry.sha256) for entry in entries} <= listed:
         return None
     _remove(directory)

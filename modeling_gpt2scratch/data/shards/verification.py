@@ -21,7 +21,7 @@ from .directory import (
     unlisted_files,
 )
 from .format import ShardError, are_ids
-from .manifest import MANIFEST_NAME, Manifest, ShardEntry
+from .manifest import MANIFEST_NAME, PART_PATTERN, Manifest, ShardEntry
 from .manifest_checks import ManifestError
 
 
@@ -50,7 +50,7 @@ def problems_of(directory: Path, *, fast: bool = False) -> list[str]:
     except ManifestError as error:  # by which nothing can be held
         return [str(error)]
     problems = [*_layout_problems(directory, manifest), *_tokenizer_problems(directory, manifest)]
-    entries = [entry for split in manifest.splits.values() for entry in split.shards]
+    entries = manifest.shards
     with (
         ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool,
         progress_bar(
@@ -85,7 +85,7 @@ def _layout_problems(directory: Path, manifest: Manifest) -> list[str]:
     ]
     problems += [
         f"{file}: expected merged parts, found one beside {MANIFEST_NAME}; merge or remove it"
-        for file in sorted(directory.glob("manifest.part-*.json"))
+        for file in sorted(directory.glob(PART_PATTERN))
     ]
     return problems
 
