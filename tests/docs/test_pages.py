@@ -55,7 +55,7 @@ def test_every_argument_is_in_a_table_with_its_default_and_help(hooks):
         for name in ("data", "max_steps", "report_to", "tf32")
     )
     assert "| text | **required** |" in data
-    assert "| integer |  | optimizer updates; 19,073 if not given |" in max_steps
+    assert "| integer |  | steps (optimizer updates); 19,073 if not given |" in max_steps
     assert "| text, several |  | trackers beside metrics.jsonl" in report_to
     assert "| `true`&nbsp;`false` | `true` |" in tf32
     assert text.startswith("before\n") and "<!--" not in text

@@ -198,7 +198,7 @@ def test_results_go_beside_the_first_model_if_it_is_a_local_directory(tmp_path):
         ("--models m --tasks lambada --output_dir=", "expected a text, found none"),
         (
             "--models m --tasks lambada --dtype int8",
-            "--dtype: expected one of 'float32', 'bfloat16', 'float16', found 'int8'",
+            "--dtype: expected one of float32, bfloat16, float16, found 'int8'",
         ),
         ("--models m --tasks lambada --lim 3", "unknown flag --lim; did you mean --limit?"),
         ("--tasks lambada", "required: --models"),

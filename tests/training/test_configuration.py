@@ -61,7 +61,7 @@ def test_what_is_not_given_is_filled_in_and_what_is_accepted_stays(tmp_path):
         ({"learning_rate": "inf"}, "x.yaml: learning_rate: expected a number above 0, found inf"),
         ({"learning_rate": "nan"}, "x.yaml: learning_rate: expected a number above 0, found nan"),
         ({"lr": 1}, "x.yaml: unknown key lr; did you mean learning_rate?"),
-        ({"model": "gpt3"}, "gpt2-xl', found 'gpt3'"),
+        ({"model": "gpt3"}, "gpt2-xl, found 'gpt3'; did you mean gpt2?"),
         ({"weight_decay": 100}, "x.yaml: weight_decay: expected weight_decay of at most 10.0"),
         ({"timeout_minutes": 1e9}, "x.yaml: timeout_minutes: expected timeout_minutes of at most"),
         ({"dropout": 1}, "x.yaml: dropout: expected dropout below 1, found 1.0"),

@@ -168,7 +168,7 @@ def test_a_file_in_the_place_of_the_directory_is_never_touched(tmp_path, run_scr
     dataset = write_jsonl(tmp_path / "fables.jsonl", fables(30))
     code, (error,) = run_script(dataset, dataset, "--tokenizer", "bpe:300", "--overwrite")
     assert code == 2
-    assert f"expected {dataset} to be new" in error
+    assert f"expected --output_dir {dataset} to be new" in error
     assert len(dataset.read_text().splitlines()) == 30
 
 
