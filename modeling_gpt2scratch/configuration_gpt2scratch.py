@@ -103,11 +103,11 @@ class GPT2ScratchConfig(PreTrainedConfig):
     auto_map: dict | None = None
 
     def __post_init__(self, **kwargs):
-        known = {field.name for field in dataclasses.fields(self)} | {*self.attribute_map}
-        for name in (
-            kwargs.keys() - known
-        ):  # transformers would keep any of them as an attribute without effect
-            if near := difflib.get_close_matches(name, known, n=1, cutoff=ALMOST_THE_SAME):
+        # transformers would keep any name as an attribute without effect.
+        inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+        own = {field.name for field in dataclasses.fields(self)} - inherited | {*self.attribute_map}
+        for name in kwargs.keys() - own:
+            if near := difflib.get_close_matches(name, own, n=1, cutoff=ALMOST_THE_SAME):
                 raise ValueError(f"{name}: expected a known name, found none; {near[0]} is one")
         # transformers calls it too, but wraps the error in one that is no ValueError.
         self.validate_architecture()

@@ -108,7 +108,7 @@ def _config_problem(path: Path, error: Exception) -> str | None:
     if CUSTOM_CODE in message and path.is_file():
         return (
             f"{path}: expected a model that transformers knows, found one with code of its own; "
-            f"--trust_remote_code runs it"
+            f"name it and --trust_remote_code to run that"
         )
     is_clear = message.startswith("expected ") or any(word in message for word in CLEAR)
     if is_clear or isinstance(error, NOT_OF_A_FILE) or not path.is_file():

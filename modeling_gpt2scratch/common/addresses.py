@@ -54,8 +54,8 @@ def keep_apart(text: str) -> str:
     """
     if any(UNCLEAR.match(match[0]) for match in ADDRESS.finditer(text)):
         raise ValueError(
-            f"expected an address whose password or path writes @ as %40 and / as %2F, found "
-            f"others in {public(text)}"
+            f"expected an address that writes @ as %40 in its path, and @ and / as %40 and %2F in "
+            f"its password, found another in {public(text)}"
         )
     return ADDRESS.sub(lambda match: _public(match, is_kept=True), text)
 
@@ -105,11 +105,14 @@ def keep_secrets_apart(config: Any, *, but: Sequence[str] = ()) -> None:
     """
     for name in {field.name for field in dataclasses.fields(config)} - {*but}:
         value = getattr(config, name)
-        if isinstance(value, str):
-            object.__setattr__(config, name, keep_apart(value))
-        elif isinstance(value, list):
-            kept = [keep_apart(part) if isinstance(part, str) else part for part in value]
-            object.__setattr__(config, name, kept)
+        try:
+            if isinstance(value, str):
+                object.__setattr__(config, name, keep_apart(value))
+            elif isinstance(value, list):
+                kept = [keep_apart(part) if isinstance(part, str) else part for part in value]
+                object.__setattr__(config, name, kept)
+        except ValueError as error:
+            raise ValueError(f"--{name}: {error}") from None
 
 
 def command_line(argv: Sequence[str] | None) -> list[str]:

@@ -23,7 +23,7 @@ UNTRUTHS = ("false", "no", "f", "n", "0")
 # What stands for a value in `--help`.
 PLACEHOLDERS = {str: "TEXT", int: "INTEGER", float: "NUMBER"}
 WRONG_CHOICE = re.compile(
-    r"(?:argument (\S+): )?invalid choice: '(.*)' \(choose from (.*)\)", re.DOTALL
+    r"(?:argument (\S+): )?invalid choice: (['\"])(.*)\2 \(choose from (.*)\)", re.DOTALL
 )
 WRONG_TYPE = re.compile(r"invalid (\w+) value: ")
 KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "True or False"}
@@ -121,11 +121,12 @@ def checked(kind: Any, value: Any) -> Any:
         return [checked(*get_args(kind), part) for part in parts]
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
-    if not isinstance(value, bool):
-        if isinstance(value, numbers.Integral) and kind in (int, str):  # micro_batch_size=4
-            value = kind(value)
-        elif isinstance(value, numbers.Real) and kind is float:
-            value = float(value)
+    if isinstance(value, numbers.Number) or type(value).__name__ == "bool":
+        value = getattr(value, "item", lambda: value)()  # numpy's
+    if isinstance(value, str):
+        value = str.__str__(value)  # and no class of somebody's own
+    elif type(value) is int and kind in (str, float):  # micro_batch_size=4, learning_rate=1
+        value = kind(value)
     choices = get_args(kind)
     if value not in choices if choices else type(value) is not kind or value == "":
         wanted = f"one of {', '.join(map(repr, choices))}" if choices else KINDS[kind]
@@ -140,7 +141,7 @@ def readable(message: str) -> str:
     found = WRONG_CHOICE.fullmatch(message)
     if found is None:
         return message
-    name, value, choices = found[1], found[2], re.findall(r"[\w.-]+", found[3])
+    name, value, choices = found[1], found[3], re.findall(r"[\w.-]+", found[4])
     near = difflib.get_close_matches(value, choices, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     place = f"{name}: " if name else ""

@@ -170,8 +170,10 @@ def from_keywords(config_class: type[Config], arguments: dict[str, Any]) -> Conf
             values[name] = checked(kinds[name], value)
         except ValueError as error:
             raise ArgumentError(name, problem=str(error)) from None
+    _refuse_long(values)
     config = config_class(**values)
-    _refuse_without_effect(config, dict.fromkeys(values, (0, None)))
+    given = [name for name, value in values.items() if value is not None]
+    _refuse_without_effect(config, dict.fromkeys(given, (0, None)))
     return config
 
 

@@ -43,7 +43,7 @@ def read_json_lines(
         return []
     if not path.is_file():  # a pipe would not end
         raise OSError(f"{path}: expected a file of JSON lines, found something else")
-    rows, problems = [], []
+    rows, numbers, problems = [], [], []
     *lines, end = path.read_bytes().split(b"\n")
     for number, line in enumerate([*lines, end], start=1):
         if not line.strip():
@@ -52,12 +52,18 @@ def read_json_lines(
             row = _object_of(line)
             _require_types(row, texts)
             if rising is not None:
-                _require_next(row, rising, after=rows[-1][rising] if rows else -1)
+                _require_count(row, rising)
+                if _is_outlier(rows, row, rising):
+                    last, place = rows.pop(), numbers.pop()
+                    problems.append(_problem(path, place, _behind(rising, row, last)))
+                elif rows and row[rising] <= rows[-1][rising]:
+                    raise ValueError(_behind(rising, rows[-1], row))
             rows.append(row)
+            numbers.append(number)
         except ValueError as error:
             is_cut = number > len(lines)  # nothing ended it
-            problem = f"found {_shown(line)}, the cut end" if is_cut else f"found {error}"
-            problems.append(f"{path}:{number}: expected a JSON object, {problem}; it is left out")
+            found = f"{_shown(line)}, the cut end" if is_cut else str(error)
+            problems.append(_problem(path, number, found))
     for problem in problems[:MAX_NAMED]:
         warn(problem)
     if len(problems) > MAX_NAMED:
@@ -160,16 +166,29 @@ def _fits_a_float(number: int | float) -> bool:
     return isinstance(number, float) or abs(number) <= sys.float_info.max
 
 
-def _require_next(row: dict, key: str, *, after: int) -> None:
-    """Refuses an object whose number is none, or does not rise.
+def _require_count(row: dict, key: str) -> None:
+    """Refuses an object whose number is none.
 
     Raises:
         ValueError: "what was found in its place".
     """
     if type(row.get(key)) is not int or row[key] < 0:
         raise ValueError(f"{key} {_shown(json.dumps(row.get(key)).encode())}")
-    if row[key] <= after:
-        raise ValueError(f"{key} {row[key]} behind {key} {after}")
+
+
+def _is_outlier(rows: list[dict], row: dict, key: str) -> bool:
+    """Whether the next row fits all of the rows but the last, whose number is too high."""
+    before = rows[-2][key] if len(rows) > 1 else -1
+    return bool(rows) and before < row[key] < rows[-1][key]
+
+
+def _behind(key: str, before: dict, row: dict) -> str:
+    """What was found: a row whose number does not go with that of the one before or behind it."""
+    return f"{key} {row[key]} beside {key} {before[key]}"
+
+
+def _problem(path: Path, number: int, found: str) -> str:
+    return f"{path}:{number}: expected a JSON object, found {found}; it is left out"
 
 
 def _shown(line: bytes) -> str:

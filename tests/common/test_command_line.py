@@ -133,6 +133,7 @@ def test_an_empty_entry_leaves_the_default(tmp_path):
         ("steps: 1.5\n", (), "recipe.yaml: steps: expected a whole number, found '1.5'"),
         ("steps: true\n", (), "recipe.yaml: steps: expected a whole number, found 'true'"),
         ("fast: 3\n", (), "recipe.yaml: fast: expected true or false, found '3'"),
+        ("kind: it's\n", (), 'recipe.yaml: kind: expected one of a, b, no, found "it\'s"'),
         ("kind: c\n", (), "recipe.yaml: kind: expected one of a, b, no, found 'c'"),
         ("rate: nan\n", (), "recipe.yaml: rate: expected a number above 0, found nan"),
         ("rate: -.inf\n", (), "recipe.yaml: rate: expected a number, found '-.inf'"),
@@ -319,7 +320,8 @@ def test_a_programs_values_become_those_of_the_command_line():
         Config,
         {
             **{"rate": 3, "steps": np.int64(4), "step_limit": 5, "file": Path(__file__)},
-            **{"names": "one", "words": ("two", Path("three")), "fast": True},
+            **{"names": np.str_("one"), "words": ("two", Path("three")), "fast": np.True_},
+            "b_limit": None,  # as if it were not given, though kind is another
         },
     )
     assert config == Config(
@@ -340,6 +342,7 @@ def test_a_programs_values_become_those_of_the_command_line():
         ({"kind": "c"}, "--kind: expected one of 'a', 'b', 'no', found 'c'"),
         ({"names": [3.5]}, "--names: expected a text, found 3.5"),
         ({"file": ""}, "--file: expected a text, found ''"),
+        ({"file": "a" * 10_001}, "--file: expected at most 10,000 characters, found 10,001"),
         (
             {"step_limit": 3},
             "--step_limit, --steps: expected step_limit only with steps, found none; leave "

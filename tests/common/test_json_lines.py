@@ -67,14 +67,24 @@ def test_a_line_without_the_number_that_is_needed_is_a_bad_one(log):
     assert len(read(log)[0]) == 8
 
 
-def test_lines_that_stand_twice_or_change_places_are_bad_ones(log):
-    first, second, third = WHOLE.splitlines(keepends=True)
-    log.write_bytes(first + third + second + third)
-    rows, said = read(log, rising="step")
-    assert rows == [ROWS[0], ROWS[2]]
-    assert said == [
-        f"{log}:{number}: expected a JSON object, found step {step} behind step 3; it is left out"
-        for number, step in ((3, 2), (4, 3))
+@pytest.mark.parametrize(
+    ("steps", "kept", "said"),
+    [
+        ([1, 3, 2, 4], [1, 2, 4], [(2, 3, 2)]),  # two that changed places: one of them goes
+        ([1, 2, 3, 1, 2, 3], [1, 2, 3], [(4, 1, 3), (5, 2, 3), (6, 3, 3)]),  # all of it twice
+        ([1, 20, 90040, 60, 80], [1, 20, 60, 80], [(3, 90040, 60)]),  # one damaged digit
+        ([90040, 20, 40], [20, 40], [(1, 90040, 20)]),
+        ([1, 2, 2, 3], [1, 2, 3], [(3, 2, 2)]),
+    ],
+)
+def test_lines_whose_numbers_do_not_rise_are_left_out_and_no_others(log, steps, kept, said):
+    log.write_text("".join(json.dumps({"step": step}) + "\n" for step in steps))
+    rows, lines = read(log, rising="step")
+    assert rows == [{"step": step} for step in kept]
+    assert lines == [
+        f"{log}:{number}: expected a JSON object, found step {step} beside step {other}; it is "
+        f"left out"
+        for number, step, other in said
     ]
 
 

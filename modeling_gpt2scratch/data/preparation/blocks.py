@@ -16,6 +16,8 @@ import numpy as np
 from modeling_gpt2scratch.common.activity import progress_bar
 from modeling_gpt2scratch.data.shards.writer import SplitWriter
 from modeling_gpt2scratch.data.tokens.encoder import EncodedDocuments
+from modeling_gpt2scratch.data.tokens.names import TokenizerError
+from modeling_gpt2scratch.data.tokens.tokenizer import TOKENIZER_NAME
 from modeling_gpt2scratch.data.tokens.workers import Batch, Encoding, encoded
 
 from .held_out import SplitStream
@@ -133,7 +135,17 @@ class _Blocks:
         return self.n_tokens - n_before
 
     def commit(self, position: dict | None, *, is_last: bool = False) -> None:
-        """Writes the block and saves the progress; afterwards a kill loses nothing of it."""
+        """Writes the block and saves the progress; afterwards a kill loses nothing of it.
+
+        Raises:
+            TokenizerError: if all of the first block is nothing but borders of documents.
+        """
+        has_text = any(len(ids) > 1 for ids, _, _ in self._block)
+        if self._block and not has_text and self._progress.n_blocks == 0:
+            raise TokenizerError(
+                f"{TOKENIZER_NAME}: expected ids for the text, found none in {len(self._block):,} "
+                f"documents; name another --tokenizer"
+            )
         self._write_block()
         if is_last:
             for writer in self._writers.values():

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import PureWindowsPath
 from typing import Any
 
+from modeling_gpt2scratch.common.errors import printable
 from modeling_gpt2scratch.data.tokens.ids import token_dtype
 
 from .format import HEADER_BYTES, LAYOUTS, MAX_SHARD_TOKENS, ShardError
@@ -111,7 +112,7 @@ def _require_type(source: dict, keys: Sequence[str], is_right: Callable, wanted:
 
 
 def _is_printable(value: Any) -> bool:
-    return isinstance(value, str) and value.isprintable()
+    return isinstance(value, str) and printable(value) == value and len(value.splitlines()) < 2
 
 
 def _is_share(value: Any) -> bool:

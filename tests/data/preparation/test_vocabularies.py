@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 from support.odd_texts import END_OF_TEXT, gappy_tokenizer
 from support.tiny_corpus import stream, write_jsonl
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from modeling_gpt2scratch.data.preparation.configuration import PrepareConfig
 from modeling_gpt2scratch.data.preparation.prepare import prepare
 from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.data.shards.verification import problems_of
+from modeling_gpt2scratch.data.tokens.names import TokenizerError
 from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer
 from modeling_gpt2scratch.evaluation.tasks.samples import Selection
 from modeling_gpt2scratch.evaluation.tasks.validation import ValidationTask, bytes_of_tokens
@@ -34,6 +37,20 @@ def with_prepare(tmp_path, tokenizer):
     options = {"tokenizer": str(tokenizer), "val_fraction": 0.3, "num_workers": 1}
     prepare(PrepareConfig(dataset=str(source), output_dir=str(out), **options))
     return out
+
+
+def test_a_tokenizer_that_makes_nothing_of_the_text_is_refused(tmp_path):
+    backend = Tokenizer(models.BPE({END_OF_TEXT: 0, "c": 1, "a": 2, "t": 3}, []))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END_OF_TEXT)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    write_jsonl(tmp_path / "a.jsonl", ["dog", "\n", "bird"])
+    options = {"tokenizer": str(tmp_path / "tokenizer"), "val_fraction": 0, "num_workers": 1}
+    options |= {"dataset": str(tmp_path / "a.jsonl"), "output_dir": str(tmp_path / "out")}
+    with pytest.raises(TokenizerError, match="expected ids for the text, found none in 3 doc"):
+        prepare(PrepareConfig(**options))
+    write_jsonl(tmp_path / "a.jsonl", ["dog", "cat", "bird"])
+    manifest = prepare(PrepareConfig(**options))
+    assert manifest.splits["train"].n_tokens == 3 + 3
 
 
 def with_datatrove(tmp_path, tokenizer):

@@ -146,15 +146,6 @@ def test_the_saved_tokenizer_of_bytes_gives_the_ids_of_the_table(saved_bytes, te
     assert saved_bytes.decode(ids) == text
 
 
-def test_a_tokenizer_that_makes_nothing_of_the_text_is_refused():
-    backend = Tokenizer(models.BPE({"<|endoftext|>": 0, "c": 1, "a": 2, "t": 3}, []))
-    encoder = DocumentEncoder(backend.to_str(), end_of_text_id=0)
-    assert encoder.encode(["cat", "dog", ""])[1].tolist() == [4, 1, 1]
-    assert encoder.encode([" \n", ""])[1].tolist() == [1, 1]
-    with pytest.raises(ValueError, match="expected ids for the text, found none"):
-        encoder.encode(["dog", "\n"])
-
-
 def test_a_word_that_a_unigram_model_takes_for_the_end_of_text_is_refused():
     letters = [(letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyz<>/ "]
     backend = Tokenizer(models.Unigram([("</s>", 0.0), ("<unk>", 0.0), *letters], unk_id=1))
