@@ -250,7 +250,11 @@ def _inspect(arguments: argparse.Namespace) -> int:
             elif path.is_dir():
                 paths += reversed(_files_in(path))
             else:
-                files.append(read_token_file(path, format=arguments.format))
+                file = read_token_file(path, format=arguments.format)
+                if tokenizer is not None:
+                    n_entries = vocab_size_of(tokenizer)
+                    file.check_vocabulary(n_entries, tokenizer=arguments.tokenizer)
+                files.append(file)
         except (ShardError, OSError) as error:
             print(f"{PROGRAM} inspect: error: {public(str(error))}", file=sys.stderr)
             code = 1

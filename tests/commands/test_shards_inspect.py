@@ -4,6 +4,8 @@ from support.tiny_corpus import stream
 from support.token_directories import DOCUMENTS, write_foreign
 from transformers import AutoTokenizer
 
+from modeling_gpt2scratch.data.tokens.tokenizer import byte_tokenizer
+
 
 def test_inspect_describes_a_directory(ours, run):
     train, val = stream(ours, "train"), stream(ours, "val")
@@ -60,3 +62,14 @@ def test_inspect_describes_what_it_can_and_names_what_it_cannot(tmp_path, run, o
     )
     assert any("edufineweb_train_000000.npy" in line for line in lines)
     assert any(line.startswith(f"{ours}: uint16 ids") for line in lines)
+
+
+def test_inspect_refuses_to_read_a_file_with_another_tokenizer(run, ours, tmp_path):
+    byte_tokenizer().save_pretrained(tmp_path / "bytes")
+    path = ours / "val_000000.bin"
+    code, lines = run("inspect", path, "--tokenizer", tmp_path / "bytes")
+    assert code == 1
+    assert lines[-1] == (
+        f"gpt2scratch shards inspect: error: {path}: expected a vocabulary of 257 entries as in "
+        f"the tokenizer {tmp_path}/bytes, found 270; name its own with --tokenizer"
+    )

@@ -41,7 +41,7 @@ class Target:
     # What cannot be noticed: fields, lines or bytes, and why.
     unnoticed: dict[str, str] = field(default_factory=dict)
     names: tuple[str, ...] = ()  # what a message may name in place of the file
-    header_bytes: int = 0  # in which nothing may change unnoticed, whatever holds for other bytes
+    header_bytes: int = 0  # that say what the other bytes are; nothing of them changes unnoticed
 
     def __str__(self) -> str:
         return f"{self.command} < {self.file}"
@@ -232,11 +232,11 @@ TARGETS = (
     Target("data/tokenizer.json", "prepare", JSON, 35, ANOTHER_TOKENIZER, BY_TOKENIZER),
     Target("data/tokenizer_config.json", "train", JSON, 10, names=BY_TOKENIZER),
     # Other programs' data.
-    Target("npy/edufineweb_train_000000.npy", "inspect npy", BINARY, 55, IDS, header_bytes=128),
-    Target("npy/edufineweb_train_000000.npy", "npy to ours", BINARY, 55, IDS, header_bytes=128),
-    Target("npy/edufineweb_train_000000.npy", "adopt npy", BINARY, 35, IDS, header_bytes=128),
-    Target("llm.c/fineweb_train_000000.bin", "inspect llm.c", BINARY, 55, IDS, header_bytes=1024),
-    Target("llm.c/fineweb_train_000000.bin", "adopt llm.c", BINARY, 55, IDS, header_bytes=1024),
+    Target("npy/edufineweb_train_000000.npy", "inspect npy", BINARY, 55, IDS, header_bytes=64),
+    Target("npy/edufineweb_train_000000.npy", "npy to ours", BINARY, 55, IDS, header_bytes=64),
+    Target("npy/edufineweb_train_000000.npy", "adopt npy", BINARY, 35, IDS, header_bytes=64),
+    Target("llm.c/fineweb_train_000000.bin", "inspect llm.c", BINARY, 55, IDS, header_bytes=16),
+    Target("llm.c/fineweb_train_000000.bin", "adopt llm.c", BINARY, 55, IDS, header_bytes=16),
     Target("nanogpt/train.bin", "adopt nanogpt", BINARY, 35, RAW_IDS),
     # Recipes and texts.
     Target("train.yaml", "train", YAML, 35, dict.fromkeys(TRAINING, WISH), BY_ARGUMENT),

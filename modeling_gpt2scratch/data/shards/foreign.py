@@ -42,11 +42,7 @@ class ForeignTokenizer:
         self.end_of_text_id = self.tokenizer.eos_token_id
         self._token_bytes = byte_lengths(self.tokenizer, self.name)
         for file in files:
-            if file.vocab_size not in (None, self.vocab_size):
-                raise ShardError(
-                    f"{file.path}: expected a vocabulary of {self.vocab_size} entries as in the "
-                    f"tokenizer {self.name}, found {file.vocab_size}; name its own with --tokenizer"
-                )
+            file.check_vocabulary(self.vocab_size, tokenizer=self.name)
         self._refuse_unlikely(files, is_assumed)
 
     def count(self, file: TokenFile, tokens: np.ndarray) -> tuple[int, int]:

@@ -62,6 +62,22 @@ class TokenFile:
         for start in range(0, len(tokens), TOKENS_PER_READ):
             yield tokens[start : start + TOKENS_PER_READ]
 
+    def check_vocabulary(self, vocab_size: int, *, tokenizer: str) -> None:
+        """Refuses a tokenizer that is not the one of the header, as far as that says anything.
+
+        Args:
+            vocab_size: entries of the tokenizer.
+            tokenizer: its name.
+
+        Raises:
+            ShardError: with both sizes.
+        """
+        if self.vocab_size not in (None, vocab_size):
+            raise ShardError(
+                f"{self.path}: expected a vocabulary of {vocab_size} entries as in the tokenizer "
+                f"{tokenizer}, found {self.vocab_size}; name its own with --tokenizer"
+            )
+
     def check_ids(self, tokens: np.ndarray, vocab_size: int, *, tokenizer: str) -> None:
         """Refuses ids that the tokenizer does not have.
 
