@@ -110,7 +110,7 @@ def test_openais_client_gets_what_generate_gives_until_ctrl_c_ends_both(run_dir,
     with terminal([*COMMAND, str(run_dir), "--port", "0"], env=environment) as session:
         assert session.wait_for(ADDRESS), session.output
         url, curl = re.search(ADDRESS, session.output).groups()
-        (server,) = psutil.Process(session._process.pid).children()
+        (server,) = psutil.Process(session.pid).children()
         client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
         assert [model.id for model in client.models.list()] == ["tiny"]
 
@@ -153,8 +153,8 @@ def test_the_server_does_not_outlive_a_command_that_is_killed(run_dir, environme
     pytest.importorskip("uvicorn")
     with terminal([*COMMAND, str(run_dir), "--port", "0"], env=environment) as session:
         assert session.wait_for(ADDRESS), session.output
-        (server,) = psutil.Process(session._process.pid).children()
-        os.kill(session._process.pid, signal.SIGKILL)
+        (server,) = psutil.Process(session.pid).children()
+        os.kill(session.pid, signal.SIGKILL)
         deadline = time.monotonic() + PATIENCE
         while server.is_running() and server.status() != psutil.STATUS_ZOMBIE:
             assert time.monotonic() < deadline

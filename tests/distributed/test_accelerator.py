@@ -92,6 +92,7 @@ def test_a_compiler_in_the_configuration_is_refused(monkeypatch, tmp_path):
         GradientState._reset_state()
 
 
+@pytest.mark.gate
 def test_a_checkout_says_its_commit_and_whether_files_differ(tmp_path):
     package = tmp_path / "modeling_gpt2scratch"
     shutil.copytree(REPOSITORY / "modeling_gpt2scratch", package)

@@ -32,6 +32,11 @@ class Terminal:
         self._descriptor, self._process = descriptor, process
         self.output = ""
 
+    @property
+    def pid(self) -> int:
+        """Of the command."""
+        return self._process.pid
+
     def wait_for(self, pattern: str) -> bool:
         """Whether the pattern appears before the command ends."""
         while not re.search(pattern, self.output):

@@ -95,6 +95,11 @@ class Hub:
         """Lets the next `times` requests that match go wrong; see `Fault`."""
         self._faults.append(Fault(pattern, answer, times, headers or {}))
 
+    @property
+    def went_wrong(self) -> bool:
+        """Whether everything that was to go wrong has done so."""
+        return not any(fault.times for fault in self._faults)
+
     def forgive(self) -> None:
         """Lets nothing go wrong any more."""
         self._faults.clear()
