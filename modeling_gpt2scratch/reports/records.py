@@ -327,7 +327,7 @@ def _own_name(names: Iterable[str], run: Path, repository: str) -> str:
     exact = [name for name in names if name == repository or Path(name).resolve() == run.resolve()]
     found = exact or [name for name in names if Path(name).name == run.resolve().name]
     if len(found) != 1:
-        raise RecordsError(
+        raise ValueError(
             f"expected results of one model called {run.resolve().name}, found {', '.join(names)}"
         )
     return found[0]

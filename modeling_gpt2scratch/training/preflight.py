@@ -60,7 +60,10 @@ def try_one_batch(
     ]
     model.zero_grad()
     if not math.isfinite(mean):
-        raise LaunchError(f"expected a finite loss on the first batch, found {mean}")
+        parameters = model.named_parameters()
+        damaged = next((name for name, p in parameters if not torch.isfinite(p).all()), None)
+        hint = f"; the weights {damaged} are not finite" if damaged else ""
+        raise LaunchError(f"expected a finite loss on the first batch, found {mean}{hint}")
     if missing and accelerator.distributed_type != DistributedType.DEEPSPEED:
         raise LaunchError(
             f"expected a gradient of every parameter, found none of {', '.join(missing[:3])}"

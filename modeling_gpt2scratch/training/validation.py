@@ -162,6 +162,7 @@ def sample_text(
             prompt,
             attention_mask=torch.ones_like(prompt),
             **SAMPLING,
+            remove_invalid_values=True,  # of a model that diverges: its loss says so
             max_new_tokens=min(SAMPLE_TOKENS, model.config.n_positions),
             synced_gpus=is_sharded,
         )

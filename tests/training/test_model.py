@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.tiny_models import tiny_tokenizer
+from support.tiny_models import tiny_model, tiny_tokenizer
 from support.training_runs import LAYERS, SIZES, curve, flags, refusal, run_here, stock_model
 from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -17,6 +17,7 @@ from modeling_gpt2scratch.training.configuration import TrainConfig
 from modeling_gpt2scratch.training.data import TrainingData
 from modeling_gpt2scratch.training.initial_weights import InitialWeightsError
 from modeling_gpt2scratch.training.model import make_model
+from modeling_gpt2scratch.training.validation import sample_text
 
 # A run's flags without sizes of its own, which would differ from the checkpoint's.
 WITHOUT_SIZES = SIZES.keys() - {"model", "n_layer", "n_embd", "n_head", "n_positions"}
@@ -199,3 +200,12 @@ def test_what_is_saved_samples_as_suits_small_models(small_data, tmp_path, sourc
     saved = GenerationConfig.from_pretrained(tmp_path / "saved")
     assert (saved.do_sample, saved.temperature, saved.top_k) == (True, 0.8, 50)
     assert saved.pad_token_id == saved.eos_token_id == 299
+
+
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_a_model_that_is_lost_still_has_a_sample_and_the_run_goes_on(number):
+    model = tiny_model(vocab_size=271)
+    with torch.no_grad():
+        model.transformer.ln_f.weight.fill_(float(number))
+    assert isinstance(sample_text(model, tiny_tokenizer(), seed=0), str)
+    assert model.training

@@ -54,7 +54,8 @@ def test_a_model_that_is_lost_already_is_refused(accelerator, loader):
     model = tiny_model(vocab_size=300)
     with torch.no_grad():
         model.transformer.ln_f.weight.fill_(math.nan)
-    with pytest.raises(LaunchError, match="expected a finite loss on the first batch, found nan"):
+    damage = "found nan; the weights transformer.ln_f.weight are not finite"
+    with pytest.raises(LaunchError, match=f"expected a finite loss on the first batch, {damage}"):
         try_one_batch(model, loader, accelerator, step=0)
 
 
