@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers.utils import cached_file
 
 from modeling_gpt2scratch.common.addresses import split_revision
@@ -65,6 +67,15 @@ def naming_damaged_files(name: str | Path) -> Iterator[None]:
         raise
 
 
+def not_finite(model: nn.Module) -> str | None:
+    """The name of the first parameter, or part of one here, with a number that is not finite."""
+    for name, parameter in model.named_parameters():
+        part = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        if not torch.isfinite(part).all():
+            return name
+    return None
+
+
 def unpickling_problem(error: Exception) -> str:
     """In words, why `torch.load` did not take a file without executing code of it."""
     if pickled := re.search(r"GLOBAL (\S+)", str(error)):
@@ -107,8 +118,8 @@ def _config_problem(path: Path, error: Exception) -> str | None:
     message = str(error)
     if CUSTOM_CODE in message and path.is_file():
         return (
-            f"{path}: expected a model that transformers knows, found one with code of its own; "
-            f"name it and --trust_remote_code to run that"
+            f"{path}: expected a model that transformers knows, found one with code of its own; to "
+            f"run it, name this model and add --trust_remote_code"
         )
     is_clear = message.startswith("expected ") or any(word in message for word in CLEAR)
     if is_clear or isinstance(error, NOT_OF_A_FILE) or not path.is_file():

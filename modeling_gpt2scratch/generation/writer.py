@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from modeling_gpt2scratch.checkpoints.checkpoint import find_model
+from modeling_gpt2scratch.checkpoints.weight_files import not_finite
 from modeling_gpt2scratch.common.errors import in_words, printable
 from modeling_gpt2scratch.data.tokens.text import well_formed
 from modeling_gpt2scratch.distributed.device import available_device
@@ -135,10 +136,10 @@ class Writer:
         """
         if (logits < math.inf).all():  # nan is not, and -inf is a token that cannot come
             return logits
-        for name, weights in self._model.named_parameters():
-            if not torch.isfinite(weights).all():
-                raise WriterError(f"expected finite weights, found others in {name}")
-        raise WriterError(f"expected finite logits, found others; is {weights.dtype} too narrow?")
+        if damaged := not_finite(self._model):
+            raise WriterError(f"expected finite weights, found others in {damaged}")
+        dtype = self._model.dtype
+        raise WriterError(f"expected finite logits, found others; is {dtype} too narrow?")
 
 
 class _Stream(TextStreamer):

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object
 from torch import nn
 
+from modeling_gpt2scratch.checkpoints.weight_files import not_finite
 from modeling_gpt2scratch.data.loading.loader import ShardLoader
 from modeling_gpt2scratch.distributed.processes import LaunchError
 
@@ -60,8 +61,7 @@ def try_one_batch(
     ]
     model.zero_grad()
     if not math.isfinite(mean):
-        parameters = model.named_parameters()
-        damaged = next((name for name, p in parameters if not torch.isfinite(p).all()), None)
+        damaged = not_finite(model)
         hint = f"; the weights {damaged} are not finite" if damaged else ""
         raise LaunchError(f"expected a finite loss on the first batch, found {mean}{hint}")
     if missing and accelerator.distributed_type != DistributedType.DEEPSPEED:

@@ -26,10 +26,7 @@ from .configuration import AUTO, DOCUMENTS, TAIL, PrepareConfig
 from .progress import SeenDocuments, WorkingDirectory
 
 # A bar that counts the characters that were looked at.
-LOOKING = {
-    **{"desc": "looking at the text", "unit": " characters", "unit_scale": True},
-    "leave": False,
-}
+LOOKING = {"desc": "looking at the text", "unit": " characters", "unit_scale": True, "leave": False}
 MIN_DOCUMENTS = 8  # of each split on average, or there are too few to choose from
 WINDOW_CHARACTERS = 64  # of the smallest models; less text has no part that can be held out
 # What a tail that nobody asked for has at least, a window of larger models, unless that is more
