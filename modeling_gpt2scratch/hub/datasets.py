@@ -108,8 +108,8 @@ def write_small_files(
     data_card(published, repository=repository, license=license).save(folder / CARD_NAME)
     if not (directory / "tokenizer.json").is_file():  # other programs' files, adopted
         save_tokenizer(load_own_tokenizer(directory, manifest), folder)
+    blobs = directory.resolve().parent.parent / "blobs"  # of a data set in the Hub's cache
     for path in [directory / name for name in TOKENIZER_FILES]:
-        blobs = directory.resolve().parents[1] / "blobs"  # of a data set in the Hub's cache
         if path.is_symlink() and path.resolve().parent != blobs:
             raise ShardError(
                 f"{path}: expected a file to publish, found a link; copy what it names"

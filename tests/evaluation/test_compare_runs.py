@@ -104,14 +104,16 @@ def save_broken(inputs, directory, change):
     tokenizer.save_pretrained(directory)
 
 
-def test_what_was_measured_once_is_not_measured_again(inputs, tmp_path, monkeypatch):
+def test_what_was_measured_once_is_not_measured_again(inputs, tmp_path, monkeypatch, capsys):
     assert run(inputs, tmp_path, "--charts") == 0
     assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
     first = measured(tmp_path)
     assert len(list((tmp_path / "evaluation_cache").iterdir())) == 4
     monkeypatch.setattr(LambadaTask, "evaluate", lambda *_: pytest.fail("measured again"))
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_: pytest.fail("loaded"))
+    assert "come from the cache" not in capsys.readouterr().out
     assert run(inputs, tmp_path) == 0
+    assert "4 of 4 results were measured before and come from the cache" in capsys.readouterr().out
     assert measured(tmp_path) == first
     model = read(tmp_path)["models"][str(inputs / "first")]
     assert model["from_cache"] == {"val": True, "lambada": True}

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -351,6 +352,17 @@ def test_a_link_beside_the_shards_does_not_lead_to_the_hub(hub, data, tmp_path):
     with pytest.raises(ShardError, match="chat_template.jinja: expected a file to publish"):
         push_data(data, REPOSITORY)
     assert hub.files == {}
+
+
+def test_a_data_set_in_the_cache_of_the_hub_is_links_and_can_be_published(hub, data, tmp_path):
+    snapshot, blobs = tmp_path / "snapshots" / "commit", tmp_path / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for file in data.iterdir():
+        shutil.copy(file, blobs / file.name)
+        (snapshot / file.name).symlink_to(blobs / file.name)
+    push_data(snapshot, REPOSITORY)
+    assert hub.files["tokenizer.json"] == (data / "tokenizer.json").read_bytes()
 
 
 def test_a_dry_run_writes_card_and_manifest_and_asks_nobody(hub, data, tmp_path, capsys):

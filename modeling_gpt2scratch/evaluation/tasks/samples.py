@@ -257,7 +257,8 @@ def _lines(file: IO[bytes], name: str) -> Iterator[bytes]:
         if not line:
             return
         if len(line) > MAX_LINE_BYTES:
-            raise ValueError(f"{name}, line {number}: expected at most {MAX_LINE_BYTES:,} bytes")
+            expected = f"expected a line of at most {MAX_LINE_BYTES:,} bytes"
+            raise ValueError(f"{name}, line {number}: {expected}, found more")
         yield line
 
 

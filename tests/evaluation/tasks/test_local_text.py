@@ -12,6 +12,7 @@ from modeling_gpt2scratch.data.tokens.encoder import DocumentEncoder
 from modeling_gpt2scratch.data.tokens.tokenizer import tokenizer_spec
 from modeling_gpt2scratch.evaluation.scoring.encoding import encode_document
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
+from modeling_gpt2scratch.evaluation.tasks import samples
 from modeling_gpt2scratch.evaluation.tasks.local_text import LocalTextTask
 from modeling_gpt2scratch.evaluation.tasks.samples import Selection
 
@@ -52,6 +53,14 @@ def test_blank_lines_and_a_directory(files, tmp_path):
     assert len(LocalTextTask.from_source(str(lines), limit=None).documents) == 2
     with pytest.raises(ValueError, match="found a directory; name the file"):
         LocalTextTask.load(Selection(place=str(tmp_path)))
+
+
+def test_a_line_that_would_fill_the_memory_is_named(files, monkeypatch):
+    monkeypatch.setattr(samples, "MAX_LINE_BYTES", 30)
+    with pytest.raises(
+        ValueError, match=r"mine\.jsonl, line 1: expected a line of at most 30 bytes"
+    ):
+        LocalTextTask.from_source(files[1], limit=None)
 
 
 def test_each_document_begins_anew(files):
