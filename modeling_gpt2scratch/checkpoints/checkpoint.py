@@ -126,8 +126,11 @@ def load_state(checkpoint: Path, *, expected: dict) -> dict:
     expected = json.loads(json.dumps(expected))
     found = {key: state.get(key) for key in expected}
     if differences := list(_differences(expected, found)):
+        if found.get("data") != expected.get("data"):  # digests, which tell a reader nothing
+            differences.append(f"it was made with --data {state.get('config', {}).get('data')}")
         raise CheckpointError(
-            f"{'; '.join(differences)} in {checkpoint}; resume with the same, or start a new run"
+            f"{'; '.join(differences)} in {checkpoint}; resume with the same, or start a new run "
+            f"from these weights with --init_from {checkpoint}"
         )
     return state
 

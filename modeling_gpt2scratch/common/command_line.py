@@ -36,9 +36,37 @@ Config = TypeVar("Config")
 # Name of an argument: the recipe's number and path, or the number after all recipes and no path.
 Origins = dict[str, tuple[int, str | None]]
 
-# What other training scripts call it.
-ALIASES = {"lr": "learning_rate", "min_lr": "min_learning_rate", "wandb": "report_to"}
-ALIASES |= {"bs": "micro_batch_size", "batch_size": "micro_batch_size", "steps": "max_steps"}
+# What other training scripts call it: nanoGPT, build-nanogpt, llm.c and the Trainer.
+OTHER_NAMES = {
+    "learning_rate": "lr",
+    "min_learning_rate": "min_lr",
+    "warmup_steps": "warmup_iters warmup_ratio",
+    "max_steps": "steps max_iters num_iterations num_train_epochs epochs",
+    "micro_batch_size": "bs batch_size per_device_train_batch_size train_batch_size",
+    "total_batch_tokens": "gradient_accumulation_steps grad_accum_steps total_batch_size",
+    "batch_tokens": "bs batch_size",
+    "n_positions": "block_size context_length max_seq_len",
+    "mixed_precision": "dtype bf16 fp16",
+    "max_grad_norm": "grad_clip",
+    "eval_every": "eval_steps eval_interval eval_strategy val_loss_every",
+    "eval_tokens": "eval_iters val_max_steps",
+    "save_every": "save_steps save_interval save_strategy checkpoint_every",
+    "keep_checkpoints": "save_total_limit",
+    "log_every": "logging_steps log_interval",
+    "resume": "resume_from_checkpoint resume_from",
+    "output_dir": "out_dir out run_name wandb_run_name experiment_name",
+    "overwrite": "overwrite_output_dir force",
+    "report_to": "wandb wandb_log",
+    "project": "wandb_project",
+    "activation_checkpointing": "gradient_checkpointing",
+    "data": "dataset dataset_name train_files input_bin",
+    "dataset": "dataset_name data data_files input",
+    "val_fraction": "val_split validation_split test_size",
+    "push_to_hub": "hub_model_id repo_id",
+    "max_new_tokens": "max_length num_tokens",
+    "prompt": "start",
+    "models": "model model_name_or_path pretrained",
+}
 MAX_VALUE_CHARACTERS = 10_000  # of one text among the arguments
 MAX_RECIPE_BYTES = 2**20
 DEFAULT = "default"  # in place of a path
@@ -325,7 +353,8 @@ def _name_of(flag: str) -> str:
 
 def _with_hint(name: str, known: Sequence[str], dashes: str = "") -> str:
     """The name and the one that was meant, or all that there are."""
-    close = difflib.get_close_matches(ALIASES.get(name, name), known, n=1)
+    close = [own for own, others in OTHER_NAMES.items() if own in known and name in others.split()]
+    close = close or difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     hint = f"did you mean {dashes}{close[0]}?" if close else f"known: {', '.join(known)}"
     return f"{dashes}{name}; {hint}"
 

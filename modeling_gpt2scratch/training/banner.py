@@ -23,6 +23,11 @@ KINDS = {
     DistributedType.MULTI_GPU: "DDP",
 }
 PRECISIONS = {"no": "float32"}
+# What shapes the losses and may change within a run.
+MAY_CHANGE = (
+    *("learning_rate", "muon_learning_rate", "schedule", "max_steps", "warmup_steps"),
+    *("decay_steps", "min_learning_rate", "weight_decay", "max_grad_norm", "mixed_precision"),
+)
 
 
 def banner(run: TrainingRun, notes: Sequence[str]) -> str:
@@ -107,6 +112,26 @@ def surprises(
             "the first step leaves out the backward pass"
         )
     return notes
+
+
+def surprises_of_resuming(config: TrainConfig, before: dict) -> list[str]:
+    """A sentence about each argument that shapes the losses and was another one until now.
+
+    Args:
+        config: from here on.
+        before: the arguments that the checkpoint was made with, empty if there is none.
+    """
+    has_no_effect = {
+        name
+        for name, (other, values) in config.only_with.items()
+        if getattr(config, other) not in values
+    }
+    now = {name: getattr(config, name) for name in MAY_CHANGE if name not in has_no_effect}
+    return [
+        f"--{name} was {before[name]} until here, and is {value} from here on"
+        for name, value in now.items()
+        if before.get(name, value) != value
+    ]
 
 
 def surprises_of_load() -> list[str]:

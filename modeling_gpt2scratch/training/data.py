@@ -219,15 +219,21 @@ def _refuse_uneven_shares(config: TrainConfig, world_size: int, micro_batch_size
     """
     divisor = config.sequence_length * micro_batch_size * world_size
     if config.total_batch_tokens % divisor:
+        # A resumed run's batch must not change, and that of others need not.
+        rows = config.total_batch_tokens // config.sequence_length
+        if rows % world_size:
+            fewer = max(n for n in range(1, world_size) if rows % n == 0)
+            advice = f"start {fewer} processes"
+        else:
+            own = rows // world_size
+            fitting = max(size for size in range(1, micro_batch_size) if own % size == 0)
+            advice = f"--micro_batch_size can be {fitting}"
         nearest = max(1, round(config.total_batch_tokens / divisor)) * divisor
-        advice = f"the nearest is {nearest}"
-        most = config.total_batch_tokens // (config.sequence_length * world_size)
-        if 1 <= most < micro_batch_size:
-            advice = f"--micro_batch_size can be {most} at most"
         raise LaunchError(
             f"expected --total_batch_tokens divisible by sequence_length x micro_batch_size x "
             f"processes = {config.sequence_length} x {micro_batch_size} x {world_size} = "
-            f"{divisor}, found {config.total_batch_tokens}; {advice}"
+            f"{divisor}, found {config.total_batch_tokens}; {advice}, or the batch {nearest} in a "
+            f"new run"
         )
 
 

@@ -38,7 +38,7 @@ from modeling_gpt2scratch.tracking.status import STATUS_NAME, recorded
 from modeling_gpt2scratch.tracking.trackers import TrackerError
 
 from . import preflight
-from .banner import banner, surprises, surprises_of_load
+from .banner import banner, surprises, surprises_of_load, surprises_of_resuming
 from .configuration import TrainConfig
 from .data import TrainingData
 from .directory import find_resume_point
@@ -113,7 +113,7 @@ def train_from(
             ) as outcome,
             run.agreement.naming_the_stalled(),
         ):
-            look_ahead(run)
+            look_ahead(run, before=state.get("config", {}))
             with StopRequest() as request:
                 end = make_steps(run, request)
                 with activity("saving"):
@@ -136,10 +136,15 @@ def train_from(
     return end
 
 
-def look_ahead(run: TrainingRun) -> None:
-    """Says what is about to run, and tries once everything that it will do."""
+def look_ahead(run: TrainingRun, before: dict) -> None:
+    """Says what is about to run, and tries once everything that it will do.
+
+    Args:
+        run: at the point from which it goes on.
+        before: the arguments that its checkpoint was made with, empty if there is none.
+    """
     config, accelerator, progress = run.config, run.accelerator, run.progress
-    notes = surprises_of_load()
+    notes = surprises_of_load() + surprises_of_resuming(config, before)
     notes += surprises(config, accelerator, run.model, has_validation=bool(run.validation))
     if config.preflight:
         with activity("trying everything once"):

@@ -118,8 +118,15 @@ def test_another_run_is_refused_by_every_value_that_differs(tmp_path, trained):
         "expected seed = 3 as asked for now, found 1; "
         "expected model.n_layer = 2 as asked for now, found 4; "
         "expected model.n_embd = 8 as asked for now, found None "
-        f"in {checkpoint}; resume with the same, or start a new run"
+        f"in {checkpoint}; resume with the same, or start a new run from these weights with "
+        f"--init_from {checkpoint}"
     )
+
+
+def test_a_refusal_of_other_data_names_those_of_the_run(tmp_path, trained):
+    checkpoint = save(tmp_path, trained, step=2, data="5e1f", config={"data": "data/first"})
+    with pytest.raises(CheckpointError, match="found 5e1f; it was made with --data data/first in"):
+        checkpointing.load_state(checkpoint, expected={"data": "c0de"})
 
 
 def test_a_flipped_byte_in_any_file_is_found(tmp_path, trained):

@@ -234,6 +234,12 @@ def test_one_text_without_an_end_is_no_text_of_characters(tmp_path, run, tokeniz
     assert run("adopt", tmp_path / "data", "--tokenizer", tokenizer_dir)[0] == 0
 
 
+def test_bytes_are_adopted_as_bytes(tmp_path, run):
+    text = "Wer reitet so spät durch Nacht und Wind?\n\tEs ist der Vater mit seinem Kind.\n" * 9
+    write_foreign(tmp_path / "data", "nanogpt", np.array([*text.encode()]), "train")
+    assert run("adopt", tmp_path / "data", "--tokenizer", "bytes")[0] == 0
+
+
 @pytest.mark.parametrize("command", ["adopt", "convert"])
 def test_nanogpts_characters_are_not_gpt2s_tokens_and_their_table_is_not_unpickled(
     tmp_path, run, gpt2_files, command
@@ -249,6 +255,7 @@ def test_nanogpts_characters_are_not_gpt2s_tokens_and_their_table_is_not_unpickl
     for options, expected in (
         ((), "expected --tokenizer, as a file of format nanogpt does not say what its ids mean"),
         (("--tokenizer", "gpt2"), "expected ids of the tokenizer gpt2, found single bytes alone"),
+        (("--tokenizer", "bytes"), "expected ids of the tokenizer bytes, found control characters"),
     ):
         code, (line,) = run(command, data, *target, *options)
         assert code == 1 and expected in line and "meta.pkl" in line

@@ -50,6 +50,37 @@ def test_what_is_not_given_is_filled_in_and_what_is_accepted_stays(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("other", "own"),
+    [
+        *(("eval_interval", "eval_every"), ("eval_steps", "eval_every")),
+        *(("save_steps", "save_every"), ("max_iters", "max_steps")),
+        *(("num_iterations", "max_steps"), ("block_size", "n_positions")),
+        *(("gradient_accumulation_steps", "total_batch_tokens"), ("dtype", "mixed_precision")),
+        *(("resume_from_checkpoint", "resume"), ("overwrite_output_dir", "overwrite")),
+        *(("dataset", "data"), ("wandb_run_name", "output_dir"), ("bs", "micro_batch_size")),
+    ],
+)
+def test_other_programs_names_lead_to_ours(capsys, other, own):
+    with pytest.raises(SystemExit):
+        parse_config(
+            TrainConfig,
+            description=None,
+            argv=["--data", "d", "--output_dir", "o", f"--{other}", "1"],
+        )
+    assert f"unknown flag --{other}; did you mean --{own}?" in capsys.readouterr().err
+
+
+def test_a_name_that_nothing_is_like_is_not_guessed_at(capsys):
+    with pytest.raises(SystemExit):
+        parse_config(
+            TrainConfig,
+            description=None,
+            argv=["--data", "d", "--output_dir", "o", "--always_save", "1"],
+        )
+    assert "unknown flag --always_save; known: data, output_dir, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"learning_rate": 0}, "x.yaml: learning_rate: expected a number above 0, found 0.0"),

@@ -1,7 +1,9 @@
 """What the batch before the first step finds out, and what it leaves alone."""
 
 import copy
+import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -104,6 +106,17 @@ def test_a_machine_on_which_others_compute_is_said(monkeypatch):
     monkeypatch.setattr(banner, "load_of_others", lambda: 7.0)
     (note,) = banner.surprises_of_load()
     assert note.startswith("this machine has 2 cores, and other programs kept 7 busy when")
+
+
+def test_arguments_that_shape_the_losses_and_change_at_a_resume_are_said(tmp_path):
+    first = TrainConfig(data="d", output_dir=str(tmp_path), learning_rate=1e-3, max_steps=100)
+    then = TrainConfig(data="d", output_dir=str(tmp_path), learning_rate=6e-4, max_steps=200)
+    notes = banner.surprises_of_resuming(then, json.loads(json.dumps(asdict(first))))
+    assert notes[0] == "--learning_rate was 0.001 until here, and is 0.0006 from here on"
+    changed = [note.split()[0].removeprefix("--") for note in notes]
+    assert changed == ["learning_rate", "max_steps", "warmup_steps", "min_learning_rate"]
+    assert banner.surprises_of_resuming(first, asdict(first)) == []
+    assert banner.surprises_of_resuming(first, {}) == []
 
 
 def test_data_without_a_validation_split_is_said(accelerator, tmp_path):

@@ -19,6 +19,7 @@ PICKLE_NAME = "meta.pkl"  # nanoGPT's table of characters, which is never read: 
 # Of a file's first tokens: as many as are looked at, and so many that do not look like the
 # tokenizer's are not of it.
 TOKENS_JUDGED, FEWEST_JUDGED = 2**20, 100
+TOKENS_DECODED, MOST_UNPRINTABLE = 2**14, 0.05
 NAME_IT = "name the tokenizer that wrote it with --tokenizer"
 
 
@@ -64,16 +65,24 @@ class ForeignTokenizer:
             highest = int(tokens.max())
             are_bytes = lengths.max() > 1 and lengths[tokens].max() <= 1
             are_low = is_assumed and highest < self.vocab_size // 4
-            if n_documents or not (are_bytes or are_low):
+            are_no_text = not self._are_text(tokens[:TOKENS_DECODED])
+            if n_documents or not (are_bytes or are_low or are_no_text):
                 return
             if problem is None and len(tokens) >= FEWEST_JUDGED:
                 found = "single bytes alone" if are_bytes else f"none above {highest}"
+                found = "control characters" if are_no_text else found
                 problem = (
                     f"{file.path}: expected ids of the tokenizer {self.name}, found {found} and no "
                     f"end of text among {len(tokens):,}; {_advice(file)}"
                 )
         if problem is not None:
             raise ShardError(problem)
+
+    def _are_text(self, tokens: np.ndarray) -> bool:
+        """Whether next to all characters are what people write; ids of characters give others."""
+        text = self.tokenizer.decode(tokens.tolist())
+        n_unprintable = sum(not (char.isprintable() or char.isspace()) for char in text)
+        return n_unprintable <= MOST_UNPRINTABLE * len(text)
 
 
 def files_by_split(
@@ -152,7 +161,7 @@ def _advice(file: TokenFile) -> str:
     """What to do about a file of an unknown tokenizer."""
     if (file.path.parent / PICKLE_NAME).exists():
         return (
-            f"{PICKLE_NAME} beside it is nanoGPT's table of characters: prepare the text itself "
-            f"with prepare_data.py --tokenizer bytes, or {NAME_IT}"
+            f"{PICKLE_NAME} beside it is nanoGPT's table of characters, of which no tokenizer here "
+            f"has the ids: prepare the text itself, with prepare_data.py --tokenizer bytes"
         )
     return NAME_IT
