@@ -78,12 +78,18 @@ def prune(output_dir: Path, **rule: int | None) -> None:
         shutil.rmtree(hidden, ignore_errors=True)  # what cannot go now goes at the next start
 
 
+def put_back_replaced(output_dir: Path) -> None:
+    """Returns a checkpoint to its place if a save was killed before its successor stood there."""
+    for path in output_dir.glob(f".{CHECKPOINT_PREFIX}*{OLD_SUFFIX}"):
+        replaced = output_dir / path.name.removeprefix(".").removesuffix(OLD_SUFFIX)
+        if not replaced.exists():
+            os.rename(path, replaced)
+
+
 def clear_leftovers(output_dir: Path) -> None:
     """Removes what killed saves and prunes left; an old checkpoint without a successor returns."""
+    put_back_replaced(output_dir)
     (output_dir / f".{LATEST_NAME}{PARTIAL_SUFFIX}").unlink(missing_ok=True)
     for path in output_dir.glob(f".{CHECKPOINT_PREFIX}*"):
-        replaced = output_dir / path.name.removeprefix(".").removesuffix(OLD_SUFFIX)
-        if path.suffix == OLD_SUFFIX and not replaced.exists():
-            os.rename(path, replaced)
-        elif path.suffix in (PARTIAL_SUFFIX, OLD_SUFFIX, PRUNED_SUFFIX):
+        if path.suffix in (PARTIAL_SUFFIX, OLD_SUFFIX, PRUNED_SUFFIX):
             shutil.rmtree(path)

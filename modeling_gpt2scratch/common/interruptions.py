@@ -47,6 +47,7 @@ class Interruptible:
         self._is_over = threading.Event()
 
     def __enter__(self) -> "Interruptible":
+        StopRequest.n_polite = 0
         self._receiver, self._sender = socket.socketpair()
         self._sender.setblocking(False)
         self._old_handler = signal.signal(signal.SIGINT, self._handle)
@@ -61,7 +62,8 @@ class Interruptible:
         is_interrupted = isinstance(error, KeyboardInterrupt)
         if error is not None and (self.was_pressed or is_interrupted):
             self._speak(str(error) if is_interrupted else "")
-        if not self.was_pressed:  # else the thread stays, as something may keep Python from ending
+        # Else the thread stays, as something may keep Python from ending.
+        if not (self.was_pressed or StopRequest.n_polite):
             self._is_over.set()
             sys.unraisablehook = self._old_hook
             signal.set_wakeup_fd(self._old_wakeup)
@@ -89,6 +91,9 @@ class Interruptible:
     def _raise_again(self, unraisable) -> None:
         """Keeps a KeyboardInterrupt that a destructor or a callback would have swallowed."""
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            if issubclass(unraisable.exc_type, Stopped):
+                StopRequest.n_swallowed += 1
+                StopRequest.n_polite += 1  # what comes is no press
             threading.Timer(RAISE_AGAIN_SECONDS, _thread.interrupt_main).start()
         else:
             self._old_hook(unraisable)
@@ -147,7 +152,8 @@ class StopRequest:
     A second Ctrl-C interrupts it. Only the main thread can be asked.
     """
 
-    n_polite = 0  # presses of Ctrl-C which a loop answers
+    n_polite = 0  # presses of Ctrl-C that a loop has answered, or would answer
+    n_swallowed = 0  # Stopped that are raised once more
 
     def __init__(self):
         self.signal: int | None = None  # that asked
@@ -166,13 +172,14 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            StopRequest.n_polite = 1
+            StopRequest.n_polite += 1
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._old_handlers[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        StopRequest.n_polite = 0
+        if self._old_handlers and not self.is_from_keyboard:
+            StopRequest.n_polite -= 1
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler or signal.SIG_DFL)
 
@@ -188,9 +195,12 @@ class StopRequest:
             self._raises = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.is_made and number == signal.SIGINT:
+        if StopRequest.n_swallowed and number == signal.SIGINT:
+            StopRequest.n_swallowed -= 1
+        elif self.is_made and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = number
+        else:
+            self.signal = number
         if self._raises:
             raise Stopped
 

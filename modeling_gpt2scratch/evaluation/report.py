@@ -146,7 +146,8 @@ def write_files(
         if config.log_samples:
             write_samples(folder, model, tasks, stamp)
     if config.charts:
-        if not draw_bars(models, metrics_of(config), output_dir / BARS_NAME):
+        bars = output_dir / BARS_NAME
+        if not draw_bars(models, metrics_of(config), bars, limit=config.limit):
             print(f"no {BARS_NAME}: every number is zero, or there is none", file=sys.stderr)
         draw_curves([model.name for model in models], output_dir / CURVES_NAME)
 

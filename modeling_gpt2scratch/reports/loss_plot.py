@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from modeling_gpt2scratch.common.atomic_files import write_file
 from modeling_gpt2scratch.common.short_names import short_names
+from modeling_gpt2scratch.evaluation.results.charts import picture
 from modeling_gpt2scratch.tracking.metrics import METRICS_NAME, read_metrics
 
 if TYPE_CHECKING:  # loaded only to draw
@@ -48,9 +48,9 @@ def draw_losses(runs: Sequence[Path], output: Path, *, x: str = "step") -> None:
     for run, rows in zip(runs, logged, strict=True):
         _draw_loss(axes, rows, name=f"{titles[str(run)]}: " if len(runs) > 1 else "", x=x)
     axes.set_xlabel(x)
-    picture = _picture(figure, output.suffix.removeprefix("."), dpi=120)
+    content = _picture(figure, output.suffix.removeprefix("."), dpi=120)
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_file(output, picture)
+    write_file(output, content)
 
 
 def draw_curves(run: Path, logged: Sequence[dict]) -> bytes:
@@ -91,9 +91,7 @@ def _picture(figure: Figure, format: str, *, dpi: int) -> bytes:
     if format.lower() not in figure.canvas.get_supported_filetypes():
         found = f".{format}" if format else "no ending"
         raise PlotError(f"expected a picture that ends in .png, .svg or .pdf, found {found}")
-    picture = io.BytesIO()
-    figure.savefig(picture, format=format, dpi=dpi)
-    return picture.getvalue()
+    return picture(figure, format.lower(), dpi=dpi)
 
 
 def _draw_loss(axes: Axes, rows: Sequence[dict], *, name: str, x: str = "step") -> None:

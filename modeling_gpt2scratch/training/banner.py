@@ -27,6 +27,7 @@ PRECISIONS = {"no": "float32"}
 MAY_CHANGE = (
     *("learning_rate", "muon_learning_rate", "schedule", "max_steps", "warmup_steps"),
     *("decay_steps", "min_learning_rate", "weight_decay", "max_grad_norm", "mixed_precision"),
+    "eval_tokens",
 )
 
 

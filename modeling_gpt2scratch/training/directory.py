@@ -15,7 +15,7 @@ from modeling_gpt2scratch.checkpoints.checkpoint import (
     find_checkpoints,
     verify_checkpoint,
 )
-from modeling_gpt2scratch.checkpoints.retention import LATEST_NAME
+from modeling_gpt2scratch.checkpoints.retention import LATEST_NAME, put_back_replaced
 from modeling_gpt2scratch.common.atomic_files import write_file, write_json
 from modeling_gpt2scratch.common.output_directory import LOCK_NAME, empty
 from modeling_gpt2scratch.distributed.accelerator import describe_environment
@@ -190,6 +190,7 @@ def _candidates(config: TrainConfig) -> list[Path]:
         CheckpointError: if one was asked for that is not there.
     """
     if config.resume == "auto":
+        put_back_replaced(Path(config.output_dir))
         return find_checkpoints(Path(config.output_dir))
     checkpoints = find_checkpoints(Path(config.resume))
     if not checkpoints:

@@ -84,6 +84,7 @@ def train(config: TrainConfig) -> str:
         timeout_minutes=config.timeout_minutes,
     )
     with contextlib.closing(data), closing(accelerator):
+        preflight.require_same_arguments(config, accelerator)
         with activity("looking for a checkpoint"):
             checkpoint, state = find_resume_point(config), {}
         if checkpoint:
@@ -127,8 +128,8 @@ def train_from(
             run.pusher.finish()
     step = run.progress.step
     place = f"stopped after step {step}" if step else "stopped before the first step"
-    if request.is_from_keyboard:
-        raise KeyboardInterrupt(place)
+    if request.is_from_keyboard and (end == "stopped" or is_sending):
+        raise KeyboardInterrupt(place if end == "stopped" else "finished, but not all was sent")
     if end == "stopped":
         say(f"{place}; continue with --resume auto")
         if dist.is_torchelastic_launched():
@@ -137,12 +138,7 @@ def train_from(
 
 
 def look_ahead(run: TrainingRun, before: dict) -> None:
-    """Says what is about to run, and tries once everything that it will do.
-
-    Args:
-        run: at the point from which it goes on.
-        before: the arguments that its checkpoint was made with, empty if there is none.
-    """
+    """Says what is about to run, after a checkpoint of other arguments `before`, and tries it."""
     config, accelerator, progress = run.config, run.accelerator, run.progress
     notes = surprises_of_load() + surprises_of_resuming(config, before)
     notes += surprises(config, accelerator, run.model, has_validation=bool(run.validation))
@@ -197,8 +193,7 @@ def run_steps(
         "finished", "stopped", or "spiked" if the run has to go back.
     """
     config, progress = run.config, run.progress
-    throughput = Throughput(elapsed_seconds=progress.elapsed_seconds)
-    outcomes: list[StepOutcome] = []  # since the last line
+    throughput, outcomes = Throughput(elapsed_seconds=progress.elapsed_seconds), []
     # Straight after a rollback, what is to be left out is in no checkpoint yet.
     saved_step = None if progress.rolled_back_to == progress.step else progress.step
     while not progress.is_done(config):
@@ -218,7 +213,6 @@ def run_steps(
             due = due_after(run, progress.step)
         if not (due.line or is_stopped or is_owed):
             continue
-
         values = steps_of_line(run, outcomes, throughput) if outcomes else {}
         if values is None:
             return "spiked"
@@ -228,6 +222,10 @@ def run_steps(
         values |= found or {}
         is_best = "eval_loss" in values and progress.best.add(progress.step, values["eval_loss"])
         has_lost = progress.has_lost(config.patience)
+        if has_lost and config.eval_tasks and not (due.scores or is_stopped):
+            found = examine(run, Due(scores=True), request, bar)  # as after any last step
+            progress.is_owed = is_stopped = found is None
+            values |= found or {}
         is_save = due.save or (is_best and config.keep_best) or has_lost
         if is_save or (is_stopped and saved_step != progress.step):
             bar.set_description("saving")

@@ -4,6 +4,7 @@ What would end a run at its first validation or its first checkpoint, hours late
 Weights, moments and the random numbers of the run stay as they are.
 """
 
+import dataclasses
 import math
 import os
 
@@ -17,11 +18,36 @@ from torch import nn
 from modeling_gpt2scratch.checkpoints.weight_files import not_finite
 from modeling_gpt2scratch.data.loading.loader import ShardLoader
 from modeling_gpt2scratch.distributed.processes import LaunchError
+from modeling_gpt2scratch.optim.newton_schulz import iteration_dtype
+
+from .configuration import TrainConfig
 
 # In nats above the loss of a model that finds all tokens equally likely. Fresh weights exceed that
 # by half the variance of their logits, n_embd * initializer_range**2: 0.15 for 768 channels.
 SURPRISING_LOSS = 1.0
 SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+# Where things are may be said otherwise on each machine; what is there is compared elsewhere.
+PLACES = {"data", "data_cache", "output_dir", "init_from", "resume"}
+PLACES |= {"lambada_data", "hellaswag_data", "blimp_data"}
+
+
+def require_same_arguments(config: TrainConfig, accelerator: Accelerator) -> None:
+    """Refuses processes of which one was started with another argument, or computes otherwise.
+
+    Raises:
+        LaunchError: on every process alike.
+    """
+    own = {f"--{k}": v for k, v in dataclasses.asdict(config).items() if k not in PLACES}
+    own["--resume"] = config.resume if config.resume in ("none", "auto") else "a checkpoint"
+    own["precision"] = str(accelerator.mixed_precision)
+    own["precision of Muon"] = str(iteration_dtype(accelerator.device))
+    first, *others = gather_object([own])
+    for rank, other in enumerate(others, start=1):
+        for name in (name for name in own if other[name] != first[name]):
+            raise LaunchError(
+                f"expected the same {name} on all processes, found {first[name]} on process 0 and "
+                f"{other[name]} on process {rank}; start all machines with the same command"
+            )
 
 
 def try_one_batch(

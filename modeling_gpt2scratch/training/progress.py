@@ -78,6 +78,12 @@ class TrainingProgress:
         names = ("step", "left_out_steps", "elapsed_seconds", "is_owed")
         progress = cls(guard, **{name: state[name] for name in names if name in state})
         progress._load_sums(state)
+        before = state.get("config", {})
+        if before.get("eval_tokens", config.eval_tokens) != config.eval_tokens:
+            progress.best = BestValidation()  # losses of other windows do not compare
+        was_not_last = before.get("max_steps", config.max_steps) != config.max_steps
+        if was_not_last and progress.step == config.max_steps:
+            progress.is_owed = True
         return progress
 
     def go_back(self, state: dict) -> None:

@@ -239,8 +239,8 @@ def _progress(config: TrainConfig, checkpoint: Path | None, state: dict) -> Trai
             f"found {config.max_steps}"
         )
     if config.keep_best:  # which the run may not have done until now, or elsewhere
-        kept = on_main_process(checkpoints_by_step, Path(config.output_dir))
-        if progress.best.step not in kept:
+        kept = on_main_process(checkpoints_by_step, output_dir := Path(config.output_dir))
+        if progress.best.step not in kept or not is_own(checkpoint, output_dir):
             progress.best = BestValidation()
     return progress
 

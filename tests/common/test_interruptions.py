@@ -95,6 +95,77 @@ with Interruptible("program.py"):
     assert (errors, process.returncode) == ("program.py: stopped after step 7\n", 130)
 
 
+ANSWERED = """
+import gc, sys, time
+from modeling_gpt2scratch.common import interruptions
+from modeling_gpt2scratch.common.interruptions import Interruptible, Stopped, StopRequest
+interruptions.ORDERLY_SECONDS = 0.2
+
+class Slow:
+    def __del__(self):
+        print("ready", flush=True)
+        time.sleep(60)
+
+with Interruptible("program.py") as ctrl_c:
+    with StopRequest() as request:
+        try:
+            {0}
+        except Stopped:
+            print("left", flush=True)
+    {1}
+"""
+LOOP = """print("ready", flush=True)
+            while not request.is_made:
+                time.sleep(0.01)"""
+DESTRUCTOR = """with request.raising():
+                slow = Slow()
+                del slow
+                while True:
+                    time.sleep(0.01)"""
+
+
+@pytest.mark.parametrize(
+    ("work", "rest", "output", "errors", "code"),
+    [
+        # A save that fails after the loop was asked is an error like any other.
+        (
+            LOOP,
+            "time.sleep(0.5); print(ctrl_c.was_pressed); sys.exit('program.py: error: disk full')",
+            *("False\n", "program.py: error: disk full\n", 1),
+        ),
+        # Whoever ends in order, such as a tracker that sends the rest, has time.
+        (
+            LOOP,
+            "time.sleep(0.5); raise KeyboardInterrupt('stopped')",
+            *("", "program.py: stopped\n", 130),
+        ),
+        (DESTRUCTOR, "raise KeyboardInterrupt('saved')", "left\n", "program.py: saved\n", 130),
+    ],
+    ids=["failure", "slow end", "in a destructor"],
+)
+def test_ctrl_c_that_a_loop_has_answered_interrupts_nothing_else(work, rest, output, errors, code):
+    program = ANSWERED.replace("{0}", work).replace("{1}", rest)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with started([sys.executable, "-c", program], cwd=REPOSITORY, **pipes) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        found = process.communicate()
+    assert (*found, process.returncode) == (output, errors, code)
+
+
+def test_a_second_ctrl_c_after_an_answered_one_ends_the_program():
+    program = ANSWERED.replace("{0}", LOOP).replace(
+        "{1}", "print('end', flush=True); gc.collect(); time.sleep(60)"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with started([sys.executable, "-c", program], cwd=REPOSITORY, **pipes) as process:
+        for line in ("ready\n", "end\n"):
+            assert process.stdout.readline() == line
+            process.send_signal(signal.SIGINT)
+        _, errors = process.communicate()
+    assert (errors, process.returncode) == ("program.py: interrupted\n", 130)
+
+
 def test_ctrl_c_while_python_ends_changes_nothing():
     program = """
 import atexit, os, signal

@@ -9,6 +9,7 @@ from support.training_runs import flags, run_here
 from modeling_gpt2scratch.evaluation import TASKS, in_training
 from modeling_gpt2scratch.tracking.metrics import read_metrics
 from modeling_gpt2scratch.training import validation
+from modeling_gpt2scratch.training.progress import TrainingProgress
 
 NAMES = ("lambada", "hellaswag")
 
@@ -50,3 +51,29 @@ def test_a_run_logs_the_scores_that_compare_finds_in_its_model(
         for metric in TASKS[name].metrics:
             expected = model["results"][name][f"{metric},none"]
             assert scored[-1][f"{name}/{metric}"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_run_that_ends_early_is_scored_and_one_that_is_to_end_where_it_stands_is_too(
+    small_data, data_flags, tmp_path, monkeypatch
+):
+    output_dir = tmp_path / "run"
+    benchmarks = ["--eval_tasks", "lambada", *data_flags[:2]]
+    metrics = output_dir / "metrics.jsonl"
+
+    def scored() -> list[int]:
+        return [row["step"] for row in read_metrics(metrics) if "lambada/acc" in row]
+
+    options = {"eval_every": 3, "patience": 1, "keep_checkpoints": 0}
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingProgress, "has_lost", lambda self, patience: self.step >= 6)
+        arguments = flags(small_data, output_dir, **options)
+        assert run_here(patch, *arguments, *benchmarks) == 0
+    assert scored() == [6]
+    # An earlier checkpoint becomes the end: its line gets what the end of a run has.
+    arguments = flags(small_data, output_dir, eval_every=6, max_steps=4)
+    resumed = ["--resume", str(output_dir / "checkpoint-4")]
+    assert run_here(monkeypatch, *arguments, *benchmarks, *resumed) == 0
+    assert scored() == [4]
+    assert "eval_loss" in read_metrics(metrics)[-1]
+    assert run_here(monkeypatch, *arguments, *benchmarks, *resumed) == 0  # and not twice
+    assert [row["step"] for row in read_metrics(metrics)] == [1, 2, 3, 4]

@@ -19,6 +19,7 @@ from modeling_gpt2scratch.training.banner import surprises
 from modeling_gpt2scratch.training.configuration import TrainConfig
 from modeling_gpt2scratch.training.preflight import (
     require_different_data,
+    require_same_arguments,
     surprises_of_loss,
     surprises_of_saving,
     try_one_batch,
@@ -80,6 +81,33 @@ def test_processes_that_would_read_the_same_rows_are_refused(loader, monkeypatch
     monkeypatch.setattr(preflight, "gather_object", lambda rows: rows + [np.array([1, 2])])
     with pytest.raises(LaunchError, match="found 3 different ones among 4"):
         require_different_data(loader, 0)
+
+
+def test_processes_that_were_started_with_other_arguments_are_refused(
+    accelerator, tmp_path, monkeypatch
+):
+    options = {"data": "d", "output_dir": str(tmp_path), "learning_rate": 1e-3}
+
+    def require_same(**changes):
+        """Compares our arguments with those of a process 1, which was started with changes."""
+        sent = []
+        monkeypatch.setattr(preflight, "gather_object", lambda own: sent.extend(own) or own)
+        require_same_arguments(TrainConfig(**options | changes), accelerator)
+        monkeypatch.setattr(preflight, "gather_object", lambda own: own + sent)
+        require_same_arguments(TrainConfig(**options), accelerator)
+
+    require_same()
+    require_same(data="elsewhere", output_dir=str(tmp_path / "own"))
+    for changes, message in (
+        ({"learning_rate": 2e-3}, "--learning_rate on all processes, found 0.001 on process 0 and"),
+        ({"seed": 1}, "the same --seed on all processes, found 0 on process 0 and 1 on process 1;"),
+        (
+            {"resume": "auto"},
+            "the same --resume on all processes, found none on process 0 and auto",
+        ),
+    ):
+        with pytest.raises(LaunchError, match=message):
+            require_same(**changes)
 
 
 def test_a_first_loss_far_above_that_of_fresh_weights_is_said():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import json
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from modeling_gpt2scratch.common.atomic_files import write_file
 from modeling_gpt2scratch.common.json_lines import read_json_lines
 from modeling_gpt2scratch.common.short_names import short_names
 
@@ -17,7 +20,7 @@ if TYPE_CHECKING:  # loaded only to draw
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-METRICS_NAME = "metrics.jsonl"  # of a run of train_accelerate.py
+METRICS_NAME, RUN_CONFIG_NAME = "metrics.jsonl", "train_config.json"  # of train_accelerate.py
 PANEL_INCHES = (3.2, 2.6)
 COLUMNS = 4
 LINE_CHARACTERS = 50  # of small print under a panel
@@ -25,7 +28,11 @@ FAR_APART = 20  # the largest of a panel's values by the smallest
 
 
 def draw_bars(
-    models: Sequence[ModelMeasurements], metrics: Mapping[str, Mapping[str, bool]], output: Path
+    models: Sequence[ModelMeasurements],
+    metrics: Mapping[str, Mapping[str, bool]],
+    output: Path,
+    *,
+    limit: int | None,
 ) -> bool:
     """Writes a panel for each task's metric with a bar for each model; ± one standard error.
 
@@ -35,6 +42,7 @@ def draw_bars(
         models: everything measured of each.
         metrics: of each task, with whether higher is better.
         output: the picture; its ending decides the format.
+        limit: of samples, None for all.
 
     Returns:
         False, and no picture, if there is nothing to show.
@@ -64,11 +72,13 @@ def draw_bars(
         axes.grid(axis="y", alpha=0.3)
     titles = short_names(model.name for model in models)
     _legend(figure, [titles[model.name] for model in shown])
+    small_print = [f"at most the first {limit:,} samples of each task"] if limit else []
     if zeros:
         names = ", ".join(f"{task} {metric}" for task, metric in zeros)
-        text = f"left out, as every bar is zero: {names}"
-        figure.supxlabel(textwrap.fill(text, LINE_CHARACTERS * min(len(rows), COLUMNS)), fontsize=8)
-    figure.savefig(output, dpi=120)
+        small_print.append(f"left out, as every bar is zero: {names}")
+    width = LINE_CHARACTERS * min(len(rows), COLUMNS)
+    figure.supxlabel("\n".join(textwrap.fill(line, width) for line in small_print), fontsize=8)
+    write_file(output, picture(figure, output.suffix.removeprefix("."), dpi=120))
     return True
 
 
@@ -82,7 +92,7 @@ def draw_curves(runs: Sequence[str], output: Path) -> bool:
     Returns:
         False, and no picture, if no run logged a score.
     """
-    logged = {run: scores_over_tokens(Path(run)) for run in runs}
+    logged = {run: _titled(scores_over_tokens(Path(run)), Path(run)) for run in runs}
     shown = {run: scores for run, scores in logged.items() if scores}
     names = list(dict.fromkeys(name for scores in shown.values() for name in scores))
     if not names:
@@ -98,8 +108,15 @@ def draw_curves(runs: Sequence[str], output: Path) -> bool:
         axes.grid(alpha=0.3)
     titles = short_names(runs)
     _legend(figure, [titles[run] for run in shown])
-    figure.savefig(output, dpi=120)
+    write_file(output, picture(figure, output.suffix.removeprefix("."), dpi=120))
     return True
+
+
+def picture(figure: Figure, format: str, *, dpi: int) -> bytes:
+    """A drawing in a format, named by the ending of its files."""
+    content = io.BytesIO()
+    figure.savefig(content, format=format, dpi=dpi)
+    return content.getvalue()
 
 
 def scores_over_tokens(run: Path) -> dict[str, list[tuple[int, float]]]:
@@ -117,6 +134,17 @@ def scores_over_tokens(run: Path) -> dict[str, list[tuple[int, float]]]:
             if is_score and isinstance(row.get("tokens"), int):
                 scores.setdefault(name, []).append((row["tokens"], value))
     return scores
+
+
+def _titled(scores: dict[str, list], run: Path) -> dict[str, list]:
+    """The scores by what stands above their panel: those of other samples are in another one."""
+    try:
+        limit = json.loads((run / RUN_CONFIG_NAME).read_bytes()).get("eval_tasks_limit")
+    except (OSError, ValueError, RecursionError, AttributeError):
+        limit = None
+    if not isinstance(limit, int):
+        return scores
+    return {f"{name}, first {limit:,} samples": points for name, points in scores.items()}
 
 
 def _figure(n_panels: int) -> Figure:
