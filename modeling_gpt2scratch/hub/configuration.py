@@ -15,7 +15,7 @@ class PublishConfig:
     repository: str = argument("OWNER/NAME on the Hub, made if needed; its README.md is replaced")
     private: bool = argument("make the repository private", default=False)
     license: str | None = argument("of the weights, by the Hub's name for it", default=None)
-    language: str = argument("of the training text, by its ISO 639 code", default="en")
+    language: str | None = argument("of the training text, by its ISO 639 code", default=None)
     results: str | None = argument(
         "results.json of evaluate/compare.py; the one in the run if not given", default=None
     )

@@ -19,16 +19,15 @@ from modeling_gpt2scratch.common.hub_requests import (
     with_retries,
 )
 from modeling_gpt2scratch.common.output_directory import making
-from modeling_gpt2scratch.data.shards.manifest import Manifest
-from modeling_gpt2scratch.data.tokens.tokenizer import TOKENIZER_NAME, fingerprint
+from modeling_gpt2scratch.data.tokens.tokenizer import TOKENIZER_NAME, vocabulary_of
 from modeling_gpt2scratch.interchange.conversion import read_run
 from modeling_gpt2scratch.reports.loss_plot import PlotError, draw_losses
+from modeling_gpt2scratch.reports.measured_records import RESULTS_NAME, read_records
 from modeling_gpt2scratch.reports.model_card import PICTURE_NAME, model_card
-from modeling_gpt2scratch.reports.records import RESULTS_NAME, RunRecords, read_records
+from modeling_gpt2scratch.reports.records import RunRecords, run_manifests
 from modeling_gpt2scratch.reports.scores import FOLDER, PREFIX, eval_result_files
 from modeling_gpt2scratch.tracking.metrics import METRICS_NAME
 from modeling_gpt2scratch.training.configuration import RUN_CONFIG_NAME
-from modeling_gpt2scratch.training.directory import DATA_MANIFEST_NAME
 
 from .configuration import PublishConfig
 
@@ -74,7 +73,7 @@ def write_repository(
     repository: str,
     *,
     license: str | None,
-    language: str,
+    language: str | None,
     results: Path | None,
 ) -> None:
     """Writes what the repository is to hold into an empty directory.
@@ -116,15 +115,14 @@ def _require_tokenizer_of_data(run: Path, tokenizer: PreTrainedTokenizerBase) ->
     Raises:
         PublishError: if the run has a copy of its data's manifest, and that knows another one.
     """
-    if not (run / DATA_MANIFEST_NAME).is_file():
-        return
-    expected = Manifest.load(run, DATA_MANIFEST_NAME).tokenizer["fingerprint"]
-    found = fingerprint(tokenizer)
-    if found != expected:
-        raise PublishError(
-            f"{run / TOKENIZER_NAME}: expected the tokenizer of {DATA_MANIFEST_NAME}, with "
-            f"fingerprint {expected}, found {found}; copy it from the data or from a checkpoint"
-        )
+    for manifest in run_manifests(run)[:1]:  # all sources of a mixture have the same
+        expected = manifest.vocabulary
+        if (found := vocabulary_of(tokenizer)) != expected:
+            raise PublishError(
+                f"{run / TOKENIZER_NAME}: expected the tokenizer of the run's data, with entries, "
+                f"end of text and fingerprint {expected}, found {found}; copy it from the data or "
+                f"from a checkpoint"
+            )
 
 
 def upload(folder: Path, repository: str, *, private: bool) -> str:

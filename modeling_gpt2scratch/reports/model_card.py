@@ -15,7 +15,7 @@ from tabulate import tabulate
 from modeling_gpt2scratch.data.sources.docstrings import DOCSTRINGS
 from modeling_gpt2scratch.data.tokens.names import BYTES, GPT2, TRAINED_PREFIX
 
-from .scores import NATS, estimates_of, is_partial, protocol_of, samples_of
+from .scores import NATS, estimates_of, has_left_out, is_partial, protocol_of, samples_of
 
 if TYPE_CHECKING:  # reading the records takes torch, writing the card does not
     from .records import DataRecord, RunRecords, SourceRecord
@@ -83,7 +83,7 @@ def model_card(
     *,
     repository: str,
     license: str | None = None,
-    language: str = "en",
+    language: str | None = None,
     has_picture: bool = False,
 ) -> ModelCard:
     """The card of a run's model.
@@ -92,7 +92,7 @@ def model_card(
         records: of the run.
         repository: "OWNER/NAME" on the Hub; also what the results call the model.
         license: of the weights, by the Hub's name for it; None states none.
-        language: of the training text, by its ISO 639 code.
+        language: of the training text, by its ISO 639 code; None states none.
         has_picture: whether `loss.png` will stand beside the card.
     """
     name = repository.rpartition("/")[2]
@@ -186,8 +186,14 @@ def _results(results: dict | None, repository: str) -> str:
             f"**Partial scores**: `first {arguments['limit']:,}` says that `--limit` cut a task; "
             f"these are no scores of the whole task.\n\n"
         )
+    cut = "".join(
+        f"`{task}`: {n:,} samples are longer than this model has room for, and were {what}.\n\n"
+        for task, details in own["details"].items()
+        for name, what in (("n_truncated", "cut at the beginning"), ("n_left_out", "left out"))
+        if (n := details.get(name))
+    )
     return (
-        f"## Results\n\n{table}\n\n{partial}± is one standard error. Measured with "
+        f"## Results\n\n{table}\n\n{partial}{cut}± is one standard error. Measured with "
         f"GPT2Scratch's `evaluate/compare.py` on {results['date'][:10]} in {arguments['dtype']}, "
         f"torch {results['torch_version']}, transformers {results['transformers_version']}. Scores "
         f"compare within one protocol and version. On `val`, loss and perplexity are per token; "
@@ -201,8 +207,8 @@ def _eval_results(results: dict | None, repository: str) -> Iterator[EvalResult]
         return
     measured = results["models"][repository]
     for task, cell in measured["results"].items():
-        if is_partial(measured, task):
-            continue  # a trial with --limit is no result to be listed; the card's table has it
+        if is_partial(measured, task) or has_left_out(measured, task):
+            continue  # a part is no result to be listed; the card's table has it
         dataset = measured["configs"][task]["dataset_path"]
         protocol, samples = protocol_of(measured, task), f"{samples_of(measured, task)} samples"
         for metric, (value, stderr) in estimates_of(cell).items():
@@ -224,9 +230,8 @@ def _training(records: RunRecords, has_picture: bool) -> str:
     if not records.arguments:
         return "## Training\n\nNot recorded."
     rows = [["Steps", f"{records.steps:,}"], ["Tokens seen", f"{records.tokens_seen:,}"]]
-    if records.data:
-        passes = records.tokens_seen / records.data.splits["train"].n_tokens
-        rows.append(["Passes over the training split", f"{passes:.2f}"])
+    if records.passes is not None:
+        rows.append(["Passes over the training split", f"{records.passes:.2f}"])
     if records.metrics:
         for row in [row for row in records.metrics if "loss" in row][-1:]:
             title = f"Training loss up to step {row['step']:,}, nats per token"
@@ -235,7 +240,7 @@ def _training(records: RunRecords, has_picture: bool) -> str:
             title = f"Validation loss after step {row['step']:,}, nats per token"
             rows.append([title, f"{row['eval_loss']:.4f}"])
         if records.arguments.get("final") == "best":
-            rows.append(["Weights", "those with the lowest validation loss"])
+            rows.append(["Weights", "those of that step, the best of those that were kept"])
         speed = statistics.median(row["tokens_per_second"] for row in records.metrics)
         rows.append(["Tokens per second, median of the log", f"{speed:,.0f}"])
     else:
@@ -301,7 +306,7 @@ def _limits(records: RunRecords) -> str:
         "it, which text from the web always has, come back in what the model writes.",
         f"Prompt and output together are at most {records.sizes['n_positions']:,} tokens.",
     ]
-    if records.tokens_seen is not None:
+    if records.tokens_seen is not None and not records.arguments.get("init_from"):
         points.append(
             f"It has seen {records.tokens_seen:,} tokens. OpenAI's GPT-2 models were trained on "
             f"WebText, 40 GB of text or some ten billion tokens; how often was not published."

@@ -5,44 +5,38 @@ What is made from these records can be published.
 """
 
 import glob
+import itertools
 import json
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_origin, get_type_hints
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from modeling_gpt2scratch.checkpoints.checkpoint import find_checkpoint
+from modeling_gpt2scratch.checkpoints.retention import STATE_NAME
 from modeling_gpt2scratch.common.addresses import split_revision
 from modeling_gpt2scratch.common.json_lines import warn
 from modeling_gpt2scratch.data.shards.format import ShardError
 from modeling_gpt2scratch.data.shards.manifest import Manifest, Split
 from modeling_gpt2scratch.data.sources.dataset_argument import NAMED_CORPORA
+from modeling_gpt2scratch.data.sources.mixture import parse_mixture
 from modeling_gpt2scratch.data.sources.readers import COMPRESSIONS, READERS
 from modeling_gpt2scratch.tracking.metrics import METRICS_NAME, read_metrics
-from modeling_gpt2scratch.tracking.status import FINISHED, read_status
 from modeling_gpt2scratch.training.configuration import RUN_CONFIG_NAME, TrainConfig
-from modeling_gpt2scratch.training.directory import DATA_MANIFEST_NAME, ENVIRONMENT_NAME
-
-from .record_checks import (
-    check_arguments,
-    check_difference,
-    check_environment,
-    check_evaluation,
-    check_model,
-    check_weights,
+from modeling_gpt2scratch.training.directory import (
+    DATA_MANIFEST_NAME,
+    DATA_MANIFEST_OF_SOURCE,
+    ENVIRONMENT_NAME,
 )
 
-RESULTS_NAME = "results.json"
+from .record_checks import check_arguments, check_environment
+
 # What is always there.
 ARGUMENT_KEYS = ("max_steps", "total_batch_tokens")
 ROW_KEYS = ("step", "loss", "tokens_per_second")
-MODEL_KEYS = ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
-OTHER_MODEL_KEYS = ("task_hashes", "model_sha256")  # earlier results have none
-CONFIG_KEYS = ("task", "protocol", "num_fewshot", "samples", "sha256", "official_dataset")
-CONFIG_KEYS += ("dataset_revision", "data_status", "metadata")
-VERSION_KEYS = ("python_version", "torch_version", "transformers_version", "date")
+TOTALS = ("n_tokens", "n_documents", "n_bytes")  # of a split
 
 
 @dataclass(frozen=True)
@@ -63,6 +57,7 @@ class DataRecord:
     sources: tuple[SourceRecord, ...]
     tokenizer: str  # "gpt2", "bpe:N", or the name of another
     splits: dict[str, Split]
+    is_weighted: bool  # several data sets, of which some may be read more often than others
 
 
 @dataclass(frozen=True)
@@ -75,6 +70,7 @@ class RunRecords:
     metrics: list[dict[str, float]]  # one per logged step
     data: DataRecord | None
     results: dict | None  # of evaluate/compare.py
+    best_step: int | None = None  # with the lowest validation loss, as far as that is known
 
     @property
     def tokens_seen(self) -> int | None:
@@ -89,6 +85,13 @@ class RunRecords:
         return self.metrics[-1]["step"] if self.metrics else self.arguments["max_steps"]
 
     @property
+    def passes(self) -> float | None:
+        """How often the training split was read, None if that is no one number."""
+        if self.tokens_seen is None or self.data is None or self.data.is_weighted:
+            return None
+        return self.tokens_seen / self.data.splits["train"].n_tokens
+
+    @property
     def validated(self) -> dict[str, float] | None:
         """The last validation of the model's weights, None if there was none.
 
@@ -96,32 +99,14 @@ class RunRecords:
         """
         rows = [row for row in self.metrics if "eval_loss" in row]
         if self.arguments.get("final") == "best":
+            if self.best_step is not None:
+                return next((row for row in rows if row["step"] == self.best_step), None)
             return min(rows, key=lambda row: row["eval_loss"], default=None)
         return rows[-1] if rows else None
 
 
 class RecordsError(ValueError):
     """Records that cannot be read, or that do not belong to the model beside them."""
-
-
-def read_records(
-    run: Path, *, repository: str, sizes: dict[str, int], results: Path | None = None
-) -> RunRecords:
-    """The records of a finished run, to be published; those that are not there are empty.
-
-    Args:
-        run: output directory of the training script.
-        repository: what the run's model is called in the results.
-        sizes: of the model, by name.
-        results: file of `evaluate/compare.py`, by default the one in `run`.
-
-    Raises:
-        RecordsError: if a file cannot be read, or if the run was continued or measured at another
-            time than the model was saved.
-    """
-    records = read_training(run, sizes=sizes)
-    _require_finished(run, records)
-    return replace(records, results=_read_results(run, repository, results))
 
 
 def read_training(
@@ -137,13 +122,15 @@ def read_training(
     Raises:
         RecordsError: if a file cannot be read.
     """
+    arguments = _read_arguments(run / RUN_CONFIG_NAME)
     return RunRecords(
         sizes=sizes,
-        arguments=_public_arguments(_read_arguments(run / RUN_CONFIG_NAME)),
+        arguments=_public_arguments(arguments),
         environment=_read_environment(run / ENVIRONMENT_NAME),
         metrics=_public_metrics(read_metrics(run / METRICS_NAME) if logged is None else logged),
-        data=_read_data(run),
+        data=_read_data(run, arguments),
         results=None,
+        best_step=_best_step(run),
     )
 
 
@@ -175,25 +162,6 @@ def is_source_on_hub(source: dict) -> bool:
     """
     is_local = bool(source.get("bytes")) and not source.get("revision")
     return not is_local and is_hub_name(str(source["name"]))
-
-
-def _require_finished(run: Path, records: RunRecords) -> None:
-    """Refuses a run whose model is of an earlier step than its records."""
-    max_steps = records.arguments.get("max_steps")
-    status = read_status(run)
-    if status is not None:
-        found = f"one that is {status['status']} at step {status['step']}"
-        is_finished = status["status"] == FINISHED
-    elif max_steps and records.metrics:  # records of an earlier version
-        step = records.metrics[-1]["step"]
-        found, is_finished = f"step {step} of {max_steps}", step == max_steps
-    else:
-        return
-    if not is_finished:
-        raise RecordsError(
-            f"{run}: expected a finished run, found {found}; finish it with train_accelerate.py "
-            f"--resume auto"
-        )
 
 
 def _read_arguments(path: Path) -> dict:
@@ -247,139 +215,92 @@ def _public_metrics(rows: Iterable[dict]) -> list[dict]:
     ]
 
 
-def _read_data(run: Path) -> DataRecord | None:
-    """The data set of the run, None if the run has no copy of its manifest.
+def _best_step(run: Path) -> int | None:
+    """What the newest checkpoint says of it; the log also has lines of weights that are gone."""
+    if (checkpoint := find_checkpoint(run)) is None:
+        return None
+    best = read_json(checkpoint / STATE_NAME).get("best")
+    step = best.get("step") if isinstance(best, dict) else None
+    return step if isinstance(step, int) else None
+
+
+def run_manifests(run: Path) -> list[Manifest]:
+    """The run's copies of its data's manifests, one for each source of `--data`, in their order.
+
+    Raises:
+        ShardError: if one cannot be read.
+    """
+    if (run / DATA_MANIFEST_NAME).exists():
+        return [Manifest.load(run, DATA_MANIFEST_NAME)]
+    names = map(DATA_MANIFEST_OF_SOURCE.format, itertools.count(1))
+    found = itertools.takewhile(lambda name: (run / name).exists(), names)
+    return [Manifest.load(run, name) for name in found]
+
+
+def _read_data(run: Path, arguments: dict) -> DataRecord | None:
+    """The data of the run, None if the run has no copy of a manifest.
 
     Raises:
         RecordsError: if there is one that cannot be read.
     """
-    if not (run / DATA_MANIFEST_NAME).exists():
-        return None
     try:
-        manifest = Manifest.load(run, DATA_MANIFEST_NAME)
-        # Those of other programs' files and of datatrove pipelines name only their data set.
-        sources = manifest.sources or [manifest.arguments | {"name": manifest.arguments["dataset"]}]
-        return DataRecord(
-            sources=tuple(
-                SourceRecord(
-                    name=public_name(str(source["name"])),
-                    is_named=source["name"] in NAMED_CORPORA,
-                    is_on_hub=is_source_on_hub(source),
-                    subset=source.get("subset"),
-                    weight=source.get("weight"),
-                )
-                for source in sources
-            ),
-            tokenizer=public_name(manifest.tokenizer["name"]),
-            splits=manifest.splits,
-        )
+        manifests = run_manifests(run)
+        shares = _shares(arguments, len(manifests))
+        return _data_record(manifests, shares) if manifests else None
     except ShardError as error:
         raise RecordsError(str(error)) from error
     except KeyError:  # an early one, which does not say what it was made from
         return None
 
 
-def _read_results(run: Path, repository: str, path: Path | None) -> dict | None:
-    """The results without failed cells, the run's model called as its repository."""
-    if path is None:
-        path = run / RESULTS_NAME
-        if not path.is_file():
-            return None
-    content = read_json(path)
+def _shares(arguments: dict, n_sources: int) -> list[float | None]:
+    """The weight of each source in a mixture, None where each is taken as large as it is."""
     try:
-        models = content["models"]
-        own = _own_name(models, run, repository)
-        for model in models.values():
-            check_model(model)
-        check_weights(models[own], run, path)
-        versions = {key: content[key] for key in VERSION_KEYS}
-        check_evaluation(content["arguments"], versions)
-        if content["baseline"] not in (None, *models):
-            raise ValueError(f"expected a baseline of the models, found {content['baseline']!r}")
-        for row in content["differences"]:
-            check_difference(row)
-        names = _labels_of(models) | {own: repository}
-        public = {names[name]: _public_model(model) for name, model in models.items()}
-        differences = [
-            row | {"model": names[row["model"]]}
-            for row in content["differences"]
-            if row["model"] in names
-        ]
-        return {
-            "models": public,
-            "baseline": names.get(content["baseline"]),
-            "differences": differences,
-            "arguments": _public_evaluation(content["arguments"]),
-            **versions,
-        }
-    except RecordsError:
-        raise
-    except ValueError as error:
-        raise RecordsError(f"{path}: {error}") from error
-    except (LookupError, TypeError, AttributeError) as error:
-        raise RecordsError(
-            f"{path}: expected results of evaluate/compare.py, found {error!r}"
-        ) from error
+        weights = [weight for _, weight in parse_mixture(str(arguments["data"]), flag="--data")]
+    except (LookupError, ValueError):
+        weights = []
+    return weights if len(weights) == n_sources else [None] * n_sources
 
 
-def _own_name(names: Iterable[str], run: Path, repository: str) -> str:
-    """What the run was called when it was measured, perhaps on another machine."""
-    exact = [name for name in names if name == repository or Path(name).resolve() == run.resolve()]
-    found = exact or [name for name in names if Path(name).name == run.resolve().name]
-    if len(found) != 1:
-        raise ValueError(
-            f"expected results of one model called {run.resolve().name}, found {', '.join(names)}"
+def _data_record(manifests: Sequence[Manifest], shares: Sequence[float | None]) -> DataRecord:
+    """What one data set, or several with these shares, are made from."""
+    sources = [
+        SourceRecord(
+            name=public_name(str(source["name"])),
+            is_named=source["name"] in NAMED_CORPORA,
+            is_on_hub=is_source_on_hub(source),
+            subset=source.get("subset"),
+            weight=_product(source.get("weight"), share),
         )
-    return found[0]
+        for manifest, share in zip(manifests, shares, strict=True)
+        for source in sources_of(manifest)
+    ]
+    splits = {name: None for manifest in manifests for name in manifest.splits}
+    for name in splits:
+        parts = [manifest.splits[name] for manifest in manifests if name in manifest.splits]
+        totals = (sum(getattr(part, total) for part in parts) for total in TOTALS)
+        splits[name] = Split(*totals, shards=())
+    return DataRecord(
+        sources=tuple(sources),
+        tokenizer=public_name(manifests[0].tokenizer["name"]),  # the same for all
+        splits=splits,
+        is_weighted=shares != [None] * len(shares),
+    )
 
 
-def _labels_of(models: dict[str, dict]) -> dict[str, str]:
-    """What to call each model: its name on the Hub, or the last part of a path, marked as local."""
-    labels, n_local = {}, Counter()
-    for name, model in models.items():
-        # A directory has no commit, wherever this program is started.
-        is_on_hub = is_hub_name(name) and model.get("config", {}).get("model_sha", name) is not None
-        labels[name] = name
-        if not is_on_hub:
-            last = Path(name).name
-            n_local[last] += 1
-            number = f" {n_local[last]}" if n_local[last] > 1 else ""
-            labels[name] = f"{last} (local{number})"
-    return labels
+def sources_of(manifest: Manifest) -> list[dict]:
+    """What a data set was made from; other programs' files and pipelines name only a data set.
+
+    Raises:
+        KeyError: if it does not say.
+    """
+    named = {"name": manifest.arguments["dataset"]} if not manifest.sources else {}
+    return manifest.sources or [manifest.arguments | named]
 
 
-def _public_model(model: dict) -> dict:
-    """What is known of one model: its results with their protocols, no paths, no errors."""
-    public = {key: model[key] for key in MODEL_KEYS}
-    public["configs"] = {
-        task: {key: config.get(key) for key in CONFIG_KEYS}
-        | {"dataset_path": _public_dataset(config)}
-        for task, config in model["configs"].items()
-    }
-    return public | {key: model[key] for key in OTHER_MODEL_KEYS if key in model}
-
-
-def _public_dataset(config: dict) -> str | None:
-    """The name of the data set that a task was measured on."""
-    source = config["dataset_path"]
-    if source is None:
-        return None
-    is_of_shards = config["task"].partition(":")[0] == "val"
-    return _name_of_shards(Path(source)) if is_of_shards else public_name(source)
-
-
-def _public_evaluation(arguments: dict) -> dict:
-    """Arguments of the evaluation without its places, which each task's config names."""
-    kept = ("tasks", "limit", "batch_tokens", "device", "dtype")
-    return {name: arguments.get(name) for name in kept}
-
-
-def _name_of_shards(directory: Path) -> str | None:
-    """The public name of a shard directory's data set, None if the directory is gone."""
-    try:
-        return public_name(str(Manifest.load(directory).arguments["dataset"]))
-    except (ShardError, KeyError):
-        return None
+def _product(weight: float | None, share: float | None) -> float | None:
+    """A source's weight within a data set, times the data set's share; None if neither is known."""
+    return weight if share is None else share * (1 if weight is None else weight)
 
 
 def read_json(path: Path) -> dict:

@@ -22,8 +22,9 @@ from modeling_gpt2scratch.tracking.status import KILLED, read_status
 from modeling_gpt2scratch.training.configuration import RUN_CONFIG_NAME
 
 from .loss_plot import PlotError, draw_curves
+from .measured_records import RESULTS_NAME
 from .model_card import data_links, is_shown, origin_of_weights, pipe_table
-from .records import RESULTS_NAME, RecordsError, RunRecords, read_json, read_training
+from .records import RecordsError, RunRecords, read_json, read_training
 from .run_html import HTML_NAME, run_html
 
 TITLE = "Report of a training run"
@@ -86,7 +87,8 @@ def write_report(run: Path) -> Path:
     if not records.metrics:
         raise RecordsError(f"{run / METRICS_NAME}: expected logged steps of a run, found none")
     events = read_json_lines(run / EVENTS_NAME)
-    results = [*_status(run), *_results(records, _counts(events))]
+    has_model = (run / "config.json").is_file()
+    results = [*_status(run), *_results(records, _counts(events), has_model=has_model)]
     summary = _summary(records)
     try:
         write_file(run / CURVES_NAME, draw_curves(run, logged))
@@ -130,11 +132,10 @@ def _summary(records: RunRecords) -> str:
     data = f" of {data_links(records.data)}" if records.data else ""
     training = "; how it was trained was not recorded"
     if records.arguments:
-        n_tokens = records.metrics[-1]["step"] * records.arguments["total_batch_tokens"]
-        training = f", trained {origin_of_weights(records)} on {n_tokens:,} tokens{data}"
-        if records.data:
-            passes = n_tokens / records.data.splits["train"].n_tokens
-            training += f" ({passes:.2f} passes over its training split)"
+        n_tokens = f"{records.tokens_seen:,} tokens"
+        training = f", trained {origin_of_weights(records)} on {n_tokens}{data}"
+        if records.passes is not None:
+            training += f" ({records.passes:.2f} passes over its training split)"
     return f"A GPT-2{parameters}{f' ({shape})' * bool(shape)}{training}."
 
 
@@ -159,7 +160,9 @@ def _status(run: Path) -> Iterator[tuple[str, str]]:
         yield "Status", f"{status['status']}{killed}"
 
 
-def _results(records: RunRecords, events: dict[str, int]) -> Iterator[tuple[str, str]]:
+def _results(
+    records: RunRecords, events: dict[str, int], *, has_model: bool
+) -> Iterator[tuple[str, str]]:
     """What came out, and what it cost; what was not logged is left out."""
     rows = records.metrics
     max_steps = records.arguments.get("max_steps", rows[-1]["step"])
@@ -171,8 +174,9 @@ def _results(records: RunRecords, events: dict[str, int]) -> Iterator[tuple[str,
         last, best = measured[-1], min(measured, key=lambda row: row["eval_loss"])
         yield "Validation loss, last", f"{_loss(last)}, perplexity {_perplexity(last)}"
         yield "Validation loss, best", f"{_loss(best)}, perplexity {_perplexity(best)}"
-        if records.arguments.get("final") == "best":
-            yield "Weights", f"of step {best['step']:,}, the ones with the best validation loss"
+        if has_model and records.arguments.get("final") == "best" and records.validated:
+            step = f"{records.validated['step']:,}"
+            yield "Weights", f"of step {step}, the best of those that were kept"
     benchmarks = {name: row for row in rows for name in row if "/" in name and name[:5] != "eval_"}
     limit = records.arguments.get("eval_tasks_limit")
     partial = f", first {limit:,} examples" if limit else ""
@@ -219,8 +223,8 @@ def _perplexity(row: dict) -> str:
 
 
 def _counts(events: Iterable[dict]) -> dict[str, int]:
-    """How often what happened."""
-    return Counter(str(row.get("event")) for row in events)
+    """How often what happened; a step that a resumed run makes again counts once."""
+    return Counter(name for name, _ in {(str(r.get("event")), str(r.get("step"))) for r in events})
 
 
 def _name_of(event: dict) -> str:

@@ -57,6 +57,11 @@ def is_partial(model: dict, task: str) -> bool:
     return model["n-samples"][task]["original"] is None
 
 
+def has_left_out(model: dict, task: str) -> bool:
+    """Whether there were samples that the model's context has no room for."""
+    return model.get("details", {}).get(task, {}).get("n_left_out", 0) > 0
+
+
 def samples_of(model: dict, task: str) -> str:
     """How many samples were measured, and whether they were only the first ones."""
     return "first " * is_partial(model, task) + f"{model['n-samples'][task]['effective']:,}"
@@ -69,7 +74,7 @@ def _entries(results: dict, repository: str) -> Iterator[EvalResultEntry]:
         config = model["configs"][task]
         dataset = config["official_dataset"]
         is_whole = config["dataset_path"] == dataset or config["data_status"] == OFFICIAL
-        if dataset is None or not is_whole or is_partial(model, task):
+        if dataset is None or not is_whole or is_partial(model, task) or has_left_out(model, task):
             continue
         metric, (value, stderr) = next(iter(estimates_of(cell).items()))
         if metric.endswith(NATS):

@@ -13,7 +13,7 @@ from modeling_gpt2scratch.data.loading.store import is_remote, open_store
 from modeling_gpt2scratch.data.loading.window_order import ORDER_VERSION
 from modeling_gpt2scratch.data.shards.directory import load_own_tokenizer
 from modeling_gpt2scratch.data.shards.format import ShardError
-from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME, Manifest
+from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME
 from modeling_gpt2scratch.data.sources.mixture import SMALLEST, parse_mixture
 from modeling_gpt2scratch.distributed.processes import LaunchError
 
@@ -192,7 +192,7 @@ class TrainingData:
         """Sources whose ids mean different tokens cannot be mixed."""
         first = self._stores[0]
         for store in self._stores[1:]:
-            if _vocabulary(store.manifest) != _vocabulary(first.manifest):
+            if store.manifest.vocabulary != first.manifest.vocabulary:
                 names = [f"{s.name} ({s.manifest.tokenizer['name']})" for s in (first, store)]
                 raise ShardError(
                     f"expected sources of --data with the same tokenizer, found {names[0]} and "
@@ -235,11 +235,6 @@ def _refuse_uneven_shares(config: TrainConfig, world_size: int, micro_batch_size
             f"{divisor}, found {config.total_batch_tokens}; {advice}, or the batch {nearest} in a "
             f"new run"
         )
-
-
-def _vocabulary(manifest: Manifest) -> tuple:
-    """What decides which token an id stands for."""
-    return manifest.vocab_size, manifest.end_of_text_id, manifest.tokenizer["fingerprint"]
 
 
 def _short_names(addresses: list[str]) -> list[str]:

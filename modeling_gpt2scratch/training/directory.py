@@ -26,6 +26,8 @@ from .checks import in_use, is_own
 from .configuration import RUN_CONFIG_NAME, RUN_MARKER, TrainConfig
 
 DATA_MANIFEST_NAME = "data_manifest.json"  # a copy, for when the data are gone or elsewhere
+# What describes one data set must not be taken for the description of a mixture.
+DATA_MANIFEST_OF_SOURCE = "data_manifest-{}.json"
 ENVIRONMENT_NAME = "environment.json"
 
 
@@ -155,8 +157,8 @@ def make_output_dir(
     write_json(output_dir / RUN_CONFIG_NAME, RUN_MARKER.content() | dataclasses.asdict(config))
     write_json(output_dir / ENVIRONMENT_NAME, describe_environment(accelerator))
     for number, manifest in enumerate(manifests, start=1):
-        # What describes one data set must not be taken for the description of a mixture.
-        name = DATA_MANIFEST_NAME if len(manifests) == 1 else f"data_manifest-{number}.json"
+        is_alone = len(manifests) == 1
+        name = DATA_MANIFEST_NAME if is_alone else DATA_MANIFEST_OF_SOURCE.format(number)
         write_file(output_dir / name, manifest.read_bytes())
 
 

@@ -17,7 +17,7 @@ from support.tiny_models import WITHOUT_PACKAGE
 
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
 from modeling_gpt2scratch.checkpoints.checkpoint import save_model
-from modeling_gpt2scratch.data.tokens.tokenizer import fingerprint, train_tokenizer
+from modeling_gpt2scratch.data.tokens.tokenizer import train_tokenizer, vocabulary_of
 
 pytestmark = pytest.mark.slow
 
@@ -92,7 +92,7 @@ def trained(tmp_path_factory):
     model = GPT2ScratchForCausalLM(config).eval()
     for name in ("run", "model_only"):
         save_model(model, tokenizer, directory / name)
-    write_records(directory / "run", fingerprint=fingerprint(tokenizer))
+    write_records(directory / "run", vocabulary=vocabulary_of(tokenizer))
     return directory, model, tokenizer
 
 

@@ -19,13 +19,14 @@ from support.run_records import REPOSITORY, SECRET, add_lambada, write_records
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
 from modeling_gpt2scratch.checkpoints.checkpoint import save_model
 from modeling_gpt2scratch.commands import plot, publish
-from modeling_gpt2scratch.data.tokens.tokenizer import fingerprint, train_tokenizer
+from modeling_gpt2scratch.data.tokens.tokenizer import train_tokenizer, vocabulary_of
+from modeling_gpt2scratch.reports.measured_records import read_records
 from modeling_gpt2scratch.reports.model_card import (
     DEPENDENT_ARGUMENTS,
     HIDDEN_ARGUMENTS,
     model_card,
 )
-from modeling_gpt2scratch.reports.records import RecordsError, is_source_on_hub, read_records
+from modeling_gpt2scratch.reports.records import RecordsError, is_source_on_hub
 from modeling_gpt2scratch.reports.scores import eval_result_files
 from modeling_gpt2scratch.training.configuration import TrainConfig
 
@@ -85,13 +86,38 @@ def test_a_card_gives_the_loss_of_its_own_weights_and_the_steps_that_were_made(r
         ("Steps", "40"),
         ("Tokens seen", "5,120"),
         ("Validation loss after step 20, nats per token", "4.2500"),
-        ("Weights", "those with the lowest validation loss"),
+        ("Weights", "those of that step, the best of those that were kept"),
     }
+
+
+def test_a_card_names_every_source_of_a_mixture(run):
+    (run / "data_manifest.json").rename(run / "data_manifest-1.json")
+    content = json.loads((run / "data_manifest-1.json").read_text())
+    content["arguments"]["dataset"] = "someone/tales"
+    (run / "data_manifest-2.json").write_text(json.dumps(content))
+    text = card_of(run).text
+    assert "someone/fables](https://huggingface.co/datasets/someone/fables) and " in text
+    assert "| train   | 140" in text and "| Passes over the training split" in text
+    arguments = json.loads((run / "train_config.json").read_text())
+    arguments["data"] = "data/fables:0.75,data/tales:0.25"
+    (run / "train_config.json").write_text(json.dumps(arguments))
+    card = card_of(run)
+    assert card.data.datasets == ["someone/fables", "someone/tales"]
+    assert "fables) (75% of the text) and " in card.text
+    assert "Passes" not in card.text  # of each source another number
+
+
+def test_a_card_of_a_model_that_was_not_trained_from_scratch_does_not_say_what_all_it_has_seen(run):
+    arguments = json.loads((run / "train_config.json").read_text())
+    assert "It has seen" in card_of(run).text
+    (run / "train_config.json").write_text(json.dumps(arguments | {"init_from": "someone/base"}))
+    card = card_of(run)
+    assert "It has seen" not in card.text and "from the weights of `someone/base`" in card.text
 
 
 def test_the_metadata_of_a_card_can_be_read_by_the_hub(run):
     data = ModelCard(str(card_of(run))).data
-    assert (data.license, data.language, data.pipeline_tag) == (None, "en", "text-generation")
+    assert (data.license, data.language, data.pipeline_tag) == (None, None, "text-generation")
     assert ModelCard(str(card_of(run, license="mit"))).data.license == "mit"
     assert (data.library_name, data.datasets) == ("transformers", ["someone/fables"])
     found = {result.metric_type: result for result in data.eval_results}
@@ -124,6 +150,27 @@ def test_a_score_of_the_first_samples_is_called_one(tmp_path, limit, samples):
         assert "v1, 40 samples)" in card.data.eval_results[0].metric_name
     else:  # a trial is no result to be listed
         assert card.data.eval_results is None
+
+
+def test_a_score_of_the_samples_that_fit_is_called_one_and_is_no_result_of_the_benchmark(run):
+    add_lambada(run)
+    content = json.loads((run / "results.json").read_text())
+    model = content["models"][str(run)]
+
+    def listed() -> dict:
+        results = read_records(run, repository=REPOSITORY, sizes=SIZES).results
+        return eval_result_files(results, REPOSITORY)
+
+    assert len(listed()) == 1
+    model["details"] = {"lambada": {"n_truncated": 7, "n_left_out": 30, "by_phenomenon": {"a": 1}}}
+    (run / "results.json").write_text(json.dumps(content))
+    card = card_of(run)
+    assert "`lambada`: 7 samples are longer than this model has room for, and were cut" in card.text
+    assert (
+        "`lambada`: 30 samples are longer than this model has room for, and were left" in card.text
+    )
+    assert not any("lambada" in result.metric_name for result in card.data.eval_results)
+    assert listed() == {}
 
 
 def test_a_perplexity_that_is_too_large_for_a_number_is_shown_as_a_power(run):
@@ -288,7 +335,7 @@ def test_a_dry_run_needs_neither_login_nor_network(run, monkeypatch, capsys):
     folder, model_only = run.parent / "folder", run.parent / "model_only"
     save_model(GPT2ScratchForCausalLM(config), tokenizer, model_only)
     shutil.copytree(model_only, run, dirs_exist_ok=True)
-    write_records(run, fingerprint=fingerprint(tokenizer))
+    write_records(run, vocabulary=vocabulary_of(tokenizer))
     add_lambada(run)
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("asked the network"))
     arguments = ["--run", str(run), "--repository", REPOSITORY, "--dry_run", str(folder)]

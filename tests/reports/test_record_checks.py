@@ -5,7 +5,8 @@ import json
 import pytest
 from support.run_records import REPOSITORY, add_lambada, write_records
 
-from modeling_gpt2scratch.reports.records import RecordsError, read_records
+from modeling_gpt2scratch.reports.measured_records import read_records
+from modeling_gpt2scratch.reports.records import RecordsError
 
 CHANGES = {
     "environment.json": {

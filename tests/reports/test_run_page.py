@@ -83,8 +83,24 @@ def test_a_report_says_what_the_run_recorded(run):
 def test_a_report_says_of_which_step_the_best_weights_are(run):
     path = run / "train_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"final": "best"}))
-    cells = cells_of(write_report(run).read_text())
-    assert ("Weights", "of step 20, the ones with the best validation loss") in cells
+    weights = ("Weights", "of step 20, the best of those that were kept")
+    assert weights in cells_of(write_report(run).read_text())
+    # A lower loss whose checkpoint was not kept is in the log, and not in the weights.
+    row = {"step": 30, "loss": 3.0, "tokens_per_second": 900.0, "eval_loss": 4.0}
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(row) + "\n")
+    (run / "checkpoint-30").mkdir()
+    state = {"step": 30, "best": {"step": 20, "loss": 4.25, "n_since": 1}}
+    (run / "checkpoint-30" / "training_state.json").write_text(json.dumps(state))
+    assert weights in cells_of(write_report(run).read_text())
+    (run / "config.json").unlink()  # it goes on, and has no model yet
+    assert "Weights" not in dict(cells_of(write_report(run).read_text()))
+
+
+def test_an_event_of_a_step_that_was_made_twice_counts_once(run):
+    events = [{"event": "skipped", "step": step} for step in (12, 15, 12)]
+    (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    assert ("Skipped steps", "2") in cells_of(write_report(run).read_text())
 
 
 def test_a_report_names_no_user_and_no_path(run):

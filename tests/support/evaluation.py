@@ -32,11 +32,14 @@ from transformers import (
 from modeling_gpt2scratch.data.shards.format import write_shard
 from modeling_gpt2scratch.data.shards.manifest import Manifest, ShardEntry, Split
 from modeling_gpt2scratch.data.tokens.tokenizer import fingerprint
+from modeling_gpt2scratch.evaluation.results.measurements import Measurement, ModelMeasurements
 from modeling_gpt2scratch.evaluation.scoring import processes as process_group
 from modeling_gpt2scratch.evaluation.scoring.processes import ProcessGroup
+from modeling_gpt2scratch.evaluation.tasks.task import Estimate, TaskResult
 
 WAIT_SECONDS = 10  # that a thread waits for the others, which is an error
 END_OF_TEXT = "<|endoftext|>"
+LAMBADA_METRICS = {"lambada": {"acc": True, "perplexity": False}}
 CORPUS = [
     "the cat sat on the mat, and the dog sat on the cat.",
     "a naïve café: “the mat” was on the dog!\n\nthe end",
@@ -232,3 +235,12 @@ def in_threads(monkeypatch, n_processes: int, work: Callable[[ProcessGroup], Any
     if errors:
         raise errors[0]
     return results
+
+
+def measured(name, right, nats, **details):
+    """A model as if measured on lambada, from the values of each passage."""
+    acc, loss = np.mean(right), np.mean(nats)
+    estimates = {"acc": Estimate(acc, 0.1), "perplexity": Estimate(float(np.exp(loss)), None)}
+    samples = {"acc": np.asarray(right, float), "perplexity": np.asarray(nats, float)}
+    result = TaskResult(len(right), estimates, details, samples)
+    return ModelMeasurements(name, tasks={"lambada": Measurement(result, seconds=1.5)})

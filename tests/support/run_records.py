@@ -52,7 +52,7 @@ def write_records(
     dataset: str = "someone/fables",
     limit: int | None = None,
     step: int = 20,
-    fingerprint: str = "1" * 64,
+    vocabulary: tuple[int, int, str] = (300, 299, "1" * 64),
 ) -> None:
     """Every record that a run of 20 steps of 128 tokens leaves, and the data it names.
 
@@ -65,9 +65,9 @@ def write_records(
         for split, n_tokens in (("train", 5_120), ("val", 640))
     )
     Manifest(
-        vocab_size=300,
-        end_of_text_id=299,
-        tokenizer={"name": "bpe:300", "fingerprint": fingerprint},
+        vocab_size=vocabulary[0],
+        end_of_text_id=vocabulary[1],
+        tokenizer={"name": "bpe:300", "fingerprint": vocabulary[2]},
         splits={
             "train": Split(n_tokens=5_120, n_documents=70, n_bytes=20_000, shards=train),
             "val": Split(n_tokens=640, n_documents=9, n_bytes=2_500, shards=val),

@@ -22,7 +22,6 @@ from modeling_gpt2scratch.checkpoints.writer import CheckpointWriter
 from modeling_gpt2scratch.tracking.metrics import read_metrics
 from modeling_gpt2scratch.training import loop
 from modeling_gpt2scratch.training.guard_rails import Finding
-from modeling_gpt2scratch.training.progress import BestValidation
 
 N_KILLS = 20
 MAX_STEPS = 160
@@ -359,42 +358,6 @@ def die_after(step: int):
             raise Killed
 
     return report_and_die
-
-
-def test_a_checkpoint_whose_successor_never_came_is_gone_on_from(
-    small_data, tmp_path, monkeypatch, capsys
-):
-    output_dir = tmp_path / "run"
-    options = {"eval_every": 0, "save_every": 4, "dropout": 0, "resume": "auto"}
-    assert run_here(monkeypatch, *flags(small_data, output_dir, **options, max_steps=4)) == 0
-    # What a kill leaves between the two renames that replace a checkpoint.
-    (output_dir / "checkpoint-4").rename(output_dir / ".checkpoint-4.old")
-    capsys.readouterr()
-    assert run_here(monkeypatch, *flags(small_data, output_dir, **options, max_steps=6)) == 0
-    assert "4 to 6, " in capsys.readouterr().out
-    assert sorted(rows_of(output_dir)) == [1, 2, 3, 4, 5, 6]
-
-
-def test_only_losses_of_the_same_windows_and_checkpoints_of_the_same_run_are_compared(
-    small_data, tmp_path, monkeypatch
-):
-    first = tmp_path / "first"
-    options = {"eval_every": 2, "save_every": 2, "max_steps": 4, "keep_best": True}
-    assert run_here(monkeypatch, *flags(small_data, first, **options)) == 0
-
-    def best_after(output_dir, **changes) -> int:
-        arguments = flags(small_data, output_dir, **options | {"max_steps": 6} | changes)
-        resumed = ["--resume", str(first / "checkpoint-4")]
-        with monkeypatch.context() as patch:
-            patch.setattr(BestValidation, "add", lambda self, step, loss: False)
-            assert run_here(patch, *arguments, *resumed) == 0
-        state = json.loads((output_dir / "checkpoint-6" / "training_state.json").read_text())
-        return state["best"]["step"]
-
-    assert best_after(first) == 4
-    assert best_after(first, eval_tokens=1024) is None
-    shutil.copytree(first, second := tmp_path / "second")
-    assert best_after(second, overwrite=True) is None
 
 
 def test_what_looks_at_validations_is_refused_without_them(

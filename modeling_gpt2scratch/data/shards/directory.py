@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from modeling_gpt2scratch.data.tokens.ids import token_dtype, vocab_size_of
+from modeling_gpt2scratch.data.tokens.ids import token_dtype
 
 from .format import HEADER_BYTES, ShardError, read_shard
 from .manifest import MANIFEST_NAME, FileLayout, Manifest, ShardEntry
@@ -135,7 +135,7 @@ def load_own_tokenizer(
         ShardError: if it is not there, or another one.
         TokenizerError: if its files cannot be read.
     """
-    from modeling_gpt2scratch.data.tokens.tokenizer import fingerprint, load_tokenizer
+    from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer, vocabulary_of
 
     name = name or str(directory)
     is_beside = (directory / "tokenizer.json").is_file()
@@ -145,8 +145,7 @@ def load_own_tokenizer(
         )
     place = str(directory.resolve()) if is_beside else manifest.tokenizer["name"]
     tokenizer = load_tokenizer(place)
-    expected = (manifest.vocab_size, manifest.end_of_text_id, manifest.tokenizer["fingerprint"])
-    found = (vocab_size_of(tokenizer), tokenizer.eos_token_id, fingerprint(tokenizer))
+    expected, found = manifest.vocabulary, vocabulary_of(tokenizer)
     if (expected[0], expected[2]) != (found[0], found[2]):
         raise ShardError(
             f"{name}: expected a tokenizer of (entries, end-of-text id, fingerprint) {expected}, "

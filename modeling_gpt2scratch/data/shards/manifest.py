@@ -102,6 +102,11 @@ class Manifest:
         return [shard for split in self.splits.values() for shard in split.shards]
 
     @property
+    def vocabulary(self) -> tuple[int, int, str]:
+        """What decides which token an id stands for, as `vocabulary_of` says it of a tokenizer."""
+        return self.vocab_size, self.end_of_text_id, self.tokenizer["fingerprint"]
+
+    @property
     def is_adopted(self) -> bool:
         """Whether the shards are other programs' files, each with its layout."""
         return any(shard.layout for shard in self.shards)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modeling_gpt2scratch.common.atomic_files import write_json
-from modeling_gpt2scratch.data.tokens.tokenizer import fingerprint, load_tokenizer, save_tokenizer
+from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer, save_tokenizer, vocabulary_of
 
 from .directory import open_shard, unlisted_files
 from .format import ShardError
@@ -81,7 +81,7 @@ def merge_parts(directory: Path) -> Manifest:
         )
     name = first.tokenizer["name"]
     tokenizer = load_tokenizer(name)
-    if fingerprint(tokenizer) != first.tokenizer["fingerprint"]:
+    if vocabulary_of(tokenizer) != first.vocabulary:
         raise ShardError(
             f"{directory}: expected the tokenizer {name} as the tasks used it, found another; "
             f"put the old one back"

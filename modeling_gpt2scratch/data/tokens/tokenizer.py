@@ -164,12 +164,18 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
+def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int, str]:
+    """What decides which token an id stands for: ids, that of the end of text, and fingerprint."""
+    return vocab_size_of(tokenizer), tokenizer.eos_token_id, fingerprint(tokenizer)
+
+
 def manifest_entries(name: str, tokenizer: PreTrainedTokenizerBase) -> dict:
     """What a manifest says of the tokenizer called `name`, as arguments of `Manifest`."""
+    vocab_size, end_of_text_id, sha256 = vocabulary_of(tokenizer)
     return {
-        "vocab_size": vocab_size_of(tokenizer),
-        "end_of_text_id": tokenizer.eos_token_id,
-        "tokenizer": {"name": name, "fingerprint": fingerprint(tokenizer)},
+        "vocab_size": vocab_size,
+        "end_of_text_id": end_of_text_id,
+        "tokenizer": {"name": name, "fingerprint": sha256},
     }
 
 

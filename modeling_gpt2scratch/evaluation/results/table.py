@@ -110,6 +110,7 @@ def table_notes(
         )
     notes += _difference_notes(tasks, models, differences, baseline=titles[baseline])
     notes += _per_token_notes(tasks, models)
+    notes += _cut_notes(models, titles)
     return [*notes, *_published_notes(published, sources)]
 
 
@@ -162,6 +163,23 @@ def _per_token_notes(
             f"Per token: {', '.join(map(' '.join, rows))}. These models have different "
             "vocabularies, and only bits per byte compares them."
         )
+
+
+def _cut_notes(models: Sequence[ModelMeasurements], titles: Mapping[str, str]) -> Iterator[str]:
+    """Which models have no room for the whole context of some samples, or for these at all."""
+    for model in models:
+        for task, cell in model.tasks.items():
+            details = cell.result.details if cell.result else {}
+            if n_cut := details.get("n_truncated", 0):
+                yield (
+                    f"{task}: {titles[model.name]} has no room for {n_cut:,} of "
+                    f"{cell.result.n_samples:,} contexts; their beginnings were cut off."
+                )
+            if n_left_out := details.get("n_left_out", 0):
+                yield (
+                    f"{task}: {titles[model.name]} has no room for {n_left_out:,} samples, which "
+                    f"are left out; its score is of the others."
+                )
 
 
 def _published_notes(
