@@ -21,6 +21,7 @@ def main() -> None:
         # `--help` needs only these.
         from modeling_gpt2scratch.common.activity import activity
         from modeling_gpt2scratch.common.command_line import parse_config, with_place
+        from modeling_gpt2scratch.common.errors import last_line
         from modeling_gpt2scratch.data.preparation.configuration import PrepareConfig
 
         config = parse_config(PrepareConfig, description=__doc__)
@@ -44,7 +45,7 @@ def main() -> None:
                 with activity("uploading"):
                     print(push_data(Path(config.output_dir), repository, private=private))
         except EXPECTED_ERRORS as error:
-            sys.exit(f"{PROGRAM}: error: {with_place(str(error))}")
+            sys.exit(f"{PROGRAM}: error: {with_place(last_line(error))}")
 
 
 if __name__ == "__main__":

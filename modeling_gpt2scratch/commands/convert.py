@@ -31,14 +31,13 @@ ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu")
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, converts, and turns what is wrong with the input into one line and an exit code."""
     arguments = _parse_arguments(argv)
-    from transformers.utils import logging as transformers_logging
-
+    from modeling_gpt2scratch.common.errors import last_line
     from modeling_gpt2scratch.data.tokens.names import TokenizerError
+    from modeling_gpt2scratch.distributed.processes import quiet_transformers
     from modeling_gpt2scratch.interchange.conversion import save_converted
     from modeling_gpt2scratch.interchange.foreign_checkpoints import ConversionError
 
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    quiet_transformers()
     rule = {"marker": CONVERTED_MODEL, "overwrite": arguments.overwrite}
     try:
         model, tokenizer = _convert(arguments)
@@ -46,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with making(arguments.out, **rule) as directory:
             save_converted(model, tokenizer, directory)
     except (ConversionError, TokenizerError, OSError) as error:
-        sys.exit(f"{PROGRAM} {arguments.direction}: error: {error}")
+        sys.exit(f"{PROGRAM} {arguments.direction}: error: {last_line(error)}")
     config = model.config
     print(
         f"{arguments.out}: {config.model_type} model of {model.num_parameters():,} parameters in "

@@ -23,14 +23,12 @@ class PlotConfig:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, draws, and turns what is wrong with the input into one line and an exit code."""
     config = parse_config(PlotConfig, description=__doc__, argv=argv, program=PROGRAM)
-    from modeling_gpt2scratch.common.errors import file_problem
+    from modeling_gpt2scratch.common.errors import last_line
     from modeling_gpt2scratch.reports.loss_plot import PlotError, draw_losses
 
     try:
         draw_losses(
             [Path(run) for run in config.runs], Path(config.output).expanduser(), x=config.x
         )
-    except PlotError as error:
-        sys.exit(f"{PROGRAM}: error: {error}")
-    except OSError as error:
-        sys.exit(f"{PROGRAM}: error: {file_problem(error)}")
+    except (PlotError, OSError) as error:
+        sys.exit(f"{PROGRAM}: error: {last_line(error)}")

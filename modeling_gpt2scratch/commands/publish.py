@@ -18,20 +18,16 @@ PROGRAM = "gpt2scratch publish"
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, publishes, and turns what is wrong into one line and an exit code."""
     config = parse_config(PublishConfig, description=__doc__, argv=argv, program=PROGRAM)
-    from transformers.utils import logging as transformers_logging
-
-    from modeling_gpt2scratch.common.errors import SourceError, file_problem, one_line
+    from modeling_gpt2scratch.common.errors import SourceError, last_line
     from modeling_gpt2scratch.data.tokens.names import TokenizerError
+    from modeling_gpt2scratch.distributed.processes import quiet_transformers
     from modeling_gpt2scratch.hub.runs import publish
     from modeling_gpt2scratch.interchange.conversion import ConversionError
     from modeling_gpt2scratch.reports.records import RecordsError
 
-    transformers_logging.set_verbosity_error()  # its reports come before our one line
-    transformers_logging.disable_progress_bar()
+    quiet_transformers()
     try:
         place = publish(config)
         print(f"{'published' if config.dry_run is None else 'written, not uploaded'}: {place}")
-    except (SourceError, ConversionError, RecordsError, TokenizerError) as error:
-        sys.exit(f"{PROGRAM}: error: {one_line(error)}")
-    except OSError as error:
-        sys.exit(f"{PROGRAM}: error: {file_problem(error)}")
+    except (SourceError, ConversionError, RecordsError, TokenizerError, OSError) as error:
+        sys.exit(f"{PROGRAM}: error: {last_line(error)}")

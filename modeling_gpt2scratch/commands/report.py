@@ -25,7 +25,7 @@ class ReportConfig:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, reports, and turns what is wrong with the run into one line and an exit code."""
     config = parse_config(ReportConfig, description=__doc__, argv=argv, program=PROGRAM)
-    from modeling_gpt2scratch.common.errors import file_problem
+    from modeling_gpt2scratch.common.errors import last_line
     from modeling_gpt2scratch.reports.records import RecordsError
     from modeling_gpt2scratch.reports.run_page import write_report
     from modeling_gpt2scratch.tracking.status import FAILED, read_status
@@ -36,7 +36,5 @@ def main(argv: Sequence[str] | None = None) -> None:
         status = read_status(run)
         if status and status["status"] == FAILED:
             print(f"{run} has failed: {status.get('message', 'no reason is known')}")
-    except RecordsError as error:
-        sys.exit(f"{PROGRAM}: error: {error}")
-    except OSError as error:
-        sys.exit(f"{PROGRAM}: error: {file_problem(error)}")
+    except (RecordsError, OSError) as error:
+        sys.exit(f"{PROGRAM}: error: {last_line(error)}")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from modeling_gpt2scratch.common.activity import activity
 from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser, number
+from modeling_gpt2scratch.common.errors import last_line
 from modeling_gpt2scratch.common.interruptions import Interruptible
 from modeling_gpt2scratch.common.sampling import TEMPERATURE, TOP_K
 from modeling_gpt2scratch.common.threads import let_waiting_threads_rest
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (ValueError, OSError) as error:
-        sys.exit(f"{PROGRAM}: error: {error}")
+        sys.exit(f"{PROGRAM}: error: {last_line(error)}")
 
 
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -95,16 +96,14 @@ def _write(arguments: argparse.Namespace, prompts: Sequence[str]) -> None:
     with Interruptible(PROGRAM) as ctrl_c:
         with activity(f"loading {', '.join(arguments.models)}"):
             with ctrl_c.ending_at_once():
-                from transformers.utils import logging as transformers_logging
-
+                from modeling_gpt2scratch.distributed.processes import quiet_transformers
                 from modeling_gpt2scratch.generation.conversation import converse
                 from modeling_gpt2scratch.generation.writer import (
                     Sampling,
                     load_writer,
                     write_samples,
                 )
-            transformers_logging.set_verbosity_error()
-            transformers_logging.disable_progress_bar()
+            quiet_transformers()
             trust = arguments.trust_remote_code
             writers = [load_writer(name, trust_remote_code=trust) for name in arguments.models]
         for name, writer in zip(arguments.models, writers, strict=True):

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from modeling_gpt2scratch.common.activity import activity
 from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser, number
+from modeling_gpt2scratch.common.errors import last_line
 from modeling_gpt2scratch.common.interruptions import Interruptible
 from modeling_gpt2scratch.common.threads import let_waiting_threads_rest
 from modeling_gpt2scratch.common.user_cache import user_cache
@@ -46,14 +47,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             port = _free_port(arguments.host, arguments.port)
             with activity(f"copying {arguments.model} as a stock gpt2"):
                 with ctrl_c.ending_at_once():
-                    from transformers.utils import logging as transformers_logging
-
+                    from modeling_gpt2scratch.distributed.processes import quiet_transformers
                     from modeling_gpt2scratch.interchange.serving import copy_for_serving
-                transformers_logging.set_verbosity_error()
-                transformers_logging.disable_progress_bar()
+                quiet_transformers()
                 cache, name = copy_for_serving(arguments.model, user_cache() / CACHE_FOLDER)
         except (ValueError, OSError) as error:
-            sys.exit(f"{PROGRAM}: error: {error}")
+            sys.exit(f"{PROGRAM}: error: {last_line(error)}")
         _serve(cache, name, arguments.host, port)
 
 

@@ -29,7 +29,7 @@ from tabulate import tabulate
 
 from modeling_gpt2scratch.common.addresses import public
 from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser, number
-from modeling_gpt2scratch.common.errors import SourceError, one_line, printable
+from modeling_gpt2scratch.common.errors import SourceError, last_line, printable
 from modeling_gpt2scratch.common.output_directory import OutputError, making, output_directory
 from modeling_gpt2scratch.data.shards.format import MAX_SHARD_TOKENS, ShardError
 from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME, PART_PATTERN, Manifest
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         code = arguments.run(arguments)
     except (ShardError, TokenizerError, SourceError, OSError) as error:
-        sys.exit(f"{PROGRAM} {arguments.command}: error: {one_line(error)}")
+        sys.exit(f"{PROGRAM} {arguments.command}: error: {last_line(error)}")
     sys.exit(code)
 
 

@@ -44,9 +44,15 @@ def in_words(error: BaseException) -> str:
 
 def file_problem(error: OSError) -> str:
     """What the system said of a file, in one line that names the file."""
-    if error.strerror is None:  # raised with a whole sentence
+    if error.strerror is None or error.filename is None:  # raised with a whole sentence
         return one_line(error)
-    return f"{error.filename}: expected to read or write it, found {error.strerror}"
+    name = printable(str(error.filename))
+    return f"{name}: expected to read or write it, found {error.strerror}"
+
+
+def last_line(error: Exception) -> str:
+    """What a program says of the error that ends it."""
+    return file_problem(error) if isinstance(error, OSError) else one_line(error)
 
 
 def content_instead(path: Path) -> str | None:

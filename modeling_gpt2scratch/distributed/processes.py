@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
+from transformers.utils import logging as transformers_logging
 
 Result = TypeVar("Result")
 
@@ -20,6 +21,12 @@ def say(text: str) -> None:
     if PartialState().is_main_process:
         tqdm.write(text)  # above a bar, if there is one
         sys.stdout.flush()
+
+
+def quiet_transformers() -> None:
+    """Keeps reports and bars of transformers from coming between the lines of a command."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
 
 
 def on_main_process(function: Callable[..., Result], *args, **kwargs) -> Result:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, NoReturn
 
+from modeling_gpt2scratch.checkpoints.retention import STATE_NAME
 from modeling_gpt2scratch.common.addresses import (
     command_line,
     keep_secrets_apart,
@@ -267,8 +268,12 @@ def open_output_dir(config: CompareArguments) -> Path:
 
 
 def default_output_dir(model: str) -> str:
-    """The model's directory if it is a local one, else `results`."""
-    return model if Path(model).is_dir() else "results"
+    """The model's directory if it is a local one that stays, else `results`.
+
+    A run removes its older checkpoints, with all that is in them.
+    """
+    stays = Path(model).is_dir() and not Path(model, STATE_NAME).is_file()
+    return model if stays else "results"
 
 
 def refuse(problem: str) -> NoReturn:

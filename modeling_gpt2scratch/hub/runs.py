@@ -9,6 +9,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from transformers import PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.checkpoints.checkpoint import WEIGHTS_NAME, save_model
+from modeling_gpt2scratch.common.activity import activity
 from modeling_gpt2scratch.common.atomic_files import write_file, write_json
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.common.hub_requests import (
@@ -64,7 +65,8 @@ def publish(config: PublishConfig) -> str:
     require_login()
     with tempfile.TemporaryDirectory() as directory:
         write_repository(run, Path(directory), config.repository, **card)
-        return upload(Path(directory), config.repository, private=config.private)
+        with activity("uploading"):
+            return upload(Path(directory), config.repository, private=config.private)
 
 
 def write_repository(

@@ -132,7 +132,7 @@ def test_what_cannot_be_read_is_one_line_and_code_1(sample, run_dir, tmp_path):
     (tmp_path / "latin").write_bytes(b"caf\xe9\n")
     (tmp_path / "empty").write_bytes(b"\n\n")
     for file, found in (
-        ("none", "[Errno 2] No such file or directory"),
+        ("none", "expected to read or write it, found No such file or directory"),
         ("latin", "expected text in UTF-8, found 'utf-8' codec can't decode byte 0xe9"),
         ("empty", "expected one prompt per line, found none"),
     ):

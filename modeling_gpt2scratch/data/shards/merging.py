@@ -98,7 +98,7 @@ def _made_before(directory: Path) -> Manifest | None:
     try:  # beside parts, `Manifest.load` refuses it
         splits = json.loads((directory / MANIFEST_NAME).read_bytes())["splits"].values()
         listed = {(entry["file"], entry["sha256"]) for split in splits for entry in split["shards"]}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
     entries = [entry for part in rest for entry in part.shards]
     if not rest or not {(entry.file, entry.sha256) for entry in entries} <= listed:

@@ -74,7 +74,7 @@ class ResultCache:
                 measured = TaskResult(*parts)
             measurement = Measurement(measured, seconds=content["seconds"], is_from_cache=True)
             return measurement, content["model"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None  # absent or damaged: it is measured again
 
     def write(self, key: dict[str, Any], measurement: Measurement, model: dict[str, Any]) -> None:

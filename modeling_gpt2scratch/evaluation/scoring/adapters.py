@@ -75,7 +75,7 @@ def base_of_adapter(name: str) -> str | None:
         return None  # a whole model, whose adapter transformers loads with it
     try:
         base = str(json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path}: expected base_model_name_or_path, found {named(error)}; {MERGE_HINT}"
         ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 import textwrap
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from modeling_gpt2scratch.checkpoints.checkpoint import find_checkpoint
 from modeling_gpt2scratch.checkpoints.weight_files import naming_damaged_files
 from modeling_gpt2scratch.common.addresses import split_revision
 from modeling_gpt2scratch.data.tokens.ids import vocab_size_of
@@ -36,6 +38,7 @@ from .scorer import CausalScorer
 from .shared_scorer import SharedScorer
 
 NO_TOKENIZER = "expected a tokenizer beside the model, found none{}; save it there"
+IN_A_LAYER = re.compile(r"(^|\.)(h|layers|blocks)\.\d+\.")  # names of tensors
 # Names that are easily mistyped, beside those of the directories at hand.
 WELL_KNOWN = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 
@@ -112,6 +115,11 @@ def load_model(
     if missing := sorted(report["missing_keys"]):
         # transformers alone would make them random, and warn of it.
         raise ValueError(f"expected all tensors of {type(model).__name__}, found no {missing[0]}")
+    if spare := sorted(name for name in report["unexpected_keys"] if IN_A_LAYER.search(name)):
+        raise ValueError(
+            f"expected config.json to be that of the weights, found {spare[0]}, for which this "
+            f"{type(model).__name__} has no place; copy both from the same model"
+        )
     if base is not None:
         add_adapter(model, name)
     return model, tokenizer
@@ -125,7 +133,11 @@ def require_model(name: str, *, trust_remote_code: bool) -> None:
     """
     if Path(name).is_dir():
         if not Path(name, "config.json").is_file():
-            raise ValueError("expected a model, found a directory without config.json")
+            newest = find_checkpoint(Path(name))
+            hint = f"; it is a run that has not ended, whose newest model is {newest}"
+            raise ValueError(
+                f"expected a model, found a directory without config.json{hint if newest else ''}"
+            )
         return
     expected = "expected a model directory"
     if name.startswith((".", "/", "~")):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from .samples import SampleData
+from .samples import SampleData, encoding_of, lines_of
 
 HUB_NAME = "cam-cst/cbt"
 REVISION = "refs/convert/parquet"  # the Hub's own copy: CN/validation/0000.parquet and so on
@@ -78,11 +78,11 @@ def _read_file(path: Path) -> Iterator[tuple[str, dict]]:
     """Each question of an official file under the Hub's columns, after the place of its end."""
     sentences: list[str] = []
     place = str(path)
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
+    with path.open("rb") as file:
+        for number, line in enumerate(lines_of(file, place), start=1):
             place = f"{path}, line {number}"
             try:
-                text = line.decode()
+                text = line.decode(encoding_of(number))
             except UnicodeDecodeError as error:
                 raise ValueError(f"{place}: expected UTF-8: {error}") from error
             if not text.endswith("\n"):

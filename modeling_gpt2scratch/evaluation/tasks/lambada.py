@@ -251,10 +251,16 @@ def read_texts(source: str, *, limit: int | None, data: SampleData = OPENAI) -> 
         data: which of the two files it is.
 
     Raises:
-        ValueError: for a line or a column that is not as above, or no passage at all.
+        ValueError: for a line or a column that is not as above, a passage that does not end in a
+            word, or no passage at all.
     """
-    rows = data.rows(source, columns={"text": str}, limit=limit)
-    texts = [row["text"] for _, row in rows]
+    texts = []
+    for place, row in data.rows(source, columns={"text": str}, limit=limit):
+        if not split_last_word(row["text"])[1].strip():
+            raise ValueError(
+                f"{place}: expected a passage that ends in a word, found {row['text'][-20:]!r}"
+            )
+        texts.append(row["text"])
     if not texts:
         raise ValueError(f"{source}: expected at least one passage, found none")
     return texts

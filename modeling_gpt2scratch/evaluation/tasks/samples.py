@@ -25,6 +25,7 @@ OFFICIAL = "official"
 NOT_OFFICIAL = "not the official file"
 NO_CHECKSUM = "no official checksum is known"
 UNCHECKED = "samples, unchecked"  # after "9 of 5153"
+IN_PLACE_OF = ", in place of"  # before the official data set
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ class SampleData:
         """What is known of the place itself, for samples whose digest is not that of a file."""
         path = Path(source)
         if not path.is_file():
-            return f"from the Hub, {source}"
+            usual = f"{IN_PLACE_OF} {self.hub_name}" if self.hub_name not in (None, source) else ""
+            return f"from the Hub, {source}{usual}"
         if self.sha256 is None:
             return self.status("", n_samples)
         return OFFICIAL if file_sha256(path) == self.sha256 else NOT_OFFICIAL
@@ -149,6 +151,8 @@ class SampleData:
         """
         if status == NOT_OFFICIAL and self.sha256 is not None:
             return f"expected {self.file} with sha256 {self.sha256[:12]}…, found another file"
+        if IN_PLACE_OF in status:
+            return f"expected {self.hub_name}, found data {status.partition(IN_PLACE_OF)[0]}"
         if status == NOT_OFFICIAL:
             return f"expected {self.file} with {self.n_samples:,} samples, found more"
         n_samples = status.partition(" ")[0]
@@ -224,10 +228,11 @@ def _well_formed(value: Any) -> Any:
 def _read_lines(path: Path, limit: int | None) -> Iterator[tuple[str, dict]]:
     """The first `limit` lines without their ends, those of Unix or Windows; no other ends one."""
     with path.open("rb") as file:
-        for number, line in enumerate(islice(_lines(file, str(path)), limit), start=1):
+        for number, line in enumerate(islice(lines_of(file, str(path)), limit), start=1):
             place = f"{path}, line {number}"
             try:
-                yield place, {"text": line.removesuffix(b"\n").removesuffix(b"\r").decode()}
+                text = line.removesuffix(b"\n").removesuffix(b"\r").decode(encoding_of(number))
+                yield place, {"text": text}
             except UnicodeDecodeError as error:
                 raise ValueError(f"{place}: expected UTF-8: {error}") from error
 
@@ -250,7 +255,12 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, object]]:
         yield from _read_json_lines(str(path), lines)
 
 
-def _lines(file: IO[bytes], name: str) -> Iterator[bytes]:
+def encoding_of(number: int) -> str:
+    """UTF-8, which Windows marks at the beginning of a file, and so in line 1."""
+    return "utf-8-sig" if number == 1 else "utf-8"
+
+
+def lines_of(file: IO[bytes], name: str) -> Iterator[bytes]:
     """The lines of the file that is called `name`, none of which may fill the memory."""
     for number in itertools.count(1):
         line = file.readline(MAX_LINE_BYTES + 1)
@@ -264,13 +274,12 @@ def _lines(file: IO[bytes], name: str) -> Iterator[bytes]:
 
 def _read_json_lines(name: str, file: IO[bytes]) -> Iterator[tuple[str, object]]:
     """What is in the lines of the file that is called `name`."""
-    for number, line in enumerate(_lines(file, name), start=1):
+    for number, line in enumerate(lines_of(file, name), start=1):
         if line.isspace():
             continue
         place = f"{name}, line {number}"
         try:
-            # Windows marks UTF-8 at the beginning of a file.
-            yield place, parse_json(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            yield place, parse_json(line.decode(encoding_of(number)))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{place}: expected JSON: {error}") from error
 
