@@ -6,11 +6,13 @@ Every document comes with the number of rows that end with it, from which to go 
 import glob
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from modeling_gpt2scratch.common.errors import SourceError
+from modeling_gpt2scratch.common.json_lines import warn
 
 from .decompression import COMPRESSIONS
 from .filters import Condition
@@ -172,13 +174,13 @@ def _files_below(directory: Path) -> list[LocalFile]:
     """All readable files below a directory, hidden ones and those in hidden directories aside.
 
     Links are followed, but nothing is read twice. What is no file, such as a pipe, is not
-    read, whatever its name.
+    read, whatever its name. Files that have no reader are counted in one line on stderr.
     """
 
     def refuse(error: OSError) -> None:
         raise error
 
-    files, visited = [], set()
+    files, others, visited = [], Counter(), set()
     for folder, folders, names in os.walk(directory, onerror=refuse, followlinks=True):
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in visited:
@@ -186,8 +188,13 @@ def _files_below(directory: Path) -> list[LocalFile]:
             continue
         visited.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths = [Path(folder, n) for n in names if is_readable(n) and not n.startswith(".")]
-        files += [path for path in paths if kind_of_file(path) is None]
+        paths = [Path(folder, name) for name in names if not name.startswith(".")]
+        found = [path for path in paths if kind_of_file(path) is None]
+        files += [path for path in found if is_readable(path.name)]
+        others.update(path.suffix or path.name for path in found if not is_readable(path.name))
+    if files and others:
+        endings = ", ".join(f"{ending} ({n:,})" for ending, n in others.most_common(5))
+        warn(f"{directory}: {others.total():,} files are left out, as none can be read: {endings}")
     return [LocalFile(file) for file in _each_once(sorted(files, key=str))]
 
 

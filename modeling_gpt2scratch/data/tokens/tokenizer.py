@@ -51,10 +51,16 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         )
     except Exception as error:  # tokenizers raises nothing more special for a broken file
         raise TokenizerError(problem_of_files(name, error)) from error
+    if tokenizer.eos_token is None and END_OF_TEXT in tokenizer.get_added_vocab():
+        tokenizer.eos_token = END_OF_TEXT  # of which a tokenizer.json alone does not say so
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         settings = Path(name, SETTINGS_NAME)
         place = settings if settings.is_file() else name
-        raise TokenizerError(f"{place}: expected a fast tokenizer with an end-of-sequence token")
+        raise TokenizerError(
+            f"{place}: expected a fast tokenizer with an end-of-sequence token, or with the "
+            f"special token {END_OF_TEXT}, found neither; save it with one: PreTrainedTokenizerFast("
+            f"tokenizer_file=..., eos_token=...).save_pretrained(...)"
+        )
     refuse_huge_ids(name, vocab_size_of(tokenizer) - 1)
     return tokenizer
 

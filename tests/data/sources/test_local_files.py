@@ -314,7 +314,7 @@ def test_links_to_directories_are_followed_once(tmp_path):
     ]
 
 
-def test_a_directory_stands_for_all_readable_files_below_it(tmp_path):
+def test_a_directory_stands_for_all_readable_files_below_it(tmp_path, capsys):
     for name in ("b.jsonl", "a/z.txt", "a.parquet", "a/B.csv.gz"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         written(tmp_path / name, b"")
@@ -322,7 +322,10 @@ def test_a_directory_stands_for_all_readable_files_below_it(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         written(tmp_path / name, b"not asked for")
     names = ["a.parquet", "a/B.csv.gz", "a/z.txt", "b.jsonl"]
+    written(tmp_path / "a" / "c.md", b"not asked for")
     assert found(tmp_path) == [tmp_path / name for name in names]
+    others = "3 files are left out, as none can be read: .md (2), .json (1)"
+    assert capsys.readouterr().err == f"warning: {tmp_path}: {others}\n"
 
 
 def test_a_local_file_says_its_name_and_size_and_lies_where_it_is(tmp_path):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
@@ -19,6 +20,7 @@ from modeling_gpt2scratch.data.tokens.tokenizer import (
     load_tokenizer,
     save_tokenizer,
     train_tokenizer,
+    vocabulary_of,
 )
 
 # GPT-2's own
@@ -160,10 +162,29 @@ def test_a_tokenizer_with_another_kind_of_model_has_a_fingerprint(tmp_path):
     assert fingerprint(load_tokenizer(str(tmp_path))) == fingerprint(tokenizer)
 
 
+def test_a_file_of_the_tokenizers_library_alone_is_a_tokenizer(trained, tmp_path):
+    alone = str(written_alone(tmp_path, json.loads(trained.backend_tokenizer.to_str())))
+    tokenizer = load_tokenizer(alone)
+    assert tokenizer.eos_token == END_OF_TEXT
+    save_tokenizer(tokenizer, tmp_path / "saved")
+    again = load_tokenizer(str(tmp_path / "saved"))
+    assert vocabulary_of(again) == vocabulary_of(tokenizer) == vocabulary_of(load_tokenizer(alone))
+    assert again("the cat").input_ids == trained("the cat").input_ids
+
+
 def test_a_tokenizer_without_an_end_of_text_is_refused(trained, tmp_path):
-    PreTrainedTokenizerFast(tokenizer_object=trained.backend_tokenizer).save_pretrained(tmp_path)
+    # There its text is an entry like any other.
+    content = json.loads(trained.backend_tokenizer.to_str()) | {"added_tokens": []}
     with pytest.raises(TokenizerError, match="expected a fast tokenizer with an end-of-sequence"):
-        load_tokenizer(str(tmp_path))
+        load_tokenizer(str(written_alone(tmp_path, content)))
+
+
+def written_alone(directory: Path, content: dict) -> Path:
+    """A directory with nothing but a `tokenizer.json`."""
+    place = directory / "alone"
+    place.mkdir()
+    (place / "tokenizer.json").write_text(json.dumps(content))
+    return place
 
 
 def test_ids_that_would_fill_the_memory_are_refused_in_one_line(trained, tmp_path):
