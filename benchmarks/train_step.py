@@ -25,13 +25,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
 from modeling_gpt2scratch.common.command_line import argument, parse_config
 from modeling_gpt2scratch.distributed.device import available_device
-from modeling_gpt2scratch.hardware.devices import (
-    flops_per_token,
-    keep_freed_memory,
-    measure_matmul_flops,
-)
+from modeling_gpt2scratch.hardware.devices import flops_per_token, keep_freed_memory
 from modeling_gpt2scratch.optim.optimizer import make_optimizer
 from modeling_gpt2scratch.training.sizes import MODEL_SIZES
+
+MATMUL_SIZE = 1024
+MATMUL_SECONDS = 0.3  # long enough for a CPU to leave its idle clock
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,7 @@ def measure(
             if round_:  # the first warms up
                 seconds[name].append(elapsed)
         for dtype in peaks:
-            found = measure_matmul_flops(dtype, config.device, clock=CLOCKS[config.clock])
+            found = measure_matmul_flops(dtype, config.device, CLOCKS[config.clock])
             peaks[dtype] = max(peaks[dtype], found)
     return losses, seconds, peaks
 
@@ -211,6 +210,28 @@ def main() -> None:
 def _synchronize(device: str) -> None:
     if device != "cpu":
         torch.accelerator.synchronize()
+
+
+def measure_matmul_flops(
+    dtype: torch.dtype,
+    device: torch.device | str,
+    clock: Callable[[], float],
+) -> float:
+    """The FLOP/s that square matrix products reach on a device, the best of many.
+
+    This is no peak of the hardware: on a CPU it depends on the threads torch uses and on what else
+    runs there.
+    """
+    left, right = (torch.randn(MATMUL_SIZE, MATMUL_SIZE, device=device, dtype=dtype) for _ in "lr")
+    product = torch.mm(left, right)
+    fastest, end = float("inf"), clock() + MATMUL_SECONDS
+    while clock() < end:
+        start = clock()
+        torch.mm(left, right, out=product)
+        if torch.device(device).type != "cpu":
+            torch.accelerator.synchronize()
+        fastest = min(fastest, clock() - start)
+    return 2 * MATMUL_SIZE**3 / fastest
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ def resolved(path: str | Path, *, flag: str = "--output_dir", expected: str | No
                     f"expected {flag} to name a directory, found a link to nothing: {part} -> "
                     f"{os.readlink(part)}; remove it or {ELSEWHERE}"
                 )
-        existing = _nearest(place)
+        existing = nearest_existing(place)
         if existing.is_dir():
             return place
     new = f"expected {flag} {path} to be new or a directory" if existing == place else MAKEABLE
@@ -317,6 +317,11 @@ def _counts_for_nothing(path: Path) -> bool:
     return is_partial and (is_ours or not path.is_dir())
 
 
+def nearest_existing(place: Path) -> Path:
+    """What is there of an absolute path: itself, or what it would be made in."""
+    return next(path for path in (place, *place.parents) if os.path.lexists(path))
+
+
 def _is_within(path: Path, directory: Path) -> bool:
     """Whether a path without links leads into a directory, or to it, by whatever names."""
     ways = (path, *path.parents)
@@ -325,18 +330,13 @@ def _is_within(path: Path, directory: Path) -> bool:
     return directory.is_dir() and any(way.exists() and way.samefile(directory) for way in ways)
 
 
-def _nearest(place: Path) -> Path:
-    """What is there of a path: itself, or what it would be made in."""
-    return next(path for path in (place, *place.parents) if os.path.lexists(path))
-
-
 def _require_writable(place: Path, expected: str) -> None:
     """Refuses a directory in which no file can be made, or which cannot itself be made.
 
     Raises:
         OutputError: naming the directory that stands in the way.
     """
-    existing = _nearest(place)
+    existing = nearest_existing(place)
     found = "a directory without permission to write"
     try:
         # A share may be mounted so that nothing but an attempt tells.

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import psutil
 import torch
 from packaging.requirements import Requirement
 
 from modeling_gpt2scratch.common.atomic_files import write_file
+from modeling_gpt2scratch.common.output_directory import nearest_existing
 from modeling_gpt2scratch.common.threads import CHOICES, load_of_others, n_cores
 from modeling_gpt2scratch.distributed.device import (
     available_device,
@@ -25,6 +25,7 @@ from modeling_gpt2scratch.distributed.device import (
     has_bf16,
     lacking,
 )
+from modeling_gpt2scratch.hardware.devices import available_memory
 
 PACKAGE = "gpt2scratch"
 GIB = 2**30
@@ -71,8 +72,7 @@ def check_versions() -> Finding:
 
 def check_devices() -> Finding:
     """GPUs, and whether torch sees those that the driver sees."""
-    memory = f"{psutil.virtual_memory().available / GIB:.0f} GiB of memory free"
-    host = f"{os.cpu_count()} CPU cores, {memory}"
+    host = f"{n_cores()} CPU cores, {available_memory() / GIB:.0f} GiB of memory free"
     if devices := accelerators():
         names = [device_name(device) for device in devices]
         counts = [f"{names.count(name)} x {name}" for name in dict.fromkeys(names)]
@@ -194,8 +194,7 @@ def _all_reduce(backend: str, *, n_processes: int, timeout_seconds: float) -> Fi
 
 def check_directory(output_dir: str) -> Finding:
     """Files can be written, flushed and renamed where runs are to be, and there is room."""
-    parents = (Path(output_dir).absolute(), *Path(output_dir).absolute().parents)
-    existing = next(path for path in parents if path.is_dir())
+    existing = nearest_existing(Path(output_dir).absolute())
     try:
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=existing) as directory:
             write_file(Path(directory, "file"), b"x" * 2**20)

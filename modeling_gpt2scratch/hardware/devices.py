@@ -4,10 +4,9 @@ import ctypes
 import importlib.util
 import platform
 import re
-import time
-from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import torch
 
 from modeling_gpt2scratch.configuration_gpt2scratch import GPT2ScratchConfig
@@ -118,8 +117,6 @@ PEAK_TFLOPS: tuple[tuple[str, dict[str, float]], ...] = (
 )
 GIB = 2**30
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-MATMUL_SIZE = 1024
-MATMUL_SECONDS = 0.3  # long enough for a CPU to leave its idle clock, short enough for a start
 
 
 def peak_flops(name: str, precision: str) -> float | None:
@@ -221,30 +218,6 @@ def mfu(
     return tokens_per_second * flops_per_token / (n_devices * peak_flops)
 
 
-def measure_matmul_flops(
-    dtype: torch.dtype,
-    device: torch.device | str = "cpu",
-    *,
-    seconds: float = MATMUL_SECONDS,
-    clock: Callable[[], float] = time.perf_counter,
-) -> float:
-    """The FLOP/s that square matrix products reach on a device, the best of many.
-
-    This is no peak of the hardware: on a CPU it depends on the threads torch uses and on what else
-    runs there.
-    """
-    left, right = (torch.randn(MATMUL_SIZE, MATMUL_SIZE, device=device, dtype=dtype) for _ in "lr")
-    product = torch.mm(left, right)
-    fastest, end = float("inf"), clock() + seconds
-    while clock() < end:
-        start = clock()
-        torch.mm(left, right, out=product)
-        if torch.device(device).type != "cpu":
-            torch.accelerator.synchronize()
-        fastest = min(fastest, clock() - start)
-    return 2 * MATMUL_SIZE**3 / fastest
-
-
 def peak_memory(device: torch.device) -> dict[str, float]:
     """The most memory of this process so far, in GiB, by names that say which memory."""
     peaks = {}
@@ -290,3 +263,17 @@ def require_fp8() -> None:
             f"expected torchao or transformer_engine for fp8, found neither; pip install torchao, "
             f"or {instead}"
         )
+
+
+def available_memory() -> int:
+    """Bytes that processes on this machine, or in this container, can still take."""
+    available = psutil.virtual_memory().available
+    container = Path("/sys/fs/cgroup")
+    try:
+        limit = int((container / "memory.max").read_text())  # "max" where there is no limit
+        used = int((container / "memory.current").read_text())
+        stat = (container / "memory.stat").read_text().split()
+        reclaimable = int(stat[stat.index("inactive_file") + 1])  # files that were read
+    except (OSError, ValueError):
+        return available
+    return max(0, min(available, limit - used + reclaimable))

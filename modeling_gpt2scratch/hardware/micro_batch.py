@@ -1,9 +1,7 @@
 """The largest micro-batch that fits in memory."""
 
 import os
-from pathlib import Path
 
-import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object
@@ -13,7 +11,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from modeling_gpt2scratch.distributed.processes import LaunchError
 from modeling_gpt2scratch.modeling_gpt2scratch import GPT2ScratchForCausalLM
 
-from .devices import total_memory
+from .devices import available_memory, total_memory
 
 # Left free on a GPU, as a share of its memory: for buffers of the communication between GPUs, and
 # because memory is cut up more and more during a long run.
@@ -154,17 +152,3 @@ def tensor_bytes(trial: Trial, n_rows: int) -> int:
     peak = tracker.get_tracker_snapshot("peak")[trial.accelerator.device]["Total"]
     trial.model.zero_grad()
     return peak - trial.weight_bytes
-
-
-def available_memory() -> int:
-    """Bytes that processes on this machine, or in this container, can still take."""
-    available = psutil.virtual_memory().available
-    container = Path("/sys/fs/cgroup")
-    try:
-        limit = int((container / "memory.max").read_text())  # "max" where there is no limit
-        used = int((container / "memory.current").read_text())
-        stat = (container / "memory.stat").read_text().split()
-        reclaimable = int(stat[stat.index("inactive_file") + 1])  # files that were read
-    except (OSError, ValueError):
-        return available
-    return max(0, min(available, limit - used + reclaimable))

@@ -20,7 +20,7 @@ from modeling_gpt2scratch.common.atomic_files import write_file
 from modeling_gpt2scratch.common.errors import one_line
 from modeling_gpt2scratch.common.output_directory import STATUS_NAME, is_in_use
 
-RUNNING, STOPPED, FINISHED, FAILED = "running", "stopped", "finished", "failed"
+RUNNING, FINISHED, FAILED = "running", "finished", "failed"
 KILLED = "its process ended without a word: it was killed, or its machine stopped"
 
 

@@ -307,6 +307,7 @@ class TrainConfig:
     only_until: ClassVar = {
         **dict.fromkeys(("max_steps", "warmup_steps", "decay_steps"), ("tokens_per_parameter",)),
         "tokens_per_parameter": ("max_steps",),
+        "muon_learning_rate": ("learning_rate",),  # who tries another rate means the matrices
         "expect_parameters": ("model", "init_from", "n_layer", "n_head", "n_embd", "n_positions"),
     }
 

@@ -11,6 +11,8 @@ from support.paths import REPOSITORY
 from modeling_gpt2scratch.training.configuration import TrainConfig
 
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)(?:#[^)\s]*)?\)")
+ANCHOR = re.compile(r"\]\((?!https?:)([^)#\s]*\.md)?#([^)\s]+)\)")
+HEADING = re.compile(r"^#+ (.+?)\s*$", re.MULTILINE)
 FILE = re.compile(
     r"`((?:tests|modeling_gpt2scratch|recipes|benchmarks|accelerate_configs|launch)/[^`*\s…]+)`"
 )
@@ -34,6 +36,17 @@ def test_what_a_page_links_to_and_names_is_there(name):
     links = [link for link in LINK.findall(text) if not (page.parent / link).exists()]
     files = [file for file in FILE.findall(text) if not (REPOSITORY / file).exists()]
     assert (links, files) == ([], [])
+
+
+@pytest.mark.parametrize("name", PAGE_NAMES)
+def test_a_link_into_a_page_leads_to_one_of_its_headings(name):
+    slugify = pytest.importorskip("markdown.extensions.toc").slugify  # as the site does
+    page = REPOSITORY / name
+    text = CODE.sub("", page.read_text(encoding="utf-8"))
+    for place, anchor in ANCHOR.findall(text):
+        target = (page.parent / place).resolve() if place else page
+        headings = HEADING.findall(CODE.sub("", target.read_text(encoding="utf-8")))
+        assert anchor in {slugify(heading, "-") for heading in headings}, f"{place}#{anchor}"
 
 
 @pytest.mark.parametrize("name", PAGE_NAMES)

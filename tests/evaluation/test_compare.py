@@ -170,11 +170,34 @@ def test_a_directory_without_a_model_is_named_as_such(arguments, tmp_path):
     (tmp_path / "empty").mkdir()
     assert compare.main([*arguments, "--models", str(tmp_path / "empty")]) == 1
     ((_, model),) = results_of(tmp_path)["models"].items()
-    assert model["errors"]["val"] == "expected a model, found a directory without config.json"
+    expected = "expected a model, found a directory without config.json"
+    assert model["errors"]["val"] == expected
+    (checkpoint := tmp_path / "empty" / "checkpoint-8").mkdir()
+    (checkpoint / "training_state.json").write_text("{}")
+    assert compare.main([*arguments, "--models", str(tmp_path / "empty")]) == 1
+    ((_, model),) = results_of(tmp_path)["models"].items()
+    hint = f"; it is a run that has not ended, whose newest model is {checkpoint}"
+    assert model["errors"]["val"] == expected + hint
+
+
+def test_what_an_earlier_comparison_measured_and_this_one_does_not_is_said(
+    inputs, arguments, tmp_path, capsys
+):
+    model = str(inputs / "first")
+    assert compare.main([*arguments, "--models", model]) == 0
+    assert "is replaced" not in capsys.readouterr().err
+    fewer = [part for part in arguments if part != "lambada"]
+    assert compare.main([*fewer, "--models", model]) == 0
+    said = f"results.json had lambada of {model}, and is replaced; name all tasks at once, and "
+    assert said in capsys.readouterr().err
+    assert compare.main([*fewer, "--models", model]) == 0
+    assert "is replaced" not in capsys.readouterr().err
 
 
 def test_results_go_beside_the_first_model_if_it_is_a_local_directory(tmp_path):
     assert default_output_dir(str(tmp_path)) == str(tmp_path)
+    (tmp_path / "training_state.json").write_text("{}")  # a checkpoint, which may be pruned
+    assert default_output_dir(str(tmp_path)) == "results"
     assert default_output_dir("some/hub-model") == "results"
 
 

@@ -83,7 +83,32 @@ def test_a_job_is_queued_again_only_if_it_got_further(cluster, left_by_the_run, 
     assert (cluster / "requeued").exists() == is_queued
 
 
-@pytest.mark.parametrize("place", ["--output_dir {}", "--output_dir={}", "{}/second.yaml", "other"])
+def test_weights_of_an_earlier_end_do_not_make_a_failed_job_finished(cluster):
+    output_dir = cluster / "run"
+    output_dir.mkdir()
+    (output_dir / "model.safetensors").touch()
+    os.utime(output_dir / "model.safetensors", (1, 1))
+    (cluster / "bin" / "srun").write_text("#!/bin/bash\nexit 2\n")
+    (cluster / "recipe.yaml").write_text(f"output_dir: {output_dir}\n")
+    process = run_slurm_script(cluster / "recipe.yaml")
+    assert process.returncode == 2 and not (cluster / "requeued").exists()
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--resume=auto", "--overwrite"])
+def test_how_a_job_starts_is_up_to_the_script(cluster, flag):
+    (cluster / "bin" / "srun").write_text(f"#!/bin/bash\ntouch {cluster}/started\n")
+    (cluster / "recipe.yaml").write_text(f"output_dir: {cluster}/run\n")
+    process = run_slurm_script(cluster / "recipe.yaml", flag, "auto")
+    assert process.returncode == 2 and not (cluster / "started").exists()
+    name = flag.partition("=")[0]
+    assert process.stderr.startswith(f"expected no {name}: this script goes on with what is in ")
+    assert process.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["--output_dir {}", "--output_dir={}", "--output-dir {}", "{}/second.yaml", "other"],
+)
 def test_a_job_looks_where_the_run_writes(cluster, place):
     output_dir = cluster / "run"
     (output_dir).mkdir()

@@ -36,7 +36,7 @@ from modeling_gpt2scratch.data.shards.format import MAX_SHARD_TOKENS, ShardError
 from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME, Manifest
 from modeling_gpt2scratch.data.shards.merging import Part, merge_parts, part_name
 from modeling_gpt2scratch.data.shards.writer import SplitWriter
-from modeling_gpt2scratch.data.tokens.encoder import DocumentEncoder, document_digest, is_held_out
+from modeling_gpt2scratch.data.tokens.encoder import DocumentEncoder, encode_documents
 from modeling_gpt2scratch.data.tokens.ids import vocab_size_of
 from modeling_gpt2scratch.data.tokens.names import TRAINED_PREFIX
 from modeling_gpt2scratch.data.tokens.text import well_formed
@@ -173,16 +173,16 @@ class ShardWriterStep(PipelineStep):
             self.stat_update("dropped", value=dropped)
         if not texts:
             return
-        ids, lengths = encoder.encode(texts)
-        seed, val_fraction = self.arguments["seed"], self.arguments["val_fraction"]
-        is_val = np.array([is_held_out(document_digest(t, seed), val_fraction) for t in texts])
-        n_bytes = np.array([len(text.encode()) for text in texts])
+        split_by = {name: self.arguments[name] for name in ("seed", "val_fraction")}
+        encoded = encode_documents(encoder, texts, **split_by)
+        is_val = np.array(encoded.is_val)
         for split, writer in writers.items():
             chosen = is_val if split == "val" else ~is_val
             n_documents = int(chosen.sum())
             if n_documents:
-                tokens = ids[np.repeat(chosen, lengths)]
-                writer.add(tokens, n_bytes=int(n_bytes[chosen].sum()), n_documents=n_documents)
+                tokens = encoded.ids[np.repeat(chosen, encoded.lengths)]
+                n_bytes = int(encoded.n_bytes[chosen].sum())
+                writer.add(tokens, n_bytes=n_bytes, n_documents=n_documents)
                 self.stat_update(f"{split}_tokens", value=len(tokens), unit="batch")
                 self.stat_update(f"{split}_documents", value=n_documents, unit="batch")
 

@@ -17,7 +17,12 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.common.activity import activity, progress_bar
 from modeling_gpt2scratch.common.errors import SourceError
-from modeling_gpt2scratch.common.output_directory import OutputError, claimed, require_apart
+from modeling_gpt2scratch.common.output_directory import (
+    OutputError,
+    claimed,
+    nearest_existing,
+    require_apart,
+)
 from modeling_gpt2scratch.common.threads import n_cores
 from modeling_gpt2scratch.data.shards.format import ShardError
 from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME, Manifest, Split
@@ -130,10 +135,7 @@ def require_free_space(sources: list[Source], config: PrepareConfig) -> None:
         OSError: if the disk looks too small and the user has not said to go on all the same.
     """
     needed = estimated_bytes(sources, max_tokens=config.max_tokens)
-    parent = Path(config.output_dir).absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    free = shutil.disk_usage(parent).free
+    free = shutil.disk_usage(nearest_existing(Path(config.output_dir).absolute().parent)).free
     if free < needed and config.limit_documents is None and not config.ignore_free_space:
         raise OSError(
             f"{config.output_dir}: expected about {needed / 1e9:,.1f} GB of free space for shards "

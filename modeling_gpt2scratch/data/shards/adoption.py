@@ -4,7 +4,6 @@ Every token is read once; a manifest beside the files is all that is written.
 """
 
 import hashlib
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from modeling_gpt2scratch.common.activity import progress_bar
 from modeling_gpt2scratch.common.output_directory import writable_directory
+from modeling_gpt2scratch.common.threads import n_cores
 from modeling_gpt2scratch.data.tokens.tokenizer import manifest_entries
 
 from .directory import MAX_THREADS, read_pieces
@@ -112,7 +112,7 @@ def _examine(files: Sequence[TokenFile], tokenizer: ForeignTokenizer, descriptio
     n_tokens = sum(len(file.tokens) for file in files)
     with (
         progress_bar(total=n_tokens, unit=" tokens", unit_scale=True, desc=description) as progress,
-        ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool,
+        ThreadPoolExecutor(min(MAX_THREADS, n_cores())) as pool,
     ):
         found = list(
             pool.map(partial(_examine_file, tokenizer=tokenizer, progress=progress), files)

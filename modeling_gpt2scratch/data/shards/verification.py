@@ -1,7 +1,6 @@
 """Holds a data directory against its manifest, and names everything that does not fit."""
 
 import hashlib
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from modeling_gpt2scratch.common.activity import progress_bar
+from modeling_gpt2scratch.common.threads import n_cores
 from modeling_gpt2scratch.data.tokens.names import TokenizerError
 
 from .directory import (
@@ -52,7 +52,7 @@ def problems_of(directory: Path, *, fast: bool = False) -> list[str]:
     problems = [*_layout_problems(directory, manifest), *_tokenizer_problems(directory, manifest)]
     entries = manifest.shards
     with (
-        ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool,
+        ThreadPoolExecutor(min(MAX_THREADS, n_cores())) as pool,
         progress_bar(
             total=len(entries), unit=" shards", desc="verifying", is_shown=not fast
         ) as progress,

@@ -58,8 +58,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         place = settings if settings.is_file() else name
         raise TokenizerError(
             f"{place}: expected a fast tokenizer with an end-of-sequence token, or with the "
-            f"special token {END_OF_TEXT}, found neither; save it with one: PreTrainedTokenizerFast("
-            f"tokenizer_file=..., eos_token=...).save_pretrained(...)"
+            f"special token {END_OF_TEXT}, found neither; save it with one: "
+            f"PreTrainedTokenizerFast(tokenizer_file=..., eos_token=...).save_pretrained(...)"
         )
     refuse_huge_ids(name, vocab_size_of(tokenizer) - 1)
     return tokenizer

@@ -74,7 +74,6 @@ class PerTokenHellaswagTask(HellaswagTask):
 TASKS: dict[str, type[MultipleChoiceTask]] = {
     task.protocol: task for task in (HellaswagTask, PerTokenHellaswagTask)
 }
-read_questions = HellaswagTask.read
 
 
 def clean_text(text: str) -> str:

@@ -228,9 +228,15 @@ class DocumentMaskTask(ValidationTask):
 
 
 def bytes_of_tokens(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """UTF-8 bytes of each id of a byte-level vocabulary, where a character stands for a byte."""
+    """UTF-8 bytes of each id of a byte-level vocabulary, int64 of shape (ids,).
+
+    There a character stands for a byte, but for the tokens that were added: these are plain text.
+    """
     tokens = tokenizer.convert_ids_to_tokens(list(range(vocab_size_of(tokenizer))))
-    return np.array([len(token or "") for token in tokens], dtype=np.int64)
+    lengths = np.array([len(token or "") for token in tokens], dtype=np.int64)
+    for index, token in tokenizer.added_tokens_decoder.items():
+        lengths[index] = len(token.content.encode())
+    return lengths
 
 
 def _normalization_of(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], str]:

@@ -297,6 +297,14 @@ def test_the_cache_keeps_samples_that_were_left_out(pair, tmp_path):
     assert cache.read({"limit": 1}) is None
 
 
+def test_a_cached_file_that_nests_too_deep_is_no_measurement(pair, tmp_path):
+    cache, (model, _) = ResultCache(tmp_path), pair
+    cache.write({}, model.tasks["lambada"], {})
+    (path,) = tmp_path.iterdir()
+    path.write_text("[" * 200_000)
+    assert cache.read({}) is None
+
+
 def test_every_place_of_data_is_an_argument():
     arguments = {field.name for field in dataclasses.fields(CompareConfig)}
     for name, kind in TASKS.items():

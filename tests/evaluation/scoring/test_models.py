@@ -51,6 +51,19 @@ def test_damaged_weights_are_named_with_what_to_do(stock, processes, damage):
     assert re.match(expected, problem(stock, processes))
 
 
+def test_a_configuration_of_fewer_layers_than_there_are_weights_for_is_refused(stock, processes):
+    config = json.loads((stock / "config.json").read_text())
+    (stock / "config.json").write_text(json.dumps(config | {"n_layer": config["n_layer"] - 1}))
+    line = problem(stock, processes)
+    assert line.startswith("expected config.json to be that of the weights, found transformer.h.")
+    weights = load_file(stock / "model.safetensors")
+    (stock / "config.json").write_text(json.dumps(config))
+    # A head of another program takes no part, and changes nothing.
+    weights["v_head.summary.weight"] = torch.ones(1, config["n_embd"])
+    save_file(weights, stock / "model.safetensors", metadata={"format": "pt"})
+    load_scorer(str(stock), processes=processes, **OPTIONS)
+
+
 def test_a_pointer_is_named_though_there_is_no_tokenizer_either(tmp_path, processes):
     case = lfs_pointer(tmp_path / "clone")
     assert problem(case, processes) == (

@@ -10,7 +10,6 @@ from modeling_gpt2scratch.evaluation.tasks.hellaswag import (
     HellaswagTask,
     PerTokenHellaswagTask,
     clean_text,
-    read_questions,
 )
 
 ROW = {
@@ -52,7 +51,7 @@ def scorer():
 
 
 def test_a_question_is_read_as_the_harness_words_it(tmp_path):
-    (question,) = read_questions(write_jsonl(tmp_path / "rows.jsonl", [ROW]), limit=None)
+    (question,) = HellaswagTask.read(write_jsonl(tmp_path / "rows.jsonl", [ROW]), limit=None)
     assert question.context == "The mat: A cat sat. The dog"
     assert question.answers == ("sat on the cat.", "was a mat.", " sat.", "was the end of the mat.")
     assert question.right == 2
@@ -60,7 +59,7 @@ def test_a_question_is_read_as_the_harness_words_it(tmp_path):
 
 
 def test_accuracies_are_those_of_a_loop_over_whole_logits(scorer, rows, tmp_path):
-    questions = read_questions(write_jsonl(tmp_path / "rows.jsonl", rows), limit=None)
+    questions = HellaswagTask.read(write_jsonl(tmp_path / "rows.jsonl", rows), limit=None)
     best, best_norm = [], []
     for question in questions:
         n_context = len(scorer.tokenizer(question.context.rstrip())["input_ids"])
@@ -111,9 +110,9 @@ def test_per_token_the_text_is_as_it_was_written_and_accuracy_a_mean_over_tokens
 )
 def test_a_bad_question_is_named_by_its_line(tmp_path, change, message):
     path = write_jsonl(tmp_path / "rows.jsonl", [ROW, ROW | change])
-    assert len(read_questions(path, limit=1)) == 1
+    assert len(HellaswagTask.read(path, limit=1)) == 1
     with pytest.raises(ValueError, match=message):
-        read_questions(path, limit=None)
+        HellaswagTask.read(path, limit=None)
 
 
 def test_file_and_data_set_of_the_same_questions_have_one_checksum(monkeypatch, tmp_path, rows):
@@ -123,7 +122,8 @@ def test_file_and_data_set_of_the_same_questions_have_one_checksum(monkeypatch, 
     of_hub = datasets.Dataset.from_list([row | {"label": str(row["label"])} for row in rows])
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: asked.append((a, k)) or of_hub)
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
-    from_file = HellaswagTask(read_questions(path, limit=None))
-    assert from_file.sha256 == HellaswagTask(read_questions("Rowan/hellaswag", limit=None)).sha256
+    from_file = HellaswagTask(HellaswagTask.read(path, limit=None))
+    from_hub = HellaswagTask(HellaswagTask.read("Rowan/hellaswag", limit=None))
+    assert from_file.sha256 == from_hub.sha256
     assert len(from_file.sha256) == len(hashlib.sha256().hexdigest())
     assert len(asked[0][1]["revision"]) == 40

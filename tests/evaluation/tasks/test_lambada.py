@@ -108,6 +108,22 @@ def test_a_bad_line_is_named_by_its_number(tmp_path, line, message):
         read_texts(str(path), limit=None)
 
 
+@pytest.mark.parametrize("text", ["", "he said no ", "he said no  \n", "he said \t"])
+def test_a_passage_without_a_last_word_is_named_by_its_line(tmp_path, text):
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"text": "a good\nrow"}, {"text": text}])
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2: expected a passage that ends in"):
+        read_texts(path, limit=None)
+
+
+@pytest.mark.parametrize("name", ["rows.txt", "rows.jsonl"])
+def test_a_file_from_windows_has_the_same_passages(tmp_path, name):
+    lines = ["the first row", "the second"]
+    if name.endswith("l"):
+        lines = [json.dumps({"text": line}) for line in lines]
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + "".join(f"{x}\r\n" for x in lines).encode())
+    assert read_texts(str(tmp_path / name), limit=None) == ["the first row", "the second"]
+
+
 def test_a_file_without_passages_is_rejected(tmp_path):
     with pytest.raises(ValueError, match="at least one passage, found none"):
         read_texts(write_jsonl(tmp_path / "rows.jsonl", []), limit=None)

@@ -110,6 +110,11 @@ def test_the_file_says_whether_it_is_the_official_one(tmp_path, monkeypatch):
     assert PiqaTask.load(config).data_status == "not the official file"
     assert PiqaTask([], "baber/piqa").data_status == "from the Hub, baber/piqa"
     assert PiqaTask([]).data_status is None
+    other = PiqaTask([], "someone/piqa-de").data_status
+    assert other == "from the Hub, someone/piqa-de, in place of baber/piqa"
+    assert PiqaTask.data.problem(other, limit=None) == (
+        "expected baber/piqa, found data from the Hub, someone/piqa-de"
+    )
 
 
 @pytest.mark.parametrize(

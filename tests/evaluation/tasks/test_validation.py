@@ -106,6 +106,16 @@ def test_masked_documents_see_themselves_alone(limit, shards, stream, scorer):
     assert result.estimates["loss"].value != load(shards, limit).evaluate(scorer).estimates["loss"]
 
 
+def test_an_added_token_has_the_bytes_of_its_text():
+    tokenizer = tiny.tiny_tokenizer()
+    tokenizer.add_tokens(["œuvre"])
+    index = tokenizer.convert_tokens_to_ids("œuvre")
+    assert bytes_of_tokens(tokenizer)[index] == len("œuvre".encode()) == 6
+    text = "the œuvre of the cat"
+    (ids,) = tokenizer([text])["input_ids"]
+    assert index in ids and bytes_of_tokens(tokenizer)[ids].sum() == len(text.encode())
+
+
 def test_a_model_that_knows_nothing_has_the_numbers_of_a_uniform_guess(tmp_path, tokenizer):
     model = tiny.tiny_gpt2(tokenizer, n_positions=16)
     torch.nn.init.zeros_(model.transformer.wte.weight)  # tied to the head: every logit is 0
