@@ -112,9 +112,16 @@ def recorded(
         step: returns the optimizer updates made so far.
         is_main: whether this is the process that writes. Another one only says that the run has
             failed, where the main one has died without a word.
+
+    Raises:
+        OSError: on every process alike, if the file cannot be written.
     """
+    from modeling_gpt2scratch.distributed.processes import on_all_processes  # loads torch
+
     outcome = {"status": RUNNING}
-    if not is_main:
+    # Without room for it all processes end, or the others would wait for this one.
+    status = on_all_processes(lambda: RunStatus(path, step=step()) if is_main else None)
+    if status is None:
         try:
             with _ended_by_sigterm():
                 yield outcome
@@ -122,7 +129,6 @@ def recorded(
             _note_for_main(path, step=step(), message=one_line(error))
             raise
         return
-    status = RunStatus(path, step=step())
 
     def note(number: int) -> None:
         name = signal.Signals(number).name

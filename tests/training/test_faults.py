@@ -4,7 +4,7 @@ import json
 
 import pytest
 from safetensors.torch import load_file
-from support.training_runs import curve, events_of, flags, refusal, train_with
+from support.training_runs import curve, events_of, flags, launch, refusal, train_with
 
 pytestmark = pytest.mark.gate
 
@@ -119,3 +119,17 @@ def test_a_run_on_a_full_disk_says_that_it_has_failed(
     # The next attempt finds it as full.
     code, error = refusal(monkeypatch, capsys, *arguments, "--resume", "auto")
     assert code == 1 and status_of(output_dir)["status"] == "failed", error
+
+
+def test_a_status_that_cannot_be_written_is_one_line_of_one_process(small_data, tmp_path):
+    output_dir = tmp_path / "run"
+    arguments = flags(small_data, output_dir, max_steps=4, eval_every=0)
+    assert launch(*arguments, config="cpu_2proc.yaml").returncode == 0
+    (output_dir / "status.json").unlink()
+    (output_dir / "status.json").mkdir()
+    more = flags(small_data, output_dir, max_steps=6, eval_every=0, resume="auto")
+    process = launch(*more, config="cpu_2proc.yaml")
+    assert process.returncode == 1
+    lines = [line for line in process.stderr.splitlines() if "train_accelerate.py: error:" in line]
+    assert len(lines) == 1 and "status.json" in lines[0]
+    assert "RuntimeError" not in process.stderr
