@@ -126,11 +126,12 @@ def load_state(checkpoint: Path, *, expected: dict) -> dict:
     expected = json.loads(json.dumps(expected))
     found = {key: state.get(key) for key in expected}
     if differences := list(_differences(expected, found)):
-        if found.get("data") != expected.get("data"):  # digests, which tell a reader nothing
-            differences.append(f"it was made with --data {state.get('config', {}).get('data')}")
+        before = state.get("config", {}).get("data")
+        if before and found.get("data") != expected.get("data"):
+            differences.append(f"its --data was {before}")  # digests tell a reader nothing
+        new = " from these weights with --init_from" * (found.get("model") == expected.get("model"))
         raise CheckpointError(
-            f"{'; '.join(differences)} in {checkpoint}; resume with the same, or start a new run "
-            f"from these weights with --init_from {checkpoint}"
+            f"{checkpoint}: {'; '.join(differences)}; resume with the same, or start a new run{new}"
         )
     return state
 

@@ -5,7 +5,8 @@ the dataclass say more:
 
 only_with: arguments that act only beside certain values of another, or any if they are GIVEN:
     {argument: (other, values)}.
-only_until: arguments of a recipe that end if another is changed after it: {argument: others}.
+only_until: arguments of a recipe that are left out, with one line about it, if another is given
+    after it: {argument: others}.
 gives_way: arguments of a recipe that are left out, with one line about it, if the dataclass refuses
     them beside one that came after it.
 written: the argument that is a directory to be made, in which no recipe may be.
@@ -40,7 +41,6 @@ Origins = dict[str, tuple[int, str | None]]
 OTHER_NAMES = {
     "learning_rate": "lr",
     "min_learning_rate": "min_lr",
-    "warmup_steps": "warmup_iters warmup_ratio",
     "max_steps": "steps max_iters num_iterations num_train_epochs epochs",
     "micro_batch_size": "bs batch_size per_device_train_batch_size train_batch_size",
     "total_batch_tokens": "gradient_accumulation_steps grad_accum_steps total_batch_size",
@@ -53,6 +53,7 @@ OTHER_NAMES = {
     "save_every": "save_steps save_interval save_strategy checkpoint_every",
     "keep_checkpoints": "save_total_limit",
     "log_every": "logging_steps log_interval",
+    "init_from": "model_name_or_path",
     "resume": "resume_from_checkpoint resume_from",
     "output_dir": "out_dir out run_name wandb_run_name experiment_name",
     "overwrite": "overwrite_output_dir force",
@@ -63,8 +64,6 @@ OTHER_NAMES = {
     "dataset": "dataset_name data data_files input",
     "val_fraction": "val_split validation_split test_size",
     "push_to_hub": "hub_model_id repo_id",
-    "max_new_tokens": "max_length num_tokens",
-    "prompt": "start",
     "models": "model model_name_or_path pretrained",
 }
 MAX_VALUE_CHARACTERS = 10_000  # of one text among the arguments
@@ -157,6 +156,7 @@ def parse_config(
         given = {_name_of(part) for part in flags if part.startswith("--")}
         origins |= dict.fromkeys(given, (n_recipes, None))
         for name in _outdated(config_class, entries, origins):
+            parser.note(f"{origins[name][1]}: {name} holds for other values, and is left out")
             del entries[name], origins[name]
         in_front = [flag for name in entries.keys() - given for flag in _flags(name, entries[name])]
         namespace, left = parser.parse_known_args([*in_front, *flags])
@@ -354,7 +354,7 @@ def _name_of(flag: str) -> str:
 def _with_hint(name: str, known: Sequence[str], dashes: str = "") -> str:
     """The name and the one that was meant, or all that there are."""
     close = [own for own, others in OTHER_NAMES.items() if own in known and name in others.split()]
-    close = close or difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    close = close or difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {dashes}{close[0]}?" if close else f"known: {', '.join(known)}"
     return f"{dashes}{name}; {hint}"
 

@@ -33,7 +33,8 @@ class Interruptible:
     """Within the block, Ctrl-C ends the script in one line and with code 130, within seconds.
 
     It raises KeyboardInterrupt, whose text goes into the line, and whatever the block raises after
-    it counts as its consequence. A second thread ends the process if that takes too long.
+    it counts as its consequence. A second thread ends the process if that takes too long. After a
+    press that a `StopRequest` has answered there is no hurry.
 
     Args:
         program: stands before the line.
@@ -112,7 +113,7 @@ class Interruptible:
                 deadline = deadline or now + ORDERLY_SECONDS
                 if now > deadline:
                     self._end()
-            elif n_presses:
+            elif n_presses and StopRequest.is_open:
                 silent_until = silent_until or now + SILENT_SECONDS
                 if now > silent_until:
                     self._write(f"stopping ({PRESS_AGAIN})")
@@ -154,6 +155,7 @@ class StopRequest:
 
     n_polite = 0  # presses of Ctrl-C that a loop has answered, or would answer
     n_swallowed = 0  # Stopped that are raised once more
+    is_open = False  # whether there is such a loop now
 
     def __init__(self):
         self.signal: int | None = None  # that asked
@@ -173,6 +175,7 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
             StopRequest.n_polite += 1
+            StopRequest.is_open = True
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._old_handlers[number] = signal.signal(number, self._handle)
         return self
@@ -180,6 +183,7 @@ class StopRequest:
     def __exit__(self, kind, error, trace) -> None:
         if self._old_handlers and not self.is_from_keyboard:
             StopRequest.n_polite -= 1
+        StopRequest.is_open &= not self._old_handlers
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler or signal.SIG_DFL)
 

@@ -89,8 +89,8 @@ class CompareArguments:
         "dtype of weights and activations", group=HARDWARE, default="float32"
     )
     output_dir: str | None = argument(
-        f"directory for {RESULTS_FILE}; by default that of the first model, or `results` if the "
-        "first model is no local directory",
+        f"directory for {RESULTS_FILE}; by default that of the first model, or `results` if that "
+        "is no local directory, or a checkpoint",
         group=OUTPUT,
         default=None,
     )

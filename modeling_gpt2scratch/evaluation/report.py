@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -72,7 +72,7 @@ def report(
     notes += data_notes(comparison.tasks, config.limit)
     print("", *notes, sep="\n")
     results = {"differences": differences, "published": published, "baseline": baseline.name}
-    say_what_is_left(output_dir / RESULTS_FILE, models)
+    say_what_is_left(output_dir / RESULTS_FILE, models, asked=config.kinds)
     try:
         write_files(config, comparison, output_dir, results | {"seconds": seconds})
         write_page(config, comparison, output_dir / PAGE_NAME, differences, published, notes)
@@ -83,21 +83,27 @@ def report(
     return True
 
 
-def say_what_is_left(path: Path, models: Sequence[ModelMeasurements]) -> None:
-    """Names what an earlier comparison measured of these models, and this one does not."""
+def say_what_is_left(
+    path: Path, models: Sequence[ModelMeasurements], *, asked: Collection[str]
+) -> None:
+    """Names what an earlier comparison measured, and this one was not asked for."""
     try:
         before = json.loads(path.read_bytes())["models"]
         measured = {name: {*model["results"]} for name, model in before.items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return
-    for model in models:
-        now = {name for name, cell in model.tasks.items() if cell.result is not None}
-        if left := sorted(measured.get(model.name, set()) - now):
-            print(
-                f"{path} had {', '.join(left)} of {model.name}, and is replaced; name all tasks at "
-                f"once, and what was measured comes from the cache",
-                file=sys.stderr,
-            )
+    present = {model.name for model in models}
+    left = [
+        f"{', '.join(sorted(gone))} of {name}"
+        for name, tasks in measured.items()
+        if (gone := tasks - {*asked} if name in present else tasks)
+    ]
+    if left:
+        print(
+            f"{path} had {'; '.join(left)}, and is replaced; name all models and tasks at once, "
+            f"and what was measured comes from the cache",
+            file=sys.stderr,
+        )
 
 
 def metrics_of(config: CompareArguments) -> dict[str, dict[str, bool]]:

@@ -7,7 +7,7 @@ What is made from these records can be published.
 import glob
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_origin, get_type_hints
@@ -270,10 +270,10 @@ def _data_record(manifests: Sequence[Manifest], shares: Sequence[float | None]) 
             is_named=source["name"] in NAMED_CORPORA,
             is_on_hub=is_source_on_hub(source),
             subset=source.get("subset"),
-            weight=_product(source.get("weight"), share),
+            weight=weight,
         )
         for manifest, share in zip(manifests, shares, strict=True)
-        for source in sources_of(manifest)
+        for source, weight in _weighted(sources_of(manifest), share, is_alone=len(manifests) == 1)
     ]
     splits = {name: None for manifest in manifests for name in manifest.splits}
     for name in splits:
@@ -298,9 +298,19 @@ def sources_of(manifest: Manifest) -> list[dict]:
     return manifest.sources or [manifest.arguments | named]
 
 
-def _product(weight: float | None, share: float | None) -> float | None:
-    """A source's weight within a data set, times the data set's share; None if neither is known."""
-    return weight if share is None else share * (1 if weight is None else weight)
+def _weighted(
+    sources: Sequence[dict], share: float | None, *, is_alone: bool
+) -> Iterator[tuple[dict, float | None]]:
+    """A data set's sources, each with its share of all text; None where that is not known."""
+    for source in sources:
+        weight = source.get("weight")
+        if weight is None and len(sources) == 1:
+            weight = 1.0
+        if not is_alone:
+            weight = None if share is None or weight is None else share * weight
+        elif len(sources) == 1:
+            weight = None  # the only one
+        yield source, weight
 
 
 def read_json(path: Path) -> dict:

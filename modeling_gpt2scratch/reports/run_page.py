@@ -40,6 +40,7 @@ SIZES = {"n_layer": "layers", "n_embd": "channels", "n_positions": "positions"}
 EVENTS = {"skipped": "Skipped steps", "spike": "Loss spikes", "rollback": "Returns after a spike"}
 EVENTS |= {"pushed": "Checkpoints sent to the Hub", "push_failed": "Uploads that failed"}
 EVENTS |= {"gap": "Gaps in metrics.jsonl", "overflow": "Steps left out for fp16's loss scale"}
+SKIPS = ("skipped", "overflow")
 MEMORY = {
     "peak_device_memory_gib": "Peak memory of one GPU",
     "peak_resident_memory_gib": "Peak memory of one process",
@@ -223,8 +224,10 @@ def _perplexity(row: dict) -> str:
 
 
 def _counts(events: Iterable[dict]) -> dict[str, int]:
-    """How often what happened; a step that a resumed run makes again counts once."""
-    return Counter(name for name, _ in {(str(r.get("event")), str(r.get("step"))) for r in events})
+    """How often what happened; a step that a resumed run makes again is skipped once."""
+    names = [(str(row.get("event")), str(row.get("step"))) for row in events]
+    kept = {(name, step if name in SKIPS else n) for n, (name, step) in enumerate(names)}
+    return Counter(name for name, _ in kept)
 
 
 def _name_of(event: dict) -> str:

@@ -223,7 +223,7 @@ def _refuse_uneven_shares(config: TrainConfig, world_size: int, micro_batch_size
         rows = config.total_batch_tokens // config.sequence_length
         if rows % world_size:
             fewer = max(n for n in range(1, world_size) if rows % n == 0)
-            advice = f"start {fewer} processes"
+            advice = f"start {fewer} process{'es' * (fewer > 1)}"
         else:
             own = rows // world_size
             fitting = max(size for size in range(1, micro_batch_size) if own % size == 0)
@@ -232,8 +232,8 @@ def _refuse_uneven_shares(config: TrainConfig, world_size: int, micro_batch_size
         raise LaunchError(
             f"expected --total_batch_tokens divisible by sequence_length x micro_batch_size x "
             f"processes = {config.sequence_length} x {micro_batch_size} x {world_size} = "
-            f"{divisor}, found {config.total_batch_tokens}; {advice}, or the batch {nearest} in a "
-            f"new run"
+            f"{divisor}, found {config.total_batch_tokens}; {advice}. In a new run, "
+            f"--total_batch_tokens can be {nearest}"
         )
 
 

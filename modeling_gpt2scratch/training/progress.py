@@ -42,9 +42,16 @@ class BestValidation:
     step: int | None = None
     loss: float | None = None
     n_since: int = 0  # validations without a lower one
+    last_step: int | None = None  # of the last validation
 
     def add(self, step: int, loss: float) -> bool:
-        """Adds a validation, and says whether it is the best; one that is no number never is."""
+        """Adds a validation, and says whether it is the best; one that is no number never is.
+
+        One that is made once more at the same step changes nothing.
+        """
+        if step == self.last_step:
+            return False
+        self.last_step = step
         is_best = loss < (math.inf if self.loss is None else self.loss)
         if is_best:
             self.step, self.loss, self.n_since = step, loss, 0
@@ -66,6 +73,7 @@ class TrainingProgress:
     is_owed: bool = False  # validation and scores after `step`, which a stop has left to be made
     rolled_back_to: int | None = None  # the step of the last rollback,
     rollbacks: int = 0  # and how often in succession
+    forgotten_at: int | None = None  # the step of a checkpoint whose best validation does not count
 
     @classmethod
     def load(cls, state: dict, config: TrainConfig) -> "TrainingProgress":
@@ -80,11 +88,15 @@ class TrainingProgress:
         progress._load_sums(state)
         before = state.get("config", {})
         if before.get("eval_tokens", config.eval_tokens) != config.eval_tokens:
-            progress.best = BestValidation()  # losses of other windows do not compare
+            progress.forget_best()  # losses of other windows do not compare
         was_not_last = before.get("max_steps", config.max_steps) != config.max_steps
         if was_not_last and progress.step == config.max_steps:
             progress.is_owed = True
         return progress
+
+    def forget_best(self) -> None:
+        """Begins anew with the best validation, also after a rollback to this step."""
+        self.best, self.forgotten_at = BestValidation(), self.step
 
     def go_back(self, state: dict) -> None:
         """Returns to the step of a checkpoint; the data read since then will not be read again.
@@ -104,6 +116,8 @@ class TrainingProgress:
         self.is_owed = state.get("is_owed", False)
         self.guard.load_state_dict(state["guard"])
         self._load_sums(state)
+        if self.step == self.forgotten_at:
+            self.forget_best()
 
     @property
     def data_step(self) -> int:

@@ -51,7 +51,7 @@ from .configuration import AUTO, TrainConfig
 from .data import TrainingData
 from .directory import OutputLock, leave_later_checkpoints, make_output_dir
 from .model import make_model
-from .progress import BestValidation, TrainingProgress
+from .progress import TrainingProgress
 
 # Held-out windows and their weight, by source.
 Validation = dict[str, tuple[TokenWindows, float]]
@@ -241,7 +241,7 @@ def _progress(config: TrainConfig, checkpoint: Path | None, state: dict) -> Trai
     if config.keep_best:  # which the run may not have done until now, or elsewhere
         kept = on_main_process(checkpoints_by_step, output_dir := Path(config.output_dir))
         if progress.best.step not in kept or not is_own(checkpoint, output_dir):
-            progress.best = BestValidation()
+            progress.forget_best()
     return progress
 
 

@@ -105,6 +105,16 @@ def test_a_card_names_every_source_of_a_mixture(run):
     assert card.data.datasets == ["someone/fables", "someone/tales"]
     assert "fables) (75% of the text) and " in card.text
     assert "Passes" not in card.text  # of each source another number
+    # How much of a data set comes from each of its own sources is known only if these have weights.
+    names = ("someone/long", "someone/short")
+    for weights, shown in (((None, None), ""), ((0.4, 0.6), " (10% of the text)")):
+        pairs = zip(names, weights, strict=True)
+        content["sources"] = [{"name": name, "weight": weight} for name, weight in pairs]
+        (run / "data_manifest-2.json").write_text(json.dumps(content))
+        assert f"datasets/someone/long){shown} and " in card_of(run).text
+    del arguments["data"]
+    (run / "train_config.json").write_text(json.dumps(arguments))
+    assert "of the text)" not in card_of(run).text
 
 
 def test_a_card_of_a_model_that_was_not_trained_from_scratch_does_not_say_what_all_it_has_seen(run):

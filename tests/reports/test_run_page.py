@@ -97,10 +97,12 @@ def test_a_report_says_of_which_step_the_best_weights_are(run):
     assert "Weights" not in dict(cells_of(write_report(run).read_text()))
 
 
-def test_an_event_of_a_step_that_was_made_twice_counts_once(run):
+def test_a_step_that_was_made_twice_was_skipped_once_and_returns_are_all_counted(run):
     events = [{"event": "skipped", "step": step} for step in (12, 15, 12)]
+    events += [{"event": "rollback", "step": 18, "to_step": 10}] * 2
     (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-    assert ("Skipped steps", "2") in cells_of(write_report(run).read_text())
+    cells = cells_of(write_report(run).read_text())
+    assert ("Skipped steps", "2") in cells and ("Returns after a spike", "2") in cells
 
 
 def test_a_report_names_no_user_and_no_path(run):

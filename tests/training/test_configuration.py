@@ -70,16 +70,6 @@ def test_other_programs_names_lead_to_ours(capsys, other, own):
     assert f"unknown flag --{other}; did you mean --{own}?" in capsys.readouterr().err
 
 
-def test_a_name_that_nothing_is_like_is_not_guessed_at(capsys):
-    with pytest.raises(SystemExit):
-        parse_config(
-            TrainConfig,
-            description=None,
-            argv=["--data", "d", "--output_dir", "o", "--always_save", "1"],
-        )
-    assert "unknown flag --always_save; known: data, output_dir, " in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -223,6 +213,18 @@ def test_what_a_recipe_derived_gives_way_to_a_flag_with_one_line(
     assert {name: getattr(config, name) for name in filled_in} == pytest.approx(filled_in)
     (found,) = capsys.readouterr().err.splitlines()
     assert found.endswith(line) and ": note: " in found
+
+
+def test_a_rate_of_muon_in_a_recipe_holds_until_another_rate_is_given(tmp_path, capsys):
+    recipe = {"optimizer": "muon", "learning_rate": 0.01, "muon_learning_rate": 0.007}
+    note = "x.yaml: muon_learning_rate holds for other values, and is left out"
+    for flags, muon, is_said in (
+        ((), 0.007, False),
+        (("--learning_rate", "0.03"), 0.03, True),
+        (("--learning_rate=0.03", "--muon_learning_rate=0.05"), 0.05, False),
+    ):
+        assert parsed(tmp_path, recipe, *flags).muon_learning_rate == muon
+        assert (note in capsys.readouterr().err) == is_said
 
 
 def test_a_flag_gives_way_to_nothing_nor_does_a_recipe_in_itself(tmp_path, capsys):

@@ -288,6 +288,22 @@ def test_a_checkpoint_whose_successor_never_came_is_gone_on_from(
     assert sorted(curve(output_dir)) == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_validation_that_is_made_again_is_no_further_loss(small_data, tmp_path, monkeypatch):
+    output_dir = tmp_path / "run"
+    options = {"eval_every": 2, "save_every": 2, "patience": 3, "keep_checkpoints": 0}
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "modeling_gpt2scratch.training.loop.validate", lambda *_, **__: {"eval_loss": 9}
+        )
+        assert run_here(patch, *flags(small_data, output_dir, **options, max_steps=6)) == 0
+        resumed = ["--resume", str(output_dir / "checkpoint-4")]
+        assert (
+            run_here(patch, *flags(small_data, output_dir, **options, max_steps=4), *resumed) == 0
+        )
+    state = json.loads((output_dir / "checkpoint-4" / "training_state.json").read_text())
+    assert state["best"] == {"step": 2, "loss": 9, "n_since": 1, "last_step": 4}
+
+
 def test_only_losses_of_the_same_windows_and_checkpoints_of_the_same_run_are_compared(
     small_data, tmp_path, monkeypatch
 ):

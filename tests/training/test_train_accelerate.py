@@ -141,10 +141,10 @@ def test_wandb_in_offline_mode_logs_beside_the_jsonl(small_data, tmp_path):
     [
         (
             {"total_batch_tokens": 544},
-            *(2, "32 x 4 x 1 = 128, found 544; --micro_batch_size can be 1, or the batch 512 in a"),
+            *(2, "32 x 4 x 1 = 128, found 544; --micro_batch_size can be 1. In a new run, "),
         ),
-        ({"micro_batch_size": 32}, 2, "found 512; --micro_batch_size can be 16, or the batch 1024"),
-        ({"micro_batch_size": 6}, 2, "found 512; --micro_batch_size can be 4, or the batch 576 in"),
+        ({"micro_batch_size": 32}, 2, "found 512; --micro_batch_size can be 16. In a new run, "),
+        ({"micro_batch_size": 6}, 2, "found 512; --micro_batch_size can be 4. In a new run, --"),
         ({"n_head": 3}, 2, "--n_embd, --n_head: expected n_embd divisible by n_head = 3, found 32"),
         ({"data": "README.md"}, 1, "README.md: expected a directory of shards, found a file"),
         ({"data": "nowhere"}, 1, "nowhere: expected a directory with manifest.json"),

@@ -1,6 +1,7 @@
 """Other programs' token files: which split each belongs to, and which tokenizer made its ids."""
 
 import json
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ PICKLE_NAME = "meta.pkl"  # nanoGPT's table of characters, which is never read: 
 # Of a file's first tokens: as many as are looked at, and so many that do not look like the
 # tokenizer's are not of it.
 TOKENS_JUDGED, FEWEST_JUDGED = 2**20, 100
-TOKENS_DECODED, MOST_UNPRINTABLE = 2**14, 0.05
+TOKENS_DECODED, MOST_CONTROLS = 2**14, 0.05
 NAME_IT = "name the tokenizer that wrote it with --tokenizer"
 
 
@@ -81,8 +82,10 @@ class ForeignTokenizer:
     def _are_text(self, tokens: np.ndarray) -> bool:
         """Whether next to all characters are what people write; ids of characters give others."""
         text = self.tokenizer.decode(tokens.tolist())
-        n_unprintable = sum(not (char.isprintable() or char.isspace()) for char in text)
-        return n_unprintable <= MOST_UNPRINTABLE * len(text)
+        n_controls = sum(
+            unicodedata.category(char) == "Cc" and char not in "\n\r\t" for char in text
+        )
+        return n_controls <= MOST_CONTROLS * len(text)
 
 
 def files_by_split(

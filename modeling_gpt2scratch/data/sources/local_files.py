@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from modeling_gpt2scratch.common.errors import SourceError
+from modeling_gpt2scratch.common.errors import SourceError, printable
 from modeling_gpt2scratch.common.json_lines import warn
 
 from .decompression import COMPRESSIONS
@@ -191,11 +191,17 @@ def _files_below(directory: Path) -> list[LocalFile]:
         paths = [Path(folder, name) for name in names if not name.startswith(".")]
         found = [path for path in paths if kind_of_file(path) is None]
         files += [path for path in found if is_readable(path.name)]
-        others.update(path.suffix or path.name for path in found if not is_readable(path.name))
+        others.update(_ending(path) for path in found if not is_readable(path.name))
     if files and others:
         endings = ", ".join(f"{ending} ({n:,})" for ending, n in others.most_common(5))
-        warn(f"{directory}: {others.total():,} files are left out, as none can be read: {endings}")
+        warn(printable(f"{directory}: left out, as there is no reader for them: {endings}"))
     return [LocalFile(file) for file in _each_once(sorted(files, key=str))]
+
+
+def _ending(path: Path) -> str:
+    """What tells the kind of a file: the last part of its name, with that of a compression."""
+    is_packed = path.suffix.lower() in COMPRESSIONS
+    return "".join(path.suffixes[-2:] if is_packed else path.suffixes[-1:]) or path.name
 
 
 def _local_file(path: Path) -> LocalFile:

@@ -318,13 +318,13 @@ def test_a_directory_stands_for_all_readable_files_below_it(tmp_path, capsys):
     for name in ("b.jsonl", "a/z.txt", "a.parquet", "a/B.csv.gz"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         written(tmp_path / name, b"")
-    for name in (".hidden.txt", "README.md", ".cache/c.txt", "b.json"):
+    for name in (".hidden.txt", "README.md", ".cache/c.txt", "b.json.gz"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         written(tmp_path / name, b"not asked for")
     names = ["a.parquet", "a/B.csv.gz", "a/z.txt", "b.jsonl"]
     written(tmp_path / "a" / "c.md", b"not asked for")
     assert found(tmp_path) == [tmp_path / name for name in names]
-    others = "3 files are left out, as none can be read: .md (2), .json (1)"
+    others = "left out, as there is no reader for them: .md (2), .json.gz (1)"
     assert capsys.readouterr().err == f"warning: {tmp_path}: {others}\n"
 
 

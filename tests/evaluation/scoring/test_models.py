@@ -55,11 +55,16 @@ def test_a_configuration_of_fewer_layers_than_there_are_weights_for_is_refused(s
     config = json.loads((stock / "config.json").read_text())
     (stock / "config.json").write_text(json.dumps(config | {"n_layer": config["n_layer"] - 1}))
     line = problem(stock, processes)
-    assert line.startswith("expected config.json to be that of the weights, found transformer.h.")
+    last = f"h.{config['n_layer'] - 1}"
+    expected = (
+        f"expected config.json to be that of the weights, found weights of {last} and no such"
+    )
+    assert line.startswith(expected)
     weights = load_file(stock / "model.safetensors")
     (stock / "config.json").write_text(json.dumps(config))
-    # A head of another program takes no part, and changes nothing.
+    # A head of another program and buffers of an earlier transformers change nothing.
     weights["v_head.summary.weight"] = torch.ones(1, config["n_embd"])
+    weights["transformer.h.0.attn.masked_bias"] = torch.tensor(-1e4)
     save_file(weights, stock / "model.safetensors", metadata={"format": "pt"})
     load_scorer(str(stock), processes=processes, **OPTIONS)
 
