@@ -234,6 +234,16 @@ def test_one_text_without_an_end_is_no_text_of_characters(tmp_path, run, tokeniz
     assert run("adopt", tmp_path / "data", "--tokenizer", tokenizer_dir)[0] == 0
 
 
+@pytest.mark.parametrize("name", ["test", "heldout_000000", "wikitext-dev"])
+def test_data_for_tests_are_not_taken_for_training(tmp_path, run, tokenizer, tokenizer_dir, name):
+    (ids,) = encode(tokenizer, ["the cat sat on the mat. " * 20])
+    for split in ("train", "val"):
+        write_foreign(tmp_path / "data", "nanogpt", ids, split)
+    shutil.copy(tmp_path / "data" / "val.bin", tmp_path / "data" / f"{name}.bin")
+    code, (line,) = run("adopt", tmp_path / "data", "--tokenizer", tokenizer_dir)
+    assert code == 1 and f"{name}.bin: expected files of training and validation, found" in line
+
+
 def test_bytes_are_adopted_as_bytes(tmp_path, run):
     text = "Wer reitet so spät durch Nacht und Wind?\n\tEs ist der Vater mit seinem Kind.\n" * 9
     write_foreign(tmp_path / "data", "nanogpt", np.array([*text.encode()]), "train")

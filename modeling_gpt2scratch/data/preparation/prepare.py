@@ -87,7 +87,7 @@ def prepare(config: PrepareConfig) -> Manifest:
         return made
     require_apart(output_dir.resolve(), local_paths(sources))
     with claimed(working.output_dir):
-        inputs = describe_files(sources)
+        inputs = describe_inputs(config, sources)
         progress = working.open(config.recorded(), inputs, overwrite=config.overwrite)
         remove_partial_downloads(working.downloads)
         try:
@@ -109,6 +109,18 @@ def prepare(config: PrepareConfig) -> Manifest:
             raise
 
 
+def describe_inputs(config: PrepareConfig, sources: list[Source]) -> list[list]:
+    """What identifies the input as in `describe_files`, and the files of a tokenizer here."""
+    files = [(path, path.stat()) for path in sorted(tokenizer_files(config))]
+    own = [[str(path), status.st_size, status.st_mtime_ns] for path, status in files]
+    return describe_files(sources) + own
+
+
+def tokenizer_files(config: PrepareConfig) -> Iterator[Path]:
+    """The files of the tokenizer if it is a directory."""
+    return Path(config.tokenizer).glob("tokenizer*")
+
+
 def require_whole(made: Manifest, sources: list[Source], config: PrepareConfig) -> None:
     """Refuses to take data for those of this command if they, or what made them, have changed.
 
@@ -118,7 +130,7 @@ def require_whole(made: Manifest, sources: list[Source], config: PrepareConfig) 
     """
     if problems := problems_of(Path(config.output_dir), fast=True):
         raise OutputError(f"{problems[0]}; add --overwrite to make the data again")
-    inputs = [*local_paths(sources), *Path(config.tokenizer).glob("tokenizer*")]
+    inputs = [*local_paths(sources), *tokenizer_files(config)]
     newest = max((path.stat().st_mtime for path in inputs), default=0)
     made_at = (Path(config.output_dir) / MANIFEST_NAME).stat().st_mtime
     if describe_sources(sources) != made.sources or newest > made_at:
@@ -134,7 +146,10 @@ def require_free_space(sources: list[Source], config: PrepareConfig) -> None:
     Raises:
         OSError: if the disk looks too small and the user has not said to go on all the same.
     """
-    needed = estimated_bytes(sources, max_tokens=config.max_tokens)
+    # Where the tail begins is known once all of the text has been read.
+    needed = estimated_bytes(
+        sources, max_tokens=config.max_tokens, keeps_downloads=config.split == TAIL
+    )
     free = shutil.disk_usage(nearest_existing(Path(config.output_dir).absolute().parent)).free
     if free < needed and config.limit_documents is None and not config.ignore_free_space:
         raise OSError(
@@ -256,7 +271,7 @@ def default_workers(sources: list[Source]) -> int:
     """One process for each core; one in all for text that is tokenized before a second is there."""
     files = [file for source in sources for file in source.files]
     is_known = all(isinstance(file, LocalFile | UrlFile) for file in files)
-    is_little = is_known and estimated_bytes(sources, max_tokens=None) <= LITTLE_BYTES
+    is_little = is_known and estimated_bytes(sources) <= LITTLE_BYTES
     return 1 if is_little else n_cores()
 
 
@@ -308,8 +323,15 @@ def require_unchanged(config: PrepareConfig, sources: list[Source], progress: Pr
     """
     if config.max_tokens or config.limit_documents:
         return
-    before, now = progress.inputs, describe_files(sources)
-    if changed := [file[0] for file, found in zip(before, now, strict=True) if file != found]:
+    try:
+        before, now = progress.inputs, describe_inputs(config, sources)
+    except FileNotFoundError as error:
+        raise SourceError(
+            f"{error.filename}: expected a file that stays while it is read, found that it has "
+            f"gone; put it back, or add --overwrite"
+        ) from None
+    found = {tuple(file) for file in now}
+    if changed := [file[0] for file in before if tuple(file) not in found]:
         raise SourceError(
             f"{changed[0]}: expected a file that stays as it is while it is read, found that it "
             f"has changed meanwhile; wait until it is complete, and add --overwrite"

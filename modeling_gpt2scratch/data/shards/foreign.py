@@ -13,7 +13,7 @@ from modeling_gpt2scratch.data.tokens.names import GPT2
 from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer
 
 from .format import ShardError
-from .manifest_checks import splits_named
+from .manifest_checks import says_held_out, splits_named
 from .token_files import TokenFile
 
 PICKLE_NAME = "meta.pkl"  # nanoGPT's table of characters, which is never read: pickles are programs
@@ -110,6 +110,11 @@ def files_by_split(
         if place in of_val:
             continue
         says = splits_named(path.name)
+        if not says and says_held_out(path.name):
+            raise ShardError(
+                f"{path}: expected files of training and validation, found one whose name says "
+                f"that it is for tests; name it after --val, or move it elsewhere"
+            )
         if len(says) != 1 and not ((val or may_be_silent) and not says):
             raise ShardError(
                 f"{path}: expected the word train or val in the name of the file, found "

@@ -23,6 +23,8 @@ SPLITS = {
     split: re.compile(rf"(?<![a-z])(?:{words})(?:set)?(?![a-z])")
     for split, words in {"train": "train(?:ing)?", "val": "val(?:id(?:ation)?)?"}.items()
 }
+# The words of names of data that no model should be trained on.
+HELD_OUT = re.compile(r"(?<![a-z])(?:test|dev|eval(?:uation)?|held[-_]?out)(?:set)?(?![a-z])")
 FORMATS = ("gpt2scratch", "llm.c", "npy", "nanogpt")  # see `token_files.py`
 ENTRY_KEYS = {
     OWN_FORMAT: ("file", "n_tokens", "sha256"),
@@ -41,6 +43,12 @@ class ManifestError(ShardError):
 def splits_named(file: str) -> list[str]:
     """The splits that the name of a file says it belongs to."""
     return [split for split, words in SPLITS.items() if words.search(file.lower())]
+
+
+def says_held_out(file: str) -> bool:
+    """Whether the name of a file says that it is for validation or tests."""
+    is_val = splits_named(file) == ["val"]
+    return is_val or ("train" not in splits_named(file) and bool(HELD_OUT.search(file.lower())))
 
 
 def check_content(content: dict) -> None:

@@ -19,7 +19,7 @@ from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME
 from .docstrings import DOCSTRINGS, DocstringFile
 from .file_queue import File
 from .filters import Condition
-from .hub_files import PRESETS, HubFile, Preset, list_files
+from .hub_files import PRESETS, HubFile, Preset, commit_of, list_files
 from .hub_stream import HubStream
 from .local_files import LocalFile, find_files
 from .mixture import parse_mixture
@@ -78,6 +78,8 @@ def open_sources(
             f"{dataset}; leave it out"
         )
     places = [os.path.realpath(path) for path in local_paths(sources)]
+    files = (file for source in sources for file in source.files)
+    places += [str(file) for file in files if isinstance(file, HubFile)]
     if twice := [place for place, count in Counter(places).items() if count > 1]:
         raise SourceError(
             f"expected --dataset to name each file once, found {twice[0]} in two of its parts"
@@ -118,7 +120,10 @@ def _open_source(name: str, subset: str | None, text_column: str) -> Source:
 def _hub_source(data: Preset) -> Source:
     repository, subset, text_column = data.repository, data.subset, data.text_column
     files = list_files(repository, subset=subset, revision=data.revision)
-    files = files or [HubStream(repository, subset, text_column, data.revision)]
+    if not files:
+        # Each pass over the text, and each resumption, must find the same rows.
+        revision = commit_of(repository, data.revision)
+        files = [HubStream(repository, subset, text_column, revision)]
     return Source(
         name=repository,
         files=files,
@@ -172,14 +177,16 @@ def describe_sources(sources: Sequence[Source]) -> list[dict]:
     ]
 
 
-def estimated_bytes(sources: Sequence[Source], *, max_tokens: int | None) -> int:
+def estimated_bytes(
+    sources: Sequence[Source], *, max_tokens: int | None = None, keeps_downloads: bool = False
+) -> int:
     """Roughly how much disk the shards and downloads of a preparation need."""
     files = [file for source in sources for file in source.files]
     shards = sum(file.n_bytes * _growth(file.name) for file in files)
     if max_tokens is not None:
         shards = min(shards, 4 * max_tokens)
     downloads = sorted((f.n_bytes for f in files if isinstance(f, HubFile)), reverse=True)
-    return int(shards) + sum(downloads[: 2 * FILES_AT_ONCE])
+    return int(shards) + sum(downloads[: None if keeps_downloads else 2 * FILES_AT_ONCE])
 
 
 def _growth(name: str) -> float:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.data.tokens.workers import Batch
 
 from .dataset_argument import FILES_AT_ONCE, Source
@@ -64,6 +65,7 @@ class DocumentStream:
         else:
             parts = [[(source, file) for file in source.files] for source in sources]
             self._weights = [source.weight for source in sources]
+        self._names = [source.name for source in sources]
         positions = position["parts"] if position else [None] * len(parts)
         self._bad_rows = BadRows(on_bad_row, position["n_bad_rows"] if position else 0)
         self._parts = [
@@ -86,8 +88,15 @@ class DocumentStream:
     def __iter__(self) -> Iterator[Batch]:
         n_bad_rows = self._bad_rows.count
         while self._limit is None or self._n_documents < self._limit:
-            batch = self._most_behind().next_batch()
+            part = self._most_behind()
+            batch = part.next_batch()
             if batch is None:
+                if len(self._parts) > 1 and not part.characters:
+                    raise SourceError(
+                        f"{self._names[self._parts.index(part)]}: expected documents for its share "
+                        f"of --dataset, found none that can be read and that --where and "
+                        f"--min_characters keep"
+                    )
                 if self._bad_rows.count > n_bad_rows:  # there were some behind the last document
                     yield Batch([], self._position())
                 return

@@ -172,6 +172,21 @@ def list_files(
         raise unreadable(repository, error) from error
 
 
+def commit_of(repository: str, revision: str | None) -> str:
+    """The commit that a data set's branch or tag is at, its main branch if None.
+
+    Raises:
+        SourceError: if it does not exist or is not accessible.
+    """
+    request = partial(HfApi().dataset_info, repository, revision=revision, expand=["sha"])
+    try:
+        return with_retries(request, repository, LISTING_RETRIES).sha
+    except SourceError:
+        raise
+    except Exception as error:  # of the network
+        raise unreadable(repository, error) from error
+
+
 def remove_partial_downloads(directory: Path) -> None:
     """Deletes what killed downloads left; call it while nothing is downloaded to `directory`."""
     for partial_file in directory.glob("*/.cache/huggingface/download/**/*.incomplete"):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from modeling_gpt2scratch.common.errors import SourceError, printable
 from modeling_gpt2scratch.common.json_lines import warn
+from modeling_gpt2scratch.data.shards.manifest_checks import says_held_out
 
 from .decompression import COMPRESSIONS
 from .filters import Condition
@@ -126,6 +127,15 @@ def _found(pattern: str) -> list[LocalFile] | None:
     path = Path(pattern)
     if path.is_dir():
         files = _files_below(path)
+        names = [str(file.path.relative_to(path)) for file in files]
+        held_out = [name for name in names if says_held_out(name)]
+        if held_out and len(held_out) < len(names):
+            warn(
+                printable(
+                    f"{path}: all files are read as training text, also those whose names say "
+                    f"validation or test, such as {held_out[0]}; a glob leaves them out"
+                )
+            )
         if not files:
             raise SourceError(
                 f"{path}: expected a file ending in {_endings()} below it, found none"

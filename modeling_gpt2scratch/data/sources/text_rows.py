@@ -22,6 +22,7 @@ from .rows import CHUNK_BYTES, MAX_ROW_BYTES, MAX_TEXT_BYTES, Reading, Rows, not
 
 # A byte that is not UTF-8 becomes half a surrogate pair, and so is found with its row.
 NOT_CSV = "{}: expected CSV, found {}"
+MOST_NULS = 0.2  # of the characters of a text
 UTF8 = {"encoding": "utf-8", "errors": "surrogateescape"}
 
 
@@ -39,7 +40,11 @@ def read_txt(reading: Reading) -> Rows:
                 continue
             document = reading.document({reading.text_column: text}, reading.name)
             if document is not None:
-                yield number, _decoded(document, place)
+                document = _decoded(document, place)
+                if isinstance(document, str) and text.count("\0") > MOST_NULS * len(text):
+                    problem = "expected text in UTF-8, found zeros between letters, as in UTF-16"
+                    document = SourceError(f"{place}: {problem}; convert the file first")
+                yield number, document
 
 
 def read_jsonl(reading: Reading) -> Rows:

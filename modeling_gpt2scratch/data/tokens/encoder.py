@@ -1,6 +1,7 @@
 """Documents to token ids, in worker processes that load neither torch nor transformers."""
 
 import hashlib
+import json
 import os
 import re
 from dataclasses import dataclass
@@ -15,13 +16,11 @@ from modeling_gpt2scratch.common.errors import named
 
 from .ids import token_dtype, vocab_size_of
 from .names import BYTES, GPT2
+from .text import LONG_CHARACTERS, cut_between_words
 
 DIGEST_BYTES = 16
 # White space as Unicode and tiktoken have it; Python's `\s` has four characters more.
 WHITE_SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-# A run of a million before a word is more than tiktoken's regular expression can bear: it takes all
-# but the last, which goes with the word, and remembers every step on the way.
-LONG_CHARACTERS = 1 << 18
 
 
 class DocumentError(ValueError):
@@ -71,6 +70,7 @@ class DocumentEncoder:
             self._backend.no_padding()
             self._encode_each = self._backend_ids
             self._vocab_size = vocab_size_of(self._backend)
+            self._can_cut = parts_words_as_gpt2(json.loads(tokenizer_spec))
         if not 0 <= end_of_text_id < self._vocab_size:
             raise ValueError(f"expected an id below {self._vocab_size}, found {end_of_text_id}")
 
@@ -96,9 +96,18 @@ class DocumentEncoder:
         return ids, lengths
 
     def _backend_ids(self, documents: list[str]) -> list[np.ndarray]:
-        """The ids of the `tokenizers` library."""
+        """The ids of the `tokenizers` library, which takes a hundred bytes for each character."""
+        if self._can_cut and any(len(document) > LONG_CHARACTERS for document in documents):
+            return [self._ids_of_pieces(document) for document in documents]
         encodings = self._backend.encode_batch_fast(documents, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+
+    def _ids_of_pieces(self, document: str) -> np.ndarray:
+        """The same ids, of a part of a long document at a time."""
+        pieces = cut_between_words(document, LONG_CHARACTERS)
+        encode = self._backend.encode
+        ids = (encode(piece, add_special_tokens=False).ids for piece in pieces)
+        return np.concatenate([np.array(own, dtype=np.uint32) for own in ids])
 
     def _gpt2_ids(self, document: str) -> np.ndarray:
         """tiktoken's ids, of a long document piece by piece."""
@@ -107,13 +116,29 @@ class DocumentEncoder:
         return ids[0] if len(ids) == 1 else np.concatenate(ids)
 
 
+def parts_words_as_gpt2(tokenizer: dict) -> bool:
+    """Whether a tokenizer, as JSON values, takes words with the space before and nothing larger."""
+    parts = tokenizer["pre_tokenizer"] or {}
+    is_gpt2s = parts.get("type") == "ByteLevel" and parts.get("use_regex", True)
+    has_larger = any(
+        " " in token["content"] or token["lstrip"] or token["rstrip"]
+        for token in tokenizer["added_tokens"]
+    )
+    is_plain = tokenizer["normalizer"] is None and not has_larger
+    return is_gpt2s and is_plain and not parts.get("add_prefix_space")
+
+
 def _byte_ids(document: str) -> np.ndarray:
     """The values of the bytes."""
     return np.frombuffer(document.encode(), dtype=np.uint8)
 
 
 def _pieces(document: str) -> list[str]:
-    """The document, cut where GPT-2's pre-tokenization parts a long run of white space."""
+    """The document, cut where GPT-2's pre-tokenization parts a long run of white space.
+
+    A million before a word are more than tiktoken's regular expression can bear: it takes all but
+    the last, which goes with the word, and remembers every step on the way.
+    """
     runs = re.finditer(f"[{WHITE_SPACE}]{{{LONG_CHARACTERS},}}", document)
     # At the end of the text no word follows, and the run is one piece.
     cuts = [run.end() - 1 for run in runs if run.end() < len(document)]

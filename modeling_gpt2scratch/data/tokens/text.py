@@ -1,7 +1,12 @@
 """The one entrance for text, to the preparation of data and to the evaluation of models."""
 
 import json
+import re
+from itertools import pairwise
 
+# Of a text that libraries get whole: of longer ones they want a hundred bytes per character.
+LONG_CHARACTERS = 1 << 18
+BETWEEN_WORDS = re.compile("(?<=[A-Za-z]) (?=[A-Za-z])")
 END_OF_TEXT = "<|endoftext|>"  # begins every document; in a .txt file, it parts them
 
 
@@ -12,6 +17,17 @@ def well_formed(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
+
+
+def cut_between_words(text: str, n_characters: int) -> list[str]:
+    """A long text in pieces of about so many characters, all but the first with a space in front.
+
+    GPT-2's pre-tokenization parts words there, so the pieces have the words of the text.
+    """
+    cuts = [0]
+    while found := BETWEEN_WORDS.search(text, cuts[-1] + n_characters):
+        cuts.append(found.start())
+    return [text[start:end] for start, end in pairwise([*cuts, len(text)])]
 
 
 def parse_json(content: str) -> object:

@@ -18,7 +18,7 @@ from modeling_gpt2scratch.common.errors import json_problem, named
 
 from .ids import vocab_size_of
 from .names import BYTES, GPT2, KNOWN_NAMES, TokenizerError
-from .text import END_OF_TEXT
+from .text import END_OF_TEXT, LONG_CHARACTERS, cut_between_words
 
 GPT2_N_POSITIONS = 1024
 TOKENIZER_NAME = "tokenizer.json"
@@ -134,7 +134,8 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> GPT2Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(documents, trainer)
+    pieces = (piece for text in documents for piece in cut_between_words(text, LONG_CHARACTERS))
+    bpe.train_from_iterator(pieces, trainer)
     learnt = json.loads(bpe.to_str())["model"]
     vocabulary = learnt["vocab"] | {END_OF_TEXT: len(learnt["vocab"])}
     merges = [tuple(pair) for pair in learnt["merges"]]

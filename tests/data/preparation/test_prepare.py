@@ -9,6 +9,7 @@ from support.paths import SHARED_DATA
 from support.prepared_data import documents_of, manifest_of, names_in
 from support.tiny_corpus import fables, write_jsonl
 
+from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.data.preparation import prepare as preparation
 from modeling_gpt2scratch.data.preparation.prepare import prepare
 from modeling_gpt2scratch.data.sources.local_files import read_documents
@@ -123,6 +124,15 @@ def test_sources_keep_to_their_weights_until_one_ends(configure, tmp_path):
     assert [source["weight"] for source in manifest.sources] == [0.75, 0.25]
 
 
+@pytest.mark.parametrize("order", [("many", "none"), ("none", "many")])
+def test_a_source_that_gives_nothing_has_no_share_of_a_mixture(configure, tmp_path, order):
+    paths = {"many": write_jsonl(tmp_path / "many.jsonl", fables(300))}
+    paths["none"] = write_jsonl(tmp_path / "none.jsonl", ["", "too short"])
+    dataset = ",".join(f"{paths[name]}:0.5" for name in order)
+    with pytest.raises(SourceError, match="none.jsonl: expected documents for its share of --data"):
+        prepare(configure(dataset=dataset, val_fraction=0, min_characters=20))
+
+
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
     configure, tmp_path, monkeypatch
 ):
@@ -217,5 +227,15 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
         patch.setattr(preparation, "write_shards", write_while_it_grows)
         code, (error,) = run_script(tmp_path / "out", dataset, "--tokenizer", "bpe:300")
     assert code == 1 and "found that it has changed meanwhile" in error
+    moved = tmp_path / "moved"
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            preparation, "write_shards", lambda *rest: write_shards(*rest) or dataset.rename(moved)
+        )
+        code, (error,) = run_script(
+            tmp_path / "out", dataset, "--tokenizer", "bpe:300", "--overwrite"
+        )
+    assert code == 1 and "found that it has gone; put it back, or add --overwrite" in error
+    moved.rename(dataset)
     out = prepared(tmp_path / "out", dataset, "--overwrite")
     assert sum(split["n_documents"] for split in manifest_of(out)["splits"].values()) == 101

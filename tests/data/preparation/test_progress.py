@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import sqlite3
 import time
 from functools import partial
@@ -22,6 +23,11 @@ from modeling_gpt2scratch.data.preparation.progress import (
     WorkingDirectory,
 )
 from modeling_gpt2scratch.data.tokens import workers
+from modeling_gpt2scratch.data.tokens.tokenizer import (
+    save_tokenizer,
+    train_tokenizer,
+    vocabulary_of,
+)
 
 # Processes that begin with everything imported, so that killing twenty takes seconds.
 forkserver = multiprocessing.get_context("forkserver")
@@ -193,6 +199,23 @@ def test_a_file_that_has_changed_does_not_continue_what_was_begun(
     write_jsonl(source, fables(2000, seed=1))
     with pytest.raises(ProgressError, match=r"other input files \(.*a\.jsonl\)"):
         prepare(config)
+
+
+def test_a_tokenizer_that_has_changed_does_not_continue_what_was_begun(
+    configure, tmp_path, saved_tokenizer, monkeypatch
+):
+    shutil.copytree(saved_tokenizer, own := tmp_path / "own")
+    config = configure(tokenizer=str(own))
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, "save", 4)
+        with pytest.raises(Interruption):
+            prepare(config)
+    other = train_tokenizer(fables(50), 280)
+    save_tokenizer(other, own)
+    with pytest.raises(ProgressError, match=r"other input files \(.*own/tokenizer\.json"):
+        prepare(config)
+    manifest = prepare(configure(tokenizer=str(own), overwrite=True))
+    assert manifest.vocabulary == vocabulary_of(other)
 
 
 def test_two_preparations_of_one_directory_do_not_meet(configure, tmp_path):

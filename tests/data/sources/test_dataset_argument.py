@@ -81,6 +81,13 @@ def test_a_subset_that_no_source_takes_is_refused(tmp_path, monkeypatch):
         assert open_sources(dataset, subset="sample-100BT")[-1].subset == "sample-100BT"
 
 
+def test_a_file_of_the_hub_is_read_for_one_part_only(monkeypatch):
+    files = [HubFile("en/a.parquet", 10, "user/name", revision="0", sha256="1")]
+    monkeypatch.setattr(dataset_argument, "list_files", lambda *_, **__: files)
+    with pytest.raises(SourceError, match=r"found .*en/a\.parquet.* in two of its parts"):
+        open_sources("user/name/all:0.5,user/name/en:0.5")
+
+
 def test_a_file_of_the_hub_is_the_same_after_a_commit_that_left_it_alone():
     def described(revision, sha256):
         file = HubFile("a.parquet", 10, "aesop/fables", revision=revision, sha256=sha256)

@@ -77,6 +77,12 @@ def test_utf16_is_refused_in_one_line(tmp_path, name):
     assert ": expected UTF-8, found byte 0xff; convert the file first" in refusal(path)
 
 
+def test_utf16_without_its_mark_is_refused_in_one_line(tmp_path):
+    path = written(tmp_path / "a.txt", "Plain letters.\n".encode("utf-16-le"))
+    message = "document 1: expected text in UTF-8, found zeros between letters, as in UTF-16"
+    assert refusal(path) == f"{path}: {message}; convert the file first"
+
+
 # Rows that cannot be read
 
 

@@ -1,25 +1,30 @@
 """Documents become the ids that they should, and text cannot forge a document border."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.odd_texts import END_OF_TEXT, TRICKY, encoded, gappy_tokenizer, real_text
-from tokenizers import Tokenizer, models
+from tokenizers import AddedToken, Tokenizer, models
 
+from modeling_gpt2scratch.data.tokens import encoder as encoders
+from modeling_gpt2scratch.data.tokens import tokenizer as tokenizers
 from modeling_gpt2scratch.data.tokens.encoder import (
     DocumentEncoder,
     DocumentError,
     encode_documents,
 )
 from modeling_gpt2scratch.data.tokens.ids import vocab_size_of
+from modeling_gpt2scratch.data.tokens.text import cut_between_words
 from modeling_gpt2scratch.data.tokens.tokenizer import (
     fingerprint,
     load_tokenizer,
     manifest_entries,
     tokenizer_spec,
+    train_tokenizer,
 )
 
 
@@ -68,6 +73,33 @@ def test_documents_come_back_in_their_order_as_one_array(trained):
     assert [trained.decode(own[1:]) for own in arrays] == documents
     ids, lengths = encoder.encode([])
     assert (len(ids), len(lengths)) == (0, 0)
+
+
+LETTERS = st.text("ab 'stil\n\t.,é1", max_size=40) | st.sampled_from(TRICKY)
+
+
+@given(text=st.lists(LETTERS, max_size=8).map(" ".join), longest=st.integers(1, 9))
+@settings(max_examples=60)
+def test_a_text_cut_between_words_has_the_ids_of_the_whole(trained, text, longest):
+    expected = encoded("bpe:290", trained, [text, "b"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoders, "LONG_CHARACTERS", longest)
+        assert encoded("bpe:290", trained, [text, "b"]) == expected
+        patch.setattr(tokenizers, "LONG_CHARACTERS", longest)
+        again = train_tokenizer([f"the cat sat {text}"], 270)
+    assert fingerprint(again) == fingerprint(train_tokenizer([f"the cat sat {text}"], 270))
+    pieces = cut_between_words(text, longest)
+    assert "".join(pieces) == text
+    assert all(re.fullmatch("[A-Za-z]", piece[-1]) for piece in pieces[:-1])
+
+
+def test_a_tokenizer_whose_tokens_hold_spaces_gets_no_pieces(trained, monkeypatch):
+    monkeypatch.setattr(encoders, "LONG_CHARACTERS", 2)
+    for added in ("a cat", AddedToken("cat", rstrip=True, normalized=False)):
+        other = copy.deepcopy(trained)
+        other.add_tokens([added])
+        (ids,) = encoded("own", other, ["such a cat sat"])
+        assert ids[1:] == other.backend_tokenizer.encode("such a cat sat").ids
 
 
 def test_a_large_vocabulary_gets_32_bits(trained):

@@ -1,0 +1,24 @@
+"""What is said of a folder before its files are read."""
+
+import pytest
+
+from modeling_gpt2scratch.data.sources.local_files import find_files
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("train.jsonl", "test.jsonl"), "test.jsonl"),
+        (("data/train-0.parquet", "data/validation-0.parquet"), "data/validation-0.parquet"),
+        (("a.txt", "heldout_b.txt"), "heldout_b.txt"),
+        (("test.txt", "dev.txt"), None),  # all of what there is
+        (("train.txt", "latest.txt", "evaluated.txt"), None),
+    ],
+)
+def test_a_folder_of_several_splits_says_that_all_of_them_are_read(tmp_path, capsys, names, said):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"text")
+    assert len(find_files(str(tmp_path))) == len(names)
+    warning = capsys.readouterr().err
+    assert warning.endswith(f"such as {said}; a glob leaves them out\n") if said else not warning
