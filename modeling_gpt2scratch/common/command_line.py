@@ -52,14 +52,13 @@ OTHER_NAMES = {
     "eval_tokens": "eval_iters val_max_steps",
     "save_every": "save_steps save_interval save_strategy checkpoint_every",
     "keep_checkpoints": "save_total_limit",
-    "log_every": "logging_steps log_interval",
+    "log_every": "logging_steps",
     "init_from": "model_name_or_path",
     "resume": "resume_from_checkpoint resume_from",
     "output_dir": "out_dir out run_name wandb_run_name experiment_name",
     "overwrite": "overwrite_output_dir force",
     "report_to": "wandb wandb_log",
     "project": "wandb_project",
-    "activation_checkpointing": "gradient_checkpointing",
     "data": "dataset dataset_name train_files input_bin",
     "dataset": "dataset_name data data_files input",
     "val_fraction": "val_split validation_split test_size",
@@ -156,7 +155,8 @@ def parse_config(
         given = {_name_of(part) for part in flags if part.startswith("--")}
         origins |= dict.fromkeys(given, (n_recipes, None))
         for name in _outdated(config_class, entries, origins):
-            parser.note(f"{origins[name][1]}: {name} holds for other values, and is left out")
+            later = " or ".join(f"--{other}" for other in config_class.only_until[name])
+            parser.note(f"{origins[name][1]}: {name} is left out, as {later} came after it")
             del entries[name], origins[name]
         in_front = [flag for name in entries.keys() - given for flag in _flags(name, entries[name])]
         namespace, left = parser.parse_known_args([*in_front, *flags])

@@ -90,7 +90,7 @@ class CompareArguments:
     )
     output_dir: str | None = argument(
         f"directory for {RESULTS_FILE}; by default that of the first model, or `results` if that "
-        "is no local directory, or a checkpoint",
+        "is a checkpoint or no local directory",
         group=OUTPUT,
         default=None,
     )

@@ -47,7 +47,7 @@ class SourceRecord:
     is_named: bool  # one of `NAMED_CORPORA`
     is_on_hub: bool
     subset: str | None
-    weight: float | None  # share of the text; None if it is the only one or taken whole
+    weight: float | None  # share of the text; None if it is the only one, taken whole or not known
 
 
 @dataclass(frozen=True)

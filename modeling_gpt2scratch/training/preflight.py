@@ -29,8 +29,11 @@ SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 # Where things are may be said otherwise on each machine; what is there is compared elsewhere.
 PLACES = {"data", "data_cache", "output_dir", "init_from", "resume"}
 PLACES |= {"lambada_data", "hellaswag_data", "blimp_data"}
-SAME_COMMAND = "start all machines with the same command"
-SAME_DEVICES = "use devices of one kind, or say --mixed_precision"
+PRECISION, MUONS_PRECISION = "precision", "precision of Muon"
+REMEDIES = {
+    PRECISION: "use devices of one kind, or say --mixed_precision",
+    MUONS_PRECISION: "use devices of one kind, or --optimizer adamw",
+}
 
 
 def require_same_arguments(config: TrainConfig, accelerator: Accelerator) -> None:
@@ -41,16 +44,16 @@ def require_same_arguments(config: TrainConfig, accelerator: Accelerator) -> Non
     """
     own = {f"--{k}": v for k, v in dataclasses.asdict(config).items() if k not in PLACES}
     own["--resume"] = config.resume if config.resume in ("none", "auto") else "a checkpoint"
-    own["precision"] = str(accelerator.mixed_precision)
+    own[PRECISION] = str(accelerator.mixed_precision)
     if config.optimizer == "muon":
-        own["precision of Muon"] = str(iteration_dtype(accelerator.device))
+        own[MUONS_PRECISION] = str(iteration_dtype(accelerator.device))
     first, *others = gather_object([own])
     for rank, other in enumerate(others, start=1):
         for name in (name for name in first if other.get(name) != first[name]):
             raise LaunchError(
                 f"expected the same {name} on all processes, found {first[name]} on process 0 and "
                 f"{other.get(name)} on process {rank}; "
-                + (SAME_COMMAND if name.startswith("--") else SAME_DEVICES)
+                + REMEDIES.get(name, "start all machines with the same command")
             )
 
 

@@ -234,7 +234,7 @@ def test_one_text_without_an_end_is_no_text_of_characters(tmp_path, run, tokeniz
     assert run("adopt", tmp_path / "data", "--tokenizer", tokenizer_dir)[0] == 0
 
 
-@pytest.mark.parametrize("name", ["test", "heldout_000000", "wikitext-dev"])
+@pytest.mark.parametrize("name", ["test", "testing", "heldout_000000", "wikitext-dev"])
 def test_data_for_tests_are_not_taken_for_training(tmp_path, run, tokenizer, tokenizer_dir, name):
     (ids,) = encode(tokenizer, ["the cat sat on the mat. " * 20])
     for split in ("train", "val"):

@@ -79,6 +79,7 @@ def prepare(config: PrepareConfig) -> Manifest:
             subset=config.subset,
             text_column=config.text_column,
             where=[parse_condition(condition) for condition in config.where],
+            revisions={} if config.overwrite else working.revisions(),
         )
     made = None if config.overwrite else working.finished(config.recorded())
     if made is not None:
@@ -117,7 +118,7 @@ def describe_inputs(config: PrepareConfig, sources: list[Source]) -> list[list]:
 
 
 def tokenizer_files(config: PrepareConfig) -> Iterator[Path]:
-    """The files of the tokenizer if it is a directory."""
+    """The files of the tokenizer that say what it is, if it is a directory."""
     return Path(config.tokenizer).glob("tokenizer*")
 
 
@@ -133,7 +134,12 @@ def require_whole(made: Manifest, sources: list[Source], config: PrepareConfig) 
     inputs = [*local_paths(sources), *tokenizer_files(config)]
     newest = max((path.stat().st_mtime for path in inputs), default=0)
     made_at = (Path(config.output_dir) / MANIFEST_NAME).stat().st_mtime
-    if describe_sources(sources) != made.sources or newest > made_at:
+    # Earlier versions did not note the commits of streamed data sets.
+    now = [
+        source | {"revision": source["revision"] and before["revision"] and source["revision"]}
+        for source, before in zip(describe_sources(sources), made.sources, strict=False)
+    ]
+    if now != made.sources or len(now) != len(sources) or newest > made_at:
         raise OutputError(
             f"expected in {config.output_dir} the data of this command, found that what they were "
             f"made of has changed since; choose another directory or add --overwrite"

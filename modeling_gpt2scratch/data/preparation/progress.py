@@ -76,6 +76,15 @@ class WorkingDirectory:
         as_saved = json.loads(json.dumps(arguments))
         return manifest if manifest.arguments == as_saved else None
 
+    def revisions(self) -> dict[str, str | None]:
+        """The commits of the streamed data sets that an unfinished preparation reads."""
+        try:
+            progress = self._load()
+        except ProgressError:  # which `open` will say
+            return {}
+        inputs = progress.inputs if progress else []
+        return {name: version for name, n_bytes, version in inputs if n_bytes == 0}
+
     def open(self, arguments: dict, inputs: list, *, overwrite: bool) -> Progress | None:
         """The progress of an unfinished preparation with these arguments and inputs, or None.
 
@@ -230,6 +239,10 @@ def _first_difference(progress: Progress, arguments: dict, inputs: list) -> str 
         found, wanted = progress.arguments.get(name), arguments.get(name)
         if found != wanted:
             return f"--{name} {found} instead of {wanted}"
+    # Earlier versions did not note the files of a tokenizer.
+    place = str(arguments["tokenizer"])
+    if not any(entry[0].startswith(place) for entry in progress.inputs):
+        inputs = [entry for entry in inputs if not entry[0].startswith(place)]
     # As JSON, because the saved inputs went through it.
     found, wanted = (json.dumps(entries) for entries in (progress.inputs, inputs))
     if found != wanted:

@@ -24,7 +24,9 @@ SPLITS = {
     for split, words in {"train": "train(?:ing)?", "val": "val(?:id(?:ation)?)?"}.items()
 }
 # The words of names of data that no model should be trained on.
-HELD_OUT = re.compile(r"(?<![a-z])(?:test|dev|eval(?:uation)?|held[-_]?out)(?:set)?(?![a-z])")
+HELD_OUT = re.compile(
+    r"(?<![a-z])(?:test(?:s|ing)?|dev|eval(?:s|uation)?|held[-_]?out)(?:set)?(?![a-z])"
+)
 FORMATS = ("gpt2scratch", "llm.c", "npy", "nanogpt")  # see `token_files.py`
 ENTRY_KEYS = {
     OWN_FORMAT: ("file", "n_tokens", "sha256"),

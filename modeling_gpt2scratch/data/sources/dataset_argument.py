@@ -9,9 +9,10 @@ import dataclasses
 import difflib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME
@@ -51,6 +52,7 @@ def open_sources(
     subset: str | None = None,
     text_column: str = "text",
     where: Sequence[Condition] = (),
+    revisions: Mapping[str, str | None] = MappingProxyType({}),
 ) -> list[Source]:
     """The sources that `--dataset` names, with their files listed but not yet read.
 
@@ -61,6 +63,7 @@ def open_sources(
         subset: configuration of Hub data sets that name none.
         text_column: the field that holds the document; presets and text files know theirs.
         where: conditions that a row has to meet.
+        revisions: of streamed data sets of the Hub, the commit at which one that was begun goes on.
 
     Raises:
         SourceError: if there is no such file or data set, a name means two, or `subset` none.
@@ -68,7 +71,7 @@ def open_sources(
     """
     sources = [
         dataclasses.replace(
-            _open_source(name, subset, text_column), weight=weight, where=tuple(where)
+            _open_source(name, subset, text_column, revisions), weight=weight, where=tuple(where)
         )
         for name, weight in parse_mixture(dataset, flag="--dataset")
     ]
@@ -87,7 +90,9 @@ def open_sources(
     return sources
 
 
-def _open_source(name: str, subset: str | None, text_column: str) -> Source:
+def _open_source(
+    name: str, subset: str | None, text_column: str, revisions: Mapping[str, str | None]
+) -> Source:
     is_path = os.path.exists(name) and not Path(name, MANIFEST_NAME).exists()  # no shards of it
     if name in (*NAMED_CORPORA, *PRESETS) and is_path:
         raise SourceError(
@@ -99,7 +104,7 @@ def _open_source(name: str, subset: str | None, text_column: str) -> Source:
     if name in URL_PRESETS:
         return Source(name, [URL_PRESETS[name]])
     if name in PRESETS:
-        return _hub_source(PRESETS[name])
+        return _hub_source(PRESETS[name], revisions)
     files = find_files(name)
     if files is not None:
         return Source(name, files, text_column=text_column)
@@ -108,7 +113,7 @@ def _open_source(name: str, subset: str | None, text_column: str) -> Source:
     if own_subset:
         name, subset = f"{user}/{repository}", own_subset
     try:
-        return _hub_source(Preset(name, subset, text_column))
+        return _hub_source(Preset(name, subset, text_column), revisions)
     except SourceError as error:
         close = difflib.get_close_matches(name, [*NAMED_CORPORA, *PRESETS], n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
@@ -117,13 +122,15 @@ def _open_source(name: str, subset: str | None, text_column: str) -> Source:
         ) from error
 
 
-def _hub_source(data: Preset) -> Source:
+def _hub_source(data: Preset, revisions: Mapping[str, str | None]) -> Source:
     repository, subset, text_column = data.repository, data.subset, data.text_column
     files = list_files(repository, subset=subset, revision=data.revision)
     if not files:
         # Each pass over the text, and each resumption, must find the same rows.
-        revision = commit_of(repository, data.revision)
-        files = [HubStream(repository, subset, text_column, revision)]
+        stream = HubStream(repository, subset, text_column, data.revision)
+        is_known = stream.name in revisions
+        at = revisions[stream.name] if is_known else commit_of(repository, data.revision)
+        files = [dataclasses.replace(stream, revision=at)]
     return Source(
         name=repository,
         files=files,

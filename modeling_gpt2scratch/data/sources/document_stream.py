@@ -94,8 +94,8 @@ class DocumentStream:
                 if len(self._parts) > 1 and not part.characters:
                     raise SourceError(
                         f"{self._names[self._parts.index(part)]}: expected documents for its share "
-                        f"of --dataset, found none that can be read and that --where and "
-                        f"--min_characters keep"
+                        f"of --dataset, found none after --where, --min_characters and "
+                        f"--on_bad_row; leave this source out, or loosen them"
                     )
                 if self._bad_rows.count > n_bad_rows:  # there were some behind the last document
                     yield Batch([], self._position())

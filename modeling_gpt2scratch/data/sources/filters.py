@@ -1,7 +1,6 @@
 """Which rows of a table count: conditions on a column, such as `language_score >= 0.8`."""
 
 import contextlib
-import math
 import operator
 import re
 from collections.abc import Mapping
@@ -22,8 +21,9 @@ COMPARISONS = {
 # A name with none of the operators' characters, an operator, and a value that begins with no other.
 CONDITION = re.compile(r"\s*([^=!<>]*[^=!<>\s])\s*(==|!=|>=|<=|>|<)\s*([^=!<>\s].*?)\s*")
 # YAML 1.1 takes a number without a point before its exponent, such as 1e3, for a text.
-NUMBER = re.compile(r"[-+]?(?:0|[1-9][0-9_]*)?(?:\.[0-9_]*)?")
 EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
+# YAML 1.1 also counts in eights (02134), sixteens (0x1F), twos (0b1) and sixties (12:30).
+OTHER_BASE = re.compile(r"[-+]?0[0-9xb_]+$|[-+]?0x|.*:")
 SHOWN_CHARACTERS = 40  # of a value, or of a column's name, in a message
 
 
@@ -115,9 +115,8 @@ def _value(written: str, text: str) -> float | int | str | bool | None:
         )
     if EXPONENT.fullmatch(written):
         return float(written)
-    is_number = isinstance(value, float | int) and not isinstance(value, bool)
-    if is_number and math.isfinite(value) and not NUMBER.fullmatch(written):
-        return written  # YAML also counts in eights (02134) and sixties (12:30)
+    if isinstance(value, float | int) and OTHER_BASE.match(written):
+        return written
     # Data sets hold their dates as text, which has the order of time if it is ISO 8601.
     return value if value is None or isinstance(value, float | int | str) else written
 

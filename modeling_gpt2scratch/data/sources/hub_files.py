@@ -224,7 +224,7 @@ def _list_once(
     by_split = builder.config.data_files or {}
     _check_name("split", split, list(by_split), repository)
     prefix = f"{source}@{sha}/"
-    addresses = by_split[split]
+    addresses = list(dict.fromkeys(by_split[split]))  # two patterns may find the same file
     if all(a.startswith(prefix) and READABLE.fullmatch(a) for a in addresses):
         return _described(repository, [a.removeprefix(prefix) for a in addresses], sha)
     try:

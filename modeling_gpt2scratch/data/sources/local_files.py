@@ -133,7 +133,8 @@ def _found(pattern: str) -> list[LocalFile] | None:
             warn(
                 printable(
                     f"{path}: all files are read as training text, also those whose names say "
-                    f"validation or test, such as {held_out[0]}; a glob leaves them out"
+                    f"validation or test, such as {held_out[0]}; a glob such as '{path}/train*' "
+                    f"leaves them out"
                 )
             )
         if not files:

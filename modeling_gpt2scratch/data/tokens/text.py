@@ -6,7 +6,7 @@ from itertools import pairwise
 
 # Of a text that libraries get whole: of longer ones they want a hundred bytes per character.
 LONG_CHARACTERS = 1 << 18
-BETWEEN_WORDS = re.compile("(?<=[A-Za-z]) (?=[A-Za-z])")
+BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\S)")
 END_OF_TEXT = "<|endoftext|>"  # begins every document; in a .txt file, it parts them
 
 
@@ -22,7 +22,8 @@ def well_formed(text: str) -> str:
 def cut_between_words(text: str, n_characters: int) -> list[str]:
     """A long text in pieces of about so many characters, all but the first with a space in front.
 
-    GPT-2's pre-tokenization parts words there, so the pieces have the words of the text.
+    GPT-2's pre-tokenization parts words there, so the pieces have the words of the text. A text
+    without spaces stays whole.
     """
     cuts = [0]
     while found := BETWEEN_WORDS.search(text, cuts[-1] + n_characters):

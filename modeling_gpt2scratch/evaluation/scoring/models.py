@@ -7,7 +7,6 @@ import hashlib
 import json
 import re
 import textwrap
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,7 +38,9 @@ from .scorer import CausalScorer
 from .shared_scorer import SharedScorer
 
 NO_TOKENIZER = "expected a tokenizer beside the model, found none{}; save it there"
-LAYER = re.compile(r"(?:^|\.)(?:h|layers|blocks)\.\d+\.")  # in the names of tensors
+LAYER = re.compile(r"(^|\.)(h|layers|blocks)\.\d+\.")  # in the names of tensors
+# What earlier versions of transformers saved beside the weights of a layer.
+OLD_BUFFERS = (".masked_bias", ".attn.bias", ".attention.bias", ".inv_freq")
 # Names that are easily mistyped, beside those of the directories at hand.
 WELL_KNOWN = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 
@@ -116,21 +117,16 @@ def load_model(
     if missing := sorted(report["missing_keys"]):
         # transformers alone would make them random, and warn of it.
         raise ValueError(f"expected all tensors of {type(model).__name__}, found no {missing[0]}")
-    if spare := sorted(_layers_of(report["unexpected_keys"]) - _layers_of(model.state_dict())):
-        # Other tensors may be of another program's head, or of an earlier transformers.
+    # Outside of layers they may be of another program's head.
+    spare = [name for name in report["unexpected_keys"] if LAYER.search(name)]
+    if spare := sorted(name for name in spare if not name.endswith(OLD_BUFFERS)):
         raise ValueError(
-            f"expected config.json to be that of the weights, found weights of {spare[0]} and no "
-            f"such layer in this {type(model).__name__}; copy both from the same model"
+            f"expected config.json to be that of the weights, found {spare[0]}, for which this "
+            f"{type(model).__name__} has no place; copy both from the same model"
         )
     if base is not None:
         add_adapter(model, name)
     return model, tokenizer
-
-
-def _layers_of(names: Iterable[str]) -> set[str]:
-    """The layers that tensors of these names belong to, such as h.0."""
-    found = (LAYER.search(name) for name in names)
-    return {match[0].strip(".") for match in found if match}
 
 
 def require_model(name: str, *, trust_remote_code: bool) -> None:

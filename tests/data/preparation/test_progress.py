@@ -16,6 +16,7 @@ from support.tiny_corpus import fables, write_jsonl
 
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.common.output_directory import OutputError, claimed, making
+from modeling_gpt2scratch.data.preparation import progress
 from modeling_gpt2scratch.data.preparation.prepare import prepare
 from modeling_gpt2scratch.data.preparation.progress import (
     ProgressError,
@@ -214,6 +215,12 @@ def test_a_tokenizer_that_has_changed_does_not_continue_what_was_begun(
     save_tokenizer(other, own)
     with pytest.raises(ProgressError, match=r"other input files \(.*own/tokenizer\.json"):
         prepare(config)
+    # What earlier versions noted had no tokenizer.
+    begun = WorkingDirectory(tmp_path / "out")._load()
+    noted = begun.inputs
+    begun.inputs = [entry for entry in noted if not entry[0].startswith(str(own))]
+    assert len(begun.inputs) < len(noted)
+    assert progress._first_difference(begun, begun.arguments, noted) is None
     manifest = prepare(configure(tokenizer=str(own), overwrite=True))
     assert manifest.vocabulary == vocabulary_of(other)
 

@@ -81,6 +81,20 @@ def test_a_subset_that_no_source_takes_is_refused(tmp_path, monkeypatch):
         assert open_sources(dataset, subset="sample-100BT")[-1].subset == "sample-100BT"
 
 
+def test_a_streamed_data_set_is_read_at_one_commit(monkeypatch):
+    heads = iter(("a" * 40, "b" * 40))
+    monkeypatch.setattr(dataset_argument, "list_files", lambda *_, **__: [])
+    monkeypatch.setattr(dataset_argument, "commit_of", lambda *_: next(heads))
+    (first,) = open_sources("user/name")
+    ((name, n_bytes, version),) = describe_files([first])
+    assert (name, n_bytes, version) == ("user/name", 0, "a" * 40)
+    # Who goes on reads at that commit, and of earlier versions at none.
+    for begun in (version, None):
+        (again,) = open_sources("user/name", revisions={"user/name": begun})
+        assert again.revision == begun and again.files[0].revision == begun
+    assert open_sources("user/name")[0].revision == "b" * 40
+
+
 def test_a_file_of_the_hub_is_read_for_one_part_only(monkeypatch):
     files = [HubFile("en/a.parquet", 10, "user/name", revision="0", sha256="1")]
     monkeypatch.setattr(dataset_argument, "list_files", lambda *_, **__: files)

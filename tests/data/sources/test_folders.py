@@ -11,6 +11,7 @@ from modeling_gpt2scratch.data.sources.local_files import find_files
         (("train.jsonl", "test.jsonl"), "test.jsonl"),
         (("data/train-0.parquet", "data/validation-0.parquet"), "data/validation-0.parquet"),
         (("a.txt", "heldout_b.txt"), "heldout_b.txt"),
+        (("train/a.txt", "tests/a.txt"), "tests/a.txt"),
         (("test.txt", "dev.txt"), None),  # all of what there is
         (("train.txt", "latest.txt", "evaluated.txt"), None),
     ],
@@ -21,4 +22,5 @@ def test_a_folder_of_several_splits_says_that_all_of_them_are_read(tmp_path, cap
         (tmp_path / name).write_bytes(b"text")
     assert len(find_files(str(tmp_path))) == len(names)
     warning = capsys.readouterr().err
-    assert warning.endswith(f"such as {said}; a glob leaves them out\n") if said else not warning
+    expected = f"such as {said}; a glob such as '{tmp_path}/train*' leaves them out\n"
+    assert warning.endswith(expected) if said else not warning
