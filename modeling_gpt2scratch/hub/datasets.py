@@ -5,7 +5,6 @@ has no manifest, and nobody takes it for complete; the next one goes on where it
 there with the same checksum is not sent again.
 """
 
-import re
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from modeling_gpt2scratch.common.retries import Retries
 from modeling_gpt2scratch.data.shards.directory import load_own_tokenizer
 from modeling_gpt2scratch.data.shards.format import ShardError
 from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry
+from modeling_gpt2scratch.data.shards.manifest_checks import splits_named
 from modeling_gpt2scratch.data.shards.verification import problems_of
 from modeling_gpt2scratch.data.tokens.tokenizer import save_tokenizer
 from modeling_gpt2scratch.reports.data_card import data_card, public_manifest
@@ -36,7 +36,7 @@ TOKENIZER_FILES = (  # some of them
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "chat_template.jinja"),
 )
-SHARD_NAME = re.compile(r"(?:train|val)_(?:\d{5}_)?\d{6}\.bin")  # of prepare_data.py and of tasks
+SHARD_SUFFIXES = (".bin", ".npy")  # ours, and those of other programs that were adopted
 SHARDS_PER_COMMIT = 10  # some 2 GB; the Hub limits the number of commits in an hour
 
 
@@ -131,7 +131,7 @@ def _push_shards(repository: str, directory: Path, shards: list[ShardEntry], fol
 
 
 def _finish(repository: str, folder: Path, shards: list[ShardEntry]) -> None:
-    """The last commit: manifest, card and tokenizer; shards of an earlier data set go."""
+    """The last commit: manifest, card and tokenizer; those of an earlier data set go."""
     there = file_ids(repository, repo_type="dataset")
     wanted = {entry.file: entry.sha256 for entry in shards}
     wrong = [name for name, sha256 in wanted.items() if there.get(name) != sha256]
@@ -140,10 +140,17 @@ def _finish(repository: str, folder: Path, shards: list[ShardEntry]) -> None:
             f"{repository}: expected {len(wanted)} shards, found {len(wanted) - len(wrong)}; "
             f"was {wrong[0]} changed by somebody else? Run the same command again"
         )
-    outdated = [name for name in there if SHARD_NAME.fullmatch(name) and name not in wanted]
     additions = [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())]
+    kept = {*wanted, *(path.name for path in folder.iterdir())}
+    outdated = [name for name in there if is_of_data_set(name) and name not in kept]
     deletions = [CommitOperationDelete(name) for name in outdated]
     _commit(repository, [*additions, *deletions], "Add the manifest: the data is complete")
+
+
+def is_of_data_set(name: str) -> bool:
+    """Whether a file of a repository is a shard, by its ending and its split, or a tokenizer's."""
+    is_shard = name.endswith(SHARD_SUFFIXES) and "/" not in name and bool(splits_named(name))
+    return is_shard or name in TOKENIZER_FILES
 
 
 def _commit(repository: str, operations: list, message: str) -> None:

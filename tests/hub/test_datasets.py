@@ -186,7 +186,10 @@ def test_other_data_replaces_what_was_there_and_is_never_mixed_with_its_manifest
     hub, data, tmp_path
 ):
     push_data(data, REPOSITORY)
-    hub.files["notes.md"] = b"the owner's"
+    owners = ("notes.md", "weights.bin", "old/train_000000.bin")
+    hub.files |= dict.fromkeys(owners, b"the owner's")
+    # Of data of another program, which were adopted and published here before.
+    hub.files |= dict.fromkeys(("edufineweb_train_000001.npy", "chat_template.jinja"), b"earlier")
     n_before = len(hub.commits)
     write_data(tmp_path / "other", seed=1, n_tokens=25)
     push_data(tmp_path / "other", REPOSITORY)
@@ -195,9 +198,13 @@ def test_other_data_replaces_what_was_there_and_is_never_mixed_with_its_manifest
         "added": ["train_000000.bin", "train_000001.bin"],
         "deleted": ["manifest.json"],
     }
-    assert hub.commits[-1]["deleted"] == ["train_000003.bin", "train_000004.bin"]
-    assert shards_in(hub.files) == shards_in(path.name for path in (tmp_path / "other").iterdir())
-    assert hub.files["notes.md"] == b"the owner's"
+    assert sorted(hub.commits[-1]["deleted"]) == [
+        *("chat_template.jinja", "edufineweb_train_000001.npy"),
+        *("train_000003.bin", "train_000004.bin"),
+    ]
+    found = shards_in(hub.files.keys() - owners)
+    assert found == shards_in(path.name for path in (tmp_path / "other").iterdir())
+    assert all(hub.files[name] == b"the owner's" for name in owners)
 
 
 def test_the_same_data_pushed_again_sends_no_shard(hub, data):
