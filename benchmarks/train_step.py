@@ -29,7 +29,7 @@ from modeling_gpt2scratch.hardware.devices import flops_per_token, keep_freed_me
 from modeling_gpt2scratch.optim.optimizer import make_optimizer
 from modeling_gpt2scratch.training.sizes import MODEL_SIZES
 
-MATMUL_SIZE = 1024
+MATMUL_SIZES = {"cpu": 1024}  # of others 8192: a launch alone takes as long as a small product
 MATMUL_SECONDS = 0.3  # long enough for a CPU to leave its idle clock
 
 
@@ -222,7 +222,8 @@ def measure_matmul_flops(
     This is no peak of the hardware: on a CPU it depends on the threads torch uses and on what else
     runs there.
     """
-    left, right = (torch.randn(MATMUL_SIZE, MATMUL_SIZE, device=device, dtype=dtype) for _ in "lr")
+    size = MATMUL_SIZES.get(torch.device(device).type, 8192)
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in "lr")
     product = torch.mm(left, right)
     fastest, end = float("inf"), clock() + MATMUL_SECONDS
     while clock() < end:
@@ -231,7 +232,7 @@ def measure_matmul_flops(
         if torch.device(device).type != "cpu":
             torch.accelerator.synchronize()
         fastest = min(fastest, clock() - start)
-    return 2 * MATMUL_SIZE**3 / fastest
+    return 2 * size**3 / fastest
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gpu_parts.plan import Plan, Record
 from modeling_gpt2scratch.checkpoints.checkpoint import find_model
 from modeling_gpt2scratch.evaluation.comparison import compare
@@ -56,7 +54,6 @@ def run(plan: Plan, record: Record) -> None:
     if not plan.is_smoke:
         timer.cancel()
     record(end=end, **last_line(output_dir))
-    torch.set_float32_matmul_precision("highest")  # as compare.py has it
     scores: dict[str, Any] = {}
     for task, file in TASKS.items():
         scores[task] = score(task, file, output_dir, plan)

@@ -57,7 +57,8 @@ class CheckpointWriter:
         keep_every: multiples of this step stay, 0 for none.
         keep_best: whether the one with the lowest validation loss stays.
         in_background: whether `save` returns when the tensors are copied, not when they are
-            written. The copies take as much memory of the host as the checkpoint of the disk.
+            written. The copies take as much memory of the host as the checkpoint of the disk,
+            beside a GPU up to twice as much: pinned memory comes in powers of two.
         timeout_minutes: how long a writer waits for those of the other ranks.
 
     Raises:

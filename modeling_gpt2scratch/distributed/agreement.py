@@ -38,12 +38,19 @@ class Agreement:
         """Which of the flags any process raised in the previous call; alone, in this one."""
         if self._group is None:
             return list(flags)
-        if self._pending:
-            self._pending.wait()
+        self.wait()
         known = [value > 0 for value in self._flags.tolist()]
         self._flags = torch.tensor([float(flag) for flag in flags])
         self._pending = dist.all_reduce(self._flags, group=self._group, async_op=True)
         return known
+
+    def wait(self) -> None:
+        """Waits for the others' last answer on the CPU, where a process that is lost is noticed.
+
+        What waits for a device instead waits in its library, which no exception leaves.
+        """
+        if self._pending:
+            self._pending.wait()
 
     @contextlib.contextmanager
     def naming_the_stalled(self) -> Iterator[None]:
@@ -54,8 +61,7 @@ class Agreement:
         """
         try:
             yield
-            if self._pending:
-                self._pending.wait()
+            self.wait()
         except RuntimeError as error:
             is_collective = isinstance(error, dist.DistBackendError) or "gloo" in str(error)
             if self._group is None or not is_collective:

@@ -17,6 +17,7 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.common.errors import one_line
+from modeling_gpt2scratch.hardware.devices import without_tf32
 
 from .scoring.processes import SharedProblem, alike
 from .scoring.shared_scorer import SharedScorer
@@ -63,6 +64,7 @@ def load_benchmarks(
     return benchmarks
 
 
+@without_tf32()
 def score_benchmarks(
     benchmarks: dict[str, Task],
     model: PreTrainedModel,

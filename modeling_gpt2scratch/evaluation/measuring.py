@@ -14,6 +14,7 @@ from accelerate.utils.memory import clear_device_cache
 
 from modeling_gpt2scratch.common.activity import activity
 from modeling_gpt2scratch.common.errors import in_words
+from modeling_gpt2scratch.hardware.devices import without_tf32
 
 from .configuration import CompareArguments
 from .results.cache import ResultCache
@@ -48,6 +49,7 @@ def load_tasks(
     return loaded, problems
 
 
+@without_tf32()
 def evaluate_model(
     model: ModelMeasurements,
     tasks: Mapping[str, Task],

@@ -1,9 +1,11 @@
 """What a device can do at most, and how much of that a run uses."""
 
+import contextlib
 import ctypes
 import importlib.util
 import platform
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -166,6 +168,20 @@ def use_tf32(enabled: bool) -> None:
     """
     if torch.accelerator.is_available():
         torch.set_float32_matmul_precision("high" if enabled else "highest")
+
+
+@contextlib.contextmanager
+def without_tf32() -> Iterator[None]:
+    """Within the block, or the function that it decorates, float32 matrices are multiplied as such.
+
+    A training in the same process may have allowed less.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def keep_freed_memory() -> None:

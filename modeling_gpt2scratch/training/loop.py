@@ -247,8 +247,9 @@ def steps_of_line(
 ) -> dict | None:
     """What a line says of the steps since the last one; None if a spike among them is undone."""
     config, progress = run.config, run.progress
+    run.agreement.wait()
+    values, findings = look_back(run, outcomes)  # which waits for the device
     progress.elapsed_seconds = throughput.elapsed_seconds
-    values, findings = look_back(run, outcomes)
     has_spike = any(found.kind == "spike" for found in findings)
     if config.rollback_on_spike and has_spike and can_go_back(run):
         return None

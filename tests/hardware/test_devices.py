@@ -182,3 +182,13 @@ def test_float32_has_the_peak_of_how_the_device_multiplies_it(monkeypatch, name,
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: allowed)
     found = devices.device_peak_flops(torch.device("cuda"), mixed_precision="no")
     assert found == expected
+
+
+def test_an_evaluation_after_a_training_multiplies_in_float32():
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        seen = devices.without_tf32()(torch.get_float32_matmul_precision)()
+        assert (seen, torch.get_float32_matmul_precision()) == ("highest", "high")
+    finally:
+        torch.set_float32_matmul_precision(before)
