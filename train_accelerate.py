@@ -22,6 +22,7 @@ def main() -> None:
         # `--help` and mistakes need not wait for torch.
         from modeling_gpt2scratch.common.activity import activity
         from modeling_gpt2scratch.common.command_line import parse_config, with_place
+        from modeling_gpt2scratch.common.errors import last_line
         from modeling_gpt2scratch.training.configuration import TrainConfig
         from modeling_gpt2scratch.training.continuation import Continuation
 
@@ -37,7 +38,7 @@ def main() -> None:
         except EXPECTED_ERRORS as error:
             if not ctrl_c.was_pressed and is_speaker(error):
                 # In one piece, or the lines of several processes may lie within one another.
-                sys.stderr.write(f"{PROGRAM}: error: {with_place(str(error))}\n")
+                sys.stderr.write(f"{PROGRAM}: error: {with_place(last_line(error))}\n")
             sys.exit(2 if isinstance(error, LaunchError) else 1)
         if end == "finished" and os.environ.get("RANK", "0") == "0":
             with activity("writing the report"):

@@ -134,12 +134,11 @@ def require_whole(made: Manifest, sources: list[Source], config: PrepareConfig) 
     inputs = [*local_paths(sources), *tokenizer_files(config)]
     newest = max((path.stat().st_mtime for path in inputs), default=0)
     made_at = (Path(config.output_dir) / MANIFEST_NAME).stat().st_mtime
-    # Earlier versions did not note the commits of streamed data sets.
-    now = [
-        source | {"revision": source["revision"] and before["revision"] and source["revision"]}
-        for source, before in zip(describe_sources(sources), made.sources, strict=False)
-    ]
-    if now != made.sources or len(now) != len(sources) or newest > made_at:
+    now = describe_sources(sources)
+    for source, before in zip(now, made.sources, strict=False):
+        if before.get("revision") is None:  # of a streamed data set in earlier versions
+            source["revision"] = None
+    if now != made.sources or newest > made_at:
         raise OutputError(
             f"expected in {config.output_dir} the data of this command, found that what they were "
             f"made of has changed since; choose another directory or add --overwrite"

@@ -16,6 +16,7 @@ from support.servers import fake_hub
 from support.tiny_corpus import fables, write_jsonl
 
 import prepare_data
+from modeling_gpt2scratch.data.preparation import prepare as preparation
 
 SCRIPT = Path(prepare_data.__file__)
 
@@ -103,6 +104,21 @@ def test_the_same_command_again_has_nothing_to_do(tmp_path, prepared, run_script
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
     assert run_script(out, dataset, *flags, "--overwrite") == (0, [])
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} != before
+
+
+def test_a_commit_that_earlier_versions_did_not_note_is_no_change(
+    tmp_path, run_script, monkeypatch
+):
+    out, dataset = tmp_path / "out", write_jsonl(tmp_path / "fables.jsonl", fables(30))
+    flags = ("--tokenizer", "bpe:300", "--val_fraction", "0")
+    assert run_script(out, dataset, *flags) == (0, [])
+    (source,) = manifest_of(out)["sources"]
+    now = source | {"revision": "b" * 40}  # as of a streamed data set
+    monkeypatch.setattr(preparation, "describe_sources", lambda sources: [dict(now)])
+    assert run_script(out, dataset, *flags) == (0, [])
+    edit_manifest(out, sources=[source | {"revision": "a" * 40}])
+    code, (error,) = run_script(out, dataset, *flags)
+    assert code == 1 and "found that what they were made of has changed since" in error
 
 
 @pytest.mark.parametrize(
