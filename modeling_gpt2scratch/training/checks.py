@@ -18,13 +18,14 @@ from modeling_gpt2scratch.data.sources.mixture import parse_mixture
 # Fields by their range.
 POSITIVE = (
     *("n_layer", "n_head", "n_embd", "n_positions", "sequence_length", "total_batch_tokens"),
-    *("max_steps", "learning_rate", "muon_learning_rate", "max_grad_norm", "log_every"),
+    *("max_steps", "learning_rate", "muon_learning_rate", "log_every"),
     *("eval_tokens", "eval_tasks_limit", "data_cache_gb", "data_retry_seconds"),
     *("decay_steps", "max_skipped_steps", "timeout_minutes", "peak_tflops"),
     *("expect_processes", "expect_parameters", "tokens_per_parameter"),
 )
 NON_NEGATIVE = (
-    *("min_learning_rate", "warmup_steps", "weight_decay", "dropout", "seed", "eval_every"),
+    *("min_learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "dropout", "seed"),
+    *("eval_every",),
     *("eval_tasks_every", "save_every", "keep_checkpoints", "keep_every", "shuffle_shards"),
     *("spike_threshold", "patience", "push_every"),
 )
@@ -141,6 +142,10 @@ def _check_sizes(config: Any) -> None:
 def _check_schedule(config: Any) -> None:
     """The run ends, warmup and decay fit it, and the rate does not rise at its end."""
     peak, max_steps = config.learning_rate, config.max_steps
+    _require(
+        *(config.min_learning_rate <= peak, config, "min_learning_rate"),
+        *(f"of at most learning_rate = {peak}", "learning_rate"),
+    )
     if config.tokens_per_parameter is not None:
         name = "tokens_per_parameter"
         _require(max_steps is None, config, name, "or max_steps and not both", "max_steps")
@@ -152,10 +157,6 @@ def _check_schedule(config: Any) -> None:
     _require(
         *(config.warmup_steps < max_steps, config, "warmup_steps"),
         *(f"below max_steps = {max_steps}", "max_steps"),
-    )
-    _require(
-        *(config.min_learning_rate <= peak, config, "min_learning_rate"),
-        *(f"of at most learning_rate = {peak}", "learning_rate"),
     )
     if config.schedule == "wsd":
         left = max_steps - config.warmup_steps

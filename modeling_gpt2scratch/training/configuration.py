@@ -124,7 +124,8 @@ class TrainConfig:
         default=None,
     )
     min_learning_rate: float | None = argument(
-        "learning rate at the last step; a tenth of the peak if not given",
+        "learning rate at the end, a tenth of the peak if not given; muon_learning_rate falls by the "
+        "same factor",
         group=OPTIMISATION,
         default=None,
     )
@@ -132,7 +133,7 @@ class TrainConfig:
         "weight decay of matrices and embeddings", group=OPTIMISATION, default=0.1
     )
     max_grad_norm: float = argument(
-        "clip the gradient norm to this", group=OPTIMISATION, default=1.0
+        "clip the gradient norm to this, 0 for no clipping", group=OPTIMISATION, default=1.0
     )
     seed: int = argument(
         "random seed of weights, data order and dropout", group=OPTIMISATION, default=0
@@ -256,18 +257,18 @@ class TrainConfig:
         default=True,
     )
     expect_processes: int | None = argument(
-        "stop unless there are so many processes", group=GUARD_RAILS, default=None
+        "stop unless the launch has exactly this many processes", group=GUARD_RAILS, default=None
     )
     expect_parameters: int | None = argument(
-        "stop unless the model has so many parameters", group=GUARD_RAILS, default=None
+        "stop unless the model has exactly this many parameters", group=GUARD_RAILS, default=None
     )
     max_skipped_steps: int = argument(
-        "steps in a row without a finite loss and gradient, which are skipped, before the run ends",
+        "steps without a finite loss and gradient are skipped; this many in a row end the run",
         group=GUARD_RAILS,
         default=10,
     )
     spike_threshold: float = argument(
-        "standard deviations above the recent losses that make a loss a spike, 0 for none",
+        "a loss so many standard deviations above the mean of the last 128 is a spike, 0 for none",
         group=GUARD_RAILS,
         default=8.0,
     )

@@ -290,6 +290,9 @@ def is_asked_to_stop(run: TrainingRun, request: StopRequest) -> bool:
 def train_step(run: TrainingRun, batches: Prefetcher, request: StopRequest) -> StepOutcome | None:
     """One optimizer update over `total_batch_tokens`; nothing here waits for the device.
 
+    The one exception: with `document_mask`, and not compiled, transformers asks the device once in
+    each micro-step whether documents begin inside its rows.
+
     Returns:
         None if a process that is alone was asked to stop; the weights are then those before.
     """

@@ -6,6 +6,7 @@ Shapes: A micro-steps of a step, W processes.
 """
 
 import dataclasses
+import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ def worst_micro_batch(outcome: StepOutcome, accelerator: Accelerator) -> tuple[i
 
 
 def clip_gradients(model: nn.Module, accelerator: Accelerator, max_norm: float) -> Tensor:
-    """Clips, and returns the norm of the whole gradient before it, () on the device.
+    """Clips unless `max_norm` is 0, and returns the whole gradient's norm before it, () on the device.
 
     In fp16 the gradients are divided by the loss scale first. DeepSpeed has clipped and stepped by
     now; where it skipped the step, it still tells the norm of the step before.
@@ -75,7 +76,7 @@ def clip_gradients(model: nn.Module, accelerator: Accelerator, max_norm: float) 
     is_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
     if is_deepspeed and not accelerator.deepspeed_engine_wrapped.engine.was_step_applied():
         return torch.tensor(torch.inf, device=accelerator.device)
-    norm = accelerator.clip_grad_norm_(model.parameters(), max_norm)
+    norm = accelerator.clip_grad_norm_(model.parameters(), max_norm or math.inf)
     if isinstance(norm, DTensor):
         norm = norm.full_tensor()
     return torch.as_tensor(norm, dtype=torch.float32, device=accelerator.device)

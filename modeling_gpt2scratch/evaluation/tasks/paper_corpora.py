@@ -4,8 +4,8 @@
 `text8`. The paper de-tokenised them in ways that can be undone, and says no more; others measured
 up to twice its numbers. So these numbers compare models with each other, not with the paper. Where
 the text is one stream, it is scored as a hundred parts, for the sake of a standard error. The
-WikiText files come from the Hub, the others from `--data_dir` only: no Hub data set is certain to
-be the file that the paper used.
+WikiText files come from the Hub. The others are files of yours: no Hub data set is certain to be
+the one that the paper used.
 """
 
 from __future__ import annotations
