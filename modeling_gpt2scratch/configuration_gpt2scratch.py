@@ -61,7 +61,7 @@ class GPT2ScratchConfig(PreTrainedConfig):
     """
 
     model_type = "gpt2scratch"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
     attribute_map = {
         "hidden_size": "n_embd",
         "max_position_embeddings": "n_positions",
@@ -109,11 +109,11 @@ class GPT2ScratchConfig(PreTrainedConfig):
         for name in kwargs.keys() - own:
             if near := difflib.get_close_matches(name, own, n=1, cutoff=ALMOST_THE_SAME):
                 raise ValueError(f"{name}: expected a known name, found none; {near[0]} is one")
-        # transformers calls it too, but wraps the error in one that is no ValueError.
-        self.validate_architecture()
         if self.auto_map is None:
             self.auto_map = dict(AUTO_MAP)
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # which sets those of other names, such as hidden_size
+        # transformers calls it too, but wraps the error in one that is no ValueError.
+        self.validate_architecture()
 
     def validate_architecture(self):
         """Refuses values that make no GPT-2; transformers calls it again before it saves."""

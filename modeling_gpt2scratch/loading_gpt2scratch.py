@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers.core_model_loading import Transpose, WeightConverter, WeightRenaming
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import TransformersKwargs, logging
 
@@ -24,15 +25,24 @@ GPT2_NAMES = {
     "mlp.down_proj": "mlp.c_proj",
 }
 
+# What transformers calls the keys and values of earlier tokens: `cache`, since version 5.24.
+CACHE_NAME = "past_key_values"
+if "cache" in BaseModelOutputWithPast.__dataclass_fields__:
+    CACHE_NAME = "cache"
+
+OWN_PREFIXES = ("transformer.", "lm_head.")  # of the tensors of a GPT2ScratchForCausalLM
+
 # What transformers' decorators, attention functions and losses read of any model's arguments. There
 # are no experts here whose choice could be returned.
 READ_BY_TRANSFORMERS = frozenset(TransformersKwargs.__annotations__) - {"output_router_logits"}
-READ_BY_TRANSFORMERS |= {"debug_io", "debug_io_dir", "prune_layers"}
+READ_BY_TRANSFORMERS |= {"debug_io", "debug_io_dir", "prune_layers", CACHE_NAME}
 # What its continuous batching says beside a paged cache; the last two in version 5.17.
 READ_WITH_PAGED_CACHE = {"cache", "block_table", "logits_indices", "logits_processor_args"}
 READ_WITH_PAGED_CACHE |= {"read_index", "write_index", "max_seqlen_q", "max_seqlen_k"}
 # What the model itself gives to an attention function.
 GIVEN_TO_ATTENTION = {"module", "query", "key", "value", "attention_mask", "dropout", "scaling"}
+# And to a loss.
+GIVEN_TO_LOSS = {"logits", "labels", "shift_labels", "vocab_size", "kwargs"}
 # They say where documents begin, but only to some of the attention functions.
 PACKING_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
 LIKENESS = 0.75  # of a name that was perhaps meant, from 0 to 1
@@ -53,6 +63,7 @@ class CompleteLoadingMixin:
                 "config: expected a GPT2ScratchConfig, found one of transformers' gpt2; leave it "
                 "out, or load it with GPT2ScratchConfig.from_pretrained"
             )
+        config.validate_architecture()  # as values may have been set since it was made
         super().__init__(config, *args, **kwargs)
 
     @classmethod
@@ -81,15 +92,26 @@ class CompleteLoadingMixin:
             **kwargs,
         )
         model._weight_conversions = []  # what it saves is in our own layout, however it was loaded
+        # Beside an adapter's weights, `info` no longer has those of the model that it names.
+        missing = {*info["missing_keys"], *vars(model).pop("_missing_in_base", ())}
         if output_loading_info:
             return model, info
-        if info["missing_keys"] and pretrained_model_name_or_path is not None:
+        if model.base_model is not model:  # a head that somebody adds begins at random
+            missing = {name for name in missing if name.startswith(OWN_PREFIXES)}
+        if missing and pretrained_model_name_or_path is not None:
             raise ValueError(
                 f"{pretrained_model_name_or_path}: expected all tensors of {cls.__name__}, found "
-                f"none for {', '.join(sorted(info['missing_keys']))}; output_loading_info=True "
-                f"makes them at random"
+                f"none for {', '.join(sorted(missing))}; output_loading_info=True makes them at "
+                f"random"
             )
         return model
+
+    @staticmethod
+    def _finalize_model_loading(model, *args):
+        """Remembers what a model lacks; an adapter's weights are not loaded by way of this."""
+        info = super(CompleteLoadingMixin, type(model))._finalize_model_loading(model, *args)
+        model._missing_in_base = {*info.missing_keys}
+        return info
 
     @classmethod
     def _load_pretrained_model(cls, model, state_dict, checkpoint_files, load_config, **kwargs):
@@ -130,7 +152,7 @@ class LimitedGenerationMixin:
     def _prepare_generated_length(self, generation_config, *args, input_ids_length: int, **kwargs):
         """Lets a pipeline fill all positions, where its own number of new tokens does not fit.
 
-        Callers who name a number themselves are told instead.
+        Callers who name another number are told instead.
 
         Raises:
             ValueError: if a prompt of embeddings, which transformers does not count, is too long.
@@ -166,12 +188,35 @@ class LimitedGenerationMixin:
             )
         super()._validate_generated_length(generation_config, input_ids_length, *args)
 
+    def generate_batch(self, inputs, generation_config=None, *args, **kwargs):
+        """As transformers' own, where one request that does not fit would fail all others.
+
+        Raises:
+            ValueError: if a prompt and its new tokens do not fit the positions.
+        """
+        chosen = generation_config or self.generation_config
+        n_new = kwargs.get("max_new_tokens") or chosen.max_new_tokens
+        longest, limit = max(map(len, inputs), default=0), self.config.n_positions
+        if longest + (n_new or 1) > limit + 1:
+            raise ValueError(
+                f"expected prompts and new tokens to fit n_positions={limit} + 1, found a prompt "
+                f"of {longest} tokens and max_new_tokens={n_new or 1}; lower max_new_tokens"
+            )
+        kwargs["max_new_tokens"] = n_new or limit + 1 - longest
+        return super().generate_batch(inputs, generation_config, *args, **kwargs)
+
     def _get_candidate_generator(self, *args, **kwargs):
         """Candidates of assisted decoding, no more than there are positions for."""
         generator = super()._get_candidate_generator(*args, **kwargs)
         propose, limit = generator.get_candidates, self.config.n_positions
+        assistant = getattr(generator, "assistant_model", None)  # none in prompt lookup
+        of_assistant = getattr(getattr(assistant, "config", None), "max_position_embeddings", limit)
 
         def propose_within_limit(input_ids: torch.Tensor, *args, **kwargs):
+            if assistant is not None:
+                n_ahead = input_ids.shape[1] + generator.num_assistant_tokens
+                if min(n_ahead, generator.main_model_max_length - 1) > of_assistant + 1:
+                    return input_ids, None  # it cannot look that far
             candidate_ids, logits = propose(input_ids, *args, **kwargs)
             n_left = max(0, limit - input_ids.shape[1])
             candidate_ids = candidate_ids[:, : input_ids.shape[1] + n_left]
@@ -179,6 +224,28 @@ class LimitedGenerationMixin:
 
         generator.get_candidates = propose_within_limit
         return generator
+
+
+def given_cache(past_key_values: Any, arguments: dict[str, Any]) -> Any:
+    """The cache under either of its names, which is taken out of the other arguments.
+
+    Raises:
+        ValueError: if there are two.
+    """
+    if CACHE_NAME != "cache" or arguments.get("cache") is None:
+        return past_key_values  # a paged cache, which an older attention function reads, stays
+    if past_key_values is not None:
+        raise ValueError("expected past_key_values or cache, found both; leave one out")
+    return arguments.pop("cache")
+
+
+def taken_for_loss(model, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments that the model's loss alone reads, such as `ignore_index`; out of the others."""
+    unread = {name for name in arguments if name not in READ_BY_TRANSFORMERS}
+    if not unread:
+        return {}
+    read = inspect.signature(model.loss_function).parameters.keys() - GIVEN_TO_LOSS
+    return {name: arguments.pop(name) for name in read & unread}
 
 
 def require_read_arguments(model, arguments: Mapping[str, Any], *, are_packed: bool) -> None:

@@ -23,6 +23,9 @@ MOST_COMPILED_CHUNKS = 8  # each is compiled by itself
 # Rows of the weight's gradient that are added at a time where the product has another type: a copy
 # of the product in the sum's type is made on the way, which on a CPU should stay in its cache.
 SUM_ROWS = {"cpu": 4096}
+# fp16 ends at 65,504, and the weight's gradient is summed over a chunk before the loss scale comes
+# into it. So the sum is one of smaller hidden states; a power of two costs no digits.
+SUM_SCALE = {torch.float16: 2.0**-6}
 # 50,257 is odd. With a few places more, each row of logits begins at a whole cache line, and a CPU
 # with AVX-512 multiplies up to 1.5 times as fast. Tensor cores want as many rows of the weight.
 ALIGNED_LOGITS = {"cpu": 64}
@@ -119,6 +122,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         logits_space = padded.new_empty(n_chunk, n_places)
         log_probs_space = padded.new_empty(n_chunk, n_places, dtype=torch.float32)
 
+        sum_scale = SUM_SCALE.get(dtype, 1.0)
         total = torch.zeros((), device=hidden_states.device)
         for start in range(0, len(targets), chunk_tokens):
             chunk = slice(start, start + chunk_tokens)
@@ -144,11 +148,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 is_first = weight_grad is None
                 if is_first:
                     weight_grad = torch.empty_like(padded, dtype=torch.float32)
-                hidden = hidden * counts
+                hidden = hidden * (counts * sum_scale)
                 _add_product(weight_grad, logits_grad.t(), hidden, sum_rows, is_first=is_first)
         if weight_grad is not None:
             if len(weight_grad) > n_vocab:  # a view keeps all of it, and is added to in a copy
                 weight_grad = weight_grad[:n_vocab].clone()
+            if sum_scale != 1:
+                weight_grad /= sum_scale
             weight_grad = weight_grad.to(weight.dtype)
         if torch.compiler.is_compiling():
             ctx.save_for_backward(hidden_grad, weight_grad)

@@ -28,9 +28,12 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_gpt2scratch import GELU_APPROXIMATION, GPT2ScratchConfig
 from .loading_gpt2scratch import (
+    CACHE_NAME,
     CompleteLoadingMixin,
     LimitedGenerationMixin,
+    given_cache,
     require_read_arguments,
+    taken_for_loss,
 )
 from .loss_gpt2scratch import linear_cross_entropy, takes_hidden_states
 
@@ -77,6 +80,7 @@ class GPT2ScratchAttention(nn.Module):
         self.qkv_proj = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.o_proj = nn.Linear(config.n_embd, config.n_embd)
         self.o_proj.is_residual = True  # for `_init_weights`; quantizers want nn.Linear itself
+        self.attn_dropout = nn.Dropout(config.attn_pdrop)  # the attention function applies it
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(
@@ -96,18 +100,15 @@ class GPT2ScratchAttention(nn.Module):
             for channels in self.qkv_proj(hidden_states).chunk(3, dim=-1)
         )
         if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)  # (B, H, S, D)
+            # (B, H, S, D); a paged cache also tells the attention function where to find them.
+            key, value = past_key_values.update(key, value, self.layer_idx, kwargs=kwargs)
 
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         attended, probabilities = attend(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.config.attn_pdrop if self.training else 0.0,
+            *(self, query, key, value, attention_mask),
+            dropout=self.attn_dropout.p if self.training else 0.0,
             scaling=self.scaling,
             **kwargs,
         )  # (B, T, H, D), and (B * T, C) or whatever else from functions of other programs
@@ -214,9 +215,9 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
                 Where they restart at 0 inside a row, a new document begins, and documents do not
                 see each other (not beside an `attention_mask`, a static cache or one with content,
                 nor in FlashAttention with more than one row).
-            past_key_values: keys and values of the tokens before these.
+            past_key_values: keys and values of the tokens before these; `cache` is the same.
             inputs_embeds: (B, T, C) in place of the token embeddings.
-            use_cache: return a cache. No cache is made in training mode.
+            use_cache: return a cache.
             **kwargs: what transformers' decorators and the attention function read.
 
         Raises:
@@ -225,15 +226,18 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
                 the vocabulary.
         """
         require_read_arguments(self, kwargs, are_packed=position_ids is not None)
+        past_key_values = given_cache(past_key_values, kwargs)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("expected exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = _rows(self.wte, input_ids, "input_ids")
+        if inputs_embeds.ndim != 3:
+            raise ValueError(f"expected (B, T) tokens, found {tuple(inputs_embeds.shape[:-1])}")
 
         if position_ids is not None and position_ids.ndim == 1:
             position_ids = position_ids[None]
         mask = self._causal_mask(inputs_embeds, attention_mask, past_key_values, position_ids)
-        if use_cache and past_key_values is None and not self.training:
+        if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
 
         positions = position_ids
@@ -249,9 +253,7 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
                 position_ids=position_ids,
                 **kwargs,
             )
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.ln_f(hidden_states), past_key_values=past_key_values
-        )
+        return BaseModelOutputWithPast(self.ln_f(hidden_states), past_key_values)
 
     def _causal_mask(
         self,
@@ -266,16 +268,13 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
         `torch.compile`. Beside a cache, even an empty one, it does not see where documents begin.
         """
         cache = past_key_values
-        if cache is not None and not (cache.is_compileable or cache.get_seq_length()):
+        if isinstance(cache, Cache) and not (cache.is_compileable or cache.get_seq_length()):
             past_key_values = None
         is_plain = attention_mask is None and position_ids is None and past_key_values is None
         if is_plain and self.config._attn_implementation == "sdpa":
             return None
         return create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            *(self.config, inputs_embeds, attention_mask, past_key_values),
             position_ids=position_ids,
         )
 
@@ -338,6 +337,7 @@ class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, LimitedGenerationMixin,
         """
         # No argument of its own: a Trainer would take it for a second column of labels.
         shift_labels = kwargs.pop("shift_labels", None)
+        of_loss = taken_for_loss(self, kwargs)
         require_read_arguments(self, kwargs, are_packed=position_ids is not None)
         outputs = self.transformer(
             input_ids=input_ids,
@@ -345,12 +345,13 @@ class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, LimitedGenerationMixin,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            use_cache=False if self.training else use_cache,
+            use_cache=False if self.training and use_cache is None else use_cache,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state  # (B, T, C)
         loss = logits = None
-        if shift_labels is not None and takes_hidden_states(self, hidden_states.device):
+        needs_logits = labels is not None or of_loss or shift_labels is None
+        if not needs_logits and takes_hidden_states(self, hidden_states.device):
             n_items = kwargs.get("num_items_in_batch")
             loss = linear_cross_entropy(hidden_states, self.lm_head.weight, shift_labels, n_items)
         else:
@@ -361,12 +362,10 @@ class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, LimitedGenerationMixin,
                     labels=labels,
                     shift_labels=None if shift_labels is None else shift_labels.contiguous(),
                     vocab_size=self.config.vocab_size,
-                    **kwargs,
+                    **kwargs | of_loss,
                 )
         return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
+            *(loss, logits, getattr(outputs, CACHE_NAME)),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )

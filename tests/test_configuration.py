@@ -75,6 +75,9 @@ def test_gpt2s_own_names_and_the_librarys_common_ones_are_the_same_fields():
     config = GPT2ScratchConfig(hidden_size=96, num_attention_heads=4, num_hidden_layers=5)
     assert (config.n_embd, config.n_head, config.n_layer) == (96, 4, 5)
     assert config.max_position_embeddings == config.n_positions == 1024
+    assert GPT2ScratchConfig(n_head=10, hidden_size=640).n_embd == 640
+    with pytest.raises(ValueError, match="multiple of n_head=10, found 641"):
+        GPT2ScratchConfig(num_attention_heads=10, hidden_size=641)
 
 
 def test_a_gpt2_config_becomes_ours_with_the_defaults_of_gpt2(tmp_path):

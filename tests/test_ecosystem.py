@@ -16,7 +16,7 @@ from peft import (
     PromptTuningConfig,
     get_peft_model,
 )
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support.processes import run_process
 from support.tiny_models import CORPUS, SIZES, random_ids, tiny_model, tiny_tokenizer, tiny_twins
 from torch import Tensor
@@ -173,6 +173,14 @@ def test_the_directory_of_an_adapter_loads_with_the_model_that_it_names(tmp_path
     loaded = GPT2ScratchForCausalLM.from_pretrained(tmp_path / "adapter").eval()
     assert_close(logits_of(loaded), logits_of(peft), 1e-6)
     assert not torch.allclose(logits_of(loaded), logits_of(base), atol=0.1)
+    weights = tmp_path / "stock" / "model.safetensors"
+    tensors = load_file(weights)
+    del tensors["transformer.h.0.mlp.c_fc.weight"]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(
+        ValueError, match=r"found none for transformer\.h\.0\.mlp\.up_proj\.weight;"
+    ):
+        GPT2ScratchForCausalLM.from_pretrained(tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])

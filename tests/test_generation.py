@@ -178,6 +178,21 @@ def test_continuous_batching_gives_the_greedy_tokens(model):
         assert output.generated_tokens == expected.tolist()
 
 
+def test_a_batch_with_a_prompt_too_long_is_refused_before_it_fails_the_others(model):
+    prompts = [[1] * 5, [1] * 40]
+    with pytest.raises(ValueError, match="a prompt of 40 tokens and max_new_tokens=30"):
+        model.generate_batch(prompts, generation_config=GenerationConfig(max_new_tokens=30))
+
+
+def test_an_assistant_with_fewer_positions_ends_with_them(model):
+    assistant = tiny_model(n_layer=1, n_positions=12)
+    found = generate(model, random_ids(1, 6), assistant_model=assistant)
+    assert torch.equal(found, generate(model, random_ids(1, 6)))
+    prompt = random_ids(1, 20)
+    found = generate(model, prompt, assistant_model=assistant)
+    assert torch.equal(found, generate(model, prompt))
+
+
 def test_any_token_of_a_list_ends_the_text(model):
     tokens = generate(model, random_ids(1, 6))[0, 6:].tolist()
     stop = tokens[7]

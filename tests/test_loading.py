@@ -22,7 +22,12 @@ from transformers import (
 )
 from transformers.core_model_loading import WeightRenaming
 
-from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM, GPT2ScratchModel
+from modeling_gpt2scratch import (
+    GPT2ScratchConfig,
+    GPT2ScratchForCausalLM,
+    GPT2ScratchModel,
+    GPT2ScratchPreTrainedModel,
+)
 
 SIZES = {"vocab_size": 101, "n_positions": 48, "n_embd": 48, "n_layer": 3, "n_head": 4}
 TOKENS = {"bos_token_id": 100, "eos_token_id": 100}
@@ -203,6 +208,38 @@ def test_a_missing_tensor_is_an_error_that_names_it(tmp_path):
         GPT2ScratchForCausalLM.from_pretrained(tmp_path)
     _, info = GPT2ScratchForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert set(info["missing_keys"]) == {"transformer.h.1.mlp.up_proj.bias"}
+
+
+def test_a_head_that_somebody_adds_begins_at_random(stock, tmp_path):
+    class Classifier(GPT2ScratchPreTrainedModel):
+        def __init__(self, config):
+            super().__init__(config)
+            self.transformer = GPT2ScratchModel(config)
+            self.score = torch.nn.Linear(config.n_embd, 3)
+            self.post_init()
+
+    stock.save_pretrained(tmp_path)
+    model = Classifier.from_pretrained(tmp_path)
+    theirs = stock.transformer.h[1].mlp.c_fc.weight.t()
+    torch.testing.assert_close(model.transformer.h[1].mlp.up_proj.weight, theirs)
+    assert model.score.weight.std() > 0
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["transformer.h.1.mlp.c_fc.bias"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"found none for transformer\.h\.1\.mlp\.up_proj\.bias;"):
+        Classifier.from_pretrained(tmp_path)
+
+
+def test_values_that_make_no_gpt2_are_refused_also_when_they_replace_those_of_a_file(
+    stock, tmp_path
+):
+    stock.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="expected a multiple of n_head=7"):
+        GPT2ScratchForCausalLM.from_pretrained(tmp_path, n_head=7)
+    config = GPT2ScratchForCausalLM.config_class.from_pretrained(tmp_path)
+    config.attn_pdrop = 1.5
+    with pytest.raises(ValueError, match="attn_pdrop: expected 0 <= p < 1"):
+        GPT2ScratchForCausalLM(config)
 
 
 def test_a_tensor_of_the_wrong_shape_is_an_error_that_names_it(stock, tmp_path):

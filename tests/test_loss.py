@@ -77,6 +77,18 @@ def test_what_is_left_of_a_sure_prediction_is_still_a_gradient(dtype, probabilit
     torch.testing.assert_close(found[2].flatten(), torch.stack((-rest, rest)), rtol=5e-3, atol=0)
 
 
+def test_a_frequent_token_with_large_hidden_states_does_not_overflow_in_fp16():
+    hidden_states, weight, targets = tensors = inputs(512)
+    targets[:] = 3
+    with torch.no_grad():
+        hidden_states[:, 0], weight[:, 0] = 150.0, 0.0  # their sum is beyond 65,504
+    with torch.autocast("cpu", torch.float16):
+        found = loss_and_gradients(linear_cross_entropy, tensors)
+    expected = loss_and_gradients(plain, tensors)
+    for left, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(left, right, atol=5e-3, rtol=5e-3)
+
+
 def test_weights_in_bfloat16_sum_their_gradient_in_float32():
     tensors = inputs(2048)
     exact = loss_and_gradients(linear_cross_entropy, tensors)[2]

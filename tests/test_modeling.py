@@ -22,7 +22,6 @@ UNREAD = {
     "token_type_ids": (IDS, "leave it out, or give input_ids, "),
     "head_mask": (torch.ones(2, 4), "leave it out, or give input_ids, "),
     "output_router_logits": (True, "leave it out, or give input_ids, "),
-    "cache": ({}, "leave it out, or give input_ids, "),  # a paged one only
     "cache_position": (torch.arange(12), "leave it out, or give input_ids, "),
     "scaling": (0.5, "leave it out, or give input_ids, "),
 }
@@ -188,6 +187,49 @@ def test_dropout_acts_in_training_only():
     torch.testing.assert_close(model(ids).logits, model(ids).logits, rtol=0, atol=0)
     model.train()
     assert not torch.equal(model(ids).logits, model(ids).logits)
+
+
+def test_dropout_is_switched_off_by_its_modules_as_trl_does():
+    model, ids = tiny_model(resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5), random_ids(2, 16)
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0
+    torch.testing.assert_close(model(ids).logits, model(ids).logits, rtol=0, atol=0)
+
+
+def test_in_training_there_is_a_cache_for_those_who_ask():
+    model, ids = tiny_model(), random_ids(2, 9)
+    expected = model(ids).logits
+    model.train()
+    assert model(ids[:, :5]).past_key_values is None
+    cache = model(ids[:, :5], use_cache=True).past_key_values
+    found = model(ids[:, 5:], past_key_values=cache, use_cache=True).logits
+    torch.testing.assert_close(found, expected[:, 5:], atol=1e-5, rtol=0)
+
+
+def test_arguments_of_the_loss_reach_it(twins):
+    ids = random_ids(2, 16)
+    ours, theirs = (twin(ids, labels=ids, ignore_index=ids[0, 3].item()).loss for twin in twins)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    model = tiny_model()
+    model.loss_function = lambda logits, labels, vocab_size, weight=1.0, **kwargs: weight * 2
+    assert model(ids, labels=ids, weight=3.0).loss == 6
+    with pytest.raises(TypeError, match="found weights"):
+        model(ids, labels=ids, weights=3.0)
+
+
+def test_labels_bring_logits_also_beside_shifted_ones():
+    model, ids = tiny_model(), random_ids(2, 16)
+    targets = ids.roll(-1, 1)
+    both = model(ids, labels=ids, shift_labels=targets)
+    assert both.logits.shape == (2, 16, 270)
+    torch.testing.assert_close(both.loss, model(ids, shift_labels=targets).loss)
+
+
+def test_ids_without_rows_are_refused():
+    with pytest.raises(ValueError, match=r"expected \(B, T\) tokens, found \(12,\)"):
+        tiny_model()(IDS[0])
 
 
 def test_gradient_checkpointing_changes_no_gradient():

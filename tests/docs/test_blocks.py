@@ -46,7 +46,6 @@ SMALLER = {
     "--micro_batch_size 8": "--micro_batch_size 2",
     "--micro_batch_size 4": "--micro_batch_size 1",
     "--max_steps 1000": "--max_steps 4",
-    "--max_steps 1900": "--max_steps 6",
     "--max_steps 100 ": "--max_steps 2 ",
     "--max_steps 200 ": "--max_steps 4 ",
     "checkpoint-1000": "checkpoint-2",

@@ -227,6 +227,13 @@ def test_a_rate_of_muon_in_a_recipe_holds_until_another_rate_is_given(tmp_path, 
         assert (note in capsys.readouterr().err) == is_said
 
 
+def test_a_lowest_rate_gives_way_also_where_the_steps_are_not_known_yet(tmp_path, capsys):
+    flags = ("--learning_rate", "3e-5", "--tokens_per_parameter", "20")
+    recipe = {"learning_rate": 6e-4, "min_learning_rate": 6e-5}
+    assert parsed(tmp_path, recipe, *flags).min_learning_rate == pytest.approx(3e-6)
+    assert "min_learning_rate of the recipe is left out" in capsys.readouterr().err
+
+
 def test_a_flag_gives_way_to_nothing_nor_does_a_recipe_in_itself(tmp_path, capsys):
     line = refusal(tmp_path, capsys, {}, "--max_steps", "25", "--warmup_steps", "30")
     assert line.startswith("--warmup_steps, --max_steps: expected warmup_steps below max_steps = 2")

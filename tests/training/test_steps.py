@@ -101,6 +101,14 @@ def test_a_step_that_deepspeed_skipped_has_no_norm_of_an_earlier_one(is_applied,
     assert clip_gradients(torch.nn.Linear(1, 1), accelerator, 1.0).item() == expected
 
 
+@pytest.mark.parametrize(("max_norm", "left"), [(1.0, 1.0), (0.0, 50.0)])
+def test_a_norm_of_0_clips_nothing_and_the_norm_is_still_told(max_norm, left):
+    layer = torch.nn.Linear(1, 1, bias=False)
+    layer.weight.grad = torch.full_like(layer.weight, 50.0)
+    assert clip_gradients(layer, Accelerator(cpu=True), max_norm).item() == 50
+    assert layer.weight.grad.item() == pytest.approx(left, rel=1e-5)
+
+
 def test_means_leave_out_the_steps_that_were_skipped():
     means = StepMeans()
     assert all(map(math.isnan, means.values().values()))

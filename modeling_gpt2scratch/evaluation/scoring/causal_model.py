@@ -7,6 +7,7 @@ divides them) give their own logits in place of the states, and nothing is appli
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 from modeling_gpt2scratch.common.errors import named
+from modeling_gpt2scratch.loading_gpt2scratch import CACHE_NAME
 
 from .token_scores import head_product
 
@@ -44,6 +46,8 @@ class CausalModel:
         self._head: Callable[[torch.Tensor], torch.Tensor] | None = None
         if model.base_model is not model:
             self._head = model.get_output_embeddings()
+        takes = inspect.signature(model.base_model.forward).parameters
+        self._cache_name = "cache" if "cache" in takes else "past_key_values"
         self._check_head()
 
     @torch.no_grad()
@@ -55,10 +59,10 @@ class CausalModel:
             cache: from the pass before. It is None where the model gives none, and then the next
                 pass needs whole rows.
         """
-        inputs = {} if cache is None else {"past_key_values": cache}
+        inputs = {} if cache is None else {self._cache_name: cache}
         outputs = self._outputs(input_ids, use_cache=True, **inputs)
         logits = self._logits_of(outputs[0][:, -1]).float()
-        return logits, getattr(outputs, "past_key_values", None)
+        return logits, getattr(outputs, CACHE_NAME, None)
 
     def _hidden_states(self, input_ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
         """What the head sees: (B, T) -> (B, T, C); if there is none, logits: (B, T, V)."""
