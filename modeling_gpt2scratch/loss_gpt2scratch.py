@@ -145,11 +145,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if with_hidden:
                 hidden_grad[chunk] = (logits_grad @ padded) * counts
             if with_weight:
-                is_first = weight_grad is None
-                if is_first:
-                    weight_grad = torch.empty_like(padded, dtype=torch.float32)
                 hidden = hidden * (counts * sum_scale)
-                _add_product(weight_grad, logits_grad.t(), hidden, sum_rows, is_first=is_first)
+                weight_grad = _with_product(weight_grad, logits_grad.t(), hidden, sum_rows)
         if weight_grad is not None:
             if len(weight_grad) > n_vocab:  # a view keeps all of it, and is added to in a copy
                 weight_grad = weight_grad[:n_vocab].clone()
@@ -200,13 +197,15 @@ def _of_targets(log_probs: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tens
     return found.sum(), index, is_target
 
 
-def _add_product(
-    total: Tensor, left: Tensor, right: Tensor, sum_rows: int | None, *, is_first: bool
-) -> None:
-    """Adds `left @ right` to a float32 matrix, or overwrites it with the first product."""
+def _with_product(
+    total: Tensor | None, left: Tensor, right: Tensor, sum_rows: int | None
+) -> Tensor:
+    """A float32 matrix to which `left @ right` was added; a new one for the first product."""
+    is_first = total is None
+    if is_first:
+        total = left.new_empty(len(left), right.shape[1], dtype=torch.float32)
     if left.dtype == total.dtype:
-        torch.addmm(total, left, right, beta=0 if is_first else 1, out=total)
-        return
+        return torch.addmm(total, left, right, beta=0 if is_first else 1, out=total)
     n_rows = sum_rows or len(total)
     for start in range(0, len(total), n_rows):
         rows = slice(start, start + n_rows)
@@ -215,3 +214,4 @@ def _add_product(
             total[rows] = product
         else:
             total[rows] += product
+    return total
