@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +140,8 @@ def take_snapshot(
         state: JSON values.
     """
     is_main = not dist.is_initialized() or dist.get_rank() == 0
-    sharded = is_sharded(model)
+    n_shards = count_shards(model)
+    sharded = n_shards is not None
     weights = _copy_weights(copies, model, is_main=is_main)
     tensors, slices = {}, {}
     for name, tensor in optimizer_tensors(model, optimizer):
@@ -148,8 +150,9 @@ def take_snapshot(
             tensors[name] = copies.copy(f"optimizer.{name}", own)
             slices[name] = {"shape": list(tensor.shape), "offset": list(offset)}
     copies.finish()
-    rank, n_ranks = (dist.get_rank(), dist.get_world_size()) if sharded else (0, 1)
-    name = f"state-{rank:05d}-of-{n_ranks:05d}.safetensors" if sharded else "state.safetensors"
+    name = "state.safetensors"
+    if sharded:  # of copies of the shards, the first ranks have the first
+        name = f"state-{dist.get_rank():05d}-of-{n_shards:05d}.safetensors"
     return Snapshot(
         skeleton=skeleton,
         tokenizer=tokenizer,
@@ -174,9 +177,13 @@ def make_skeleton(model: PreTrainedModel) -> PreTrainedModel:
     return skeleton.to(torch.float32 if is_zero(model) else model.dtype)
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Whether each rank has only a slice of the parameters."""
-    return any(isinstance(tensor, DTensor) for _, tensor in named_tensors(model))
+def count_shards(model: nn.Module) -> int | None:
+    """Among how many ranks the parameters are sharded, None if each has all; others hold copies."""
+    for _, tensor in named_tensors(model):
+        if isinstance(tensor, DTensor):
+            sizes = zip(tensor.device_mesh.shape, tensor.placements, strict=True)
+            return math.prod(size for size, placement in sizes if not placement.is_replicate())
+    return None
 
 
 def optimizer_tensors(

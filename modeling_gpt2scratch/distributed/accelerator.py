@@ -27,6 +27,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from modeling_gpt2scratch import __version__
 
+from .agreement import StalledError
 from .device import available_device, device_name, has_bf16
 from .processes import LaunchError
 from .roll_call import is_first_to_say
@@ -48,8 +49,8 @@ def make_accelerator(
 
     Raises:
         LaunchError: if the launcher started several processes that do not know of each other, or
-            its configuration asks for an unknown precision, a compiler, fp16 in shards, or more of
-            DeepSpeed than ZeRO-2.
+            its configuration asks for an unknown precision, a compiler, a model in parts, fp16 in
+            shards, or more of DeepSpeed than ZeRO-2.
     """
     timeout = timedelta(minutes=timeout_minutes)
     if torch.accelerator.is_available():
@@ -87,6 +88,7 @@ def make_accelerator(
             f"expected no dynamo_config in the Accelerate configuration, found the backend "
             f"{accelerator.state.dynamo_plugin.backend}; leave it out and use --compile"
         )
+    _refuse_split_models(accelerator)
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         # Accelerate itself would go on in float32 without a word.
         accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu")
@@ -130,6 +132,22 @@ def prepare_accelerator(
     if accelerator.mixed_precision == "bf16":
         # Without this look for what is not finite, such a gradient would be applied.
         config["bf16"]["check_grad_overflow"] = True
+
+
+def _refuse_split_models(accelerator: Accelerator) -> None:
+    """Refuses what Accelerate would pass over: the processes would train several models apart.
+
+    Raises:
+        LaunchError: if processes are to share a layer or a row.
+    """
+    for name in ("tp_size", "cp_size", "sp_size"):
+        size = getattr(accelerator.parallelism_config, name, 1)
+        if size > 1:
+            raise LaunchError(
+                f"expected parallelism_config_{name} of 1 in the Accelerate configuration, found "
+                f"{size}; layers and rows are not shared among processes, fsdp2.yaml shards the "
+                f"weights"
+            )
 
 
 def _join_after_restart(timeout: timedelta) -> None:
@@ -260,16 +278,22 @@ def closing(accelerator: Accelerator) -> Iterator[None]:
     Python's lock, for a gloo thread that may itself wait for that lock. So what the block made
     has to be local to a function that it calls.
     """
+    is_stalled = False
     try:
         yield
         accelerator.wait_for_everyone()
     except BaseException as error:
+        is_stalled = isinstance(error, StalledError) and accelerator.device.type != "cpu"
         error.is_first = is_first_to_say(f"{type(error).__name__}: {error}")
         traceback.clear_frames(error.__traceback__)
         raise
     finally:
-        accelerator.free_memory()
-        accelerator.end_training()
+        if is_stalled:  # freeing the device's memory would wait for the process that hangs
+            for tracker in accelerator.trackers:
+                tracker.finish()
+        else:
+            accelerator.free_memory()
+            accelerator.end_training()
         # What all Accelerators of a process share; without it, another run can begin here.
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()

@@ -1,5 +1,6 @@
 """What the arguments of `train_accelerate.py` must be to each other, and to the machine."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,7 @@ def _check_checkpoints(config: Any) -> None:
             *(f"a multiple of save_every = {every}, as others are not written", "save_every"),
         )
     _check_push(config)
+    _check_overwrite(config)
     for name in ("keep_best", "patience"):
         if getattr(config, name):
             reason = f"above 0 for {name}, which looks at validations"
@@ -185,6 +187,21 @@ def _check_checkpoints(config: Any) -> None:
         _require(every > 0, config, "save_every", reason, "rollback_on_spike")
         is_found = config.spike_threshold > 0
         _require(is_found, config, "spike_threshold", reason, "rollback_on_spike")
+
+
+def _check_overwrite(config: Any) -> None:
+    """A run is replaced or continued, and not replaced by its own second attempt."""
+    if not config.overwrite:
+        return
+    if config.resume == "auto":
+        problem = "expected --resume auto or --overwrite, found both; leave one out"
+        raise ArgumentError("overwrite", "resume", problem=problem)
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        problem = (
+            "expected --resume auto where the launcher starts a run again, found --overwrite, "
+            "which would delete the checkpoints of the attempt before"
+        )
+        raise ArgumentError("overwrite", problem=problem)
 
 
 def _check_push(config: Any) -> None:

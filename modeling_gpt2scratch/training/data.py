@@ -2,8 +2,10 @@
 
 import hashlib
 import math
+import os
 from pathlib import Path
 
+from accelerate import PartialState
 from huggingface_hub.constants import HF_HOME
 from transformers import PreTrainedTokenizerBase
 
@@ -150,8 +152,11 @@ class TrainingData:
                 )
         held_out = [windows for windows, _ in validation.values()]
         if config.verify == "full":
+            # Each machine may have a copy of its own.
+            state = PartialState()
+            n_local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
             for windows in (*self.train, *held_out):
-                windows.verify(rank, world_size)
+                windows.verify(state.local_process_index, n_local)
         self._refuse_small_cache(held_out)
         for windows in held_out:
             windows.keep(self.n_validation_windows(windows))

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
@@ -128,7 +129,9 @@ def train_from(
             run.pusher.finish()
     step = run.progress.step
     place = f"stopped after step {step}" if step else "stopped before the first step"
-    if request.is_from_keyboard and (end == "stopped" or is_sending):
+    # On all alike, or those of another machine would wait for these.
+    is_from_keyboard = any(gather_object([request.is_from_keyboard]))
+    if is_from_keyboard and (end == "stopped" or is_sending):
         raise KeyboardInterrupt(place if end == "stopped" else "finished, but not all was sent")
     if end == "stopped":
         say(f"{place}; continue with --resume auto")
@@ -290,13 +293,12 @@ def is_asked_to_stop(run: TrainingRun, request: StopRequest) -> bool:
 def train_step(run: TrainingRun, batches: Prefetcher, request: StopRequest) -> StepOutcome | None:
     """One optimizer update over `total_batch_tokens`; nothing here waits for the device.
 
-    The one exception: with `document_mask`, and not compiled, transformers asks the device once in
-    each micro-step whether documents begin inside its rows.
-
     Returns:
         None if a process that is alone was asked to stop; the weights are then those before.
     """
     config, accelerator, progress = run.config, run.accelerator, run.progress
+    if config.document_mask:
+        run.agreement.wait()  # for lost processes: transformers' mask will wait for the device
     # Dropout, too, is a function of the step, so that a resumed run needs no saved random state.
     entropy = np.random.SeedSequence((config.seed, progress.data_step, accelerator.process_index))
     torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))

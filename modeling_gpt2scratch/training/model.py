@@ -54,6 +54,13 @@ def make_model(
     return model
 
 
+def sum_of_weights(model: GPT2ScratchForCausalLM) -> int:
+    """The sum of all weights' bits, taken as whole numbers: equal where all weights are."""
+    dtypes = {2: torch.int16, 4: torch.int32}
+    tensors = (parameter.detach() for parameter in model.parameters())
+    return sum(int(t.view(dtypes[t.element_size()]).sum(dtype=torch.int64)) for t in tensors)
+
+
 def with_max_steps(config: TrainConfig, manifest: Manifest) -> TrainConfig:
     """The configuration with the steps that `tokens_per_parameter` asks for, if it does.
 

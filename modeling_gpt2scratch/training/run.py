@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ from .checks import is_own
 from .configuration import AUTO, TrainConfig
 from .data import TrainingData
 from .directory import OutputLock, leave_later_checkpoints, make_output_dir
-from .model import make_model
+from .model import make_model, sum_of_weights
 from .progress import TrainingProgress
 
 # Held-out windows and their weight, by source.
@@ -263,15 +264,15 @@ def _model_and_data(
     """
     rank, world_size = accelerator.process_index, accelerator.num_processes
     rows_per_process = data.rows_per_process(world_size)
+    open_data = partial(on_all_processes, data.open, rank=rank, world_size=world_size)
     micro_batch_size, opened = config.micro_batch_size, None
     if micro_batch_size != AUTO:
-        opened = on_all_processes(
-            data.open, rank=rank, world_size=world_size, micro_batch_size=micro_batch_size
-        )
+        opened = open_data(micro_batch_size=micro_batch_size)
     torch.manual_seed(config.seed)  # the same weights on every rank
     tokenizer = data.tokenizer()
-    sized = {"manifest": data.manifest, "tokenizer": tokenizer}
-    model = on_all_processes(make_model, config, **sized)
+    model = on_all_processes(make_model, config, manifest=data.manifest, tokenizer=tokenizer)
+    if config.init_from:
+        require_agreement(sum_of_weights(model), "weights of --init_from")
     require_expected(
         {"processes": world_size, "parameters": model.num_parameters()},
         {"processes": config.expect_processes, "parameters": config.expect_parameters},
@@ -285,9 +286,7 @@ def _model_and_data(
             rows_per_rank=rows_per_process,
             sequence_length=config.sequence_length,
         )
-        opened = on_all_processes(
-            data.open, rank=rank, world_size=world_size, micro_batch_size=micro_batch_size
-        )
+        opened = open_data(micro_batch_size=micro_batch_size)
     return model, tokenizer, *opened
 
 

@@ -62,6 +62,9 @@ def test_sharded_and_replicated_checkpoints_hold_the_same_bits(written):
     hybrid = moments(written / "hybrid" / "checkpoint-2")
     assert hybrid.keys() == right.keys()
     assert all(torch.equal(hybrid[name], right[name]) for name in hybrid)
+    model = tiny_model(vocab_size=271)
+    optimizer = make_optimizer(model, learning_rate=0.01, weight_decay=0.1)
+    checkpointing.load_optimizer(written / "hybrid" / "checkpoint-2", model, optimizer)
     for file in first.rglob("*.safetensors"):
         again = written / "again" / "checkpoint-2" / file.relative_to(first)
         assert again.read_bytes() == file.read_bytes()

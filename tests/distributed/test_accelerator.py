@@ -5,9 +5,11 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import ParallelismConfig
 from accelerate.state import AcceleratorState, GradientState
 from support.paths import REPOSITORY
 from support.processes import run_process
@@ -90,6 +92,19 @@ def test_a_compiler_in_the_configuration_is_refused(monkeypatch, tmp_path):
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
+
+
+@pytest.mark.parametrize("name", ["tp_size", "cp_size", "sp_size"])
+def test_a_model_in_parts_is_refused_and_copies_of_shards_are_not(name):
+    sizes = {"dp_replicate_size": 2, "dp_shard_size": 2}
+    launch = SimpleNamespace(parallelism_config=ParallelismConfig(**sizes))
+    accelerator._refuse_split_models(launch)
+    accelerator._refuse_split_models(SimpleNamespace(parallelism_config=None))
+    setattr(launch.parallelism_config, name, 2)
+    with pytest.raises(
+        LaunchError, match=f"parallelism_config_{name} of 1 .* found 2; .*fsdp2.yaml"
+    ):
+        accelerator._refuse_split_models(launch)
 
 
 @pytest.mark.gate

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -289,6 +290,26 @@ def test_sources_with_different_tokenizers_are_refused_by_name(small_data, other
         TrainingData(config_of(f"{small_data}:0.5,{other_data}:0.5", tmp_path))
     message = str(caught.value)
     assert f"{small_data} (bpe:300) and {other_data} (bpe:301)" in message
+
+
+def test_each_machine_verifies_all_of_its_own_copy(small_data, tmp_path, monkeypatch):
+    # Process 5 of 8, the second of two on its machine.
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    place = SimpleNamespace(local_process_index=1)
+    monkeypatch.setattr(training_data, "PartialState", lambda: place)
+    shares = []
+    monkeypatch.setattr(
+        training_data.TokenWindows, "verify", lambda _, *share: shares.append(share)
+    )
+    config = TrainConfig(
+        data=str(small_data),
+        output_dir=str(tmp_path),
+        total_batch_tokens=640,
+        sequence_length=40,
+        verify="full",
+    )
+    TrainingData(config).open(rank=5, world_size=8, micro_batch_size=1)
+    assert shares == [(1, 2)] * 2  # of the training and the validation split
 
 
 def test_a_corpus_smaller_than_a_step_is_refused(small_data, tmp_path):

@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 
@@ -74,6 +75,31 @@ def test_sigterm_finishes_the_step_saves_and_exits(small_data, tmp_path, launche
     assert f"stopped after step {last}; continue with --resume auto" in output
     assert (output_dir / f"checkpoint-{last}" / "training_state.json").exists()
     assert not (output_dir / "model.safetensors").exists()
+
+
+@pytest.mark.gate
+def test_ctrl_c_on_one_machine_ends_the_other_as_well(small_data, tmp_path):
+    output_dir = tmp_path / "stopped"
+    arguments = flags(small_data, output_dir, max_steps=100_000, eval_every=0, save_every=0)
+    command = [sys.executable, "train_accelerate.py", *arguments]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    group = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    options = {"cwd": REPOSITORY, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    ranks = [group | {"RANK": str(rank), "LOCAL_RANK": "0"} for rank in range(2)]
+    with (
+        started(command, env=os.environ | ranks[0], **options) as first,
+        started(command, env=os.environ | ranks[1], **options) as second,
+    ):
+        wait_until(lambda: len(curve(output_dir)) >= 3, first)
+        second.send_signal(signal.SIGINT)
+        outputs = [process.communicate(timeout=PATIENCE) for process in (first, second)]
+    assert (first.returncode, second.returncode) == (130, 130)
+    last = max(curve(output_dir))
+    for _, error in outputs:
+        assert "Traceback" not in error and f"stopped after step {last}" in error
+    assert (output_dir / f"checkpoint-{last}" / "training_state.json").exists()
 
 
 @pytest.mark.gate
@@ -166,6 +192,18 @@ def test_a_resumed_run_may_not_end_before_its_checkpoint(run_copy, small_data, m
     arguments = flags(small_data, run_copy, resume="auto", max_steps=5)
     code, error = refusal(monkeypatch, capsys, *arguments)
     assert code == 2 and "expected --max_steps of at least 8" in error
+
+
+def test_a_run_is_not_deleted_by_its_own_second_attempt(run_copy, small_data, monkeypatch, capsys):
+    code, error = refusal(
+        *(monkeypatch, capsys),
+        *flags(small_data, run_copy, resume="auto", overwrite=True),
+    )
+    assert code == 2 and "expected --resume auto or --overwrite, found both" in error
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    code, error = refusal(monkeypatch, capsys, *flags(small_data, run_copy, overwrite=True))
+    assert code == 2 and "expected --resume auto where the launcher starts a run again" in error
+    assert (run_copy / "checkpoint-8" / "model.safetensors").exists()
 
 
 def test_a_directory_in_which_a_run_is_going_on_is_refused(

@@ -16,7 +16,7 @@ from modeling_gpt2scratch.data.loading.loader import ShardLoader
 from modeling_gpt2scratch.training.configuration import TrainConfig
 from modeling_gpt2scratch.training.data import TrainingData
 from modeling_gpt2scratch.training.initial_weights import InitialWeightsError
-from modeling_gpt2scratch.training.model import make_model
+from modeling_gpt2scratch.training.model import make_model, sum_of_weights
 from modeling_gpt2scratch.training.validation import sample_text
 
 # A run's flags without sizes of its own, which would differ from the checkpoint's.
@@ -51,6 +51,16 @@ def test_weights_of_a_stock_gpt2_are_trained_in_float32_with_the_dropout_of_the_
     assert dropouts == {0.25} and ours.config.attn_pdrop == 0.25
     assert ours.num_parameters() == theirs.num_parameters()
     assert ours.lm_head.weight is ours.transformer.wte.weight
+
+
+def test_weights_that_differ_between_processes_have_another_sum():
+    model = tiny_model()
+    found = sum_of_weights(model)
+    assert sum_of_weights(tiny_model()) == found
+    with torch.no_grad():
+        model.transformer.h[1].mlp.up_proj.bias[3] += 1e-6
+    assert sum_of_weights(model) != found
+    assert sum_of_weights(model.to(torch.bfloat16)) != found
 
 
 def test_the_first_loss_is_that_of_the_stock_model(small_data, tmp_path, monkeypatch):
