@@ -234,11 +234,15 @@ def mfu(
     return tokens_per_second * flops_per_token / (n_devices * peak_flops)
 
 
+def counts_memory(device: torch.device) -> bool:
+    """Whether a device counts the memory in use. Apple's shares the host's, and torch 2.11 raises."""
+    return device.type not in ("cpu", "mps")
+
+
 def peak_memory(device: torch.device) -> dict[str, float]:
     """The most memory of this process so far, in GiB, by names that say which memory."""
     peaks = {}
-    # Devices that share the host's memory, such as Apple's, do not count their own.
-    if device.type != "cpu" and (n_bytes := torch.accelerator.max_memory_allocated(device)):
+    if counts_memory(device) and (n_bytes := torch.accelerator.max_memory_allocated(device)):
         peaks["peak_device_memory_gib"] = n_bytes / GIB
     status = Path("/proc/self/status")
     if status.exists():  # getrusage would count the parent's peak, too

@@ -11,7 +11,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from modeling_gpt2scratch.distributed.processes import LaunchError
 from modeling_gpt2scratch.modeling_gpt2scratch import GPT2ScratchForCausalLM
 
-from .devices import available_memory, total_memory
+from .devices import available_memory, counts_memory, total_memory
 
 # Left free on a GPU, as a share of its memory: for buffers of the communication between GPUs, and
 # because memory is cut up more and more during a long run.
@@ -64,7 +64,7 @@ def find_micro_batch_size(
         found = largest_by_trying(trial, sizes) if on_gpu else largest_by_estimate(trial, sizes)
     model.train(was_training)
     clear_device_cache()
-    if on_gpu:  # the run's own peak counts, and not that of the trials
+    if counts_memory(device):  # the run's own peak counts, and not that of the trials
         torch.accelerator.reset_peak_memory_stats(device)
     found = min(gather_object([found]))
     if not found:

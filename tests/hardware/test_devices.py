@@ -128,6 +128,10 @@ def test_utilisation_is_needed_operations_over_possible_ones():
     assert devices.mfu(1e6, **arguments, peak_flops=None) is None
 
 
+def test_an_apple_gpu_is_not_asked_for_its_memory():
+    assert "peak_device_memory_gib" not in devices.peak_memory(torch.device("mps"))
+
+
 def test_peak_memory_grows_with_a_tensor():
     program = (
         "import torch\n"
