@@ -235,7 +235,7 @@ def mfu(
 
 
 def counts_memory(device: torch.device) -> bool:
-    """Whether a device counts the memory in use. Apple's shares the host's, and torch 2.11 raises."""
+    """Whether a device counts its memory; Apple's shares the host's, and in torch 2.11 cannot say."""
     return device.type not in ("cpu", "mps")
 
 
