@@ -12,6 +12,9 @@ Nothing is loaded before it is needed.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,33 +28,47 @@ if TYPE_CHECKING:
 def prepare(**arguments: Any) -> Manifest:
     """Turns text into token shards. Takes the arguments of `prepare_data.py` as keywords.
 
-    The same call resumes an interrupted preparation.
+    The same call resumes an interrupted preparation. A script calls it below
+    `if __name__ == "__main__":`, because each worker process imports the script.
 
     Returns:
         The manifest of the data directory.
 
     Raises:
-        ValueError, OSError: if an argument, the data or the disk is at fault; the message says what
-            was expected and what was found.
+        ValueError, RuntimeError, OSError: if an argument, the data, the disk, a worker or the login
+            is at fault; the message says what was expected and what was found.
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RuntimeError(
+            'expected prepare() below `if __name__ == "__main__":`, found it called while a worker '
+            "process imports the script"
+        )
     from modeling_gpt2scratch.common.command_line import from_keywords
+    from modeling_gpt2scratch.common.hub_requests import require_login
     from modeling_gpt2scratch.data.preparation.configuration import PrepareConfig
     from modeling_gpt2scratch.data.preparation.prepare import prepare as prepare_with
+    from modeling_gpt2scratch.hub.datasets import push_data
 
-    return prepare_with(from_keywords(PrepareConfig, arguments))
+    config = from_keywords(PrepareConfig, arguments)
+    if config.push_to_hub:
+        require_login()
+    manifest = prepare_with(config)
+    if config.push_to_hub:
+        print(push_data(Path(config.output_dir), config.push_to_hub, private=config.private))
+    return manifest
 
 
 def train(**arguments: Any) -> Path:
     """Trains a GPT-2. Takes the arguments of `train_accelerate.py` as keywords.
 
-    It may be called again in the same process. Ctrl-C, or a notebook's stop button, saves a
+    It may be called again in the same process. Ctrl-C, a notebook's stop button and SIGTERM save a
     checkpoint; `resume="auto"` continues from it.
 
     Returns:
         The directory of the run. Once the run has finished, `from_pretrained` loads it.
 
     Raises:
-        KeyboardInterrupt: after that checkpoint.
+        KeyboardInterrupt, SystemExit: after that checkpoint.
         ValueError, RuntimeError, OSError: if an argument, the data, the device or the disk is at
             fault; the message says what was expected and what was found.
     """
@@ -63,7 +80,9 @@ def train(**arguments: Any) -> Path:
 
     config = from_keywords(TrainConfig, arguments)
     output_dir = Path(config.output_dir)
-    if train_with(config) == "finished":
+    if train_with(config) == "stopped":
+        raise SystemExit(128 + signal.SIGTERM)  # what comes next would take it for finished
+    if os.environ.get("RANK", "0") == "0":
         print(report_at_end(output_dir))
     return output_dir
 

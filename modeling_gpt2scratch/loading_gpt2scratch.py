@@ -36,6 +36,8 @@ OWN_PREFIXES = ("transformer.", "lm_head.")  # of the tensors of a GPT2ScratchFo
 # are no experts here whose choice could be returned.
 READ_BY_TRANSFORMERS = frozenset(TransformersKwargs.__annotations__) - {"output_router_logits"}
 READ_BY_TRANSFORMERS |= {"debug_io", "debug_io_dir", "prune_layers", CACHE_NAME}
+# What `generate` reads itself, for `stop_strings`, and leaves among the others.
+READ_BY_TRANSFORMERS |= {"tokenizer", "assistant_tokenizer"}
 # What its continuous batching says beside a paged cache; the last two in version 5.17.
 READ_WITH_PAGED_CACHE = {"cache", "block_table", "logits_indices", "logits_processor_args"}
 READ_WITH_PAGED_CACHE |= {"read_index", "write_index", "max_seqlen_q", "max_seqlen_k"}

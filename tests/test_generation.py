@@ -201,6 +201,14 @@ def test_any_token_of_a_list_ends_the_text(model):
     assert found[0, 6:].tolist() == tokens[:n_expected]
 
 
+def test_a_string_ends_the_text_as_in_transformers(twins):
+    tokenizer = tiny_tokenizer()
+    text = tokenizer.decode(generate(twins[0], random_ids(1, 6))[0, 6:])
+    options = {"stop_strings": [text[5:8]], "tokenizer": tokenizer}
+    ours, theirs = (generate(twin, random_ids(1, 6), **options) for twin in twins)
+    assert torch.equal(ours, theirs) and 6 < ours.shape[1] < 26
+
+
 def test_the_saved_generation_config_is_used_after_reload(model, tmp_path):
     settings = {"do_sample": True, "top_k": 9, "max_new_tokens": 7, "min_new_tokens": 7}
     prompt = {"inputs": random_ids(1, 6), "attention_mask": torch.ones(1, 6)}

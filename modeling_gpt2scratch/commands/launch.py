@@ -72,7 +72,10 @@ def hand_on(number: int, frame: FrameType | None) -> None:
     """Sends a signal to the processes, as Accelerate does not to a single one."""
     import psutil
 
-    for child in psutil.Process().children():
+    children = psutil.Process().children()
+    if not children:  # none has begun
+        os._exit(128 + number)
+    for child in children:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.send_signal(number)
 

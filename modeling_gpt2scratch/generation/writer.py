@@ -25,6 +25,9 @@ from modeling_gpt2scratch.distributed.device import available_device
 from modeling_gpt2scratch.evaluation.scoring.encoding import context_length, prefix_token
 from modeling_gpt2scratch.evaluation.scoring.models import load_model
 
+# What a model's generation_config.json may say otherwise, and a stream cannot show.
+ONE_TEXT = {"num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": False}
+
 
 class WriterError(ValueError):
     """A model that cannot be loaded or cannot write; the message names it."""
@@ -64,6 +67,8 @@ class Writer:
         self._n_positions = context_length(model.config, tokenizer)
         self._max_tokens = self._n_positions + 1  # the last one needs no position itself
         ends = model.generation_config.eos_token_id
+        has_stop_strings = model.generation_config.stop_strings
+        self._for_stop_strings = {"tokenizer": tokenizer} if has_stop_strings else {}
         self._ends = set(ends if isinstance(ends, list) else [ends]) - {None}
 
     def write(self, prompt: str, sampling: Sampling, *, seed: int) -> None:
@@ -120,7 +125,7 @@ class Writer:
                 max_new_tokens=n_new,
                 streamer=stream,
                 logits_processor=[self._require_numbers],
-                **sampling.arguments,
+                **self._for_stop_strings | ONE_TEXT | sampling.arguments,
             )
             if output_ids.shape[1] < n_given + n_new or output_ids[0, -1].item() in self._ends:
                 return

@@ -235,7 +235,7 @@ def mfu(
 
 
 def counts_memory(device: torch.device) -> bool:
-    """Whether a device counts its memory; Apple's shares the host's, and in torch 2.11 cannot say."""
+    """Whether a device counts its memory; Apple's shares the host's, and may not be asked."""
     return device.type not in ("cpu", "mps")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.paths import REPOSITORY
-from support.processes import run_process
+from support.processes import PATIENCE, run_process
 
 pytestmark = pytest.mark.gate
 
@@ -48,6 +48,12 @@ def test_the_end_of_a_script_is_the_end_of_the_launch(script, config, process):
     launched = launch(config, str(script), "killed")
     line = f"gpt2scratch launch: {process} ended with SIGKILL\n"
     assert (launched.returncode, launched.stderr) == (137, line)
+
+
+def test_sigterm_before_any_process_has_begun_ends_the_launch():
+    program = "from modeling_gpt2scratch.commands.launch import hand_on; hand_on(15, None)"
+    process = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, timeout=PATIENCE)
+    assert process.returncode == 143
 
 
 def test_a_configuration_that_is_not_there_is_one_line():

@@ -84,6 +84,23 @@ def test_the_text_is_what_generate_gives(directories, tokenizer, written, kind):
         assert text.startswith(PROMPT) and len(text) > len(PROMPT)
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"return_dict_in_generate": True},
+        {"num_beams": 4, "num_return_sequences": 3},
+        {"stop_strings": ["zzz"]},
+    ],
+)
+def test_a_models_own_way_to_generate_does_not_keep_it_from_writing(
+    directories, tokenizer, written, setting
+):
+    plain, other = (model_of(directories["ours"]) for _ in range(2))
+    other.generation_config.update(**setting)
+    texts = [written(Writer("x", m, tokenizer), PROMPT, GREEDY, seed=3) for m in (plain, other)]
+    assert texts[0] == texts[1]
+
+
 def test_the_same_seed_gives_the_same_text_whatever_was_written_before(writer, written):
     first = written(writer, PROMPT, CHOSEN, seed=5)
     assert written(writer, PROMPT, CHOSEN, seed=6) != first
