@@ -124,8 +124,8 @@ class TrainConfig:
         default=None,
     )
     min_learning_rate: float | None = argument(
-        "learning rate at the end, a tenth of the peak if not given; muon_learning_rate falls by the "
-        "same factor",
+        "learning rate at the end, a tenth of the peak if not given; muon_learning_rate falls by "
+        "the same factor",
         group=OPTIMISATION,
         default=None,
     )

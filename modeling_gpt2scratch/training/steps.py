@@ -68,7 +68,7 @@ def worst_micro_batch(outcome: StepOutcome, accelerator: Accelerator) -> tuple[i
 
 
 def clip_gradients(model: nn.Module, accelerator: Accelerator, max_norm: float) -> Tensor:
-    """Clips unless `max_norm` is 0, and returns the whole gradient's norm before it, () on the device.
+    """Clips unless `max_norm` is 0; returns the whole gradient's norm before it, () on the device.
 
     In fp16 the gradients are divided by the loss scale first. DeepSpeed has clipped and stepped by
     now; where it skipped the step, it still tells the norm of the step before.
