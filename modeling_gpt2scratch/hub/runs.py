@@ -1,6 +1,5 @@
 """A run as one commit of the Hub: model, tokenizer, model card and records."""
 
-import json
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.checkpoints.checkpoint import WEIGHTS_NAME, save_model
 from modeling_gpt2scratch.common.activity import activity
-from modeling_gpt2scratch.common.atomic_files import write_file, write_json
+from modeling_gpt2scratch.common.atomic_files import write_file, write_json, write_json_lines
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.common.hub_requests import (
     DEFAULT_RETRIES,
@@ -169,8 +168,7 @@ def _write_records(records: RunRecords, folder: Path) -> None:
     if records.arguments:
         write_json(folder / RUN_CONFIG_NAME, records.arguments)
     if records.metrics:
-        lines = "".join(json.dumps(row) + "\n" for row in records.metrics)
-        write_file(folder / METRICS_NAME, lines.encode())
+        write_json_lines(folder / METRICS_NAME, records.metrics)
     if records.results:
         write_json(folder / RESULTS_NAME, records.results)
 
