@@ -66,8 +66,8 @@ def on_all_processes(function: Callable[..., Result], *args, **kwargs) -> Result
     return result
 
 
-def require_agreement(value: Any, what: str) -> None:
-    """Refuses processes that do not see the same.
+def require_agreement(value: Any) -> None:
+    """Refuses processes that do not see the same data and checkpoint.
 
     Raises:
         LaunchError: on every process alike.
@@ -76,8 +76,9 @@ def require_agreement(value: Any, what: str) -> None:
     for rank, other in enumerate(values):
         if other != values[0]:
             raise LaunchError(
-                f"expected the same {what} on all processes, found another one on process {rank}; "
-                f"copy it to every machine, or start again if it was changed meanwhile"
+                f"expected the same data and checkpoint on all processes, found another one on "
+                f"process {rank}; copy it to every machine, or start again if it was changed "
+                f"meanwhile"
             )
 
 

@@ -125,7 +125,7 @@ def open_run(
     Raises:
         ValueError, OSError: on every process alike, if the parts do not fit together.
     """
-    require_agreement((data.identity(), state), "data and checkpoint")
+    require_agreement((data.identity(), state))
     on_main_process(_prepare_hub, config, checkpoint, state)
     progress = _progress(config, checkpoint, state)
     model, tokenizer, loader, validation = _model_and_data(config, data, accelerator)

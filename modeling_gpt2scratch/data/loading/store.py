@@ -248,15 +248,6 @@ class RemoteStore:
         self._files.download(name, folder / name, check=_check_json, max_bytes=MAX_METADATA_BYTES)
 
 
-def open_store(
-    address: str, cache: ShardCache | None = None, **options
-) -> LocalStore | RemoteStore:
-    """The store of an address; see `RemoteStore` for what only remote ones need."""
-    if is_remote(address):
-        return RemoteStore(address, cache, **options)
-    return LocalStore(Path(address))
-
-
 def check_shard(path: Path, *, entry: ShardEntry, n_bytes: int) -> None:
     """Refuses a file that is not the manifest's shard.
 

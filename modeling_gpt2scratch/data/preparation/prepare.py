@@ -182,8 +182,7 @@ def begin(
         config,
         partial(open_stream, config, sources, working),
         working,
-        has_many_documents=config.limit_documents is None
-        and stored_bytes(sources, HubFile) > MANY_BYTES,
+        has_many_documents=config.limit_documents is None and hub_bytes(sources) > MANY_BYTES,
     )
     if tokenizer is None:
         tokenizer = train_on_sources(vocab_size, config, sources, working, held_out)
@@ -280,10 +279,10 @@ def default_workers(sources: list[Source]) -> int:
     return 1 if is_little else n_cores()
 
 
-def stored_bytes(sources: list[Source], kind: type) -> int:
-    """The size of all files of one kind."""
+def hub_bytes(sources: list[Source]) -> int:
+    """The size of all files of the Hub."""
     files = (file for source in sources for file in source.files)
-    return sum(file.n_bytes for file in files if isinstance(file, kind))
+    return sum(file.n_bytes for file in files if isinstance(file, HubFile))
 
 
 def split_stream(

@@ -16,7 +16,7 @@ from modeling_gpt2scratch.common.output_directory import CONVERTED_SHARDS, makin
 from modeling_gpt2scratch.data.tokens.ids import token_dtype
 from modeling_gpt2scratch.data.tokens.tokenizer import manifest_entries, save_tokenizer
 
-from .directory import open_directory, read_pieces, shard_layout
+from .directory import load_manifest, open_shard, read_pieces, shard_layout
 from .foreign import ForeignTokenizer, files_by_split
 from .format import MAX_SHARD_TOKENS, ShardError, are_ids, shard_header
 from .manifest import DATA_MARKER, MANIFEST_NAME, Manifest, ShardEntry
@@ -106,7 +106,9 @@ def to_llmc(
     """
     rule = {"marker": CONVERTED_SHARDS, "overwrite": overwrite}
     place = output_directory(output_dir, **rule, inputs=[source], flag="OUTPUT_DIR")
-    manifest = open_directory(source)
+    manifest = load_manifest(source)
+    for entry in manifest.shards:
+        open_shard(source / entry.file, entry, vocab_size=manifest.vocab_size)
     name = name or output_dir.absolute().name
     if name != Path(name).name:
         raise ShardError(f"expected --name to begin the names of files, found {name!r}")

@@ -27,37 +27,16 @@ BYTES_PER_READ = 2**23
 MAX_THREADS = 8  # a disk does not become faster beyond
 
 
-def open_directory(directory: Path) -> Manifest:
-    """The manifest of a directory whose files all look as it says.
-
-    Raises:
-        ShardError: at the first that does not.
-    """
-    manifest = load_manifest(directory)
-    for entry in manifest.shards:
-        open_shard(directory / entry.file, entry, vocab_size=manifest.vocab_size)
-    return manifest
-
-
 def load_manifest(directory: Path) -> Manifest:
     """The manifest of a directory that holds no other files of tokens than it lists.
 
     Raises:
-        ShardError: if it does, or if the manifest cannot be true.
+        ShardError: if it does, as perhaps an entry was lost, or if the manifest cannot be true.
     """
     manifest = Manifest.load(directory)
-    refuse_unlisted(directory, manifest)
-    return manifest
-
-
-def refuse_unlisted(directory: Path, manifest: Manifest) -> None:
-    """Refuses files of tokens that the manifest says nothing of: perhaps an entry was lost.
-
-    Raises:
-        ShardError: at the first.
-    """
     for file in unlisted_files(directory, manifest):
         raise ShardError(unlisted(file))
+    return manifest
 
 
 def open_shard(path: Path, entry: ShardEntry, *, vocab_size: int) -> np.ndarray:
