@@ -11,12 +11,10 @@ A document may run from one shard into the next: a split is one long stream of t
 `<|endoftext|>` stands before each document. `manifest.py` says which shards make a data set.
 """
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
 
-from modeling_gpt2scratch.common.atomic_files import write_file
 from modeling_gpt2scratch.data.tokens.ids import token_dtype
 
 # Magic and version by the type of the tokens: those of llm.c for GPT-2 and for Llama 3.
@@ -35,56 +33,6 @@ def shard_header(n_tokens: int, vocab_size: int) -> np.ndarray:
     header = np.zeros(HEADER_INTS, dtype="<i4")
     header[:4] = *LAYOUTS[token_dtype(vocab_size)], n_tokens, vocab_size
     return header
-
-
-def write_shard(path: Path, tokens: np.ndarray, *, vocab_size: int) -> str:
-    """Writes one shard in one step and returns the sha256 of the file."""
-    tokens = np.ascontiguousarray(tokens, dtype=token_dtype(vocab_size))
-    chunks = [shard_header(len(tokens), vocab_size).data, tokens.data]
-    write_file(path, *chunks)
-    sha256 = hashlib.sha256()
-    for chunk in chunks:
-        sha256.update(chunk)
-    return sha256.hexdigest()
-
-
-def read_shard(path: Path, *, n_tokens: int, vocab_size: int) -> np.ndarray:
-    """The tokens of a shard: read-only, memory-mapped, uint16 or uint32, of shape (n_tokens,).
-
-    Args:
-        path: the shard.
-        n_tokens: what the manifest says it holds.
-        vocab_size: what the manifest says its ids stay below.
-
-    Raises:
-        ShardError: if the file is missing, truncated, of another format, or if header and manifest
-            disagree. The ids themselves are not read; see `check_token_ids`.
-    """
-    try:
-        header = np.fromfile(path, dtype="<i4", count=HEADER_INTS)
-        n_bytes = path.stat().st_size
-    except OSError as error:
-        raise ShardError(f"{path}: expected a shard, found {error.strerror}") from None
-    dtype = np.dtype(token_dtype(vocab_size))
-    magic, version = LAYOUTS[dtype.str]
-    if len(header) < HEADER_INTS or tuple(header[:2]) != (magic, version):
-        raise ShardError(
-            f"{path}: expected a shard with magic {magic} version {version}, "
-            f"found {header[:2].tolist()}; prepare the data again"
-        )
-    expected_bytes = HEADER_BYTES + n_tokens * dtype.itemsize
-    if n_bytes != expected_bytes:
-        raise ShardError(
-            f"{path}: expected {expected_bytes} bytes for {n_tokens} tokens, found {n_bytes}; "
-            f"the file is truncated or was replaced, prepare the data again"
-        )
-    if header[2] != n_tokens or header[3] not in (0, vocab_size):
-        raise ShardError(
-            f"{path}: expected {n_tokens} tokens of a vocabulary of {vocab_size}, "
-            f"found {header[2]} of {header[3]}; prepare the data again"
-        )
-    # A plain view: slicing np.memmap objects costs several times as much.
-    return np.memmap(path, dtype=dtype, mode="r", offset=HEADER_BYTES).view(np.ndarray)
 
 
 def check_token_ids(path: Path, tokens: np.ndarray, *, vocab_size: int) -> None:

@@ -102,7 +102,7 @@ def read_token_file(path: Path, *, format: str | None = None) -> TokenFile:
 
     Args:
         path: the file.
-        format: "nanogpt" for a file without a header that has another name than nanoGPT's.
+        format: what it is said to be. Only "nanogpt" decides, as such a file has no header.
 
     Raises:
         ShardError: if it is no token file, empty, truncated or of a type that is not integer.
@@ -137,9 +137,10 @@ def read_token_file(path: Path, *, format: str | None = None) -> TokenFile:
     if path.name in NANOGPT_NAMES:
         return _read_nanogpt(path, n_bytes)
     known = " or ".join(str(known) for known, _ in LAYOUTS.values())
+    is_unknown = "if it is a headerless uint16 file as nanoGPT writes, say so with --format nanogpt"
     raise ShardError(
-        f"{path}: expected a .npy file or a header with magic {known}, found {magic}; if it is a "
-        f"headerless uint16 file as nanoGPT writes, say so with --format nanogpt"
+        f"{path}: expected a .npy file or a header with magic {known}, found {magic}; "
+        f"{COPY_AGAIN if format else is_unknown}"
     )
 
 
