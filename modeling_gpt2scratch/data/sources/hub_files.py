@@ -7,29 +7,32 @@ Only names travel until `fetch`; what it returns has the size and the checksum t
 """
 
 import difflib
-import hashlib
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from huggingface_hub import HfApi, RepoFile, constants, hf_hub_download
 from huggingface_hub.errors import RevisionNotFoundError
 from tqdm import tqdm
 
+from modeling_gpt2scratch.common.checksums import file_sha256
 from modeling_gpt2scratch.common.errors import SourceError, one_line
 from modeling_gpt2scratch.common.hub_requests import (
     DEFAULT_RETRIES,
     LOGIN_HINT,
     DamagedFileError,
+    blob_id,
     temporary_cause,
     unreadable,
     with_retries,
 )
 from modeling_gpt2scratch.common.retries import Retries
+
+Answer = TypeVar("Answer")
 
 PARQUET_REVISION = "refs/convert/parquet"  # where the Hub keeps what it converted itself
 READABLE = re.compile(r".*\.(parquet|(jsonl|csv|txt)(\.(gz|zst|xz))?)")
@@ -131,9 +134,7 @@ class HubFile:
         n_bytes = path.stat().st_size
         if n_bytes != self.n_bytes:
             return f"expected {self.n_bytes} bytes, found {n_bytes}"
-        hasher = hashlib.sha256() if self.sha256 else hashlib.sha1(b"blob %d\0" % n_bytes)
-        with open(path, "rb") as file:
-            found = hashlib.file_digest(file, lambda: hasher).hexdigest()
+        found = file_sha256(path) if self.sha256 else blob_id(path)
         expected = self.sha256 or self.blob_id
         return None if found == expected else f"expected checksum {expected}, found {found}"
 
@@ -162,13 +163,7 @@ def list_files(
     Raises:
         SourceError: if the data set, subset or split does not exist or is not accessible.
     """
-    request = partial(_list_once, repository, subset, revision)
-    try:
-        return with_retries(request, repository, retries)
-    except SourceError:
-        raise
-    except Exception as error:  # of the network, the file system, or any file format
-        raise unreadable(repository, error) from error
+    return _ask(partial(_list_once, repository, subset, revision), repository, retries)
 
 
 def commit_of(repository: str, revision: str | None) -> str:
@@ -178,18 +173,23 @@ def commit_of(repository: str, revision: str | None) -> str:
         SourceError: if it does not exist or is not accessible.
     """
     request = partial(HfApi().dataset_info, repository, revision=revision, expand=["sha"])
-    try:
-        return with_retries(request, repository, LISTING_RETRIES).sha
-    except SourceError:
-        raise
-    except Exception as error:  # of the network
-        raise unreadable(repository, error) from error
+    return _ask(request, repository, LISTING_RETRIES).sha
 
 
 def remove_partial_downloads(directory: Path) -> None:
     """Deletes what killed downloads left; call it while nothing is downloaded to `directory`."""
     for partial_file in directory.glob("*/.cache/huggingface/download/**/*.incomplete"):
         partial_file.unlink(missing_ok=True)
+
+
+def _ask(request: Callable[[], Answer], repository: str, retries: Retries) -> Answer:
+    """The answer to a request; whatever goes wrong in the end is a SourceError."""
+    try:
+        return with_retries(request, repository, retries)
+    except SourceError:
+        raise
+    except Exception as error:  # of the network, the file system, or any file format
+        raise unreadable(repository, error) from error
 
 
 def _list_once(repository: str, subset: str | None, revision: str | None) -> list[HubFile]:
