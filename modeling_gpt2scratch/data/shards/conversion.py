@@ -18,7 +18,7 @@ from modeling_gpt2scratch.data.tokens.tokenizer import manifest_entries, save_to
 
 from .directory import load_manifest, open_shard, read_pieces, shard_layout
 from .foreign import ForeignTokenizer, files_by_split
-from .format import MAX_SHARD_TOKENS, ShardError, are_ids, shard_header
+from .format import MAX_SHARD_TOKENS, ShardError, first_stranger, shard_header
 from .manifest import DATA_MARKER, MANIFEST_NAME, Manifest, ShardEntry
 from .token_files import TokenFile, read_token_file, token_files
 from .writer import SplitWriter
@@ -156,7 +156,7 @@ def _copy_shard(path: Path, entry: ShardEntry, copy: Path, vocab_size: int) -> N
     with open(copy, "wb") as target:
         target.write(header.data)
         for tokens in read_pieces(path, shard_layout(entry, vocab_size), sha256):
-            if not are_ids(tokens, vocab_size):
+            if first_stranger(tokens, vocab_size) is not None:
                 raise ShardError(
                     f"{path}: expected ids below {vocab_size}, found others; run gpt2scratch "
                     f"shards verify"

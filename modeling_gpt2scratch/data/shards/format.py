@@ -41,15 +41,16 @@ def check_token_ids(path: Path, tokens: np.ndarray, *, vocab_size: int) -> None:
     Raises:
         ShardError: at the first id that is not below `vocab_size`.
     """
-    if not are_ids(tokens, vocab_size):
-        position = int(np.argmax((tokens >= vocab_size) | (tokens < 0)))
+    if (position := first_stranger(tokens, vocab_size)) is not None:
         raise ShardError(
             f"{path}: expected ids below {vocab_size}, found {tokens[position]} at token "
             f"{position}; prepare the data again"
         )
 
 
-def are_ids(tokens: np.ndarray, vocab_size: int) -> bool:
-    """Whether all are from 0 to `vocab_size` - 1; other programs' types may have a sign."""
-    is_signed = tokens.dtype.kind == "i"
-    return tokens.max(initial=0) < vocab_size and not (is_signed and tokens.min(initial=0) < 0)
+def first_stranger(tokens: np.ndarray, vocab_size: int) -> int | None:
+    """The flat index of the first that is not from 0 to `vocab_size` - 1, None if all are."""
+    is_signed = tokens.dtype.kind == "i"  # as other programs' types may be
+    if tokens.max(initial=0) < vocab_size and not (is_signed and tokens.min(initial=0) < 0):
+        return None
+    return int(np.argmax((tokens >= vocab_size) | (tokens < 0)))

@@ -23,7 +23,7 @@ import numpy as np
 from modeling_gpt2scratch.common.errors import one_line
 from modeling_gpt2scratch.data.tokens.ids import token_dtype
 
-from .format import HEADER_BYTES, HEADER_INTS, LAYOUTS, ShardError, are_ids
+from .format import HEADER_BYTES, HEADER_INTS, LAYOUTS, ShardError, first_stranger
 from .manifest import FileLayout
 
 NANOGPT = "nanogpt"
@@ -89,11 +89,11 @@ class TokenFile:
         Raises:
             ShardError: at the first id below 0 or not below `vocab_size`.
         """
-        if not are_ids(tokens, vocab_size):
-            found = tokens[np.argmax((tokens < 0) | (tokens >= vocab_size))]
+        if (position := first_stranger(tokens, vocab_size)) is not None:
             raise ShardError(
                 f"{self.path}: expected ids from 0 to {vocab_size - 1} as in the tokenizer "
-                f"{tokenizer}, found {found}; name the tokenizer that wrote it with --tokenizer"
+                f"{tokenizer}, found {tokens[position]}; name the tokenizer that wrote it with "
+                f"--tokenizer"
             )
 
 
