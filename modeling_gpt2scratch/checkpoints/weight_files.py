@@ -21,7 +21,7 @@ from transformers.utils import cached_file
 from modeling_gpt2scratch.common.addresses import split_revision
 from modeling_gpt2scratch.common.errors import content_instead, json_problem, named, one_line
 
-CONFIG_NAME = "config.json"
+CONFIG_NAME, ADAPTER_NAME = "config.json", "adapter_config.json"
 CLEAR = (CONFIG_NAME, "trust_remote_code")  # an error that says so needs no more
 CUSTOM_CODE = "contains custom code"  # of transformers, which says so in three sentences
 NOT_OF_A_FILE = (OSError, MemoryError, torch.OutOfMemoryError)

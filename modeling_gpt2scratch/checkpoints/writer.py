@@ -25,12 +25,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from modeling_gpt2scratch.common.atomic_files import publish_directory, write_file
 from modeling_gpt2scratch.common.checksums import write_checksums
 from modeling_gpt2scratch.common.errors import in_words
+from modeling_gpt2scratch.common.output_directory import PARTIAL_SUFFIX
 
 from .checkpoint import CheckpointError, named_tensors, save_model
 from .retention import (
     CHECKPOINT_PREFIX,
     LATEST_NAME,
-    PARTIAL_SUFFIX,
     checkpoints_by_step,
     clear_leftovers,
     latest_step,

@@ -21,6 +21,7 @@ from modeling_gpt2scratch.data.tokens.ids import token_dtype
 LAYOUTS = {"<u2": (20240520, 1), "<u4": (20240801, 7)}
 HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS
+SUFFIXES = (".bin", ".npy")  # of our files of tokens, and of those of other programs
 MAX_SHARD_TOKENS = 2**31 - 1  # what the header can say
 
 

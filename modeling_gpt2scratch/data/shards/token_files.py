@@ -23,12 +23,11 @@ import numpy as np
 from modeling_gpt2scratch.common.errors import one_line
 from modeling_gpt2scratch.data.tokens.ids import token_dtype
 
-from .format import HEADER_BYTES, HEADER_INTS, LAYOUTS, ShardError, first_stranger
+from .format import HEADER_BYTES, HEADER_INTS, LAYOUTS, SUFFIXES, ShardError, first_stranger
 from .manifest import FileLayout
 
 NANOGPT = "nanogpt"
 NANOGPT_NAMES = ("train.bin", "val.bin")
-SUFFIXES = (".bin", ".npy")
 NPY_MAGIC = b"\x93NUMPY"
 LLMC_EVALUATION_MAGIC = 20240522  # HellaSwag and MMLU: multiple choice, no stream of tokens
 TOKENS_PER_READ = 2**22
