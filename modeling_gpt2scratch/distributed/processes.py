@@ -9,10 +9,12 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
+from modeling_gpt2scratch.common.errors import MendableError
+
 Result = TypeVar("Result")
 
 
-class LaunchError(ValueError):
+class LaunchError(MendableError, ValueError):
     """A launch in which the processes cannot work together."""
 
 

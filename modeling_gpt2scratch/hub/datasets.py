@@ -39,10 +39,6 @@ PUBLISHED_FILES = (  # some of them
 SHARDS_PER_COMMIT = 10  # some 2 GB; the Hub limits the number of commits in an hour
 
 
-class PushError(SourceError):
-    """Data that cannot be published."""
-
-
 def push_data(
     directory: Path,
     repository: str,
@@ -80,7 +76,7 @@ def push_data(
     except (SourceError, ShardError):
         raise
     except (ValueError, RuntimeError) as error:  # of the uploader, or of its storage
-        raise PushError(
+        raise SourceError(
             f"{repository}: {one_line(error)}; run the same command again to go on"
         ) from error
     return url
@@ -135,7 +131,7 @@ def _finish(repository: str, folder: Path, shards: list[ShardEntry]) -> None:
     wanted = {entry.file: entry.sha256 for entry in shards}
     wrong = [name for name, sha256 in wanted.items() if there.get(name) != sha256]
     if wrong:
-        raise PushError(
+        raise SourceError(
             f"{repository}: expected {len(wanted)} shards, found {len(wanted) - len(wrong)}; "
             f"was {wrong[0]} changed by somebody else? Run the same command again"
         )

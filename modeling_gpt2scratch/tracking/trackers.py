@@ -13,7 +13,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
-from modeling_gpt2scratch.common.errors import one_line
+from modeling_gpt2scratch.common.errors import MendableError, one_line
 from modeling_gpt2scratch.distributed.processes import on_main_process, say
 
 from .metrics import JsonlTracker
@@ -25,7 +25,7 @@ WANDB_FINISH_SECONDS = 300
 TENSORBOARD_NAME = "tensorboard"  # directory in output_dir
 
 
-class TrackerError(ValueError):
+class TrackerError(MendableError, ValueError):
     """A tracker that was asked for and cannot be had, under `--strict`."""
 
 

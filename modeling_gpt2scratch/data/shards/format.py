@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from modeling_gpt2scratch.common.errors import MendableError
 from modeling_gpt2scratch.data.tokens.ids import token_dtype
 
 # Magic and version by the type of the tokens: those of llm.c for GPT-2 and for Llama 3.
@@ -25,7 +26,7 @@ SUFFIXES = (".bin", ".npy")  # of our files of tokens, and of those of other pro
 MAX_SHARD_TOKENS = 2**31 - 1  # what the header can say
 
 
-class ShardError(ValueError):
+class ShardError(MendableError, ValueError):
     """A shard or manifest that must not be trained on; the message names the file and the fault."""
 
 
