@@ -21,14 +21,14 @@ def main() -> None:
         # `--help` needs only these.
         from modeling_gpt2scratch.common.activity import activity
         from modeling_gpt2scratch.common.command_line import parse_config, with_place
-        from modeling_gpt2scratch.common.errors import last_line
+        from modeling_gpt2scratch.common.errors import MendableError, last_line
         from modeling_gpt2scratch.data.preparation.configuration import PrepareConfig
 
         config = parse_config(PrepareConfig, description=__doc__)
         ctrl_c.advice = lambda: f"to go on, run again: {started_as()}"
         with ctrl_c.ending_at_once(), activity("loading the libraries"):
             from modeling_gpt2scratch.common.hub_requests import require_login
-            from modeling_gpt2scratch.data.preparation.prepare import EXPECTED_ERRORS, prepare
+            from modeling_gpt2scratch.data.preparation.prepare import prepare
             from modeling_gpt2scratch.hub.datasets import push_data
 
         try:
@@ -44,7 +44,7 @@ def main() -> None:
                 repository, private = config.push_to_hub, config.private
                 with activity("uploading"):
                     print(push_data(Path(config.output_dir), repository, private=private))
-        except EXPECTED_ERRORS as error:
+        except (MendableError, OSError) as error:
             sys.exit(f"{PROGRAM}: error: {with_place(last_line(error))}")
 
 

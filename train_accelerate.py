@@ -22,7 +22,7 @@ def main() -> None:
         # `--help` and mistakes need not wait for torch.
         from modeling_gpt2scratch.common.activity import activity
         from modeling_gpt2scratch.common.command_line import parse_config, with_place
-        from modeling_gpt2scratch.common.errors import last_line
+        from modeling_gpt2scratch.common.errors import MendableError, last_line
         from modeling_gpt2scratch.training.configuration import TrainConfig
         from modeling_gpt2scratch.training.continuation import Continuation
 
@@ -30,12 +30,13 @@ def main() -> None:
         continuation = Continuation(config)
         ctrl_c.advice = lambda: f"go on with: {continuation.command}"
         with ctrl_c.ending_at_once(), activity("loading torch and transformers"):
+            from modeling_gpt2scratch.distributed.processes import LaunchError
             from modeling_gpt2scratch.reports.run_page import report_at_end
-            from modeling_gpt2scratch.training.loop import EXPECTED_ERRORS, LaunchError, train
+            from modeling_gpt2scratch.training.loop import train
 
         try:
             end = train(config)
-        except EXPECTED_ERRORS as error:
+        except (MendableError, OSError) as error:
             if not ctrl_c.was_pressed and is_speaker(error):
                 # In one piece, or the lines of several processes may lie within one another.
                 sys.stderr.write(f"{PROGRAM}: error: {with_place(last_line(error))}\n")

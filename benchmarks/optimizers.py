@@ -8,17 +8,15 @@ widened. The rest of the training is the same for all.
 """
 
 import csv
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from search import train_once
 from tabulate import tabulate
 
 from modeling_gpt2scratch.common.command_line import argument, parse_config
 from modeling_gpt2scratch.tracking.metrics import METRICS_NAME, read_metrics
 
-REPOSITORY = Path(__file__).parents[1]
 EVALUATIONS = 5  # of each run, at the same shares of it
 
 
@@ -87,17 +85,11 @@ def main() -> None:
 def curve_of(config: BenchmarkConfig, trial: Trial) -> list[dict]:
     """The logged steps of a run, which is made unless it is there."""
     directory = Path(config.output_dir) / trial.name
-    rows = read_metrics(directory / METRICS_NAME)
-    if not rows or rows[-1]["step"] < trial.max_steps:
-        shared = ("data", "n_layer", "n_head", "n_embd", "n_positions", "total_batch_tokens")
-        shared += ("micro_batch_size", "eval_tokens", "mixed_precision")
-        values = {name: getattr(config, name) for name in shared} | trial.arguments
-        values |= {"output_dir": directory, "save_every": 0, "overwrite": True}
-        arguments = [f"--{name}={value}" for name, value in values.items()]
-        script = REPOSITORY / "train_accelerate.py"
-        subprocess.run([sys.executable, script, *arguments], check=True, stdout=sys.stderr)
-        rows = read_metrics(directory / METRICS_NAME)
-    return rows
+    shared = ("data", "n_layer", "n_head", "n_embd", "n_positions", "total_batch_tokens")
+    shared += ("micro_batch_size", "eval_tokens", "mixed_precision")
+    values = {name: getattr(config, name) for name in shared} | trial.arguments
+    train_once(directory, None, values)
+    return read_metrics(directory / METRICS_NAME)
 
 
 def write_csv(path: Path, config: BenchmarkConfig, curves: dict[Trial, list[dict]]) -> None:

@@ -80,7 +80,7 @@ def result_of(config: SearchConfig, trial: Trial) -> list[float]:
     return [min(losses), losses[-1], min(losses) * bits_per_nat, rows[-1]["step"], speed]
 
 
-def train_once(directory: Path, recipe: str, values: Mapping, *, at_once: int = 1) -> None:
+def train_once(directory: Path, recipe: str | None, values: Mapping, *, at_once: int = 1) -> None:
     """Trains in a process of its own, unless `directory` holds a finished run of these values."""
     if (directory / "model.safetensors").is_file():
         recorded = json.loads((directory / RUN_CONFIG_NAME).read_text(encoding="utf-8"))
@@ -93,9 +93,10 @@ def train_once(directory: Path, recipe: str, values: Mapping, *, at_once: int = 
         return
     values = {**values, "output_dir": directory, "save_every": 0, "overwrite": True}
     flags = [f"--{name}={value}" for name, value in values.items()]
+    recipes = [] if recipe is None else [recipe]
     n_threads = max(1, (os.cpu_count() or 1) // at_once)
     subprocess.run(
-        [sys.executable, REPOSITORY / "train_accelerate.py", recipe, *flags],
+        [sys.executable, REPOSITORY / "train_accelerate.py", *recipes, *flags],
         check=True,
         stdout=sys.stderr,
         env={"OMP_NUM_THREADS": str(n_threads)} | os.environ,

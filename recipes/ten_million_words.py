@@ -58,7 +58,8 @@ def main() -> None:
         n_left -= n_words
         print(f"{pattern}: {n_words:,} words")
     Path(config.output_file).parent.mkdir(parents=True, exist_ok=True)
-    write_json_lines(Path(config.output_file), ({"text": text} for text in chosen))
+    rows = ({"text": text} for text in chosen)
+    write_json_lines(Path(config.output_file), rows, ensure_ascii=False)
     print(f"{MAX_WORDS - n_left:,} words in {len(chosen):,} paragraphs in {config.output_file}")
 
 

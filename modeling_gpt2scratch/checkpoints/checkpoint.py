@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 
 from modeling_gpt2scratch.common.atomic_files import new_files
 from modeling_gpt2scratch.common.checksums import CHECKSUMS_NAME, damage
+from modeling_gpt2scratch.common.errors import MendableError
 from modeling_gpt2scratch.data.tokens.tokenizer import save_tokenizer
 
 from .retention import STATE_NAME, checkpoints_by_step, latest_step
@@ -41,7 +42,7 @@ WEIGHTS_NAME = "model.safetensors"
 SHOWN_CHARACTERS = 200  # of a value that differs
 
 
-class CheckpointError(ValueError):
+class CheckpointError(MendableError, ValueError):
     """A checkpoint that is missing, is damaged or does not fit this run."""
 
 

@@ -6,7 +6,6 @@ it. A branch counts as sent when the Hub itself names the checksums that the fil
 Whatever goes wrong is said in one line and noted among the run's events; the training goes on.
 """
 
-import json
 import math
 import shutil
 import sys
@@ -20,7 +19,7 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from modeling_gpt2scratch.common.activity import activity
-from modeling_gpt2scratch.common.atomic_files import write_file
+from modeling_gpt2scratch.common.atomic_files import write_json_lines
 from modeling_gpt2scratch.common.checksums import checksum, write_checksums
 from modeling_gpt2scratch.common.errors import SourceError, named, one_line
 from modeling_gpt2scratch.common.hub_requests import (
@@ -209,13 +208,13 @@ class RevisionPusher:
     def _add_metrics(self, folder: Path, step: int) -> None:
         """Puts the numbers of each logged step until this one beside the weights."""
         rows = read_json_lines(self._metrics, rising="step", warn=lambda text: None)
-        lines = (
-            json.dumps({key: value for key, value in row.items() if isinstance(value, int | float)})
+        numbers = (
+            {key: value for key, value in row.items() if isinstance(value, int | float)}
             for row in rows
             if row["step"] <= step
         )
         path = folder / self._metrics.name
-        write_file(path, "".join(f"{line}\n" for line in lines).encode())
+        write_json_lines(path, numbers)
         write_checksums(folder, checksums_in(folder) | {path.name: checksum(path)})
 
     def _make_room(self, n_bytes: int) -> None:

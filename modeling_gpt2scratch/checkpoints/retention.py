@@ -5,10 +5,12 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from modeling_gpt2scratch.common.output_directory import PARTIAL_SUFFIX
+
 CHECKPOINT_PREFIX = "checkpoint-"
 STATE_NAME = "training_state.json"
 LATEST_NAME = "latest"  # a text file with the name of the checkpoint that was written last
-PARTIAL_SUFFIX, OLD_SUFFIX, PRUNED_SUFFIX = ".partial", ".old", ".pruned"
+OLD_SUFFIX, PRUNED_SUFFIX = ".old", ".pruned"
 
 
 def checkpoints_by_step(output_dir: Path) -> dict[int, Path]:

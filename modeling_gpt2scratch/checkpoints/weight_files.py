@@ -19,16 +19,22 @@ from torch.distributed.tensor import DTensor
 from transformers.utils import cached_file
 
 from modeling_gpt2scratch.common.addresses import split_revision
-from modeling_gpt2scratch.common.errors import content_instead, json_problem, named, one_line
+from modeling_gpt2scratch.common.errors import (
+    MendableError,
+    content_instead,
+    json_problem,
+    named,
+    one_line,
+)
 
-CONFIG_NAME = "config.json"
+CONFIG_NAME, ADAPTER_NAME = "config.json", "adapter_config.json"
 CLEAR = (CONFIG_NAME, "trust_remote_code")  # an error that says so needs no more
 CUSTOM_CODE = "contains custom code"  # of transformers, which says so in three sentences
 NOT_OF_A_FILE = (OSError, MemoryError, torch.OutOfMemoryError)
 TENSOR_FILES = ("*.safetensors", "*.bin")  # of a model's directory
 
 
-class WeightsError(ValueError):
+class WeightsError(MendableError, ValueError):
     """Tensors that cannot be read; the message names the file."""
 
 

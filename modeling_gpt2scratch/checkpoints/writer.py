@@ -25,12 +25,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from modeling_gpt2scratch.common.atomic_files import publish_directory, write_file
 from modeling_gpt2scratch.common.checksums import write_checksums
 from modeling_gpt2scratch.common.errors import in_words
+from modeling_gpt2scratch.common.output_directory import PARTIAL_SUFFIX
 
 from .checkpoint import CheckpointError, named_tensors, save_model
 from .retention import (
     CHECKPOINT_PREFIX,
     LATEST_NAME,
-    PARTIAL_SUFFIX,
     checkpoints_by_step,
     clear_leftovers,
     latest_step,
@@ -83,7 +83,8 @@ class CheckpointWriter:
         self._copies = HostCopies(is_aliasing=not in_background)
         self._skeleton: PreTrainedModel | None = None
         self._thread: threading.Thread | None = None
-        self._problem: str | None = None
+        # What was wrong with the last save, as soon as this rank knows; `wait` raises it.
+        self.problem: str | None = None
         self._group = None
         if dist.is_available() and dist.is_initialized():
             timeout = timedelta(minutes=timeout_minutes)
@@ -134,11 +135,6 @@ class CheckpointWriter:
             self.wait()
         return time.perf_counter() - started
 
-    @property
-    def problem(self) -> str | None:
-        """What was wrong with the last save, as soon as this rank knows; `wait` raises it."""
-        return self._problem
-
     def wait(self) -> None:
         """Returns when nothing is in flight.
 
@@ -148,7 +144,7 @@ class CheckpointWriter:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        problem, self._problem = self._problem, None
+        problem, self.problem = self.problem, None
         if problem is not None:
             raise OSError(problem)
 
@@ -226,7 +222,7 @@ class CheckpointWriter:
                 self._on_main(on_written, path)
             self._on_main(self._point_and_prune, path, best_step)
         except Exception as error:  # a thread has nobody to raise to
-            self._problem = f"{path}: {in_words(error)}"
+            self.problem = f"{path}: {in_words(error)}"
 
     def _fill(self, snapshot: Snapshot, partial: Path) -> None:
         """Every rank's files, and their checksums, verified."""

@@ -10,11 +10,11 @@ appears complete or not at all, and no pickled code is executed.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser, number
+from modeling_gpt2scratch.common.errors import ending_in_one_line
 from modeling_gpt2scratch.common.output_directory import (
     CONVERTED_MODEL,
     OutputError,
@@ -31,21 +31,16 @@ ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu")
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, converts, and turns what is wrong with the input into one line and an exit code."""
     arguments = _parse_arguments(argv)
-    from modeling_gpt2scratch.common.errors import last_line
-    from modeling_gpt2scratch.data.tokens.names import TokenizerError
     from modeling_gpt2scratch.distributed.processes import quiet_transformers
     from modeling_gpt2scratch.interchange.conversion import save_converted
-    from modeling_gpt2scratch.interchange.foreign_checkpoints import ConversionError
 
     quiet_transformers()
     rule = {"marker": CONVERTED_MODEL, "overwrite": arguments.overwrite}
-    try:
+    with ending_in_one_line(f"{PROGRAM} {arguments.direction}"):
         model, tokenizer = _convert(arguments)
         require_apart(arguments.out.resolve(), [arguments.source])
         with making(arguments.out, **rule) as directory:
             save_converted(model, tokenizer, directory)
-    except (ConversionError, TokenizerError, OSError) as error:
-        sys.exit(f"{PROGRAM} {arguments.direction}: error: {last_line(error)}")
     config = model.config
     print(
         f"{arguments.out}: {config.model_type} model of {model.num_parameters():,} parameters in "

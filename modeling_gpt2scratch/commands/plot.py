@@ -1,12 +1,12 @@
 """Draws loss curves: `gpt2scratch plot --runs DIR --output loss.png`."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from modeling_gpt2scratch.common.command_line import argument, parse_config
+from modeling_gpt2scratch.common.errors import ending_in_one_line
 
 PROGRAM = "gpt2scratch plot"
 
@@ -23,12 +23,9 @@ class PlotConfig:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, draws, and turns what is wrong with the input into one line and an exit code."""
     config = parse_config(PlotConfig, description=__doc__, argv=argv, program=PROGRAM)
-    from modeling_gpt2scratch.common.errors import last_line
-    from modeling_gpt2scratch.reports.loss_plot import PlotError, draw_losses
+    from modeling_gpt2scratch.reports.loss_plot import draw_losses
 
-    try:
+    with ending_in_one_line(PROGRAM):
         draw_losses(
             [Path(run) for run in config.runs], Path(config.output).expanduser(), x=config.x
         )
-    except (PlotError, OSError) as error:
-        sys.exit(f"{PROGRAM}: error: {last_line(error)}")

@@ -6,10 +6,10 @@ repository is made if it is not there; an existing README.md is replaced. Log in
 network.
 """
 
-import sys
 from collections.abc import Sequence
 
 from modeling_gpt2scratch.common.command_line import parse_config
+from modeling_gpt2scratch.common.errors import ending_in_one_line
 from modeling_gpt2scratch.hub.configuration import PublishConfig
 
 PROGRAM = "gpt2scratch publish"
@@ -18,16 +18,10 @@ PROGRAM = "gpt2scratch publish"
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, publishes, and turns what is wrong into one line and an exit code."""
     config = parse_config(PublishConfig, description=__doc__, argv=argv, program=PROGRAM)
-    from modeling_gpt2scratch.common.errors import SourceError, last_line
-    from modeling_gpt2scratch.data.tokens.names import TokenizerError
     from modeling_gpt2scratch.distributed.processes import quiet_transformers
     from modeling_gpt2scratch.hub.runs import publish
-    from modeling_gpt2scratch.interchange.conversion import ConversionError
-    from modeling_gpt2scratch.reports.records import RecordsError
 
     quiet_transformers()
-    try:
+    with ending_in_one_line(PROGRAM):
         place = publish(config)
         print(f"{'published' if config.dry_run is None else 'written, not uploaded'}: {place}")
-    except (SourceError, ConversionError, RecordsError, TokenizerError, OSError) as error:
-        sys.exit(f"{PROGRAM}: error: {last_line(error)}")

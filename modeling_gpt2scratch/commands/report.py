@@ -5,12 +5,12 @@ and `curves.png` say what the run recorded, without names and paths of the machi
 `report.html`, with curves to hover over and zoom.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from modeling_gpt2scratch.common.command_line import argument, parse_config
+from modeling_gpt2scratch.common.errors import ending_in_one_line
 
 PROGRAM = "gpt2scratch report"
 
@@ -25,16 +25,12 @@ class ReportConfig:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, reports, and turns what is wrong with the run into one line and an exit code."""
     config = parse_config(ReportConfig, description=__doc__, argv=argv, program=PROGRAM)
-    from modeling_gpt2scratch.common.errors import last_line
-    from modeling_gpt2scratch.reports.records import RecordsError
     from modeling_gpt2scratch.reports.run_page import write_report
     from modeling_gpt2scratch.tracking.status import FAILED, read_status
 
     run = Path(config.run)
-    try:
+    with ending_in_one_line(PROGRAM):
         print(f"written: {write_report(run)}")
         status = read_status(run)
         if status and status["status"] == FAILED:
             print(f"{run} has failed: {status.get('message', 'no reason is known')}")
-    except (RecordsError, OSError) as error:
-        sys.exit(f"{PROGRAM}: error: {last_line(error)}")

@@ -29,7 +29,7 @@ from tabulate import tabulate
 
 from modeling_gpt2scratch.common.addresses import public
 from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser, number
-from modeling_gpt2scratch.common.errors import SourceError, last_line, printable
+from modeling_gpt2scratch.common.errors import ending_in_one_line, printable
 from modeling_gpt2scratch.common.output_directory import OutputError, making, output_directory
 from modeling_gpt2scratch.data.shards.format import MAX_SHARD_TOKENS, ShardError
 from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME, PART_PATTERN, Manifest
@@ -40,7 +40,6 @@ from modeling_gpt2scratch.data.shards.token_files import (
     token_files,
 )
 from modeling_gpt2scratch.data.tokens.ids import token_dtype, vocab_size_of
-from modeling_gpt2scratch.data.tokens.names import TokenizerError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,10 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parses, works, and turns what is wrong with the input into one line and an exit code."""
     arguments = _parse_arguments(argv)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # for the commands that load it
-    try:
+    with ending_in_one_line(f"{PROGRAM} {arguments.command}"):
         code = arguments.run(arguments)
-    except (ShardError, TokenizerError, SourceError, OSError) as error:
-        sys.exit(f"{PROGRAM} {arguments.command}: error: {last_line(error)}")
     sys.exit(code)
 
 

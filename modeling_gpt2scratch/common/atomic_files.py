@@ -41,9 +41,10 @@ def write_json(path: Path, content: dict, *, indent: int | None = 2, **options: 
     write_file(path, (json.dumps(content, indent=indent, **options) + "\n").encode())
 
 
-def write_json_lines(path: Path, rows: Iterable[dict]) -> None:
+def write_json_lines(path: Path, rows: Iterable[dict], *, ensure_ascii: bool = True) -> None:
     """Replaces `path` by one JSON object per line in one step."""
-    write_file(path, *((json.dumps(row, ensure_ascii=False) + "\n").encode() for row in rows))
+    lines = (json.dumps(row, ensure_ascii=ensure_ascii) + "\n" for row in rows)
+    write_file(path, *(line.encode() for line in lines))
 
 
 @contextlib.contextmanager

@@ -1,6 +1,9 @@
-"""Input that cannot be read, and any error in one line."""
+"""What the user can mend, and any error in one line."""
 
+import contextlib
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from .addresses import public
@@ -12,7 +15,11 @@ REPLACEMENTS = dict.fromkeys(CONTROLS, "\N{REPLACEMENT CHARACTER}")
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
-class SourceError(ValueError):
+class MendableError(Exception):
+    """What the user can mend; beside OSError, what ends a command in one line."""
+
+
+class SourceError(MendableError, ValueError):
     """Input that cannot be read; the message names the file, and the line where there is one."""
 
 
@@ -53,6 +60,17 @@ def file_problem(error: OSError) -> str:
 def last_line(error: Exception) -> str:
     """What a program says of the error that ends it."""
     return file_problem(error) if isinstance(error, OSError) else one_line(error)
+
+
+@contextlib.contextmanager
+def ending_in_one_line(program: str) -> Iterator[None]:
+    """Within the block, what the user can mend ends the program in one line and with code 1."""
+    try:
+        yield
+    except BrokenPipeError:  # who reads the output, such as `head`, has enough: nothing to mend
+        raise
+    except (MendableError, OSError) as error:
+        sys.exit(f"{program}: error: {last_line(error)}")
 
 
 def content_instead(path: Path) -> str | None:

@@ -71,13 +71,12 @@ def read_json_lines(
     return rows
 
 
-def append_json_line(path: Path, row: dict, *, warn: Callable[[str], None] = warn) -> None:
+def append_json_line(path: Path, row: dict) -> None:
     """Adds a line to a file, made if there is none, after cutting off what a kill left unfinished.
 
     Args:
         path: of the file.
         row: fit for JSON.
-        warn: is told if something was cut off.
 
     Raises:
         OSError: if the disk is full; the file is then as it was before.
@@ -86,7 +85,7 @@ def append_json_line(path: Path, row: dict, *, warn: Callable[[str], None] = war
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
     descriptor = os.open(path, flags, 0o666)
     try:
-        size = _end_last_line(descriptor, path, warn)
+        size = _end_last_line(descriptor, path)
         try:
             while line:
                 line = line[os.write(descriptor, line) :]
@@ -97,7 +96,7 @@ def append_json_line(path: Path, row: dict, *, warn: Callable[[str], None] = war
         os.close(descriptor)
 
 
-def _end_last_line(descriptor: int, path: Path, warn: Callable[[str], None]) -> int:
+def _end_last_line(descriptor: int, path: Path) -> int:
     """The size of a file whose last line is now ended, or cut off if it is no whole object."""
     size = os.fstat(descriptor).st_size
     if size == 0 or os.pread(descriptor, 1, size - 1) == b"\n":

@@ -8,10 +8,12 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 
+from modeling_gpt2scratch.common.errors import MendableError
+
 from .roll_call import TIMED_OUT, call_roll
 
 
-class StalledError(RuntimeError):
+class StalledError(MendableError, RuntimeError):
     """A process that did not answer the others in time, or is no longer there."""
 
 

@@ -9,10 +9,12 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
+from modeling_gpt2scratch.common.errors import MendableError
+
 Result = TypeVar("Result")
 
 
-class LaunchError(ValueError):
+class LaunchError(MendableError, ValueError):
     """A launch in which the processes cannot work together."""
 
 
@@ -76,8 +78,8 @@ def require_agreement(value: Any, what: str) -> None:
     for rank, other in enumerate(values):
         if other != values[0]:
             raise LaunchError(
-                f"expected the same {what} on all processes, found another one on process {rank}; "
-                f"copy it to every machine, or start again if it was changed meanwhile"
+                f"expected the same {what} on all processes, found others on process {rank}; copy "
+                f"them to every machine, or start again if they were changed meanwhile"
             )
 
 

@@ -25,10 +25,9 @@ from modeling_gpt2scratch.distributed.device import (
     has_bf16,
     lacking,
 )
-from modeling_gpt2scratch.hardware.devices import available_memory
+from modeling_gpt2scratch.hardware.devices import GIB, available_memory
 
 PACKAGE = "gpt2scratch"
-GIB = 2**30
 CHECKPOINT_BYTES = 3 * 124_439_808 * 4  # of GPT-2 small: weights and Adam's two moments
 SHARED_MEMORY_BYTES = GIB  # what NCCL and loaders of several processes get along with
 OPEN_FILES = 4096

@@ -13,10 +13,10 @@ from functools import partial
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.common.errors import one_line
+from modeling_gpt2scratch.distributed.processes import on_all_processes, require_agreement
 from modeling_gpt2scratch.hardware.devices import without_tf32
 
 from .scoring.processes import SharedProblem, alike
@@ -26,7 +26,7 @@ from .tasks.samples import Selection
 from .tasks.task import Task
 
 
-class BenchmarkError(ValueError):
+class BenchmarkError(OSError):
     """Data of a benchmark that cannot be read."""
 
 
@@ -48,19 +48,18 @@ def load_benchmarks(
         accelerator: of the run.
 
     Raises:
-        BenchmarkError: if data cannot be read, on every process alike.
+        BenchmarkError, LaunchError: if data cannot be read, or differ between processes; on every
+            process alike.
     """
     benchmarks = {}
-    for is_first in (True, False):
-        problem = None
+
+    def load(is_first: bool) -> None:
         if accelerator.is_local_main_process == is_first:
-            try:
-                benchmarks = {name: _load(name, sources.get(name), limit) for name in names}
-            except BenchmarkError as error:
-                problem = str(error)
-        for found in gather_object([problem]):
-            if found is not None:
-                raise BenchmarkError(found)
+            benchmarks.update({name: _load(name, sources.get(name), limit) for name in names})
+
+    on_all_processes(load, True)
+    on_all_processes(load, False)
+    require_agreement({name: benchmarks[name].sha256 for name in names}, "data of benchmarks")
     return benchmarks
 
 

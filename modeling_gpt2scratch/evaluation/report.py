@@ -17,12 +17,11 @@ from .configuration import BARS_NAME, CURVES_NAME, HARNESS_FOLDER, RESULTS_FILE,
 from .results.charts import draw_bars, draw_curves
 from .results.comparison_page import PAGE_NAME, comparison_page
 from .results.differences import differences_of
-from .results.html_page import missing_package
 from .results.measurements import ModelMeasurements
-from .results.published_numbers import PublishedNumber, numbers_beside, read_published
+from .results.published_numbers import numbers_beside, read_published
 from .results.results_json import model_content, results_content
 from .results.sample_logs import write_samples
-from .results.table import Rows, markdown_table, table_notes
+from .results.table import markdown_table, table_notes
 from .tasks.samples import NO_CHECKSUM
 from .tasks.task import Task
 
@@ -75,7 +74,16 @@ def report(
     say_what_is_left(output_dir / RESULTS_FILE, models, asked=config.kinds)
     try:
         write_files(config, comparison, output_dir, results | {"seconds": seconds})
-        write_page(config, comparison, output_dir / PAGE_NAME, differences, published, notes)
+        page = comparison_page(
+            config.kinds,
+            models,
+            limit=config.limit,
+            differences=differences,
+            published=published,
+            notes=notes,
+            logged=comparison.tasks if config.log_samples else {},
+        )
+        write_file(output_dir / PAGE_NAME, page)
     except OSError as error:
         line = f"--output_dir: expected to write to {output_dir}, found {error}"
         print(line, file=sys.stderr)
@@ -175,34 +183,6 @@ def write_files(
         if not draw_bars(models, metrics_of(config), bars, limit=config.limit):
             print(f"no {BARS_NAME}: every number is zero, or there is none", file=sys.stderr)
         draw_curves([model.name for model in models], output_dir / CURVES_NAME)
-
-
-def write_page(
-    config: CompareArguments,
-    comparison: Comparison,
-    path: Path,
-    differences: Mapping[str, Rows],
-    published: Sequence[PublishedNumber],
-    notes: Sequence[str],
-) -> None:
-    """Writes the page to look at, or says what it lacks.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    if problem := missing_package("itables"):
-        print(f"no {path.name}: {problem}", file=sys.stderr)
-        return
-    page = comparison_page(
-        config.kinds,
-        comparison.models,
-        limit=config.limit,
-        differences=differences,
-        published=published,
-        notes=notes,
-        logged=comparison.tasks if config.log_samples else {},
-    )
-    write_file(path, page)
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from modeling_gpt2scratch.checkpoints.checkpoint import find_model
 from modeling_gpt2scratch.checkpoints.weight_files import not_finite
-from modeling_gpt2scratch.common.errors import in_words, printable
+from modeling_gpt2scratch.common.errors import MendableError, in_words, printable
 from modeling_gpt2scratch.data.tokens.text import well_formed
 from modeling_gpt2scratch.distributed.device import available_device
 from modeling_gpt2scratch.evaluation.scoring.encoding import context_length, prefix_token
@@ -29,7 +29,7 @@ from modeling_gpt2scratch.evaluation.scoring.models import load_model
 ONE_TEXT = {"num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": False}
 
 
-class WriterError(ValueError):
+class WriterError(MendableError, ValueError):
     """A model that cannot be loaded or cannot write; the message names it."""
 
 

@@ -24,7 +24,7 @@ from modeling_gpt2scratch.common.hub_requests import (
 )
 from modeling_gpt2scratch.common.retries import Retries
 from modeling_gpt2scratch.data.shards.directory import load_own_tokenizer
-from modeling_gpt2scratch.data.shards.format import ShardError
+from modeling_gpt2scratch.data.shards.format import SUFFIXES, ShardError
 from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry
 from modeling_gpt2scratch.data.shards.manifest_checks import splits_named
 from modeling_gpt2scratch.data.shards.verification import problems_of
@@ -32,16 +32,11 @@ from modeling_gpt2scratch.data.tokens.tokenizer import save_tokenizer
 from modeling_gpt2scratch.reports.data_card import data_card, public_manifest
 
 CARD_NAME = "README.md"
-TOKENIZER_FILES = (  # some of them
+PUBLISHED_FILES = (  # some of them
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "chat_template.jinja"),
 )
-SHARD_SUFFIXES = (".bin", ".npy")  # ours, and those of other programs that were adopted
 SHARDS_PER_COMMIT = 10  # some 2 GB; the Hub limits the number of commits in an hour
-
-
-class PushError(SourceError):
-    """Data that cannot be published."""
 
 
 def push_data(
@@ -81,7 +76,7 @@ def push_data(
     except (SourceError, ShardError):
         raise
     except (ValueError, RuntimeError) as error:  # of the uploader, or of its storage
-        raise PushError(
+        raise SourceError(
             f"{repository}: {one_line(error)}; run the same command again to go on"
         ) from error
     return url
@@ -109,7 +104,7 @@ def write_small_files(
     if not (directory / "tokenizer.json").is_file():  # other programs' files, adopted
         save_tokenizer(load_own_tokenizer(directory, manifest), folder)
     blobs = directory.resolve().parent.parent / "blobs"  # of a data set in the Hub's cache
-    for path in [directory / name for name in TOKENIZER_FILES]:
+    for path in [directory / name for name in PUBLISHED_FILES]:
         if path.is_symlink() and path.resolve().parent != blobs:
             raise ShardError(
                 f"{path}: expected a file to publish, found a link; copy what it names"
@@ -136,7 +131,7 @@ def _finish(repository: str, folder: Path, shards: list[ShardEntry]) -> None:
     wanted = {entry.file: entry.sha256 for entry in shards}
     wrong = [name for name, sha256 in wanted.items() if there.get(name) != sha256]
     if wrong:
-        raise PushError(
+        raise SourceError(
             f"{repository}: expected {len(wanted)} shards, found {len(wanted) - len(wrong)}; "
             f"was {wrong[0]} changed by somebody else? Run the same command again"
         )
@@ -149,8 +144,8 @@ def _finish(repository: str, folder: Path, shards: list[ShardEntry]) -> None:
 
 def is_of_data_set(name: str) -> bool:
     """Whether a file of a repository is a shard, by its ending and its split, or a tokenizer's."""
-    is_shard = name.endswith(SHARD_SUFFIXES) and "/" not in name and bool(splits_named(name))
-    return is_shard or name in TOKENIZER_FILES
+    is_shard = name.endswith(SUFFIXES) and "/" not in name and bool(splits_named(name))
+    return is_shard or name in PUBLISHED_FILES
 
 
 def _commit(repository: str, operations: list, message: str) -> None:

@@ -1,6 +1,5 @@
 """A run as one commit of the Hub: model, tokenizer, model card and records."""
 
-import json
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.checkpoints.checkpoint import WEIGHTS_NAME, save_model
 from modeling_gpt2scratch.common.activity import activity
-from modeling_gpt2scratch.common.atomic_files import write_file, write_json
+from modeling_gpt2scratch.common.atomic_files import write_file, write_json, write_json_lines
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.common.hub_requests import (
     DEFAULT_RETRIES,
@@ -39,10 +38,6 @@ OUTDATED_FILES = ("adapter_config.json", "adapter_model.safetensors", "chat_temp
 OUTDATED_FILES += ("special_tokens_map.json", "added_tokens.json")
 OWN_EVAL_RESULTS = f"{FOLDER}/{PREFIX}"
 SIZES = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
-
-
-class PublishError(SourceError):
-    """A run that cannot be published."""
 
 
 def publish(config: PublishConfig) -> str:
@@ -81,12 +76,12 @@ def write_repository(
     """Writes what the repository is to hold into an empty directory.
 
     Raises:
-        PublishError, ConversionError, RecordsError, TokenizerError: if the run is not complete, or
+        SourceError, ConversionError, RecordsError, TokenizerError: if the run is not complete, or
             model and tokenizer cannot be loaded.
     """
     missing = [name for name in MODEL_FILES if not (run / name).is_file()]
     if missing:
-        raise PublishError(f"{run}: expected a finished run, found no {', '.join(missing)}")
+        raise SourceError(f"{run}: expected a finished run, found no {', '.join(missing)}")
     model, tokenizer = read_run(run)
     save_model(model, tokenizer, folder)
     records = read_records(
@@ -115,12 +110,12 @@ def _require_tokenizer_of_data(run: Path, tokenizer: PreTrainedTokenizerBase) ->
     """Refuses a tokenizer that gives other ids than those that the model was trained on.
 
     Raises:
-        PublishError: if the run has a copy of its data's manifest, and that knows another one.
+        SourceError: if the run has a copy of its data's manifest, and that knows another one.
     """
     for manifest in run_manifests(run)[:1]:  # all sources of a mixture have the same
         expected = manifest.vocabulary
         if (found := vocabulary_of(tokenizer)) != expected:
-            raise PublishError(
+            raise SourceError(
                 f"{run / TOKENIZER_NAME}: expected the tokenizer of the run's data, with entries, "
                 f"end of text and fingerprint {expected}, found {found}; copy it from the data or "
                 f"from a checkpoint"
@@ -160,7 +155,7 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
     except SourceError:
         raise
     except (ValueError, RuntimeError) as error:  # metadata that the Hub refuses, or its uploader
-        raise PublishError(f"{repository}: {error}") from error
+        raise SourceError(f"{repository}: {error}") from error
     return url
 
 
@@ -169,8 +164,7 @@ def _write_records(records: RunRecords, folder: Path) -> None:
     if records.arguments:
         write_json(folder / RUN_CONFIG_NAME, records.arguments)
     if records.metrics:
-        lines = "".join(json.dumps(row) + "\n" for row in records.metrics)
-        write_file(folder / METRICS_NAME, lines.encode())
+        write_json_lines(folder / METRICS_NAME, records.metrics)
     if records.results:
         write_json(folder / RESULTS_NAME, records.results)
 

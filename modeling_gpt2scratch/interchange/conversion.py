@@ -7,7 +7,12 @@ from safetensors import SafetensorError
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.checkpoints.checkpoint import open_to_readers
-from modeling_gpt2scratch.checkpoints.weight_files import WeightsError, naming_damaged_files
+from modeling_gpt2scratch.checkpoints.weight_files import (
+    ADAPTER_NAME,
+    CONFIG_NAME,
+    WeightsError,
+    naming_damaged_files,
+)
 from modeling_gpt2scratch.common.atomic_files import write_json
 from modeling_gpt2scratch.common.errors import json_problem, named
 from modeling_gpt2scratch.common.output_directory import CONVERTED_MODEL
@@ -19,7 +24,6 @@ from modeling_gpt2scratch.modeling_gpt2scratch import GPT2ScratchForCausalLM
 
 from .foreign_checkpoints import GPT2_VOCAB_SIZE, ConversionError, assemble, gpt2_name
 
-CONFIG_NAME, ADAPTER_NAME = "config.json", "adapter_config.json"
 NO_TOKENIZER = "none"
 
 # What a stock gpt2 configuration calls by the same names, and where it refuses an int.

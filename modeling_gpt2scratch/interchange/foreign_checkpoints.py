@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from modeling_gpt2scratch.checkpoints.weight_files import unpickling_problem
-from modeling_gpt2scratch.common.errors import content_instead, one_line
+from modeling_gpt2scratch.common.errors import MendableError, content_instead, one_line
 from modeling_gpt2scratch.configuration_gpt2scratch import GPT2ScratchConfig
 from modeling_gpt2scratch.loading_gpt2scratch import GPT2_NAMES
 from modeling_gpt2scratch.modeling_gpt2scratch import GPT2ScratchForCausalLM
@@ -47,7 +47,7 @@ LLMC_HEADER_WORDS = 256  # int32
 LLMC_DTYPES = {3: torch.float32, 5: torch.bfloat16}  # by version of the file
 
 
-class ConversionError(ValueError):
+class ConversionError(MendableError, ValueError):
     """A file or directory that cannot be converted."""
 
 

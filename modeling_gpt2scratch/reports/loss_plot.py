@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modeling_gpt2scratch.common.atomic_files import write_file
+from modeling_gpt2scratch.common.errors import MendableError
 from modeling_gpt2scratch.common.short_names import short_names
 from modeling_gpt2scratch.evaluation.results.charts import picture
 from modeling_gpt2scratch.tracking.metrics import METRICS_NAME, read_metrics
@@ -25,7 +26,7 @@ PANELS = {
 }
 
 
-class PlotError(ValueError):
+class PlotError(MendableError, ValueError):
     """Losses that cannot be drawn."""
 
 

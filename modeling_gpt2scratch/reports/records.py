@@ -17,6 +17,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from modeling_gpt2scratch.checkpoints.checkpoint import find_checkpoint
 from modeling_gpt2scratch.checkpoints.retention import STATE_NAME
 from modeling_gpt2scratch.common.addresses import split_revision
+from modeling_gpt2scratch.common.errors import MendableError
 from modeling_gpt2scratch.common.json_lines import warn
 from modeling_gpt2scratch.data.shards.format import ShardError
 from modeling_gpt2scratch.data.shards.manifest import Manifest, Split
@@ -105,7 +106,7 @@ class RunRecords:
         return rows[-1] if rows else None
 
 
-class RecordsError(ValueError):
+class RecordsError(MendableError, ValueError):
     """Records that cannot be read, or that do not belong to the model beside them."""
 
 

@@ -15,8 +15,7 @@ from modeling_gpt2scratch.checkpoints.checkpoint import WEIGHTS_NAME, find_check
 from modeling_gpt2scratch.checkpoints.weight_files import WeightsError, open_tensors
 from modeling_gpt2scratch.common.atomic_files import write_file
 from modeling_gpt2scratch.common.errors import one_line
-from modeling_gpt2scratch.common.json_lines import read_json_lines, warn
-from modeling_gpt2scratch.evaluation.results.html_page import missing_package
+from modeling_gpt2scratch.common.json_lines import read_json_lines
 from modeling_gpt2scratch.tracking.metrics import EVENTS_NAME, METRICS_NAME, read_metrics
 from modeling_gpt2scratch.tracking.status import KILLED, read_status
 from modeling_gpt2scratch.training.configuration import RUN_CONFIG_NAME
@@ -71,7 +70,7 @@ def report_at_end(run: Path) -> str:
 
 
 def write_report(run: Path) -> Path:
-    """Writes `report.md`, `curves.png` and, if plotly is installed, `report.html`.
+    """Writes `report.md`, `curves.png` and `report.html`.
 
     Args:
         run: output directory of the training script.
@@ -96,19 +95,16 @@ def write_report(run: Path) -> Path:
         curves = f"![Losses and more over the steps]({CURVES_NAME})"
     except PlotError as error:
         curves = f"No curves: {error}."
-    if problem := missing_package("plotly"):
-        warn(f"no {HTML_NAME}: {problem}")
-    else:
-        page = run_html(
-            title=TITLE,
-            summary=summary,
-            results=results,
-            settings=records.arguments | records.environment,
-            files=_files(run).items(),
-            logged=logged,
-            events=[(_name_of(event), event) for event in events],
-        )
-        write_file(run / HTML_NAME, page)
+    page = run_html(
+        title=TITLE,
+        summary=summary,
+        results=results,
+        settings=records.arguments | records.environment,
+        files=_files(run).items(),
+        logged=logged,
+        events=[(_name_of(event), event) for event in events],
+    )
+    write_file(run / HTML_NAME, page)
     sections = [
         f"# {TITLE}",
         summary,

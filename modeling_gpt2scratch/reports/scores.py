@@ -12,10 +12,11 @@ from collections.abc import Iterator
 import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
+from modeling_gpt2scratch.evaluation.tasks.samples import OFFICIAL
+
 FOLDER = ".eval_results"
 PREFIX = "gpt2scratch_"  # of our files, so that those of others in the folder stay
 NATS = "_nats"  # ends the name of a metric that is too large for a number
-OFFICIAL = "official"  # what compare.py says of data with the official checksum
 
 
 def eval_result_files(results: dict | None, repository: str) -> dict[str, str]:

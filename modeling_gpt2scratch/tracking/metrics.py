@@ -1,6 +1,5 @@
 """What a run measures and where it writes it down."""
 
-import json
 import math
 import time
 from datetime import UTC, datetime
@@ -9,7 +8,7 @@ from pathlib import Path
 from accelerate import PartialState
 from accelerate.tracking import GeneralTracker, on_main_process
 
-from modeling_gpt2scratch.common.atomic_files import write_file
+from modeling_gpt2scratch.common.atomic_files import write_json_lines
 from modeling_gpt2scratch.common.json_lines import append_json_line, read_json_lines
 
 METRICS_NAME = "metrics.jsonl"
@@ -67,7 +66,7 @@ class JsonlTracker(GeneralTracker):
         self._replace(rows)
 
     def _replace(self, rows: list[dict]) -> None:
-        write_file(self._path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        write_json_lines(self._path, rows)
 
 
 class EventLog:

@@ -12,9 +12,8 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
-from accelerate.utils import broadcast_object_list
 
-from modeling_gpt2scratch.common.errors import one_line
+from modeling_gpt2scratch.common.errors import MendableError, one_line
 from modeling_gpt2scratch.distributed.processes import on_main_process, say
 
 from .metrics import JsonlTracker
@@ -26,7 +25,7 @@ WANDB_FINISH_SECONDS = 300
 TENSORBOARD_NAME = "tensorboard"  # directory in output_dir
 
 
-class TrackerError(ValueError):
+class TrackerError(MendableError, ValueError):
     """A tracker that was asked for and cannot be had, under `--strict`."""
 
 
@@ -67,17 +66,18 @@ def start_trackers(
         for name in names
     ]
     accelerator.log_with = [jsonl, *trackers]
-    # The others log nothing, and have no trackers.
-    on_main_process(accelerator.init_trackers, project, config=arguments)
-    failed = [tracker for tracker in trackers if tracker.problem is not None]
-    problems = [f"without {tracker.name}: {tracker.problem}" for tracker in failed]
-    ids = {t.name: t.run_id for t in trackers if t not in failed and t.run_id is not None}
-    accelerator.trackers = [t for t in accelerator.trackers if t not in failed]
-    for tracker in failed:
-        tracker.finish()
-    outcome = [(ids, problems)]
-    broadcast_object_list(outcome)
-    ids, problems = outcome[0]
+
+    def start() -> tuple[dict[str, str], list[str]]:
+        accelerator.init_trackers(project, config=arguments)
+        failed = [tracker for tracker in trackers if tracker.problem is not None]
+        problems = [f"without {tracker.name}: {tracker.problem}" for tracker in failed]
+        ids = {t.name: t.run_id for t in trackers if t not in failed and t.run_id is not None}
+        accelerator.trackers = [t for t in accelerator.trackers if t not in failed]
+        for tracker in failed:
+            tracker.finish()
+        return ids, problems
+
+    ids, problems = on_main_process(start)  # the others log nothing, and have no trackers
     if problems and strict:
         raise TrackerError("; ".join(problems))
     for problem in problems:

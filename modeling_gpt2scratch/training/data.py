@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.data.loading.cache import ShardCache
 from modeling_gpt2scratch.data.loading.loader import ShardLoader, TokenWindows
-from modeling_gpt2scratch.data.loading.store import is_remote, open_store
+from modeling_gpt2scratch.data.loading.store import LocalStore, RemoteStore, is_remote
 from modeling_gpt2scratch.data.loading.window_order import ORDER_VERSION
 from modeling_gpt2scratch.data.shards.directory import load_own_tokenizer
 from modeling_gpt2scratch.data.shards.format import ShardError
@@ -47,12 +47,14 @@ class TrainingData:
             if config.shuffle_shards is None:
                 self.shuffle_shards = REMOTE_SHUFFLE_SHARDS
         self._stores = [
-            open_store(
+            RemoteStore(
                 address,
-                cache=self._cache,
+                self._cache,
                 retry_seconds=config.data_retry_seconds,
                 verify=config.verify == "full",
             )
+            if is_remote(address)
+            else LocalStore(Path(address))
             for address in addresses
         ]
         self.manifest = self._stores[0].manifest

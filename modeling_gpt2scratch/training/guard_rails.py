@@ -6,11 +6,13 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Literal
 
+from modeling_gpt2scratch.common.errors import MendableError
+
 WINDOW_STEPS = 128  # losses that a new one is compared with
 MIN_WINDOW_STEPS = 32  # fewer say too little about what is usual
 
 
-class DivergenceError(RuntimeError):
+class DivergenceError(MendableError, RuntimeError):
     """A run that cannot be trained on as it is."""
 
 

@@ -6,7 +6,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.checkpoints.weight_files import WeightsError, naming_damaged_files
 from modeling_gpt2scratch.common.addresses import split_revision
-from modeling_gpt2scratch.common.errors import named, one_line
+from modeling_gpt2scratch.common.errors import MendableError, named, one_line
 from modeling_gpt2scratch.configuration_gpt2scratch import AUTO_MAP, GPT2ScratchConfig
 from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.data.tokens.names import TokenizerError
@@ -18,7 +18,7 @@ from .sizes import SIZES
 MODEL_TYPES = ("gpt2", GPT2ScratchConfig.model_type)
 
 
-class InitialWeightsError(ValueError):
+class InitialWeightsError(MendableError, ValueError):
     """Weights from which training cannot start."""
 
 

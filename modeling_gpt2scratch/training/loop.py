@@ -21,40 +21,27 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from modeling_gpt2scratch.checkpoints import checkpoint as checkpointing
-from modeling_gpt2scratch.checkpoints.checkpoint import CheckpointError
 from modeling_gpt2scratch.common.activity import activity, progress_bar
 from modeling_gpt2scratch.common.interruptions import Stopped, StopRequest
 from modeling_gpt2scratch.data.loading.prefetcher import Prefetcher
-from modeling_gpt2scratch.data.shards.format import ShardError
-from modeling_gpt2scratch.data.tokens.names import TokenizerError
 from modeling_gpt2scratch.distributed.accelerator import asks_for_fp8, closing, make_accelerator
-from modeling_gpt2scratch.distributed.agreement import StalledError
-from modeling_gpt2scratch.distributed.processes import LaunchError, on_main_process, say
+from modeling_gpt2scratch.distributed.processes import on_main_process, say
 from modeling_gpt2scratch.hardware.devices import keep_freed_memory, require_fp8
 from modeling_gpt2scratch.hardware.profiling import profiler
 from modeling_gpt2scratch.optim.optimizer import set_learning_rate
 from modeling_gpt2scratch.optim.schedules import learning_rate_at
 from modeling_gpt2scratch.tracking.metrics import Throughput
 from modeling_gpt2scratch.tracking.status import STATUS_NAME, recorded
-from modeling_gpt2scratch.tracking.trackers import TrackerError
 
 from . import preflight
 from .banner import banner, surprises, surprises_of_load, surprises_of_resuming
 from .configuration import TrainConfig
 from .data import TrainingData
 from .directory import find_resume_point
-from .guard_rails import DivergenceError
-from .initial_weights import InitialWeightsError
 from .model import with_max_steps
 from .run import TrainingRun, can_go_back, go_back, open_run, save_result
 from .steps import StepOutcome, clip_gradients, look_back, measure, report, update_weights
 from .validation import open_benchmarks, validate
-
-# What the user can mend, and therefore sees as one line.
-EXPECTED_ERRORS = (
-    *(LaunchError, ShardError, TokenizerError, InitialWeightsError, CheckpointError),
-    *(TrackerError, DivergenceError, StalledError, OSError),
-)
 
 
 def train(config: TrainConfig) -> str:
@@ -67,7 +54,7 @@ def train(config: TrainConfig) -> str:
 
     Raises:
         KeyboardInterrupt: after Ctrl-C. Steps that had been made are then in a checkpoint.
-        Exception: one of EXPECTED_ERRORS, on every process alike.
+        MendableError, OSError: what the user can mend, on every process alike.
     """
     transformers_logging.disable_progress_bar()  # one for each checkpoint file is too many
     # torch then takes its memory in huge pages; small ones cost CPU runs a third of their time.

@@ -10,11 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.common.sampling import SAMPLING
 from modeling_gpt2scratch.data.loading.loader import TokenWindows, model_inputs
-from modeling_gpt2scratch.evaluation.in_training import (
-    BenchmarkError,
-    load_benchmarks,
-    score_benchmarks,
-)
+from modeling_gpt2scratch.evaluation.in_training import load_benchmarks, score_benchmarks
 from modeling_gpt2scratch.loss_gpt2scratch import IGNORED
 
 from .configuration import TrainConfig
@@ -33,19 +29,16 @@ def open_benchmarks(config: TrainConfig, accelerator: Accelerator, *, limit: int
         limit: examples of each, None for all.
 
     Raises:
-        FileNotFoundError: on every process alike, if data of a benchmark cannot be read.
+        BenchmarkError: on every process alike, if data of a benchmark cannot be read.
     """
     if not config.eval_tasks:
         return lambda *arguments, **options: {}
-    try:
-        benchmarks = load_benchmarks(
-            config.eval_tasks,
-            sources={name: getattr(config, f"{name}_data") for name in config.eval_tasks},
-            limit=limit,
-            accelerator=accelerator,
-        )
-    except BenchmarkError as error:
-        raise FileNotFoundError(str(error)) from error
+    benchmarks = load_benchmarks(
+        config.eval_tasks,
+        sources={name: getattr(config, f"{name}_data") for name in config.eval_tasks},
+        limit=limit,
+        accelerator=accelerator,
+    )
     return partial(
         score_benchmarks, benchmarks, accelerator=accelerator, batch_tokens=BENCHMARK_TOKENS
     )

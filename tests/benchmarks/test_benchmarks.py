@@ -130,6 +130,10 @@ def test_the_optimizer_benchmark_trains_what_is_missing_and_prints_a_row_for_eac
     assert again.stdout == process.stdout and "training" not in again.stderr
     last = table.read_text().splitlines()[-1].split(",")
     assert last[:4] == ["muon", "0.02", "14", "448"] and float(last[-1]) > 0
+    arguments += ["--n_embd", 16]
+    other = run("optimizers.py", "--data", small_data, "--output_dir", tmp_path, *arguments)
+    assert other.returncode == 1
+    assert "with n_embd = 16, found one with 8; give another --output_dir" in other.stderr
 
 
 @on_linux

@@ -36,9 +36,9 @@ def test_verify_names_every_fault_and_not_only_the_first(ours, run):
     expected = [
         f"{ours}/train_000099.bin: expected only shards that manifest.json lists, found one that",
         f"{ours}/.train_000100.bin.partial: expected a finished directory, found what a killed",
-        f"{ours}/train_000000.bin: expected a shard, found No such file or directory",
+        f"{ours}/train_000000.bin: expected a token file, found No such file or directory",
         f"{ours}/train_000001.bin: expected sha256 ",
-        f"{ours}/val_000000.bin: expected 1086 bytes for 31 tokens, found 1084; the file is trun",
+        f"{ours}/val_000000.bin: expected 1086 bytes for 31 tokens, found 1084; copy it again",
     ]
     assert len(lines) == len(expected)
     for line, start in zip(lines, expected, strict=True):
@@ -75,9 +75,18 @@ def header_word(index, value):
         (put(31, 271), "train_000001.bin: expected ids below 270, found 271 at token 31; prepare"),
         (put(0, 65535), "train_000001.bin: expected ids below 270, found 65535 at token 0; prep"),
         (put(3, 269), "manifest.json: expected 6 documents in split 'train', found 7 end-of-text"),
-        (header_word(0, 7), "train_000001.bin: expected a shard with magic 20240520 version 1, fo"),
-        (header_word(2, 39), "train_000001.bin: expected 40 tokens of a vocabulary of 270, found"),
-        (header_word(3, 271), "train_000001.bin: expected 40 tokens of a vocabulary of 270, found"),
+        (
+            header_word(0, 7),
+            "train_000001.bin: expected a .npy file or a header with magic 20240520 ",
+        ),
+        (
+            header_word(2, 39),
+            "train_000001.bin: expected 1102 bytes for 39 tokens, found 1104; copy",
+        ),
+        (
+            header_word(3, 271),
+            "train_000001.bin: expected 40 ids <u2 of gpt2scratch after 1024 byte",
+        ),
     ],
 )
 def test_a_shard_that_its_checksum_does_not_betray_is_found_by_its_content(

@@ -1,6 +1,8 @@
 """The one line in which a program ends."""
 
-from modeling_gpt2scratch.common.errors import last_line
+import pytest
+
+from modeling_gpt2scratch.common.errors import SourceError, ending_in_one_line, last_line
 
 
 def test_no_name_of_a_file_or_tensor_moves_the_cursor():
@@ -15,3 +17,16 @@ def test_a_system_error_names_its_file_and_one_without_speaks_for_itself():
     assert last_line(error) == "runs/x: expected to read or write it, found No space left on device"
     assert last_line(OSError("runs/x: the disk is full")) == "runs/x: the disk is full"
     assert last_line(OSError(28, "No space left on device")) == "[Errno 28] No space left on device"
+
+
+@pytest.mark.parametrize("error", [SourceError("a.txt: empty"), OSError("a.txt: empty")])
+def test_what_the_user_can_mend_ends_a_command_in_one_line(error):
+    with pytest.raises(SystemExit) as ended, ending_in_one_line("gpt2scratch plot"):
+        raise error
+    assert ended.value.code == "gpt2scratch plot: error: a.txt: empty"
+
+
+@pytest.mark.parametrize("kind", [BrokenPipeError, ValueError, KeyboardInterrupt])
+def test_what_nobody_can_mend_is_passed_on(kind):
+    with pytest.raises(kind), ending_in_one_line("gpt2scratch plot"):
+        raise kind

@@ -103,7 +103,7 @@ def test_a_text_in_place_of_a_number_and_a_number_that_no_float_holds_are_bad_li
 
 
 @pytest.mark.parametrize("end", range(1, len(WHOLE)))
-def test_a_log_that_was_cut_anywhere_keeps_its_whole_lines_and_takes_the_next(log, end):
+def test_a_log_that_was_cut_anywhere_keeps_its_whole_lines_and_takes_the_next(log, end, capsys):
     log.write_bytes(WHOLE[:end])
     n_whole = sum(WHOLE[: end + 1].startswith(WHOLE[: i + 1]) for i in _ends())
     rows, said = read(log)
@@ -113,12 +113,13 @@ def test_a_log_that_was_cut_anywhere_keeps_its_whole_lines_and_takes_the_next(lo
     if is_cut:
         assert said[0].startswith(f"{log}:{n_whole + 1}: expected a JSON object, found {{")
         assert said[0].endswith(", the cut end; it is left out")
-    warnings = []
-    append_json_line(log, {"step": 9}, warn=warnings.append)
+    append_json_line(log, {"step": 9})
+    warnings = capsys.readouterr().err.splitlines()
     assert read(log) == ([*ROWS[:n_whole], {"step": 9}], [])
     assert len(warnings) == is_cut
     if is_cut:
-        assert warnings[0].startswith(f"{log}:{n_whole + 1}: expected a whole line, found {{")
+        place = f"{log}:{n_whole + 1}"
+        assert warnings[0].startswith(f"warning: {place}: expected a whole line, found {{")
         assert warnings[0].endswith("it is cut off")
 
 

@@ -14,7 +14,7 @@ from support.paths import REPOSITORY
 from support.processes import run_process
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from modeling_gpt2scratch.evaluation import TASKS
+from modeling_gpt2scratch.evaluation import TASKS, in_training
 from modeling_gpt2scratch.evaluation.in_training import (
     BenchmarkError,
     load_benchmarks,
@@ -205,3 +205,14 @@ def test_missing_data_is_one_line_that_names_the_argument(directory, monkeypatch
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     message = load({})
     assert message.endswith("read: no network; give a local file with --lambada_data")
+
+
+def test_examples_are_compared_among_processes(directory, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(in_training, "require_agreement", lambda value, what: said.append(value))
+    first, other = directory / "lambada.jsonl", tmp_path / "other.jsonl"
+    other.write_text(first.read_text().replace("a", "e"))
+    for path in (first, first, other):
+        sources = {"lambada": str(path)}
+        load_benchmarks(["lambada"], sources=sources, limit=1, accelerator=Accelerator(cpu=True))
+    assert said[0] == said[1] != said[2]

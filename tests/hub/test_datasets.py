@@ -15,7 +15,8 @@ from support.tiny_corpus import fables
 from modeling_gpt2scratch.commands import shards
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.common.retries import Retries
-from modeling_gpt2scratch.data.shards.format import ShardError, read_shard
+from modeling_gpt2scratch.data.shards.directory import open_shard
+from modeling_gpt2scratch.data.shards.format import ShardError
 from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.data.shards.writer import SplitWriter
 from modeling_gpt2scratch.data.tokens.tokenizer import fingerprint, train_tokenizer
@@ -102,10 +103,7 @@ def test_a_published_directory_reads_back_as_it_was(hub, data, tmp_path):
     assert manifest.splits == original.splits
     for split in manifest.splits.values():
         for entry in split.shards:
-            read = [
-                read_shard(place / entry.file, n_tokens=entry.n_tokens, vocab_size=300)
-                for place in (copy, data)
-            ]
+            read = [open_shard(place / entry.file, entry, vocab_size=300) for place in (copy, data)]
             np.testing.assert_array_equal(*read)
     for name in TOKENIZER_FILES:
         assert (copy / name).read_bytes() == (data / name).read_bytes()
@@ -348,7 +346,7 @@ def test_a_shard_that_is_not_what_the_manifest_says_is_not_published(hub, data):
     with pytest.raises(ShardError, match="train_000004.bin: expected sha256 .* prepare the data"):
         push_data(data, REPOSITORY)
     (data / "train_000004.bin").unlink()
-    with pytest.raises(ShardError, match="train_000004.bin: expected a shard, found"):
+    with pytest.raises(ShardError, match="train_000004.bin: expected a token file, found"):
         push_data(data, REPOSITORY)
     assert "manifest.json" not in hub.files
 

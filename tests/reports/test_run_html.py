@@ -5,7 +5,6 @@ import json
 import pytest
 from support.browser.html_pages import HOSTILE, Page, in_chromium
 
-from modeling_gpt2scratch.reports import run_page
 from modeling_gpt2scratch.reports.run_page import write_report
 
 ROWS = [
@@ -57,14 +56,6 @@ def test_text_that_looks_like_html_is_shown_as_text(page):
     assert "img" not in found.elements
     assert "alert(1)" in found.scripts  # of the event and the sample, over their points
     assert "<script>alert" not in found.scripts and "<img src=//x" not in found.scripts
-
-
-def test_without_plotly_the_report_says_in_one_line_what_to_install(run, monkeypatch, capsys):
-    problem = "expected the package plotly, found none; pip install plotly"
-    monkeypatch.setattr(run_page, "missing_package", lambda name: problem)
-    assert write_report(run).is_file()
-    assert capsys.readouterr().err == f"warning: no report.html: {problem}\n"
-    assert not (run / "report.html").exists()
 
 
 @pytest.mark.gate

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from support.paths import REPOSITORY
+from support.token_directories import write_shard
 from tokenizers import (
     Tokenizer,
     decoders,
@@ -29,7 +30,6 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from modeling_gpt2scratch.data.shards.format import write_shard
 from modeling_gpt2scratch.data.shards.manifest import Manifest, ShardEntry, Split
 from modeling_gpt2scratch.data.tokens.tokenizer import fingerprint
 from modeling_gpt2scratch.evaluation.results.measurements import Measurement, ModelMeasurements
@@ -165,7 +165,7 @@ def write_shards(
     entries = []
     for index, ids in enumerate(shards):
         file = f"val_{index:06d}.bin"
-        sha256 = write_shard(directory / file, np.asarray(ids), vocab_size=len(tokenizer))
+        sha256 = write_shard(directory / file, ids, vocab_size=len(tokenizer))
         entries.append(ShardEntry(file, len(ids), sha256))
     n_documents = sum(ids.count(tokenizer.eos_token_id) for ids in shards)
     val = Split(sum(map(len, shards)), n_documents, 0, tuple(entries))

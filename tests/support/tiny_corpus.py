@@ -5,7 +5,7 @@ import random
 
 import numpy as np
 
-from modeling_gpt2scratch.data.shards.format import read_shard
+from modeling_gpt2scratch.data.shards.directory import open_shard
 from modeling_gpt2scratch.data.shards.manifest import Manifest
 
 WORDS = ["ant", "grain", "winter", "song", "cicada", "store", "sing", "summer", "hungry", "dry"]
@@ -31,7 +31,7 @@ def stream(directory, split):
     """The ids of a split."""
     manifest = Manifest.load(directory)
     shards = [
-        read_shard(directory / e.file, n_tokens=e.n_tokens, vocab_size=manifest.vocab_size)
-        for e in manifest.splits[split].shards
+        open_shard(directory / entry.file, entry, vocab_size=manifest.vocab_size)
+        for entry in manifest.splits[split].shards
     ]
     return np.concatenate(shards).tolist()

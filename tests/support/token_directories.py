@@ -1,12 +1,15 @@
 """Small data directories of ours, and files of other programs, with the same documents."""
 
+import hashlib
 import json
 import struct
 
 import numpy as np
 
+from modeling_gpt2scratch.data.shards.format import shard_header
 from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.data.shards.writer import SplitWriter
+from modeling_gpt2scratch.data.tokens.ids import token_dtype
 from modeling_gpt2scratch.data.tokens.tokenizer import fingerprint
 
 CORPUS = ["the cat sat on the mat", "a naïve café: “the mat”", "the dog sat and sat"] * 3
@@ -44,6 +47,14 @@ def write_ours(directory, tokenizer, *, shard_tokens=40, val=()):
     )
     manifest.save(directory)
     return manifest
+
+
+def write_shard(path, ids, *, vocab_size):
+    """Writes one shard and returns its sha256."""
+    tokens = np.asarray(ids, dtype=token_dtype(vocab_size))
+    content = shard_header(len(tokens), vocab_size).tobytes() + tokens.tobytes()
+    path.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def headed(magic, version, ids, letter):

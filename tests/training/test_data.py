@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from support.servers.faulty_server import corrupt, drop, serve, status
+from support.token_directories import write_shard
 from support.training_runs import curve, flags, launch, refusal, run_here
 
 from modeling_gpt2scratch import GPT2ScratchForCausalLM
 from modeling_gpt2scratch.data.loading import remote_files
 from modeling_gpt2scratch.data.loading.loader import model_inputs
-from modeling_gpt2scratch.data.shards.format import ShardError, read_shard, write_shard
+from modeling_gpt2scratch.data.shards.directory import open_shard
+from modeling_gpt2scratch.data.shards.format import ShardError
 from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
@@ -269,7 +271,7 @@ def test_a_fault_that_only_the_second_process_meets_is_told_and_ends_both(small_
     for entry in Manifest.load(data).splits["train"].shards:
         if 0 <= position < entry.n_tokens:
             path = data / entry.file
-            tokens = read_shard(path, n_tokens=entry.n_tokens, vocab_size=300).copy()
+            tokens = open_shard(path, entry, vocab_size=300).copy()
             tokens[position] = 60_000
             write_shard(path, tokens, vocab_size=300)
         position -= entry.n_tokens

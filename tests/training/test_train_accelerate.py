@@ -167,8 +167,11 @@ def test_what_does_not_fit_is_one_line_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda content: content[:-2], "the file is truncated or was replaced"),
-        (lambda content: b"\0" + content[1:], "expected a shard with magic 20240520"),
+        (lambda content: content[:-2], "copy it again, or write it again"),
+        (
+            lambda content: b"\0" + content[1:],
+            "header with magic 20240520 or 20240801, found 20240384",
+        ),
         (lambda content: content[:-2] + b"\xff\xff", "expected ids below 300, found 65535"),
     ],
     ids=["truncated", "magic", "id beyond the vocabulary"],

@@ -16,8 +16,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from modeling_gpt2scratch.common.output_directory import PARTIAL_SUFFIX
+
 SUFFIX = ".bin"
-PARTIAL = ".partial"
 
 
 class Closed(Exception):
@@ -75,9 +76,9 @@ class ShardCache:
                     return path
                 except ValueError:
                     path.unlink()
-            for left in self._shards.glob(f"{name}.*{PARTIAL}"):
+            for left in self._shards.glob(f"{name}.*{PARTIAL_SUFFIX}"):
                 left.unlink()  # of a killed process, because the lock is ours
-            partial = path.with_name(f"{name}.{n_bytes}{PARTIAL}")
+            partial = path.with_name(f"{name}.{n_bytes}{PARTIAL_SUFFIX}")
             self._reserve(partial, n_bytes)
             try:
                 download(partial)
@@ -127,7 +128,7 @@ class ShardCache:
                 status = path.stat()
                 if path.suffix == SUFFIX:
                     files.append((status.st_mtime_ns, status.st_size, path))
-                elif path.suffix == PARTIAL and not self._is_abandoned(path):
+                elif path.suffix == PARTIAL_SUFFIX and not self._is_abandoned(path):
                     n_bytes += int(path.name.split(".")[1])
         used = sum(size for _, size, _ in files)
         spared = frozenset().union(*list(self._kept.values()))

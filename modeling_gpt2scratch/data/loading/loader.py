@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from modeling_gpt2scratch.data.shards.directory import shard_layout
-from modeling_gpt2scratch.data.shards.format import ShardError, are_ids, check_token_ids
+from modeling_gpt2scratch.data.shards.format import ShardError, check_token_ids, first_stranger
 
 from .store import LocalStore, RemoteStore
 from .window_order import MixtureOrder, WindowOrder, window_shift
@@ -109,8 +109,9 @@ class TokenWindows:
                 piece = self._shard(shard)[: n_wanted - n_read]
                 row[n_read : n_read + len(piece)] = piece
                 n_read += len(piece)
-        if not are_ids(tokens, self.vocab_size):
-            self._refuse_id(tokens, positions)
+        if (first := first_stranger(tokens, self.vocab_size)) is not None:
+            row, column = divmod(first, n_wanted)
+            self._refuse_id(positions[row] + column)
         return tokens
 
     def locate(self, indices: np.ndarray, *, epoch: int = 0) -> list[tuple[str, int]]:
@@ -195,10 +196,9 @@ class TokenWindows:
             self._shards[number] = self._store.open(self.entries[number])
         return self._shards[number]
 
-    def _refuse_id(self, tokens: np.ndarray, positions: np.ndarray) -> None:
-        """Says which shard holds the first id that is outside the vocabulary."""
-        row, column = np.argwhere((tokens >= self.vocab_size) | (tokens < 0))[0]
-        shard = int(np.searchsorted(self._starts, positions[row] + column, side="right")) - 1
+    def _refuse_id(self, position: int) -> None:
+        """Says which shard holds an id that is outside the vocabulary."""
+        shard = int(np.searchsorted(self._starts, position, side="right")) - 1
         label = self._store.label(self.entries[shard])
         check_token_ids(label, self._shard(shard), vocab_size=self.vocab_size)
 

@@ -34,7 +34,7 @@ from modeling_gpt2scratch.data.shards.verification import read_whole
 from .cache import Closed, ShardCache
 from .remote_files import MissingFile, RemoteFiles
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+FETCHED_FILES = ("tokenizer.json", "tokenizer_config.json")
 DOWNLOADS = 4  # at a time
 
 
@@ -232,7 +232,7 @@ class RemoteStore:
                 has_tokenizer = not Manifest.load(folder).is_adopted
             except ShardError as error:
                 raise ShardError(str(error).replace(str(folder), self.name)) from None
-            for name in TOKENIZER_FILES:
+            for name in FETCHED_FILES:
                 (self.directory / name).unlink(missing_ok=True)
                 try:
                     self._fetch_description(name, folder)
@@ -246,15 +246,6 @@ class RemoteStore:
     def _fetch_description(self, name: str, folder: Path) -> None:
         """One small file."""
         self._files.download(name, folder / name, check=_check_json, max_bytes=MAX_METADATA_BYTES)
-
-
-def open_store(
-    address: str, cache: ShardCache | None = None, **options
-) -> LocalStore | RemoteStore:
-    """The store of an address; see `RemoteStore` for what only remote ones need."""
-    if is_remote(address):
-        return RemoteStore(address, cache, **options)
-    return LocalStore(Path(address))
 
 
 def check_shard(path: Path, *, entry: ShardEntry, n_bytes: int) -> None:

@@ -24,7 +24,6 @@ from modeling_gpt2scratch.common.output_directory import (
     require_apart,
 )
 from modeling_gpt2scratch.common.threads import n_cores
-from modeling_gpt2scratch.data.shards.format import ShardError
 from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME, Manifest, Split
 from modeling_gpt2scratch.data.shards.verification import problems_of
 from modeling_gpt2scratch.data.sources.dataset_argument import (
@@ -43,7 +42,7 @@ from modeling_gpt2scratch.data.sources.local_files import LocalFile
 from modeling_gpt2scratch.data.sources.url_files import UrlFile
 from modeling_gpt2scratch.data.tokens.encoder import document_digest, is_held_out
 from modeling_gpt2scratch.data.tokens.ids import vocab_size_of
-from modeling_gpt2scratch.data.tokens.names import TokenizerError, trained_vocab_size
+from modeling_gpt2scratch.data.tokens.names import trained_vocab_size
 from modeling_gpt2scratch.data.tokens.tokenizer import (
     load_tokenizer,
     manifest_entries,
@@ -51,15 +50,13 @@ from modeling_gpt2scratch.data.tokens.tokenizer import (
     tokenizer_spec,
     train_tokenizer,
 )
-from modeling_gpt2scratch.data.tokens.workers import Encoding, WorkerError
+from modeling_gpt2scratch.data.tokens.workers import Encoding
 
 from .blocks import Plan, write_shards
 from .configuration import TAIL, PrepareConfig
 from .held_out import HeldOut, SplitStream, none_in, settle
-from .progress import Progress, ProgressError, WorkingDirectory
+from .progress import Progress, WorkingDirectory
 
-# What the user can mend, and therefore sees as one line.
-EXPECTED_ERRORS = (*(SourceError, TokenizerError, ShardError, ProgressError, WorkerError), OSError)
 MANY_BYTES = 2**28  # of a data set on the Hub, which has more than enough documents then
 LITTLE_BYTES = 2**21  # of tokens, which one process makes in the time that others take to begin
 MAX_WORKERS_PER_CORE = 4  # more make nothing faster, and each takes memory
@@ -182,8 +179,7 @@ def begin(
         config,
         partial(open_stream, config, sources, working),
         working,
-        has_many_documents=config.limit_documents is None
-        and stored_bytes(sources, HubFile) > MANY_BYTES,
+        has_many_documents=config.limit_documents is None and hub_bytes(sources) > MANY_BYTES,
     )
     if tokenizer is None:
         tokenizer = train_on_sources(vocab_size, config, sources, working, held_out)
@@ -280,10 +276,10 @@ def default_workers(sources: list[Source]) -> int:
     return 1 if is_little else n_cores()
 
 
-def stored_bytes(sources: list[Source], kind: type) -> int:
-    """The size of all files of one kind."""
+def hub_bytes(sources: list[Source]) -> int:
+    """The size of all files of the Hub."""
     files = (file for source in sources for file in source.files)
-    return sum(file.n_bytes for file in files if isinstance(file, kind))
+    return sum(file.n_bytes for file in files if isinstance(file, HubFile))
 
 
 def split_stream(

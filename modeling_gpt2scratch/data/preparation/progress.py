@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from modeling_gpt2scratch.common.atomic_files import publish_directory, write_json
-from modeling_gpt2scratch.common.errors import one_line
+from modeling_gpt2scratch.common.errors import MendableError, one_line
 from modeling_gpt2scratch.common.output_directory import require_free
 from modeling_gpt2scratch.data.shards.format import ShardError
 from modeling_gpt2scratch.data.shards.manifest import DATA_MARKER, Manifest
@@ -30,7 +30,7 @@ PROGRESS_NAME = "progress.json"
 SQLITE_CACHE_KIB = 64 * 1024
 
 
-class ProgressError(ValueError):
+class ProgressError(MendableError, ValueError):
     """An unfinished preparation that cannot be continued as asked."""
 
 

@@ -16,9 +16,9 @@ from modeling_gpt2scratch.common.output_directory import CONVERTED_SHARDS, makin
 from modeling_gpt2scratch.data.tokens.ids import token_dtype
 from modeling_gpt2scratch.data.tokens.tokenizer import manifest_entries, save_tokenizer
 
-from .directory import open_directory, read_pieces, shard_layout
+from .directory import load_manifest, open_shard, read_pieces, shard_layout
 from .foreign import ForeignTokenizer, files_by_split
-from .format import MAX_SHARD_TOKENS, ShardError, are_ids, shard_header
+from .format import MAX_SHARD_TOKENS, ShardError, first_stranger, shard_header
 from .manifest import DATA_MARKER, MANIFEST_NAME, Manifest, ShardEntry
 from .token_files import TokenFile, read_token_file, token_files
 from .writer import SplitWriter
@@ -106,7 +106,9 @@ def to_llmc(
     """
     rule = {"marker": CONVERTED_SHARDS, "overwrite": overwrite}
     place = output_directory(output_dir, **rule, inputs=[source], flag="OUTPUT_DIR")
-    manifest = open_directory(source)
+    manifest = load_manifest(source)
+    for entry in manifest.shards:
+        open_shard(source / entry.file, entry, vocab_size=manifest.vocab_size)
     name = name or output_dir.absolute().name
     if name != Path(name).name:
         raise ShardError(f"expected --name to begin the names of files, found {name!r}")
@@ -154,7 +156,7 @@ def _copy_shard(path: Path, entry: ShardEntry, copy: Path, vocab_size: int) -> N
     with open(copy, "wb") as target:
         target.write(header.data)
         for tokens in read_pieces(path, shard_layout(entry, vocab_size), sha256):
-            if not are_ids(tokens, vocab_size):
+            if first_stranger(tokens, vocab_size) is not None:
                 raise ShardError(
                     f"{path}: expected ids below {vocab_size}, found others; run gpt2scratch "
                     f"shards verify"

@@ -6,6 +6,7 @@ format, and files of tokens that it does not list.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +16,10 @@ import numpy as np
 
 from modeling_gpt2scratch.data.tokens.ids import token_dtype
 
-from .format import HEADER_BYTES, ShardError, read_shard
+from .format import HEADER_BYTES, ShardError
 from .manifest import MANIFEST_NAME, FileLayout, Manifest, ShardEntry
 from .manifest_checks import AGAIN
-from .token_files import NANOGPT, read_token_file, token_files
+from .token_files import read_token_file, token_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,37 +28,16 @@ BYTES_PER_READ = 2**23
 MAX_THREADS = 8  # a disk does not become faster beyond
 
 
-def open_directory(directory: Path) -> Manifest:
-    """The manifest of a directory whose files all look as it says.
-
-    Raises:
-        ShardError: at the first that does not.
-    """
-    manifest = load_manifest(directory)
-    for entry in manifest.shards:
-        open_shard(directory / entry.file, entry, vocab_size=manifest.vocab_size)
-    return manifest
-
-
 def load_manifest(directory: Path) -> Manifest:
     """The manifest of a directory that holds no other files of tokens than it lists.
 
     Raises:
-        ShardError: if it does, or if the manifest cannot be true.
+        ShardError: if it does, as perhaps an entry was lost, or if the manifest cannot be true.
     """
     manifest = Manifest.load(directory)
-    refuse_unlisted(directory, manifest)
-    return manifest
-
-
-def refuse_unlisted(directory: Path, manifest: Manifest) -> None:
-    """Refuses files of tokens that the manifest says nothing of: perhaps an entry was lost.
-
-    Raises:
-        ShardError: at the first.
-    """
     for file in unlisted_files(directory, manifest):
         raise ShardError(unlisted(file))
+    return manifest
 
 
 def open_shard(path: Path, entry: ShardEntry, *, vocab_size: int) -> np.ndarray:
@@ -66,7 +46,7 @@ def open_shard(path: Path, entry: ShardEntry, *, vocab_size: int) -> np.ndarray:
     Args:
         path: of the file.
         entry: what the manifest says of it.
-        vocab_size: what its ids stay below; they are not read.
+        vocab_size: what its ids stay below; they are not read, see `check_token_ids`.
 
     Raises:
         ShardError: if the file is missing, truncated, of another format or not what the manifest
@@ -74,17 +54,20 @@ def open_shard(path: Path, entry: ShardEntry, *, vocab_size: int) -> np.ndarray:
     """
     if path.exists() and not path.is_file():
         raise ShardError(f"{path}: expected a file of tokens, found something else; remove it")
-    if entry.layout is None:
-        return read_shard(path, n_tokens=entry.n_tokens, vocab_size=vocab_size)
-    file = read_token_file(path, format=NANOGPT if entry.layout.format == NANOGPT else None)
-    expected, found = (entry.layout, entry.n_tokens), (file.layout, len(file.tokens))
+    layout = shard_layout(entry, vocab_size)
+    file = read_token_file(path, format=layout.format)
+    if entry.layout is None and file.format == "llm.c":  # our format without a vocabulary size
+        file = dataclasses.replace(file, format=layout.format)
+    tokens = file.tokens
+    expected, found = (layout, entry.n_tokens), (file.layout, len(tokens))
     if expected != found or file.vocab_size not in (None, vocab_size):
+        again = "prepare the data" if entry.layout is None else "adopt the directory"
         raise ShardError(
             f"{path}: expected {_described(*expected)} below {vocab_size}, found "
-            f"{_described(*found)} below {file.vocab_size or 'any'}; copy it again, or adopt the "
-            f"directory again"
+            f"{_described(*found)} below {file.vocab_size or 'any'}; copy it again, or {again} "
+            f"again"
         )
-    return file.tokens
+    return tokens
 
 
 def read_pieces(path: Path, layout: FileLayout, digest: hashlib._Hash) -> Iterator[np.ndarray]:

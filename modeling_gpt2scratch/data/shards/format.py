@@ -11,22 +11,22 @@ A document may run from one shard into the next: a split is one long stream of t
 `<|endoftext|>` stands before each document. `manifest.py` says which shards make a data set.
 """
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
 
-from modeling_gpt2scratch.common.atomic_files import write_file
+from modeling_gpt2scratch.common.errors import MendableError
 from modeling_gpt2scratch.data.tokens.ids import token_dtype
 
 # Magic and version by the type of the tokens: those of llm.c for GPT-2 and for Llama 3.
 LAYOUTS = {"<u2": (20240520, 1), "<u4": (20240801, 7)}
 HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS
+SUFFIXES = (".bin", ".npy")  # of our files of tokens, and of those of other programs
 MAX_SHARD_TOKENS = 2**31 - 1  # what the header can say
 
 
-class ShardError(ValueError):
+class ShardError(MendableError, ValueError):
     """A shard or manifest that must not be trained on; the message names the file and the fault."""
 
 
@@ -37,71 +37,22 @@ def shard_header(n_tokens: int, vocab_size: int) -> np.ndarray:
     return header
 
 
-def write_shard(path: Path, tokens: np.ndarray, *, vocab_size: int) -> str:
-    """Writes one shard in one step and returns the sha256 of the file."""
-    tokens = np.ascontiguousarray(tokens, dtype=token_dtype(vocab_size))
-    chunks = [shard_header(len(tokens), vocab_size).data, tokens.data]
-    write_file(path, *chunks)
-    sha256 = hashlib.sha256()
-    for chunk in chunks:
-        sha256.update(chunk)
-    return sha256.hexdigest()
-
-
-def read_shard(path: Path, *, n_tokens: int, vocab_size: int) -> np.ndarray:
-    """The tokens of a shard: read-only, memory-mapped, uint16 or uint32, of shape (n_tokens,).
-
-    Args:
-        path: the shard.
-        n_tokens: what the manifest says it holds.
-        vocab_size: what the manifest says its ids stay below.
-
-    Raises:
-        ShardError: if the file is missing, truncated, of another format, or if header and manifest
-            disagree. The ids themselves are not read; see `check_token_ids`.
-    """
-    try:
-        header = np.fromfile(path, dtype="<i4", count=HEADER_INTS)
-        n_bytes = path.stat().st_size
-    except OSError as error:
-        raise ShardError(f"{path}: expected a shard, found {error.strerror}") from None
-    dtype = np.dtype(token_dtype(vocab_size))
-    magic, version = LAYOUTS[dtype.str]
-    if len(header) < HEADER_INTS or tuple(header[:2]) != (magic, version):
-        raise ShardError(
-            f"{path}: expected a shard with magic {magic} version {version}, "
-            f"found {header[:2].tolist()}; prepare the data again"
-        )
-    expected_bytes = HEADER_BYTES + n_tokens * dtype.itemsize
-    if n_bytes != expected_bytes:
-        raise ShardError(
-            f"{path}: expected {expected_bytes} bytes for {n_tokens} tokens, found {n_bytes}; "
-            f"the file is truncated or was replaced, prepare the data again"
-        )
-    if header[2] != n_tokens or header[3] not in (0, vocab_size):
-        raise ShardError(
-            f"{path}: expected {n_tokens} tokens of a vocabulary of {vocab_size}, "
-            f"found {header[2]} of {header[3]}; prepare the data again"
-        )
-    # A plain view: slicing np.memmap objects costs several times as much.
-    return np.memmap(path, dtype=dtype, mode="r", offset=HEADER_BYTES).view(np.ndarray)
-
-
 def check_token_ids(path: Path, tokens: np.ndarray, *, vocab_size: int) -> None:
     """Reads a whole shard once and refuses ids that the model has no embedding for.
 
     Raises:
         ShardError: at the first id that is not below `vocab_size`.
     """
-    if not are_ids(tokens, vocab_size):
-        position = int(np.argmax((tokens >= vocab_size) | (tokens < 0)))
+    if (position := first_stranger(tokens, vocab_size)) is not None:
         raise ShardError(
             f"{path}: expected ids below {vocab_size}, found {tokens[position]} at token "
             f"{position}; prepare the data again"
         )
 
 
-def are_ids(tokens: np.ndarray, vocab_size: int) -> bool:
-    """Whether all are from 0 to `vocab_size` - 1; other programs' types may have a sign."""
-    is_signed = tokens.dtype.kind == "i"
-    return tokens.max(initial=0) < vocab_size and not (is_signed and tokens.min(initial=0) < 0)
+def first_stranger(tokens: np.ndarray, vocab_size: int) -> int | None:
+    """The flat index of the first that is not from 0 to `vocab_size` - 1, None if all are."""
+    is_signed = tokens.dtype.kind == "i"  # as other programs' types may be
+    if tokens.max(initial=0) < vocab_size and not (is_signed and tokens.min(initial=0) < 0):
+        return None
+    return int(np.argmax((tokens >= vocab_size) | (tokens < 0)))

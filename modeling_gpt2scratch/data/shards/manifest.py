@@ -15,7 +15,7 @@ from modeling_gpt2scratch.common.json_lines import unique_keys
 from modeling_gpt2scratch.common.output_directory import Marker
 from modeling_gpt2scratch.data.tokens.ids import token_dtype
 
-from .format import HEADER_BYTES, ShardError
+from .format import HEADER_BYTES, SUFFIXES, ShardError
 from .manifest_checks import (
     ADOPTED_FORMAT,
     AGAIN,
@@ -175,7 +175,7 @@ class Manifest:
 def _without_manifest(directory: Path, name: str, others: list[str]) -> str:
     """What to do about a directory that has no manifest."""
     found, advice = "none", "make one with prepare_data.py"
-    files = [path for suffix in ("bin", "npy") for path in directory.glob(f"*.{suffix}")]
+    files = [path for suffix in SUFFIXES for path in directory.glob(f"*{suffix}")]
     if others:
         found, advice = ", ".join(others), "merge the parts of this data set first"
     elif files:

@@ -23,12 +23,11 @@ import numpy as np
 from modeling_gpt2scratch.common.errors import one_line
 from modeling_gpt2scratch.data.tokens.ids import token_dtype
 
-from .format import HEADER_BYTES, HEADER_INTS, LAYOUTS, ShardError, are_ids
+from .format import HEADER_BYTES, HEADER_INTS, LAYOUTS, SUFFIXES, ShardError, first_stranger
 from .manifest import FileLayout
 
 NANOGPT = "nanogpt"
 NANOGPT_NAMES = ("train.bin", "val.bin")
-SUFFIXES = (".bin", ".npy")
 NPY_MAGIC = b"\x93NUMPY"
 LLMC_EVALUATION_MAGIC = 20240522  # HellaSwag and MMLU: multiple choice, no stream of tokens
 TOKENS_PER_READ = 2**22
@@ -89,11 +88,11 @@ class TokenFile:
         Raises:
             ShardError: at the first id below 0 or not below `vocab_size`.
         """
-        if not are_ids(tokens, vocab_size):
-            found = tokens[np.argmax((tokens < 0) | (tokens >= vocab_size))]
+        if (position := first_stranger(tokens, vocab_size)) is not None:
             raise ShardError(
                 f"{self.path}: expected ids from 0 to {vocab_size - 1} as in the tokenizer "
-                f"{tokenizer}, found {found}; name the tokenizer that wrote it with --tokenizer"
+                f"{tokenizer}, found {tokens[position]}; name the tokenizer that wrote it with "
+                f"--tokenizer"
             )
 
 
@@ -102,7 +101,7 @@ def read_token_file(path: Path, *, format: str | None = None) -> TokenFile:
 
     Args:
         path: the file.
-        format: "nanogpt" for a file without a header that has another name than nanoGPT's.
+        format: what it is said to be. Only "nanogpt" decides, as such a file has no header.
 
     Raises:
         ShardError: if it is no token file, empty, truncated or of a type that is not integer.
@@ -137,9 +136,10 @@ def read_token_file(path: Path, *, format: str | None = None) -> TokenFile:
     if path.name in NANOGPT_NAMES:
         return _read_nanogpt(path, n_bytes)
     known = " or ".join(str(known) for known, _ in LAYOUTS.values())
+    is_unknown = "if it is a headerless uint16 file as nanoGPT writes, say so with --format nanogpt"
     raise ShardError(
-        f"{path}: expected a .npy file or a header with magic {known}, found {magic}; if it is a "
-        f"headerless uint16 file as nanoGPT writes, say so with --format nanogpt"
+        f"{path}: expected a .npy file or a header with magic {known}, found {magic}; "
+        f"{COPY_AGAIN if format else is_unknown}"
     )
 
 

@@ -20,7 +20,7 @@ from .directory import (
     unlisted,
     unlisted_files,
 )
-from .format import ShardError, are_ids
+from .format import ShardError, first_stranger
 from .manifest import MANIFEST_NAME, PART_PATTERN, Manifest, ShardEntry
 from .manifest_checks import ManifestError
 
@@ -118,8 +118,8 @@ def read_whole(path: Path, entry: ShardEntry, manifest: Manifest) -> Found:
     out_of_range = None
     for tokens in read_pieces(path, shard_layout(entry, manifest.vocab_size), sha256):
         n_documents += int(np.count_nonzero(tokens == manifest.end_of_text_id))
-        if out_of_range is None and not are_ids(tokens, manifest.vocab_size):
-            first = int(np.argmax((tokens >= manifest.vocab_size) | (tokens < 0)))
+        first = first_stranger(tokens, manifest.vocab_size)
+        if out_of_range is None and first is not None:
             out_of_range = f"{tokens[first]} at token {position + first}"
         position += len(tokens)
     problems = []

@@ -11,7 +11,8 @@ import numpy as np
 
 from modeling_gpt2scratch.data.tokens.ids import token_dtype
 
-from .format import HEADER_BYTES, ShardError, read_shard, shard_header
+from .directory import open_shard
+from .format import HEADER_BYTES, ShardError, shard_header
 from .manifest import ShardEntry, Split
 
 
@@ -152,7 +153,7 @@ class SplitWriter:
             path = self._directory / entry.file
             if not path.exists() and _partial(path).exists():
                 os.replace(_partial(path), path)
-            read_shard(path, n_tokens=entry.n_tokens, vocab_size=self._vocab_size)
+            open_shard(path, entry, vocab_size=self._vocab_size)
         self._n_published = len(self._shards)
         self._n_in_file = state["n_tokens_of_partial"]
         path = self._directory / f"{self._split}_{len(self._shards):06d}.bin"

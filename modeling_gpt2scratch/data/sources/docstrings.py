@@ -2,7 +2,6 @@
 
 import ast
 import hashlib
-import json
 import platform
 import sys
 import sysconfig
@@ -15,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from modeling_gpt2scratch.common.activity import activity, progress_bar
-from modeling_gpt2scratch.common.atomic_files import write_file
+from modeling_gpt2scratch.common.atomic_files import write_json_lines
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.common.threads import n_cores
 from modeling_gpt2scratch.data.tokens.text import well_formed
@@ -62,7 +61,7 @@ class DocstringFile:
         if not path.exists():
             directory.mkdir(parents=True, exist_ok=True)
             texts = docstrings(n_cores())
-            write_file(path, "".join(json.dumps({"text": t}) + "\n" for t in texts).encode())
+            write_json_lines(path, ({"text": text} for text in texts))
             n_bytes = sum(len(text.encode()) for text in texts)
             size = f"{len(texts):,} documents, {n_bytes / 1e6:.1f} MB of prose"
             tqdm.write(f"docstrings: {size}", file=sys.stderr)

@@ -7,32 +7,36 @@ Only names travel until `fetch`; what it returns has the size and the checksum t
 """
 
 import difflib
-import hashlib
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from huggingface_hub import HfApi, RepoFile, constants, hf_hub_download
 from huggingface_hub.errors import RevisionNotFoundError
 from tqdm import tqdm
 
+from modeling_gpt2scratch.common.checksums import file_sha256
 from modeling_gpt2scratch.common.errors import SourceError, one_line
 from modeling_gpt2scratch.common.hub_requests import (
     DEFAULT_RETRIES,
     LOGIN_HINT,
     DamagedFileError,
+    blob_id,
     temporary_cause,
     unreadable,
     with_retries,
 )
 from modeling_gpt2scratch.common.retries import Retries
 
+Answer = TypeVar("Answer")
+
 PARQUET_REVISION = "refs/convert/parquet"  # where the Hub keeps what it converted itself
 READABLE = re.compile(r".*\.(parquet|(jsonl|csv|txt)(\.(gz|zst|xz))?)")
+SPLIT = "train"  # the one that is read
 PATHS_PER_REQUEST = 100
 # The first that is asked of the Hub: who has no network, or misspelt a name, should not wait long.
 LISTING_RETRIES = Retries(give_up_after_seconds=30)
@@ -130,9 +134,7 @@ class HubFile:
         n_bytes = path.stat().st_size
         if n_bytes != self.n_bytes:
             return f"expected {self.n_bytes} bytes, found {n_bytes}"
-        hasher = hashlib.sha256() if self.sha256 else hashlib.sha1(b"blob %d\0" % n_bytes)
-        with open(path, "rb") as file:
-            found = hashlib.file_digest(file, lambda: hasher).hexdigest()
+        found = file_sha256(path) if self.sha256 else blob_id(path)
         expected = self.sha256 or self.blob_id
         return None if found == expected else f"expected checksum {expected}, found {found}"
 
@@ -141,11 +143,10 @@ def list_files(
     repository: str,
     *,
     subset: str | None = None,
-    split: str = "train",
     revision: str | None = None,
     retries: Retries = LISTING_RETRIES,
 ) -> list[HubFile]:
-    """The files of one split of a data set, in the order of the `datasets` library.
+    """The files of the split `train` of a data set, in the order of the `datasets` library.
 
     Where the repository itself has a loading script, or files of other formats, the Hub's own
     conversion to parquet is taken, if it is complete (of a script's data also an incomplete one,
@@ -154,7 +155,6 @@ def list_files(
     Args:
         repository: "OWNER/NAME" of a data set.
         subset: configuration, such as "sample-10BT".
-        split: such as "train".
         revision: branch, tag or commit; `refs/convert/parquet` for the Hub's conversion.
 
     Returns:
@@ -163,13 +163,7 @@ def list_files(
     Raises:
         SourceError: if the data set, subset or split does not exist or is not accessible.
     """
-    request = partial(_list_once, repository, subset, split, revision)
-    try:
-        return with_retries(request, repository, retries)
-    except SourceError:
-        raise
-    except Exception as error:  # of the network, the file system, or any file format
-        raise unreadable(repository, error) from error
+    return _ask(partial(_list_once, repository, subset, revision), repository, retries)
 
 
 def commit_of(repository: str, revision: str | None) -> str:
@@ -179,12 +173,7 @@ def commit_of(repository: str, revision: str | None) -> str:
         SourceError: if it does not exist or is not accessible.
     """
     request = partial(HfApi().dataset_info, repository, revision=revision, expand=["sha"])
-    try:
-        return with_retries(request, repository, LISTING_RETRIES).sha
-    except SourceError:
-        raise
-    except Exception as error:  # of the network
-        raise unreadable(repository, error) from error
+    return _ask(request, repository, LISTING_RETRIES).sha
 
 
 def remove_partial_downloads(directory: Path) -> None:
@@ -193,12 +182,20 @@ def remove_partial_downloads(directory: Path) -> None:
         partial_file.unlink(missing_ok=True)
 
 
-def _list_once(
-    repository: str, subset: str | None, split: str, revision: str | None
-) -> list[HubFile]:
+def _ask(request: Callable[[], Answer], repository: str, retries: Retries) -> Answer:
+    """The answer to a request; whatever goes wrong in the end is a SourceError."""
+    try:
+        return with_retries(request, repository, retries)
+    except SourceError:
+        raise
+    except Exception as error:  # of the network, the file system, or any file format
+        raise unreadable(repository, error) from error
+
+
+def _list_once(repository: str, subset: str | None, revision: str | None) -> list[HubFile]:
     """`list_files` without a second try."""
     if revision == PARQUET_REVISION:
-        return _converted(repository, subset, split)[0]
+        return _converted(repository, subset)[0]
     # Only this takes the library, which needs a second to import.
     import datasets
 
@@ -220,24 +217,24 @@ def _list_once(
     except RuntimeError as error:
         if "scripts are no longer supported" not in str(error):
             raise
-        return _of_script(repository, subset, split)
+        return _of_script(repository, subset)
     by_split = builder.config.data_files or {}
-    _check_name("split", split, list(by_split), repository)
+    _check_name("split", SPLIT, list(by_split), repository)
     prefix = f"{source}@{sha}/"
-    addresses = list(dict.fromkeys(by_split[split]))  # two patterns may find the same file
+    addresses = list(dict.fromkeys(by_split[SPLIT]))  # two patterns may find the same file
     if all(a.startswith(prefix) and READABLE.fullmatch(a) for a in addresses):
         return _described(repository, [a.removeprefix(prefix) for a in addresses], sha)
     try:
-        files, is_partial = _converted(repository, subset, split)
+        files, is_partial = _converted(repository, subset)
     except (RevisionNotFoundError, SourceError):
         return []
     return [] if is_partial else files
 
 
-def _of_script(repository: str, subset: str | None, split: str) -> list[HubFile]:
+def _of_script(repository: str, subset: str | None) -> list[HubFile]:
     """The converted files of a data set that is a script, which nothing else can read."""
     try:
-        files, is_partial = _converted(repository, subset, split)
+        files, is_partial = _converted(repository, subset)
     except RevisionNotFoundError:
         raise SourceError(
             f"{repository}: expected data files, found a loading script, which is no longer run, "
@@ -252,7 +249,7 @@ def _of_script(repository: str, subset: str | None, split: str) -> list[HubFile]
     return files
 
 
-def _converted(repository: str, subset: str | None, split: str) -> tuple[list[HubFile], bool]:
+def _converted(repository: str, subset: str | None) -> tuple[list[HubFile], bool]:
     """Files that the Hub converted, SUBSET/SPLIT/0000.parquet, and whether rows are missing.
 
     Raises:
@@ -269,10 +266,10 @@ def _converted(repository: str, subset: str | None, split: str) -> tuple[list[Hu
     if subset is None and (len(found) == 1 or "default" in found):
         subset = "default" if "default" in found else next(iter(found))
     _check_name("subset", subset, list(found), repository)
-    is_partial = split not in found[subset] and f"partial-{split}" in found[subset]
+    is_partial = SPLIT not in found[subset] and f"partial-{SPLIT}" in found[subset]
     by_split = {name.removeprefix("partial-"): files for name, files in found[subset].items()}
-    _check_name("split", split, list(by_split), repository)
-    return sorted(by_split[split], key=lambda file: file.name), is_partial
+    _check_name("split", SPLIT, list(by_split), repository)
+    return sorted(by_split[SPLIT], key=lambda file: file.name), is_partial
 
 
 def _described(repository: str, names: list[str], sha: str) -> list[HubFile]:

@@ -1,4 +1,6 @@
-"""Names that tokenizers have on the command line; reading them loads nothing."""
+"""Names that tokenizers have on the command line; reading them loads next to nothing."""
+
+from modeling_gpt2scratch.common.errors import MendableError
 
 GPT2 = "gpt2"
 BYTES = "bytes"
@@ -7,7 +9,7 @@ KNOWN_NAMES = "gpt2, bytes, bpe:N, or a directory or Hub repository with a token
 MAX_TRAINED_VOCAB_SIZE = 2**16  # what uint16 shards can hold
 
 
-class TokenizerError(ValueError):
+class TokenizerError(MendableError, ValueError):
     """A tokenizer that cannot be had or cannot be used here."""
 
 

@@ -19,6 +19,8 @@ from functools import partial
 from multiprocessing import connection
 from typing import NamedTuple
 
+from modeling_gpt2scratch.common.errors import MendableError
+
 from .encoder import (
     DocumentEncoder,
     DocumentError,
@@ -31,7 +33,7 @@ BATCHES_PER_WORKER = 3  # on their way at a time: one in work, the others so tha
 SECONDS_TO_END = 2.0  # of the pool's own thread, once its processes are dead
 
 
-class WorkerError(RuntimeError):
+class WorkerError(MendableError, RuntimeError):
     """A worker process that died, or that met a document which it cannot encode."""
 
 

@@ -3,7 +3,6 @@
 import html
 import json
 from collections.abc import Iterable, Sequence
-from importlib.util import find_spec
 
 # The browser itself refuses whatever would leave the page.
 POLICY = (
@@ -16,13 +15,6 @@ table.plain { border-collapse: collapse }
 table.plain td { border-bottom: 1px solid #ddd; padding: .2rem 1rem .2rem 0; vertical-align: top }
 pre { background: #f5f5f5; overflow-x: auto; padding: .7rem; white-space: pre-wrap }
 """
-
-
-def missing_package(name: str) -> str | None:
-    """One line on what to install, None if the package is there; such pages embed it."""
-    if find_spec(name) is not None:
-        return None
-    return f"expected the package {name}, found none; pip install {name}"
 
 
 def html_page(title: str, *parts: str, style: str = "") -> bytes:

@@ -52,7 +52,7 @@ def write_samples(
     for name, cell in model.tasks.items():
         if cell.result is not None and cell.result.samples:
             path = folder / f"samples_{sanitized(name)}_{stamp}.jsonl"
-            write_json_lines(path, sample_rows(tasks[name], cell.result))
+            write_json_lines(path, sample_rows(tasks[name], cell.result), ensure_ascii=False)
 
 
 def sample_rows(task: Task, result: TaskResult) -> Iterator[dict[str, Any]]:

@@ -11,11 +11,15 @@ from huggingface_hub import constants
 from transformers import PreTrainedModel
 from transformers.utils import cached_file, is_peft_available
 
-from modeling_gpt2scratch.checkpoints.weight_files import WeightsError, naming_damaged_files
+from modeling_gpt2scratch.checkpoints.weight_files import (
+    ADAPTER_NAME,
+    CONFIG_NAME,
+    WeightsError,
+    naming_damaged_files,
+)
 from modeling_gpt2scratch.common.addresses import public, split_revision
 from modeling_gpt2scratch.common.errors import named
 
-CONFIG_NAME = "adapter_config.json"
 MERGE_HINT = "merge the adapter into its model first (PeftModel.merge_and_unload)"
 
 
@@ -26,7 +30,7 @@ def adapter_config(name: str) -> Path | None:
         name: a directory, or a repository of the Hub, perhaps with @REVISION.
     """
     if Path(name).is_dir():
-        path = Path(name, CONFIG_NAME)
+        path = Path(name, ADAPTER_NAME)
         return path if path.is_file() else None
     return _adapter_config_of_hub(name)
 
@@ -49,7 +53,7 @@ def _adapter_config_of_hub(name: str) -> Path | None:
     )
     try:
         repository, revision = split_revision(name)
-        path = cached_file(repository, CONFIG_NAME, revision=revision, **options)
+        path = cached_file(repository, ADAPTER_NAME, revision=revision, **options)
     except (OSError, ValueError):  # no such repository; loading will say it
         return None
     return Path(path) if path else None
@@ -71,7 +75,7 @@ def base_of_adapter(name: str) -> str | None:
             f"expected peft for the adapter {name}, found it not installed; pip install peft, or "
             f"{MERGE_HINT}"
         )
-    if path.with_name("config.json").is_file():
+    if path.with_name(CONFIG_NAME).is_file():
         return None  # a whole model, whose adapter transformers loads with it
     try:
         base = str(json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"])
@@ -80,7 +84,7 @@ def base_of_adapter(name: str) -> str | None:
             f"{path}: expected base_model_name_or_path, found {named(error)}; {MERGE_HINT}"
         ) from error
     for place in (Path(base), path.parent / base):
-        if (place / "config.json").is_file():
+        if (place / CONFIG_NAME).is_file():
             return str(place)
     if base.startswith((".", "/", "~")):
         raise ValueError(

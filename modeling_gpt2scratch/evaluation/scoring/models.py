@@ -72,10 +72,10 @@ def load_scorer(
         name, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
     )
     accelerator = processes.accelerator
-    if accelerator is None or device not in ("auto", "cpu"):
-        place = resolve_device(device)
-    else:
+    if accelerator is not None and device in ("auto", "cpu"):
         place = accelerator.device
+    else:
+        place = available_device() if device == "auto" else torch.device(device)
     model = model.to(place)
     if accelerator is None:
         return CausalScorer(model, tokenizer, batch_tokens=batch_tokens)
@@ -216,11 +216,6 @@ def require_fitting(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) 
             f"expected a tokenizer of at most the model's {n_embeddings:,} entries, found "
             f"{tokenizer.vocab_size:,}: is this the model's tokenizer?"
         )
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device called `name`; auto is the fastest kind there is."""
-    return available_device() if name == "auto" else torch.device(name)
 
 
 def describe_model(scorer: CausalScorer) -> dict[str, Any]:

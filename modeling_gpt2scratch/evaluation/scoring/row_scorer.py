@@ -59,7 +59,7 @@ class RowScorer(CausalModel):
             batch_tokens = FEWER_BATCH_TOKENS.get(model.device.type, AUTO_BATCH_TOKENS)
         self.batch_tokens = batch_tokens
         # What batches are made for. It stays as it is, so that several processes make the same.
-        self._planned_tokens = batch_tokens
+        self.planned_tokens = batch_tokens
         self._takes_trees: bool | None = None  # not tried yet
 
     def score_windows(
@@ -71,7 +71,7 @@ class RowScorer(CausalModel):
         """
         lengths = [len(window) - 1 for window in windows]
         batches = plan_batches(
-            [[index] for index in range(len(windows))], lengths, self._planned_tokens
+            [[index] for index in range(len(windows))], lengths, self.planned_tokens
         )
         for index, nats, _ in self._score_tails(batches, windows, lengths, description):
             yield index, nats
@@ -131,12 +131,12 @@ class RowScorer(CausalModel):
         inputs = [row[:-1] for row in rows]
         trees, lengths = join_rows(
             inputs,
-            most_tokens=min(self._planned_tokens, self._most_tree_tokens),
+            most_tokens=min(self.planned_tokens, self._most_tree_tokens),
             n_channels=self.model.get_input_embeddings().weight.shape[1],
         )
         if len(trees) < len(rows) and not self._can_join():
             trees, lengths = [[index] for index in range(len(rows))], list(map(len, inputs))
-        return plan_batches(trees, lengths, self._planned_tokens)
+        return plan_batches(trees, lengths, self.planned_tokens)
 
     def _score_batch(
         self, batch: Batch, rows: Sequence[np.ndarray], n_scored: Sequence[int]

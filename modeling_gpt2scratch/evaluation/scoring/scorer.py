@@ -47,11 +47,6 @@ class CausalScorer(RowScorer):
         )
         self.tokenizer = tokenizer
 
-    @property
-    def planned_tokens(self) -> int:
-        """`batch_tokens` before memory ran out: batches made for it are alike on all processes."""
-        return self._planned_tokens
-
     def score_continuations(
         self, pairs: Sequence[tuple[str, str]], *, description: str = "continuations"
     ) -> ContinuationScores:

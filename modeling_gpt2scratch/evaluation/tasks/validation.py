@@ -24,7 +24,8 @@ import numpy as np
 from modeling_gpt2scratch.data.shards.directory import (
     load_own_tokenizer,
     open_shard,
-    refuse_unlisted,
+    unlisted,
+    unlisted_files,
 )
 from modeling_gpt2scratch.data.shards.format import ShardError, check_token_ids
 from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME, Manifest
@@ -114,7 +115,7 @@ class ValidationTask:
         """Split `val` of a shard directory, and the first `selection.limit` windows of it."""
         directory = Path(cls.data.source(selection))
         manifest = Manifest.load(directory)
-        split = read_split(directory, "val", manifest)
+        split = read_split(directory, manifest)
         return cls(split, load_own_tokenizer(directory, manifest), selection.limit)
 
     @property
@@ -246,28 +247,23 @@ def _normalization_of(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], str
     return normalizer.normalize_str if normalizer is not None else lambda text: text
 
 
-def read_split(directory: Path, name: str, manifest: Manifest | None = None) -> ValidationSplit:
-    """Split `name` of a shard directory, every length and checksum of its manifest verified.
-
-    Args:
-        directory: of the shards.
-        name: of the split.
-        manifest: of the directory, read again if None.
+def read_split(directory: Path, manifest: Manifest) -> ValidationSplit:
+    """Split `val` of a shard directory, every length and checksum of its manifest verified.
 
     Raises:
         ShardError: naming the file, the expected and the found.
     """
-    manifest = manifest or Manifest.load(directory)
     path = directory / MANIFEST_NAME
-    if name not in manifest.splits:
+    if "val" not in manifest.splits:
         raise ShardError(
-            f"{path}: expected a split {name!r}, found {', '.join(manifest.splits)}; prepare the "
+            f"{path}: expected a split 'val', found {', '.join(manifest.splits)}; prepare the "
             f"data with a --val_fraction above 0"
         )
-    split = manifest.splits[name]
+    split = manifest.splits["val"]
     if not split.shards:
-        raise ShardError(f"{path}: expected tokens in the split {name!r}, found none")
-    refuse_unlisted(directory, manifest)
+        raise ShardError(f"{path}: expected tokens in the split 'val', found none")
+    for file in unlisted_files(directory, manifest):
+        raise ShardError(unlisted(file))
     digest = hashlib.sha256()
     pieces = []
     for entry in split.shards:

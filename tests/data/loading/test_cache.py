@@ -11,7 +11,8 @@ from support.counting_shards import N_SHARDS, SHARD_BYTES, batches_of, cache_of,
 from support.processes import PATIENCE
 from support.servers.faulty_server import delay, serve
 
-from modeling_gpt2scratch.data.loading.cache import PARTIAL, Closed, ShardCache
+from modeling_gpt2scratch.common.output_directory import PARTIAL_SUFFIX
+from modeling_gpt2scratch.data.loading.cache import Closed, ShardCache
 from modeling_gpt2scratch.data.loading.store import LocalStore
 
 
@@ -62,7 +63,7 @@ def test_least_recently_used_shards_leave_first_and_kept_ones_never(tmp_path):
 @pytest.mark.parametrize("name", ["x", "a"])
 def test_what_a_killed_download_left_takes_no_room(tmp_path, name):
     cache = ShardCache(tmp_path, limit_bytes=300)
-    (tmp_path / "shards" / f"{name}.250{PARTIAL}").write_bytes(bytes(90))
+    (tmp_path / "shards" / f"{name}.250{PARTIAL_SUFFIX}").write_bytes(bytes(90))
     (tmp_path / "shards" / ".DS_Store").write_bytes(b"not ours")
     cache.get("a", 100, download=lambda path: path.write_bytes(bytes(100)))
     assert {path.name for path in (tmp_path / "shards").iterdir()} == {"a.bin", ".DS_Store"}
@@ -80,7 +81,7 @@ def test_who_waits_for_a_lock_is_freed_when_the_cache_closes(tmp_path):
 def test_a_download_under_way_has_its_place_in_the_cache(tmp_path):
     cache = ShardCache(tmp_path, limit_bytes=300)
     (tmp_path / "shards" / "a.bin").write_bytes(bytes(100))
-    (tmp_path / "shards" / f"x.200{PARTIAL}").touch()
+    (tmp_path / "shards" / f"x.200{PARTIAL_SUFFIX}").touch()
     with cache.lock("x"):  # somebody downloads 200 bytes
         thread = threading.Thread(
             target=cache.get, args=("b", 100), kwargs={"download": lambda p: p.write_bytes(b"")}

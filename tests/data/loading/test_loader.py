@@ -12,10 +12,11 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from support.counting_shards import VOCAB_SIZE, write_stream
+from support.token_directories import write_shard
 
 from modeling_gpt2scratch.data.loading.loader import ShardLoader, TokenWindows, model_inputs
 from modeling_gpt2scratch.data.loading.window_order import MixtureOrder, WindowOrder, shuffled
-from modeling_gpt2scratch.data.shards.format import HEADER_BYTES, ShardError, write_shard
+from modeling_gpt2scratch.data.shards.format import HEADER_BYTES, ShardError
 from modeling_gpt2scratch.data.shards.manifest import Manifest
 
 # Few examples, because every shard is flushed to the disk.
@@ -345,7 +346,7 @@ def test_a_byte_that_changed_within_the_vocabulary_is_found_by_its_checksum(tmp_
 def test_an_empty_or_foreign_shard_is_refused_by_name(tmp_path, content):
     write_stream(tmp_path, 20, shard_tokens=8)
     (tmp_path / "train_000001.bin").write_bytes(content)
-    expected = "a shard with magic" if content else "tokens, found none"
+    expected = ".* with magic" if content else "tokens, found none"
     with pytest.raises(ShardError, match=rf"train_000001\.bin: expected {expected}"):
         TokenWindows(tmp_path, "train", sequence_length=4)
 

@@ -7,14 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.token_directories import write_shard
 
-from modeling_gpt2scratch.data.shards.format import (
-    ShardError,
-    check_token_ids,
-    read_shard,
-    write_shard,
-)
-from modeling_gpt2scratch.data.shards.manifest import Split
+from modeling_gpt2scratch.data.shards.directory import open_shard
+from modeling_gpt2scratch.data.shards.format import ShardError, check_token_ids
+from modeling_gpt2scratch.data.shards.manifest import ShardEntry, Split
 from modeling_gpt2scratch.data.shards.writer import SplitWriter
 
 MAX_ID = 2**16 - 1
@@ -30,6 +27,11 @@ def write_split(directory, documents, *, shard_tokens, vocab_size, split="train"
     for document in documents:
         writer.add(np.array(document, dtype=np.uint32), n_bytes=len(document))
     return writer.close()
+
+
+def read(path, n_tokens, vocab_size):
+    """The tokens of a shard of which a manifest says this."""
+    return open_shard(path, ShardEntry(path.name, n_tokens, ""), vocab_size=vocab_size)
 
 
 def refusal(function, *arguments, **keywords):
@@ -52,8 +54,7 @@ def test_shards_read_back_to_back_are_the_documents_written_back_to_back(
     directory = tmp_path_factory.mktemp("shards")
     split = write_split(directory, documents, shard_tokens=shard_tokens, vocab_size=MAX_ID + 1)
     shards = [
-        read_shard(directory / entry.file, n_tokens=entry.n_tokens, vocab_size=MAX_ID + 1)
-        for entry in split.shards
+        open_shard(directory / entry.file, entry, vocab_size=MAX_ID + 1) for entry in split.shards
     ]
     stream = [token for document in documents for token in document]
     assert [token for shard in shards for token in shard.tolist()] == stream
@@ -109,9 +110,8 @@ def test_a_split_without_documents_has_no_shards(tmp_path):
 
 
 def test_a_shard_begins_with_the_header_of_llm_c_and_goes_on_in_little_endian(tmp_path):
-    path = tmp_path / "train_000000.bin"
-    write_shard(path, np.array([258, 0, 50256], dtype=np.uint32), vocab_size=50257)
-    content = path.read_bytes()
+    write_split(tmp_path, [[258, 0, 50256]], shard_tokens=9, vocab_size=50257)
+    content = (tmp_path / "train_000000.bin").read_bytes()
     # Magic, version, number of tokens; the fourth of the 256 words is ours.
     assert struct.unpack("<256i", content[:1024]) == (20240520, 1, 3, 50257) + (0,) * 252
     assert content[1024:] == b"\x02\x01" + b"\x00\x00" + b"\x50\xc4"
@@ -119,19 +119,12 @@ def test_a_shard_begins_with_the_header_of_llm_c_and_goes_on_in_little_endian(tm
 
 def test_a_shard_is_read_as_a_plain_array_that_cannot_be_written(tmp_path):
     path = tmp_path / "train_000000.bin"
-    write_shard(path, np.array([1, 2, 3]), vocab_size=10)
-    tokens = read_shard(path, n_tokens=3, vocab_size=10)
+    write_shard(path, [1, 2, 3], vocab_size=10)
+    tokens = read(path, 3, 10)
     assert type(tokens) is np.ndarray
     assert tokens.dtype == np.uint16
     with pytest.raises(ValueError, match="read-only"):
         tokens[0] = 7
-
-
-def test_a_shard_that_is_written_again_is_replaced(tmp_path):
-    path = tmp_path / "train_000000.bin"
-    write_shard(path, np.arange(9), vocab_size=10)
-    write_shard(path, np.array([5]), vocab_size=10)
-    assert read_shard(path, n_tokens=1, vocab_size=10).tolist() == [5]
 
 
 def with_header_word(index, value):
@@ -143,6 +136,9 @@ def with_header_word(index, value):
     return change
 
 
+IDS = "3 ids <u2 of gpt2scratch after 1024 bytes"
+
+
 @pytest.mark.parametrize(
     ("change", "expected", "found"),
     [
@@ -150,12 +146,18 @@ def with_header_word(index, value):
         (lambda content: content[:-1], "1030 bytes for 3 tokens", "1029"),
         (lambda content: content + b"\0\0", "1030 bytes for 3 tokens", "1032"),
         (lambda content: content[:1024], "1030 bytes for 3 tokens", "1024"),
-        (lambda content: content[:100], "a shard with magic 20240520", "[20240520, 1]"),
-        (lambda content: b"", "a shard with magic 20240520", "[]"),
-        (with_header_word(0, 20240801), "magic 20240520 version 1", "[20240801, 1]"),
-        (with_header_word(1, 2), "magic 20240520 version 1", "[20240520, 2]"),
-        (with_header_word(2, 4), "3 tokens of a vocabulary of 10", "4 of 10"),
-        (with_header_word(3, 11), "3 tokens of a vocabulary of 10", "3 of 11"),
+        (lambda content: content[:100], "a header of 1024 bytes", "100"),
+        (lambda content: b"", "tokens", "an empty file"),
+        (with_header_word(0, 7), "a header with magic 20240520 or 20240801", "7"),
+        (with_header_word(0, 20240801), "version 7 with magic 20240801", "1"),
+        (with_header_word(1, 2), "version 1 with magic 20240520", "2"),
+        (with_header_word(2, 4), "1032 bytes for 4 tokens", "1030"),
+        (with_header_word(3, 11), f"{IDS} below 10", f"{IDS} below 11"),
+        (
+            lambda content: with_header_word(2, 2)(content[:-2]),
+            f"{IDS} below 10",
+            "2 ids <u2 of gpt2scratch after 1024 bytes below 10",
+        ),
     ],
     ids=[
         "a token short",
@@ -165,16 +167,18 @@ def with_header_word(index, value):
         "half a header",
         "empty",
         "magic",
+        "magic of the larger type",
         "version",
         "number of tokens",
         "vocabulary",
+        "another shard",
     ],
 )
 def test_a_damaged_shard_is_refused_by_name(tmp_path, change, expected, found):
     path = tmp_path / "train_000000.bin"
-    write_shard(path, np.array([1, 2, 3]), vocab_size=10)
+    write_shard(path, [1, 2, 3], vocab_size=10)
     path.write_bytes(change(path.read_bytes()))
-    message = refusal(read_shard, path, n_tokens=3, vocab_size=10)
+    message = refusal(read, path, 3, 10)
     assert message.startswith(f"{path}: ")
     assert expected in message
     assert f"found {found};" in message
@@ -182,8 +186,8 @@ def test_a_damaged_shard_is_refused_by_name(tmp_path, change, expected, found):
 
 def test_a_shard_that_is_not_there_is_refused_by_name(tmp_path):
     path = tmp_path / "train_000000.bin"
-    message = refusal(read_shard, path, n_tokens=3, vocab_size=10)
-    assert message == f"{path}: expected a shard, found No such file or directory"
+    message = refusal(read, path, 3, 10)
+    assert message == f"{path}: expected a token file, found No such file or directory"
 
 
 def test_the_first_id_beyond_the_vocabulary_is_found_in_a_shard(tmp_path):
@@ -211,12 +215,10 @@ def test_a_vocabulary_that_two_bytes_cannot_hold_takes_four(tmp_path):
     first, last = (tmp_path / entry.file for entry in split.shards)
     assert np.frombuffer(first.read_bytes()[:16], "<i4").tolist() == [20240801, 7, 3, 100_000]
     assert np.frombuffer(last.read_bytes()[1024:], "<u4").tolist() == [99_999]
-    tokens = read_shard(first, n_tokens=3, vocab_size=100_000)
+    tokens = read(first, 3, 100_000)
     assert (tokens.dtype, tokens.tolist()) == (np.dtype("<u4"), [0, 65535, 65536])
     # Nothing larger than its type is ever cut to fit.
-    assert "expected a shard with magic 20240520" in refusal(
-        read_shard, first, n_tokens=3, vocab_size=50_257
-    )
+    assert "expected 3 ids <u2 of gpt2scratch after" in refusal(read, first, 3, 50_257)
 
 
 def test_a_shard_of_a_program_that_writes_no_vocabulary_size_is_read(tmp_path):
@@ -224,10 +226,10 @@ def test_a_shard_of_a_program_that_writes_no_vocabulary_size_is_read(tmp_path):
     header = np.zeros(256, "<i4")
     header[:3] = 20240520, 1, 2
     path.write_bytes(header.tobytes() + np.array([50256, 7], "<u2").tobytes())
-    assert read_shard(path, n_tokens=2, vocab_size=50_257).tolist() == [50256, 7]
+    assert read(path, 2, 50_257).tolist() == [50256, 7]
 
 
 def test_a_vocabulary_of_65536_fits(tmp_path):
     split = write_split(tmp_path, [[0, MAX_ID]], shard_tokens=4, vocab_size=MAX_ID + 1)
-    tokens = read_shard(tmp_path / split.shards[0].file, n_tokens=2, vocab_size=MAX_ID + 1)
+    tokens = read(tmp_path / split.shards[0].file, 2, MAX_ID + 1)
     assert tokens.tolist() == [0, 65535]

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.token_directories import write_shard
 
 from modeling_gpt2scratch.data.shards import token_files as module
-from modeling_gpt2scratch.data.shards.format import ShardError, write_shard
+from modeling_gpt2scratch.data.shards.format import ShardError
 from modeling_gpt2scratch.data.shards.token_files import read_token_file, token_files
 
 IDS = [50256, 15496, 11, 995, 0]
@@ -89,7 +90,7 @@ def test_every_format_gives_the_same_ids_in_pieces_of_any_size(tmp_path_factory,
     write(directory, "llmc.bin", headed(20240520, 1, len(ids), ids, "H"))
     write(directory, "array.npy", npy(ids))
     write(directory, "train.bin", struct.pack(f"<{len(ids)}H", *ids))
-    write_shard(directory / "ours.bin", np.array(ids), vocab_size=2**16)
+    write_shard(directory / "ours.bin", ids, vocab_size=2**16)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "TOKENS_PER_READ", per_read)
         for path in token_files(directory):
@@ -99,7 +100,7 @@ def test_every_format_gives_the_same_ids_in_pieces_of_any_size(tmp_path_factory,
 
 
 def test_our_files_and_what_numpy_saves_are_read(tmp_path):
-    write_shard(tmp_path / "train_000000.bin", np.array(IDS), vocab_size=50257)
+    write_shard(tmp_path / "train_000000.bin", IDS, vocab_size=50257)
     np.save(tmp_path / "ids.npy", np.array(IDS, dtype=np.uint16))
     ours, saved = (read_token_file(path) for path in sorted(tmp_path.iterdir(), reverse=True))
     assert (ours.format, ours.vocab_size, ours.tokens.tolist()) == ("gpt2scratch", 50257, IDS)

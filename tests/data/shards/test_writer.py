@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_gpt2scratch.data.shards.format import ShardError, read_shard
+from modeling_gpt2scratch.data.shards.directory import open_shard
+from modeling_gpt2scratch.data.shards.format import ShardError
+from modeling_gpt2scratch.data.shards.manifest import ShardEntry
 from modeling_gpt2scratch.data.shards.writer import SplitWriter
 
 documents_strategy = st.lists(st.lists(st.integers(0, 99), max_size=17), min_size=1, max_size=9)
@@ -80,8 +82,8 @@ def test_a_shard_that_is_being_written_cannot_be_read(tmp_path):
     writer.state()
     (partial,) = tmp_path.iterdir()
     assert partial.name == ".train_000000.bin.partial"
-    with pytest.raises(ShardError, match="expected a shard with magic"):
-        read_shard(partial, n_tokens=3, vocab_size=100)
+    with pytest.raises(ShardError, match="with magic 20240520 or 20240801, found 0; copy"):
+        open_shard(partial, ShardEntry(partial.name, 3, ""), vocab_size=100)
 
 
 @pytest.mark.parametrize("n_bytes", [None, 1025])
@@ -104,5 +106,5 @@ def test_a_state_whose_finished_shard_was_damaged_is_refused(tmp_path):
     state = writer.state()
     writer.publish()
     (tmp_path / "train_000000.bin").write_bytes(b"")
-    with pytest.raises(ShardError, match=r"train_000000\.bin: expected a shard"):
+    with pytest.raises(ShardError, match=r"train_000000\.bin: expected tokens, found an empty"):
         open_writer(tmp_path, 2, state)

@@ -61,7 +61,6 @@ def test_files_without_a_card_are_found_by_their_names(serve):
     (file,) = list_files(REPOSITORY)
     assert file.name == "data/train-0.jsonl"
     assert file.sha256 is None
-    assert names_of(list_files(REPOSITORY, split="test")) == ["data/test-0.jsonl"]
 
 
 def test_a_data_set_that_is_a_script_comes_from_the_conversion_to_parquet(serve, capsys):
@@ -109,10 +108,9 @@ def test_files_of_another_format_are_streamed_unless_all_were_converted(serve, c
             {"subset": "sample-10bt"},
             "expected a subset of sample-10BT, sample-100BT, default, held-out; found sample-10bt",
         ),
-        ({"split": "tran"}, "expected a split of train; found tran"),
         ({"subset": "held-out"}, "expected a split of test; found train"),
     ],
-    ids=["subset", "split", "split of a subset"],
+    ids=["subset", "split of a subset"],
 )
 def test_an_unknown_name_is_one_line_with_the_known_ones(serve, options, message):
     serve(FILES)

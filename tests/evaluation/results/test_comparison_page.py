@@ -8,7 +8,6 @@ import pytest
 from support.browser.html_pages import HOSTILE, Page, in_chromium
 
 from modeling_gpt2scratch.evaluation import CompareConfig
-from modeling_gpt2scratch.evaluation import report as reporting
 from modeling_gpt2scratch.evaluation.report import Comparison, report
 from modeling_gpt2scratch.evaluation.results.measurements import Measurement, ModelMeasurements
 from modeling_gpt2scratch.evaluation.tasks.lambada import TASKS as LAMBADA_TASKS
@@ -107,13 +106,6 @@ def test_text_that_looks_like_html_is_shown_as_text(path):
 def test_samples_that_were_not_logged_are_not_there(comparison):
     page = comparison().read_bytes()
     assert b"passage 1" not in page and b"samples-data" in page  # in the script alone
-
-
-def test_without_itables_a_line_says_what_to_install(comparison, monkeypatch, capsys):
-    problem = "expected the package itables, found none; pip install itables"
-    monkeypatch.setattr(reporting, "missing_package", lambda name: problem)
-    assert not comparison().exists()
-    assert capsys.readouterr().err == f"no comparison.html: {problem}\n"
 
 
 @pytest.mark.gate

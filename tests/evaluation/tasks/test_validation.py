@@ -12,6 +12,7 @@ from support.token_directories import write_ours
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
 from modeling_gpt2scratch.evaluation.tasks.samples import Selection
 from modeling_gpt2scratch.evaluation.tasks.validation import (
@@ -57,6 +58,10 @@ def shards(tmp_path, stream, tokenizer):
 
 def load(directory, limit=None):
     return ValidationTask.load(Selection(place=str(directory), limit=limit))
+
+
+def read(directory):
+    return read_split(directory, Manifest.load(directory))
 
 
 def edit_manifest(directory, edit):
@@ -194,7 +199,7 @@ def test_a_split_shorter_than_the_context_is_one_window(tmp_path, stream, scorer
 
 def test_the_checksum_is_that_of_the_shard_files_in_order(shards):
     files = [(shards / f"val_00000{index}.bin").read_bytes() for index in range(2)]
-    assert read_split(shards, "val").sha256 == hashlib.sha256(b"".join(files)).hexdigest()
+    assert read(shards).sha256 == hashlib.sha256(b"".join(files)).hexdigest()
 
 
 def test_a_tokenizer_that_is_not_byte_level_is_rejected(shards):
@@ -217,14 +222,14 @@ def test_a_changed_byte_is_found_by_its_checksum(shards):
     content[-2] ^= 1
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"val_000001\.bin: expected sha256 .*, found "):
-        read_split(shards, "val")
+        read(shards)
 
 
 def test_a_shortened_shard_is_found_by_its_size(shards):
     path = shards / "val_000000.bin"
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(ValueError, match=r"0\.bin: expected 1124 bytes for 50 tokens, found 1122"):
-        read_split(shards, "val")
+        read(shards)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +250,7 @@ def test_a_shortened_shard_is_found_by_its_size(shards):
         ),
         (
             lambda m: m.update(vocab_size=9),
-            "expected .* a vocabulary of 9, found 50 of 296",
+            "expected 50 ids .* below 9, found 50 ids .* below 296",
         ),
     ],
 )
@@ -259,7 +264,7 @@ def test_a_manifest_that_does_not_fit_is_rejected(shards, edit, message):
 def test_a_manifest_that_is_not_json_is_named(shards):
     (shards / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match="expected a JSON manifest, found Expecting"):
-        read_split(shards, "val")
+        read(shards)
 
 
 def rewrite_shard(directory, index, content):
@@ -287,19 +292,19 @@ def test_ids_of_four_bytes_are_read(tmp_path):
     }
     (tmp_path / "val.bin").write_bytes(content)
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    split = read_split(tmp_path, "val")
+    split = read(tmp_path)
     assert split.token_ids.tolist() == [69_999, 65_536, 7, 0]
     assert [ids.tolist() for ids in split.documents()] == [[65_536, 7, 0]]
     edit_manifest(tmp_path, lambda m: m.update(vocab_size=69_999, end_of_text_id=0))
-    with pytest.raises(ValueError, match="of a vocabulary of 69999, found 4 of 70000"):
-        read_split(tmp_path, "val")
+    with pytest.raises(ValueError, match="below 69999, found 4 ids .* below 70000"):
+        read(tmp_path)
 
 
 def test_a_header_without_a_vocabulary_size_is_read(shards, stream):
     content = bytearray((shards / "val_000001.bin").read_bytes())
     content[12:16] = bytes(4)
     rewrite_shard(shards, 1, bytes(content))
-    assert read_split(shards, "val").token_ids.tolist() == stream
+    assert read(shards).token_ids.tolist() == stream
 
 
 @pytest.mark.parametrize(
