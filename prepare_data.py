@@ -15,11 +15,11 @@ PROGRAM = "prepare_data.py"
 def main() -> None:
     """Parses, prepares, and turns what is wrong with the input into one line and an exit code."""
     # Each worker process imports this file once more and needs none of these.
+    from modeling_gpt2scratch.common.activity import activity, readable_output
     from modeling_gpt2scratch.common.interruptions import Interruptible, started_as
 
-    with Interruptible(PROGRAM) as ctrl_c:
+    with readable_output(), Interruptible(PROGRAM) as ctrl_c:
         # `--help` needs only these.
-        from modeling_gpt2scratch.common.activity import activity
         from modeling_gpt2scratch.common.command_line import parse_config, with_place
         from modeling_gpt2scratch.common.errors import MendableError, last_line
         from modeling_gpt2scratch.data.preparation.configuration import PrepareConfig

@@ -14,13 +14,13 @@ PROGRAM = "train_accelerate.py"
 
 def main() -> None:
     """Parses, trains, and turns what is wrong with the input into one line and an exit code."""
+    from modeling_gpt2scratch.common.activity import activity, readable_output
     from modeling_gpt2scratch.common.interruptions import Interruptible
     from modeling_gpt2scratch.common.threads import let_waiting_threads_rest
 
-    with Interruptible(PROGRAM) as ctrl_c:
+    with readable_output(), Interruptible(PROGRAM) as ctrl_c:
         let_waiting_threads_rest()  # before numpy is loaded
         # `--help` and mistakes need not wait for torch.
-        from modeling_gpt2scratch.common.activity import activity
         from modeling_gpt2scratch.common.command_line import parse_config, with_place
         from modeling_gpt2scratch.common.errors import MendableError, last_line
         from modeling_gpt2scratch.training.configuration import TrainConfig

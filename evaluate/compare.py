@@ -14,13 +14,13 @@ PROGRAM = "compare.py"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of a whole comparison; `argv` defaults to the command line."""
+    from modeling_gpt2scratch.common.activity import activity, readable_output
     from modeling_gpt2scratch.common.interruptions import Interruptible, started_as
     from modeling_gpt2scratch.common.threads import let_waiting_threads_rest
 
-    with Interruptible(PROGRAM) as ctrl_c:
+    with readable_output(), Interruptible(PROGRAM) as ctrl_c:
         let_waiting_threads_rest()  # before numpy is loaded
         # `--help` and mistakes need not wait for torch.
-        from modeling_gpt2scratch.common.activity import activity
         from modeling_gpt2scratch.common.output_directory import OutputError
         from modeling_gpt2scratch.evaluation.configuration import parse_arguments, refuse
 

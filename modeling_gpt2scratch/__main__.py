@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from modeling_gpt2scratch import __version__
+from modeling_gpt2scratch.common.activity import readable_output
 from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser, say_when_interrupted
 
 PROGRAM = "gpt2scratch"
@@ -24,7 +25,12 @@ VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Hands the words after the verb to the verb."""
-    words = sys.argv[1:] if argv is None else list(argv)
+    with readable_output():
+        _hand_on(sys.argv[1:] if argv is None else list(argv))
+
+
+def _hand_on(words: list[str]) -> None:
+    """Calls the verb that the first word names."""
     parser = OneLineErrorParser(prog=PROGRAM, description=__doc__)
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     verbs = parser.add_subparsers(title="verbs", dest="verb", required=True, metavar="VERB")

@@ -6,7 +6,6 @@ same seeds. Without a prompt, you type one after the other. The same seed gives 
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,9 +28,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parse_arguments(argv)
     try:
         _write(arguments, [*arguments.prompt, *_prompts_of(arguments.prompts_file)])
-    except BrokenPipeError:  # the reader, such as `head`, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    except BrokenPipeError:  # nothing to mend
+        raise
     except (ValueError, OSError) as error:
         sys.exit(f"{PROGRAM}: error: {last_line(error)}")
 
@@ -109,7 +107,6 @@ def _write(arguments: argparse.Namespace, prompts: Sequence[str]) -> None:
         for name, writer in zip(arguments.models, writers, strict=True):
             if Path(writer.name) != Path(name):
                 print(f"{name}: not finished, {writer.name} writes", file=sys.stderr)
-        sys.stdout.reconfigure(errors="replace")  # whatever the terminal cannot show
         names = ("temperature", "top_k", "top_p", "max_new_tokens")
         sampling = Sampling(**{name: getattr(arguments, name) for name in names})
         texts = {"n": arguments.num_samples, "seed": arguments.seed}

@@ -252,6 +252,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
                     n_entries = vocab_size_of(tokenizer)
                     file.check_vocabulary(n_entries, tokenizer=arguments.tokenizer)
                 files.append(file)
+        except BrokenPipeError:
+            raise
         except (ShardError, OSError) as error:
             print(f"{PROGRAM} inspect: error: {public(str(error))}", file=sys.stderr)
             code = 1
@@ -266,12 +268,13 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 def _publish(arguments: argparse.Namespace) -> int:
     """Uploads, or writes what goes beside the shards."""
-    from modeling_gpt2scratch.common.hub_requests import check_repository
+    from modeling_gpt2scratch.common.hub_requests import check_license, check_repository
     from modeling_gpt2scratch.hub.datasets import push_data, read_verified, write_small_files
 
     data, repository, dry_run = arguments.data, arguments.repository, arguments.dry_run
     try:
         check_repository(repository, flag="--repository")
+        check_license(arguments.license)
     except ValueError as error:
         arguments.parser.error(str(error))
     if dry_run is None:

@@ -1,7 +1,8 @@
-"""Signs of life on a terminal: what goes on, and for how long, refreshed each second."""
+"""What people see of a program: its output, what goes on, and for how long, each second anew."""
 
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,22 @@ from tqdm import tqdm
 
 REFRESH_SECONDS = 1.0
 CLOCK = "{desc} ... {elapsed}"
+
+
+@contextlib.contextmanager
+def readable_output() -> Iterator[None]:
+    """Within the block, output may go to a terminal of few letters, or to a pipe that closes."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a notebook's and a test's show everything
+            stream.reconfigure(errors="replace")
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 @contextlib.contextmanager

@@ -231,8 +231,8 @@ class _RecipeLoader(yaml.BaseLoader):
         return super().construct_mapping(node, deep)
 
 
-def raw_recipe(path: str) -> dict[str, Any]:
-    """The entries of a recipe, every value as a text.
+def raw_recipe(path: str, *, flag: str) -> dict[str, Any]:
+    """The entries of a recipe, every value as a text; `flag` may have been left out before `path`.
 
     Raises:
         ValueError: if it cannot be read, is too large, or holds something else than entries.
@@ -242,7 +242,7 @@ def raw_recipe(path: str) -> dict[str, Any]:
         size = Path(path).stat().st_size
         if not Path(path).is_file():  # a pipe may never end
             kind = "a directory" if Path(path).is_dir() else "no file"
-            raise ValueError(f"{expected} {kind}; name a file, or put a flag before it")
+            raise ValueError(f"{expected} {kind}; name a file, or a flag: --{flag} {path}")
         if size > MAX_RECIPE_BYTES:
             raise ValueError(f"{expected} {size:,} bytes of something")
         recipe = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_RecipeLoader)
@@ -266,7 +266,7 @@ def raw_recipe(path: str) -> dict[str, Any]:
 
 def _read_recipe(path: str, config_class: type) -> dict[str, str | list[str]]:
     """The entries of a recipe that are not empty."""
-    recipe = raw_recipe(path)
+    recipe = raw_recipe(path, flag=dataclasses.fields(config_class)[0].name)
     known = [field.name for field in dataclasses.fields(config_class)]
     types = get_type_hints(config_class)
     for key, value in recipe.items():

@@ -7,6 +7,7 @@ down damaged.
 
 import hashlib
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -60,6 +61,16 @@ def check_repository(repository: str, *, flag: str) -> None:
         ) from error
     if "/" not in repository:
         raise ValueError(f"expected {flag} OWNER/NAME, found {repository!r}")
+
+
+def check_license(name: str | None) -> None:
+    """Refuses what cannot be the Hub's name for a licence.
+
+    Raises:
+        ValueError: with an example.
+    """
+    if name is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", name):
+        raise ValueError(f"expected --license as the Hub names it, such as mit, found {name!r}")
 
 
 def require_login() -> None:

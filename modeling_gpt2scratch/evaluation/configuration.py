@@ -242,7 +242,7 @@ def _include_path(argv: Sequence[str]) -> str | None:
     recipes = itertools.takewhile(lambda part: not part.startswith("-"), argv)
     for path in reversed(list(recipes)) if given is None else ():
         with contextlib.suppress(ValueError):
-            place = raw_recipe(path).get("include_path")
+            place = raw_recipe(path, flag="models").get("include_path")
             if isinstance(place, str) and place not in EMPTY:
                 return place
     return given or None  # an empty text is refused with all the rest

@@ -38,7 +38,7 @@ class Comparison:
 def report(
     config: CompareArguments, comparison: Comparison, output_dir: Path, seconds: float
 ) -> bool:
-    """Prints the table and writes the files; whether they could be written, else stderr says why.
+    """Writes the files and prints the table; whether they could be written, else stderr says why.
 
     Args:
         config: the command line.
@@ -55,10 +55,8 @@ def report(
     }
     numbers, origins = read_published()
     published = numbers_beside(numbers, tasks=metrics, models=config.models)
-    print(
-        markdown_table(
-            config.kinds, models, limit=config.limit, differences=differences, published=published
-        )
+    table = markdown_table(
+        config.kinds, models, limit=config.limit, differences=differences, published=published
     )
     notes = table_notes(
         config.kinds,
@@ -69,9 +67,9 @@ def report(
         sources=origins,
     )
     notes += data_notes(comparison.tasks, config.limit)
-    print("", *notes, sep="\n")
     results = {"differences": differences, "published": published, "baseline": baseline.name}
     say_what_is_left(output_dir / RESULTS_FILE, models, asked=config.kinds)
+    problem = None
     try:
         write_files(config, comparison, output_dir, results | {"seconds": seconds})
         page = comparison_page(
@@ -85,10 +83,11 @@ def report(
         )
         write_file(output_dir / PAGE_NAME, page)
     except OSError as error:
-        line = f"--output_dir: expected to write to {output_dir}, found {error}"
-        print(line, file=sys.stderr)
-        return False
-    return True
+        problem = f"--output_dir: expected to write to {output_dir}, found {error}"
+    print(table, "", *notes, sep="\n")
+    if problem:
+        print(problem, file=sys.stderr)
+    return not problem
 
 
 def say_what_is_left(

@@ -8,6 +8,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from transformers import PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.checkpoints.checkpoint import WEIGHTS_NAME, save_model
+from modeling_gpt2scratch.checkpoints.retention import STATE_NAME
 from modeling_gpt2scratch.common.activity import activity
 from modeling_gpt2scratch.common.atomic_files import write_file, write_json, write_json_lines
 from modeling_gpt2scratch.common.errors import SourceError
@@ -79,6 +80,11 @@ def write_repository(
         SourceError, ConversionError, RecordsError, TokenizerError: if the run is not complete, or
             model and tokenizer cannot be loaded.
     """
+    if (run / STATE_NAME).is_file():
+        raise SourceError(
+            f"{run}: expected a finished run, found a checkpoint of {run.parent}, which knows how "
+            f"it was trained; continue that run, or publish it"
+        )
     missing = [name for name in MODEL_FILES if not (run / name).is_file()]
     if missing:
         raise SourceError(f"{run}: expected a finished run, found no {', '.join(missing)}")

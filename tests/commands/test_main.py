@@ -1,6 +1,7 @@
 """The command `gpt2scratch`: its verbs, its help, and how it ends."""
 
 import importlib.metadata
+import os
 import re
 import signal
 import subprocess
@@ -113,3 +114,27 @@ def test_the_package_runs_as_a_module_without_a_warning(ours):
     assert (bad.returncode, bad.stdout) == (1, "")
     assert bad.stderr.startswith("gpt2scratch shards verify: error: ")
     assert len(bad.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["--help"], ["shards", "inspect", "LICENSE", "LICENSE"]])
+def test_a_reader_who_has_enough_ends_the_command_without_a_word(words, unbuffered):
+    read, write = os.pipe()
+    os.close(read)
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    with os.fdopen(write, "w") as nobody:
+        process = subprocess.run(
+            [sys.executable, "-m", "modeling_gpt2scratch", *words],
+            **{"stdout": nobody, "stderr": subprocess.PIPE, "text": True},
+            **{"cwd": REPOSITORY, "env": environment},
+        )
+    assert process.returncode in (0, 1)
+    assert "Broken pipe" not in process.stderr and "BrokenPipe" not in process.stderr
+
+
+@pytest.mark.parametrize(("verb", "flag"), [("report", "run"), ("publish", "run")])
+def test_a_directory_without_its_flag_is_told_which(tmp_path, capsys, verb, flag):
+    with pytest.raises(SystemExit, match="^2$"):
+        main([verb, str(tmp_path)])
+    error = capsys.readouterr().err
+    assert f"found a directory; name a file, or a flag: --{flag} {tmp_path}" in error

@@ -1,5 +1,6 @@
 """Signs of life: on a terminal, by one process, and for as long as something goes on."""
 
+import os
 import re
 import subprocess
 import sys
@@ -38,3 +39,15 @@ def test_beside_the_first_process_and_without_a_terminal_nothing_is_shown():
     command = [sys.executable, "-c", PROGRAM]
     process = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, input="\n")
     assert (process.stdout, process.stderr) == ("a line above\ndone\n", "")
+
+
+def test_letters_that_a_terminal_does_not_know_end_nothing():
+    program = (
+        "from modeling_gpt2scratch.common.activity import readable_output\n"
+        "with readable_output():\n"
+        "    print('a \\u2193 b')\n"
+    )
+    command = [sys.executable, "-c", program]
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    process = subprocess.run(command, cwd=REPOSITORY, capture_output=True, env=environment)
+    assert (process.returncode, process.stdout, process.stderr) == (0, b"a ? b\n", b"")

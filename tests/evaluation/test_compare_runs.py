@@ -16,7 +16,7 @@ from support.processes import run_process
 from support.terminal import terminal
 from transformers import AutoModelForCausalLM
 
-from modeling_gpt2scratch.evaluation import TASKS
+from modeling_gpt2scratch.evaluation import TASKS, comparison, report
 from modeling_gpt2scratch.evaluation.tasks.lambada import LambadaTask
 
 N_PASSAGES = 30
@@ -118,6 +118,19 @@ def test_what_was_measured_once_is_not_measured_again(inputs, tmp_path, monkeypa
     model = read(tmp_path)["models"][str(inputs / "first")]
     assert model["from_cache"] == {"val": True, "lambada": True}
     assert model["config"]["model_class"] == "GPT2LMHeadModel"
+
+
+def test_what_was_measured_is_written_before_it_is_shown(inputs, tmp_path, monkeypatch):
+    def closed(*_, **options):
+        if options.get("file") is None:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(report, "print", closed, raising=False)
+    with pytest.raises(BrokenPipeError):
+        comparison.compare(
+            [str(inputs / "first")], ["lambada"], data_dir=inputs / "data", output_dir=tmp_path
+        )
+    assert measured(tmp_path)[str(inputs / "first")]["lambada"]
 
 
 @pytest.mark.parametrize("arguments", [["--no_cache"], ["--limit", "5"], ["--dtype", "bfloat16"]])

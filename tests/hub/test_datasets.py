@@ -383,5 +383,8 @@ def test_a_dry_run_writes_card_and_manifest_and_asks_nobody(hub, data, tmp_path,
         f"written, not uploaded: {target}; 6 shards would go with it\n"
     )
     assert hub.requests == []
+    with pytest.raises(SystemExit, match="^2$"):
+        shards.main([*options[:-1], str(tmp_path / "other"), "--license", "MIT License"])
+    assert "the Hub names it, such as mit, found 'MIT License'" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="^2$"):  # it is no longer new
         shards.main(options)

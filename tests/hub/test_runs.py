@@ -25,7 +25,7 @@ TEXT = "class for a function\n  with  spaces, 12 µm"
 RECORD_FILES = {"train_config.json", "metrics.jsonl", "results.json", "loss.png"}
 # Plain `push_to_hub`, then what is refused, then the model alone, then the whole run.
 PUBLISH = """
-import json, os, sys
+import json, os, shutil, sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from modeling_gpt2scratch.commands import publish as command
 from modeling_gpt2scratch.common import hub_requests
@@ -43,7 +43,11 @@ def publish(directory, token, *options):
 os.environ["HF_TOKEN"] = token
 AutoModelForCausalLM.from_pretrained(run).push_to_hub(repository)
 AutoTokenizer.from_pretrained(run).push_to_hub(repository)
+checkpoint = shutil.copytree(model_only, os.path.join(model_only, "checkpoint-8"))
+with open(os.path.join(checkpoint, "training_state.json"), "w") as file:
+    file.write("{}")
 refused = {
+    "a checkpoint": publish(checkpoint, token),
     "no login": publish(run, ""),
     "no model": publish(os.path.dirname(run), token),
     "no right": publish(model_only, "hf_status_403"),
@@ -155,8 +159,10 @@ def test_publishing_makes_one_commit_and_takes_outdated_records_away(published, 
 
 def test_what_cannot_be_published_is_one_line(published, trained):
     refused = json.loads(published[1][-1])
-    error = "gpt2scratch publish: error: "
+    error, run = "gpt2scratch publish: error: ", trained[0] / "model_only"
     assert refused == {
+        "a checkpoint": f"{error}{run}/checkpoint-8: expected a finished run, found a checkpoint "
+        f"of {run}, which knows how it was trained; continue that run, or publish it",
         "no login": f"{error}expected a login at the Hub, found none; log in with `hf auth login` "
         f"or set HF_TOKEN",
         "no model": f"{error}{trained[0]}: expected a finished run, found no config.json, "

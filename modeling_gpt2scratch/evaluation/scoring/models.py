@@ -158,10 +158,11 @@ def require_model(name: str, *, trust_remote_code: bool) -> None:
                 f"on the Hub lists them"
             ) from error
         if isinstance(error.__cause__, LocalEntryNotFoundError):
-            place = constants.ENDPOINT
-            raise ValueError(
-                f"{expected}, or {place} in reach, found neither{_nearest(name)}"
-            ) from error
+            if constants.HF_HUB_OFFLINE:
+                other, found = "a copy in the cache", "neither, and the variable HF_HUB_OFFLINE"
+            else:
+                other, found = f"{constants.ENDPOINT} in reach", "neither"
+            raise ValueError(f"{expected}, or {other}, found {found}{_nearest(name)}") from error
         if isinstance(error.__cause__, RepositoryNotFoundError):
             raise ValueError(
                 f"{expected} or a model of the Hub, found neither{_nearest(name)}"
