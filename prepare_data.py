@@ -44,6 +44,8 @@ def main() -> None:
                 repository, private = config.push_to_hub, config.private
                 with activity("uploading"):
                     print(push_data(Path(config.output_dir), repository, private=private))
+        except BrokenPipeError:
+            raise
         except (MendableError, OSError) as error:
             sys.exit(f"{PROGRAM}: error: {with_place(last_line(error))}")
 

@@ -193,6 +193,8 @@ class LimitedGenerationMixin:
     def generate_batch(self, inputs, generation_config=None, *args, **kwargs):
         """As transformers' own, where one request that does not fit would fail all others.
 
+        Without a number of new tokens, all get as many as the longest prompt leaves room for.
+
         Raises:
             ValueError: if a prompt and its new tokens do not fit the positions.
         """

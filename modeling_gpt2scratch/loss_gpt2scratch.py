@@ -24,7 +24,7 @@ MOST_COMPILED_CHUNKS = 8  # each is compiled by itself
 # of the product in the sum's type is made on the way, which on a CPU should stay in its cache.
 SUM_ROWS = {"cpu": 4096}
 # fp16 ends at 65,504, and the weight's gradient is summed over a chunk before the loss scale comes
-# into it. So the sum is one of smaller hidden states; a power of two costs no digits.
+# into it. So the sum is one of smaller hidden states, of which those below 2^-8 lose a few bits.
 SUM_SCALE = {torch.float16: 2.0**-6}
 # 50,257 is odd. With a few places more, each row of logits begins at a whole cache line, and a CPU
 # with AVX-512 multiplies up to 1.5 times as fast. Tensor cores want as many rows of the weight.

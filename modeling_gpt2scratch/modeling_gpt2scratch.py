@@ -217,7 +217,7 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
                 nor in FlashAttention with more than one row).
             past_key_values: keys and values of the tokens before these; `cache` is the same.
             inputs_embeds: (B, T, C) in place of the token embeddings.
-            use_cache: return a cache.
+            use_cache: return a cache. In training mode none is made, and one that is given is used.
             **kwargs: what transformers' decorators and the attention function read.
 
         Raises:
@@ -237,7 +237,7 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
         if position_ids is not None and position_ids.ndim == 1:
             position_ids = position_ids[None]
         mask = self._causal_mask(inputs_embeds, attention_mask, past_key_values, position_ids)
-        if use_cache and past_key_values is None:
+        if use_cache and past_key_values is None and not self.training:
             past_key_values = DynamicCache(config=self.config)
 
         positions = position_ids
@@ -274,8 +274,7 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
         if is_plain and self.config._attn_implementation == "sdpa":
             return None
         return create_causal_mask(
-            *(self.config, inputs_embeds, attention_mask, past_key_values),
-            position_ids=position_ids,
+            self.config, inputs_embeds, attention_mask, past_key_values, position_ids=position_ids
         )
 
     def _next_positions(
@@ -339,6 +338,8 @@ class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, LimitedGenerationMixin,
         shift_labels = kwargs.pop("shift_labels", None)
         of_loss = taken_for_loss(self, kwargs)
         require_read_arguments(self, kwargs, are_packed=position_ids is not None)
+        if self.training and use_cache and past_key_values is None and "cache" not in kwargs:
+            past_key_values = DynamicCache(config=self.config)
         outputs = self.transformer(
             input_ids=input_ids,
             attention_mask=attention_mask,

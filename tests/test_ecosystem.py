@@ -9,13 +9,7 @@ import sys
 import onnxruntime
 import pytest
 import torch
-from peft import (
-    LoraConfig,
-    PeftModel,
-    PrefixTuningConfig,
-    PromptTuningConfig,
-    get_peft_model,
-)
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from support.processes import run_process
 from support.tiny_models import CORPUS, SIZES, random_ids, tiny_model, tiny_tokenizer, tiny_twins

@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                     from modeling_gpt2scratch.interchange.serving import copy_for_serving
                 quiet_transformers()
                 cache, name = copy_for_serving(arguments.model, user_cache() / CACHE_FOLDER)
+        except BrokenPipeError:
+            raise
         except (ValueError, OSError) as error:
             sys.exit(f"{PROGRAM}: error: {last_line(error)}")
         _serve(cache, name, arguments.host, port)

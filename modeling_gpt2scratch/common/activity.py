@@ -17,13 +17,14 @@ CLOCK = "{desc} ... {elapsed}"
 def readable_output() -> Iterator[None]:
     """Within the block, output may go to a terminal of few letters, or to a pipe that closes."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a notebook's and a test's show everything
+        if hasattr(stream, "reconfigure"):  # a notebook's shows everything, and there may be none
             stream.reconfigure(errors="replace")
     try:
         try:
             yield
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -82,6 +82,8 @@ def report(
             logged=comparison.tasks if config.log_samples else {},
         )
         write_file(output_dir / PAGE_NAME, page)
+    except ImportError as error:  # of the page, on a machine with little more than torch
+        print(f"no {PAGE_NAME}: {error}", file=sys.stderr)
     except OSError as error:
         problem = f"--output_dir: expected to write to {output_dir}, found {error}"
     print(table, "", *notes, sep="\n")

@@ -82,8 +82,8 @@ def write_repository(
     """
     if (run / STATE_NAME).is_file():
         raise SourceError(
-            f"{run}: expected a finished run, found a checkpoint of {run.parent}, which knows how "
-            f"it was trained; continue that run, or publish it"
+            f"{run}: expected a finished run, found a checkpoint, which does not know how it was "
+            f"trained; publish the directory of the run"
         )
     missing = [name for name in MODEL_FILES if not (run / name).is_file()]
     if missing:

@@ -15,7 +15,15 @@ from tabulate import tabulate
 from modeling_gpt2scratch.data.sources.docstrings import DOCSTRINGS
 from modeling_gpt2scratch.data.tokens.names import BYTES, GPT2, TRAINED_PREFIX
 
-from .scores import NATS, estimates_of, has_left_out, is_partial, protocol_of, samples_of
+from .scores import (
+    NATS,
+    estimates_of,
+    has_left_out,
+    is_official,
+    is_partial,
+    protocol_of,
+    samples_of,
+)
 
 if TYPE_CHECKING:  # reading the records takes torch, writing the card does not
     from .records import DataRecord, RunRecords, SourceRecord
@@ -46,6 +54,7 @@ DEPENDENT_ARGUMENTS = {
     "decay_steps": ("schedule", "wsd"),
     "spike_threshold": ("rollback_on_spike", True),
 }
+OPENAI_MODELS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 USAGE = """\
 ## How to use
 
@@ -95,7 +104,7 @@ def model_card(
         language: of the training text, by its ISO 639 code; None states none.
         has_picture: whether `loss.png` will stand beside the card.
     """
-    name = repository.rpartition("/")[2]
+    name, base_model = repository.rpartition("/")[2], _base_model(records)
     eval_results = list(_eval_results(records.results, repository))
     data = ModelCardData(
         language=language,
@@ -104,6 +113,7 @@ def model_card(
         pipeline_tag="text-generation",
         tags=["gpt2scratch", "gpt2"],
         datasets=_hub_names(records.data) or None,
+        base_model=base_model,
         model_name=name if eval_results else None,
         eval_results=eval_results or None,
     )
@@ -115,16 +125,26 @@ def model_card(
         _training(records, has_picture),
         _data(records.data),
         _limits(records),
-        f"## Licence\n\n{_licence(license)} The Python files are GPT2Scratch's: `mit`.",
+        f"## Licence\n\n{_licence(license, base_model)} The Python files are GPT2Scratch's: `mit`.",
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
 
 
-def _licence(license: str | None) -> str:
+def _licence(license: str | None, base_model: str | None) -> str:
     """A sentence about the weights."""
     if license:
         return f"The weights: `{license}`."
+    if base_model:
+        return f"None is stated for the weights; see those of the data and of `{base_model}`."
     return "None is stated for the weights; see that of the data."
+
+
+def _base_model(records: RunRecords) -> str | None:
+    """The model of the Hub that training began with, if it was one: of a path, no owner is left."""
+    name = str(records.arguments.get("init_from") or "").partition("@")[0]
+    if name in OPENAI_MODELS:
+        return f"openai-community/{name}"
+    return name if "/" in name else None
 
 
 def _introduction(records: RunRecords) -> str:
@@ -133,7 +153,7 @@ def _introduction(records: RunRecords) -> str:
     if records.tokens_seen is not None:
         data = f" of {data_links(records.data)}" if records.data else ""
         start = origin_of_weights(records)
-        origin = f"trained {start} with GPT2Scratch on {records.tokens_seen:,} tokens{data}"
+        origin = f"trained {start} with GPT2Scratch on {records.tokens_of_weights:,} tokens{data}"
     sizes = [[text, f"{records.sizes[name]:,}"] for name, text in SIZES.items()]
     return (
         f"A GPT-2 language model of {records.sizes['parameters']:,} parameters, {origin}. It is a "
@@ -192,8 +212,15 @@ def _results(results: dict | None, repository: str) -> str:
         for name, what in (("n_truncated", "cut at the beginning"), ("n_left_out", "left out"))
         if (n := details.get(name))
     )
+    other = "".join(
+        f"`{task}`: measured on {_plain(str(config['dataset_path']))} "
+        f"({config['data_status'] or 'not compared'}), which is not known to be the official data: "
+        f"this is no score of `{config['official_dataset']}`.\n\n"
+        for task, config in own["configs"].items()
+        if task in own["results"] and config["official_dataset"] and not is_official(config)
+    )
     return (
-        f"## Results\n\n{table}\n\n{partial}{cut}± is one standard error. Measured with "
+        f"## Results\n\n{table}\n\n{partial}{cut}{other}± is one standard error. Measured with "
         f"GPT2Scratch's `evaluate/compare.py` on {results['date'][:10]} in {arguments['dtype']}, "
         f"torch {results['torch_version']}, transformers {results['transformers_version']}. Scores "
         f"compare within one protocol and version. On `val`, loss and perplexity are per token; "
@@ -209,7 +236,10 @@ def _eval_results(results: dict | None, repository: str) -> Iterator[EvalResult]
     for task, cell in measured["results"].items():
         if is_partial(measured, task) or has_left_out(measured, task):
             continue  # a part is no result to be listed; the card's table has it
-        dataset = measured["configs"][task]["dataset_path"]
+        config = measured["configs"][task]
+        dataset = config["official_dataset"] or config["dataset_path"]
+        if config["official_dataset"] and not is_official(config):
+            continue
         protocol, samples = protocol_of(measured, task), f"{samples_of(measured, task)} samples"
         for metric, (value, stderr) in estimates_of(cell).items():
             if metric.endswith(NATS):
@@ -229,7 +259,7 @@ def _training(records: RunRecords, has_picture: bool) -> str:
     """Tokens, losses and arguments of the training."""
     if not records.arguments:
         return "## Training\n\nNot recorded."
-    rows = [["Steps", f"{records.steps:,}"], ["Tokens seen", f"{records.tokens_seen:,}"]]
+    rows = [["Steps", f"{records.steps:,}"], ["Tokens of all steps", f"{records.tokens_seen:,}"]]
     if records.passes is not None:
         rows.append(["Passes over the training split", f"{records.passes:.2f}"])
     if records.metrics:
@@ -276,7 +306,8 @@ def _data(data: DataRecord | None) -> str:
 
 def _hub_names(data: DataRecord | None) -> list[str]:
     """The sources that are data sets of the Hub."""
-    return [source.name for source in data.sources if source.is_on_hub] if data else []
+    sources = data.sources if data else ()
+    return list(dict.fromkeys(source.name for source in sources if source.is_on_hub))
 
 
 def _plain(name: str) -> str:
@@ -308,8 +339,8 @@ def _limits(records: RunRecords) -> str:
     ]
     if records.tokens_seen is not None and not records.arguments.get("init_from"):
         points.append(
-            f"It has seen {records.tokens_seen:,} tokens. OpenAI's GPT-2 models were trained on "
-            f"WebText, 40 GB of text or some ten billion tokens; how often was not published."
+            f"It has seen {records.tokens_of_weights:,} tokens. OpenAI's GPT-2 models were trained "
+            f"on WebText, 40 GB of text or some ten billion tokens; how often was not published."
         )
     return "## Limits\n\n" + "\n".join(f"- {point}" for point in points)
 

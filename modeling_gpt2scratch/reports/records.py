@@ -81,6 +81,13 @@ class RunRecords:
         return self.steps * self.arguments["total_batch_tokens"]
 
     @property
+    def tokens_of_weights(self) -> int | None:
+        """Those of `tokens_seen` that the model's weights have read."""
+        if self.arguments.get("final") != "best" or self.validated is None:
+            return self.tokens_seen
+        return self.validated["step"] * self.arguments["total_batch_tokens"]
+
+    @property
     def steps(self) -> int:
         """Optimizer updates; a run may have ended early for want of progress."""
         return self.metrics[-1]["step"] if self.metrics else self.arguments["max_steps"]

@@ -57,6 +57,8 @@ def run_html(
         full_html=False,
         include_plotlyjs=True,
     )
+    about = "Losses and other curves over the steps; the results below have their last values."
+    curves = f'<div role="img" aria-label="{about}">{curves}</div>'
     parts = [f"<p>{html.escape(_plain(summary))}</p>", curves]
     parts += ["<h2>Results</h2>", html_table(results)]
     if samples:

@@ -5,6 +5,7 @@ They say what the run recorded, without names and paths of the machine.
 
 import math
 import statistics
+import sys
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -95,16 +96,19 @@ def write_report(run: Path) -> Path:
         curves = f"![Losses and more over the steps]({CURVES_NAME})"
     except PlotError as error:
         curves = f"No curves: {error}."
-    page = run_html(
-        title=TITLE,
-        summary=summary,
-        results=results,
-        settings=records.arguments | records.environment,
-        files=_files(run).items(),
-        logged=logged,
-        events=[(_name_of(event), event) for event in events],
-    )
-    write_file(run / HTML_NAME, page)
+    try:
+        page = run_html(
+            title=TITLE,
+            summary=summary,
+            results=results,
+            settings=records.arguments | records.environment,
+            files=_files(run).items(),
+            logged=logged,
+            events=[(_name_of(event), event) for event in events],
+        )
+        write_file(run / HTML_NAME, page)
+    except ImportError as error:  # on a machine with little more than torch
+        print(f"no {HTML_NAME}: {error}", file=sys.stderr)
     sections = [
         f"# {TITLE}",
         summary,
@@ -174,6 +178,10 @@ def _results(
         if has_model and records.arguments.get("final") == "best" and records.validated:
             step = f"{records.validated['step']:,}"
             yield "Weights", f"of step {step}, the best of those that were kept"
+    for name in dict.fromkeys(n for row in rows for n in row if n.startswith("eval_loss/")):
+        row = [row for row in rows if name in row][-1]
+        text = f"{row[name]:.4f} nats per token after step {row['step']:,}"
+        yield f"Validation loss of {name.partition('/')[2]}, last", text
     benchmarks = {name: row for row in rows for name in row if "/" in name and name[:5] != "eval_"}
     limit = records.arguments.get("eval_tasks_limit")
     partial = f", first {limit:,} examples" if limit else ""

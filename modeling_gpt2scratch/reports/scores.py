@@ -58,6 +58,13 @@ def is_partial(model: dict, task: str) -> bool:
     return model["n-samples"][task]["original"] is None
 
 
+def is_official(config: dict) -> bool:
+    """Whether a task was measured on the data that everybody calls by its name."""
+    dataset = config["official_dataset"]
+    is_there = config["dataset_path"] == dataset or config["data_status"] == OFFICIAL
+    return dataset is not None and is_there
+
+
 def has_left_out(model: dict, task: str) -> bool:
     """Whether there were samples that the model's context has no room for."""
     return model.get("details", {}).get(task, {}).get("n_left_out", 0) > 0
@@ -73,16 +80,14 @@ def _entries(results: dict, repository: str) -> Iterator[EvalResultEntry]:
     model = results["models"][repository]
     for task, cell in model["results"].items():
         config = model["configs"][task]
-        dataset = config["official_dataset"]
-        is_whole = config["dataset_path"] == dataset or config["data_status"] == OFFICIAL
-        if dataset is None or not is_whole or is_partial(model, task) or has_left_out(model, task):
+        if not is_official(config) or is_partial(model, task) or has_left_out(model, task):
             continue
         metric, (value, stderr) = next(iter(estimates_of(cell).items()))
         if metric.endswith(NATS):
             continue
         error = "" if stderr is None else f", standard error {stderr:.4g}"
         yield EvalResultEntry(
-            dataset_id=dataset,
+            dataset_id=config["official_dataset"],
             task_id=task,
             value=value,
             dataset_revision=config["dataset_revision"],

@@ -154,11 +154,11 @@ class TrainingData:
                 )
         held_out = [windows for windows, _ in validation.values()]
         if config.verify == "full":
-            # Each machine may have a copy of its own.
-            state = PartialState()
-            n_local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+            share = rank, world_size
+            if n_local := os.environ.get("LOCAL_WORLD_SIZE"):  # each machine may have its own copy
+                share = PartialState().local_process_index, int(n_local)
             for windows in (*self.train, *held_out):
-                windows.verify(state.local_process_index, n_local)
+                windows.verify(*share)
         self._refuse_small_cache(held_out)
         for windows in held_out:
             windows.keep(self.n_validation_windows(windows))

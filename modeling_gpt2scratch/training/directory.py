@@ -151,11 +151,13 @@ def make_output_dir(
     if config.overwrite and not is_continued:
         # The marker stays until the new one is there: what is left after a kill is known by it.
         empty(output_dir, kept=[LOCK_NAME, STATUS_NAME, RUN_MARKER.name])
+    is_kept = is_done and is_own(checkpoint, output_dir)  # where it was trained stays on record
     if not is_done and is_own(checkpoint, output_dir):
         for name in (WEIGHTS_NAME, "config.json"):
             (output_dir / name).unlink(missing_ok=True)
     write_json(output_dir / RUN_CONFIG_NAME, RUN_MARKER.content() | dataclasses.asdict(config))
-    write_json(output_dir / ENVIRONMENT_NAME, describe_environment(accelerator))
+    if not (is_kept and (output_dir / ENVIRONMENT_NAME).exists()):
+        write_json(output_dir / ENVIRONMENT_NAME, describe_environment(accelerator))
     for number, manifest in enumerate(manifests, start=1):
         is_alone = len(manifests) == 1
         name = DATA_MANIFEST_NAME if is_alone else DATA_MANIFEST_OF_SOURCE.format(number)

@@ -278,7 +278,7 @@ def is_asked_to_stop(run: TrainingRun, request: StopRequest) -> bool:
 
 
 def train_step(run: TrainingRun, batches: Prefetcher, request: StopRequest) -> StepOutcome | None:
-    """One optimizer update over `total_batch_tokens`; nothing here waits for the device.
+    """One optimizer update over `total_batch_tokens`; only masks of documents wait for the device.
 
     Returns:
         None if a process that is alone was asked to stop; the weights are then those before.

@@ -43,7 +43,7 @@ def publish(directory, token, *options):
 os.environ["HF_TOKEN"] = token
 AutoModelForCausalLM.from_pretrained(run).push_to_hub(repository)
 AutoTokenizer.from_pretrained(run).push_to_hub(repository)
-checkpoint = shutil.copytree(model_only, os.path.join(model_only, "checkpoint-8"))
+checkpoint = shutil.copytree(model_only, os.path.join(os.path.dirname(run), "checkpoint-8"))
 with open(os.path.join(checkpoint, "training_state.json"), "w") as file:
     file.write("{}")
 refused = {
@@ -159,10 +159,10 @@ def test_publishing_makes_one_commit_and_takes_outdated_records_away(published, 
 
 def test_what_cannot_be_published_is_one_line(published, trained):
     refused = json.loads(published[1][-1])
-    error, run = "gpt2scratch publish: error: ", trained[0] / "model_only"
+    error = "gpt2scratch publish: error: "
     assert refused == {
-        "a checkpoint": f"{error}{run}/checkpoint-8: expected a finished run, found a checkpoint "
-        f"of {run}, which knows how it was trained; continue that run, or publish it",
+        "a checkpoint": f"{error}{trained[0]}/checkpoint-8: expected a finished run, found a "
+        f"checkpoint, which does not know how it was trained; publish the directory of the run",
         "no login": f"{error}expected a login at the Hub, found none; log in with `hf auth login` "
         f"or set HF_TOKEN",
         "no model": f"{error}{trained[0]}: expected a finished run, found no config.json, "

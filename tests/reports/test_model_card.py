@@ -82,9 +82,10 @@ def test_a_card_gives_the_loss_of_its_own_weights_and_the_steps_that_were_made(r
         tuple(part.strip() for part in line.split("|")[1:-1])
         for line in card_of(run).text.split("\n")
     }
+    assert "trained from scratch with GPT2Scratch on 2,560 tokens" in card_of(run).text
     assert cells >= {
         ("Steps", "40"),
-        ("Tokens seen", "5,120"),
+        ("Tokens of all steps", "5,120"),
         ("Validation loss after step 20, nats per token", "4.2500"),
         ("Weights", "those of that step, the best of those that were kept"),
     }

@@ -101,9 +101,10 @@ def test_ctrl_c_at_any_moment_is_one_line_whose_command_goes_on(
 @pytest.fixture
 def interrupted(tmp_path, monkeypatch):
     """The command that goes on with a run which has left some files, if it was begun like this."""
-    monkeypatch.setattr(continuation, "started_as", lambda: "python train_accelerate.py x.yaml")
 
     def command(files: dict[str, str], **changes) -> str:
+        typed = "python train_accelerate.py x.yaml" + " --overwrite" * ("overwrite" in changes)
+        monkeypatch.setattr(continuation, "started_as", lambda: typed)
         values = {"data": "d", "output_dir": str(tmp_path / "run"), "model": "tiny"} | changes
         run = continuation.Continuation(TrainConfig(**values, total_batch_tokens=1024))
         (tmp_path / "run").mkdir(exist_ok=True)
@@ -124,8 +125,8 @@ def test_a_run_goes_on_by_the_same_command_until_it_has_a_checkpoint(interrupted
     assert interrupted(BEGUN) == "x.yaml --overwrite"
     assert interrupted(SAVED, overwrite=True) == "x.yaml --resume auto"
     # Now there is a run in the directory, which this one has not replaced yet, or has.
-    assert interrupted({}, overwrite=True) == "x.yaml"
-    assert interrupted(BEGUN, overwrite=True) == "x.yaml"
+    assert interrupted({}, overwrite=True) == "x.yaml --overwrite"
+    assert interrupted(BEGUN, overwrite=True) == "x.yaml --overwrite"
     assert interrupted(SAVED, overwrite=True) == "x.yaml --resume auto"
 
 
@@ -138,3 +139,10 @@ def test_a_branch_goes_on_from_its_own_checkpoint_once_it_has_one(interrupted, t
     assert interrupted(BEGUN, resume="elsewhere") == "x.yaml --overwrite"
     shutil.rmtree(tmp_path / "run")
     assert interrupted(SAVED, resume="elsewhere") == "x.yaml --resume auto"
+
+
+@pytest.mark.parametrize("typed", ["--overwrite", "--overwrite true", "--overwrite=true"])
+def test_a_run_that_goes_on_replaces_nothing(typed):
+    command = f"python train_accelerate.py {typed} --overwrite_all x"
+    found = continuation.OVERWRITE.sub("", command)
+    assert found == "python train_accelerate.py --overwrite_all x"

@@ -39,6 +39,8 @@ ORDER, HUB = "order and validation split", "Hugging Face Hub"
 class PrepareConfig:
     """Every argument of this script."""
 
+    main: ClassVar = "dataset"
+
     output_dir: str = argument("directory to make", group=OUTPUT)
     dataset: str = argument(
         f"docstrings; a preset ({', '.join([*URL_PRESETS, *PRESETS])}); a local file, folder or "

@@ -130,7 +130,12 @@ def scores_over_tokens(run: Path) -> dict[str, list[tuple[int, float]]]:
     scores: dict[str, list[tuple[int, float]]] = {}
     for row in read_json_lines(run / METRICS_NAME, rising="step", texts=("sample",)):
         for name, value in row.items():
-            is_score = "/" in name and isinstance(value, int | float) and math.isfinite(value)
+            is_score = (
+                "/" in name
+                and not name.startswith("eval_")
+                and isinstance(value, int | float)
+                and math.isfinite(value)
+            )
             if is_score and isinstance(row.get("tokens"), int):
                 scores.setdefault(name, []).append((row["tokens"], value))
     return scores

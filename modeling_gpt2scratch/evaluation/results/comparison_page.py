@@ -44,7 +44,7 @@ const shared = {autoWidth: false, order: []};
 const missingLast = compare => (a, b) => (a === "") - (b === "") || compare(a, b);
 DataTable.type("score", "order",
   {asc: missingLast((a, b) => a - b), desc: missingLast((a, b) => b - a)});
-const columnDefs = [{targets: "score", type: "score"}];
+const columnDefs = [{targets: "score", type: "score"}, {targets: 0, type: "string-utf8"}];
 new DataTable("#scores", {...shared, columnDefs,
   fixedColumns: true, info: false, paging: false, scrollX: true, searching: false});
 const samples = document.getElementById("samples-data");
@@ -82,11 +82,15 @@ def comparison_page(
     columns = [(name, metric) for name, task in tasks.items() for metric in task.metrics]
     titles = short_names(model.name for model in models)
     errors = errors_of(tasks, models)
-    head = "".join(_head(tasks[name], name, metric, limit) for name, metric in columns)
+    protocols = {
+        name: protocol_cell(task, limit, [model.tasks.get(name) for model in models])
+        for name, task in tasks.items()
+    }
+    head = "".join(_head(tasks[name], name, metric, protocols[name]) for name, metric in columns)
     rows = [
         _row(
             titles[model.name],
-            (_cell(tasks, model, *column, limit, differences, errors) for column in columns),
+            (_cell(tasks, model, *column, protocols, differences, errors) for column in columns),
         )
         for model in models
     ]
@@ -102,12 +106,13 @@ def comparison_page(
     return html_page("Comparison of language models", *parts, style=style + STYLE)
 
 
-def _head(task: type[Task], name: str, metric: str, limit: int | None) -> str:
+def _head(task: type[Task], name: str, metric: str, protocol: str) -> str:
     """The title of a column."""
     arrow = "↑" if task.metrics[metric] else "↓"
-    about = f"{protocol_cell(task, limit)}; {'higher' if arrow == '↑' else 'lower'} is better"
+    about = f"{'higher' if arrow == '↑' else 'lower'} is better"
     title = f"{html.escape(name)}<br>{html.escape(metric)} {arrow}"
-    return f'<th class="score" title="{html.escape(about)}">{title}</th>'
+    title += f"<br><small>{html.escape(protocol)}</small>"
+    return f'<th class="score" title="{about}">{title}</th>'
 
 
 def _row(name: str, cells: Iterable[tuple[float | None, str, str]], kind: str = "") -> str:
@@ -125,7 +130,7 @@ def _cell(
     model: ModelMeasurements,
     name: str,
     metric: str,
-    limit: int | None,
+    protocols: Mapping[str, str],
     differences: Mapping[str, Rows],
     errors: Sequence[str],
 ) -> tuple[float | None, str, str]:
@@ -134,7 +139,7 @@ def _cell(
     difference = differences.get(model.name, {}).get((name, metric))
     is_first = metric == next(iter(task.metrics))
     text = format_cell(measurement, metric, difference, is_first=is_first, errors=errors)
-    about = protocol_cell(task, limit)
+    about = protocols[name]
     if measurement is None or measurement.result is None:
         return None, text, f"{about}; {measurement.error if measurement else 'interrupted'}"
     about += f"; {measurement.result.n_samples:,} {task.samples}"
@@ -154,7 +159,8 @@ def _about(difference: Difference) -> str:
     if difference.test is None:
         return f"{difference.value:+.4g} to the baseline, not tested: not the same samples"
     test, corrected = difference.test, difference.p_corrected
-    return f"{_counts(test)}; p = {test.p:.3g}, {corrected:.3g} by Holm's method"
+    sign = "≤" if test.is_bound else "="
+    return f"{_counts(test)}; p {sign} {test.p:.3g}, {corrected:.3g} by Holm's method"
 
 
 def _counts(test: PairedTest) -> str:

@@ -39,7 +39,7 @@ def differences_of(
         baseline: with which.
         metrics: of each task.
     """
-    values, ratios, tests = {}, {}, {}
+    values, ratios, tests, same = {}, {}, {}, {}
     for task, names in metrics.items():
         for metric in names:
             row = task, metric
@@ -54,11 +54,15 @@ def differences_of(
                 pair = np.array([result.samples[metric] for result in results])
                 common = pair[:, np.isfinite(pair).all(axis=0)]  # that both have a value of
                 if common.size:
-                    tests[row] = paired_test(*common)
+                    # Loss and perplexity of a task differ in the same samples: that is one test.
+                    first_row = same.setdefault((task, np.subtract(*common).tobytes()), row)
+                    tests[row] = tests[first_row] if first_row != row else paired_test(*common)
                     is_mean = np.allclose(np.nanmean(pair, axis=1), (first, second))
                     if common.size < pair.size and is_mean:
                         values[row] = float(np.subtract(*common.mean(axis=1)))
-    corrected = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
+    distinct = {id(test): test.p for test in tests.values()}
+    by_test = dict(zip(distinct, holm([*distinct.values()]), strict=True))
+    corrected = {row: by_test[id(test)] for row, test in tests.items()}
     return {
         row: Difference(value, tests.get(row), corrected.get(row), ratios.get(row))
         for row, value in values.items()

@@ -29,6 +29,7 @@ def html_page(title: str, *parts: str, style: str = "") -> bytes:
     policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
     lines = [
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
         policy,
         f"{head}\n</head>\n<body>",
         f"<h1>{html.escape(title)}</h1>",

@@ -27,6 +27,11 @@ class PairedTest:
     # Bootstrap: `mean_difference` (first minus second) with the bounds of its 95 % interval.
     details: dict[str, float]
 
+    @property
+    def is_bound(self) -> bool:
+        """Whether p is the least that the draws can give, and so at most that."""
+        return self.name == "bootstrap" and self.p <= 1 / (1 + N_RESAMPLES)
+
 
 def paired_test(first: np.ndarray, second: np.ndarray) -> PairedTest:
     """The test that fits the values: McNemar's if all are 0 or 1, else the bootstrap.

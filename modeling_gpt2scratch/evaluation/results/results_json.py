@@ -100,11 +100,7 @@ def model_content(
     measured = {name: cell for name, cell in model.tasks.items() if cell.result is not None}
     kinds = {name: tasks[name] for name in measured}
     numbers = {name: cell.result.n_samples for name, cell in measured.items()}
-    # Those that were read, of which a protocol may leave some out.
-    n_read = {
-        name: max(map(len, cell.result.samples.values()), default=numbers[name])
-        for name, cell in measured.items()
-    }
+    n_read = {name: cell.result.n_read for name, cell in measured.items()}
     limit = config["limit"]
     return {
         "results": {name: _estimates(name, cell.result) for name, cell in measured.items()},

@@ -42,7 +42,8 @@ def markdown_table(
     rows = []
     for name, task in tasks.items():
         for metric, is_higher_better in task.metrics.items():
-            head = [name, protocol_cell(task, limit), metric]
+            own = [model.tasks.get(name) for model in models]
+            head = [name, protocol_cell(task, limit, own), metric]
             cells = [
                 format_cell(
                     model.tasks.get(name),
@@ -61,9 +62,13 @@ def markdown_table(
     return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)
 
 
-def protocol_cell(task: type[Task], limit: int | None) -> str:
-    """Protocol and version, and whether only the first samples were measured."""
-    first = "" if limit is None else f", first {limit} {task.samples}"
+def protocol_cell(
+    task: type[Task], limit: int | None, measurements: Iterable[Measurement | None]
+) -> str:
+    """Protocol and version, and whether only the first samples were measured, as far as known."""
+    n_read = [cell.result.n_read for cell in measurements if cell is not None and cell.result]
+    is_cut = limit is not None and max(n_read, default=limit) >= limit
+    first = f", first {limit:,} {task.samples}" if is_cut else ""
     return f"{task.protocol} v{task.version}{first}"
 
 
@@ -234,7 +239,8 @@ def _in_parentheses(difference: Difference) -> str:
     elif float(text):
         text = ("−" if difference.value < 0 else "+") + text
     if (p := difference.p_corrected) is not None:
-        text += ", p < 0.001" if p < 0.001 else f", p = {p:.3f}"
+        sign = "≤" if difference.test and difference.test.is_bound else "="
+        text += ", p < 0.001" if p < 0.001 else f", p {sign} {p:.3f}"
     return f" ({text})"
 
 

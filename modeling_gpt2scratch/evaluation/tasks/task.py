@@ -83,6 +83,11 @@ class TaskResult:
             if not (is_number or isinstance(value, str)):  # results are JSON
                 raise ValueError(f"details: expected a number for {name}, found {value!r}")
 
+    @property
+    def n_read(self) -> int:
+        """Samples that were read, of which a protocol may leave some out."""
+        return max(map(len, self.samples.values()), default=self.n_samples)
+
 
 class Task(Protocol):
     """Data read once, evaluated on each model in turn."""

@@ -27,8 +27,8 @@ from support.servers.faulty_server import (
 )
 
 from modeling_gpt2scratch.common import addresses
+from modeling_gpt2scratch.common.output_directory import PARTIAL_SUFFIX
 from modeling_gpt2scratch.data.loading import remote_files, store
-from modeling_gpt2scratch.data.loading.cache import PARTIAL
 from modeling_gpt2scratch.data.loading.remote_files import RemoteFiles
 from modeling_gpt2scratch.data.loading.store import LocalStore, RemoteStore
 from modeling_gpt2scratch.data.shards.format import ShardError
@@ -62,7 +62,7 @@ def test_every_fault_is_survived_with_a_message(data, tmp_path, capfd):
     assert 11 <= len(lines) <= 13 and all(
         re.search(r"; next try in \d+ s$", line) for line in lines
     )
-    assert not list((tmp_path / "cache" / "shards").glob(f"*{PARTIAL}"))
+    assert not list((tmp_path / "cache" / "shards").glob(f"*{PARTIAL_SUFFIX}"))
 
 
 def test_a_silent_server_is_left_and_asked_again(data, tmp_path, monkeypatch, capfd):
@@ -147,7 +147,7 @@ def test_a_flood_ends_at_the_size_of_the_file(data, tmp_path, is_announced):
     def watch():
         nonlocal largest
         while not done.wait(0.001):
-            for path in (tmp_path / "cache" / "shards").glob(f"*{PARTIAL}"):
+            for path in (tmp_path / "cache" / "shards").glob(f"*{PARTIAL_SUFFIX}"):
                 with contextlib.suppress(FileNotFoundError):
                     largest = max(largest, path.stat().st_size)
 
