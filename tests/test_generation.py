@@ -4,6 +4,7 @@ from threading import Thread
 
 import pytest
 import torch
+from support.processes import PATIENCE
 from support.tiny_models import (
     END_OF_TEXT,
     TOKENS,
@@ -230,7 +231,7 @@ def test_a_stream_is_the_text_in_pieces(model):
     entries = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     others = [index for index, entry in enumerate(entries) if not entry.startswith("Ġ")]
     options = prompt | GREEDY | {"suppress_tokens": others}
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=30)
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=PATIENCE)
     thread = Thread(target=model.generate, kwargs=options | {"streamer": streamer})
     thread.start()
     pieces = [piece for piece in streamer if piece]

@@ -83,6 +83,7 @@ def test_a_machine_that_lacks_a_package_hears_it_before_the_clock_runs(
     assert not (tmp_path / "day").exists()
 
 
+@pytest.mark.gate
 def test_a_part_that_hangs_or_fails_leaves_what_it_found(scripts, monkeypatch, tmp_path):
     gpu_day = scripts("gpu_day")
     fake = tmp_path / "fake" / "gpu_parts"

@@ -121,7 +121,7 @@ def test_a_checkout_says_its_commit_and_whether_files_differ(tmp_path):
         return ast.literal_eval(ended.stdout)
 
     assert version() == {"gpt2scratch": __version__}  # no checkout
-    git = ["git", "-c", "user.name=me", "-c", "user.email=me@host"]
+    git = ["git", "-c", "user.name=me", "-c", "user.email=me@host", "-c", "commit.gpgsign=false"]
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "All"]):
         subprocess.run([*git, *words], cwd=tmp_path, check=True)
     found = version()

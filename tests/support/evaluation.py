@@ -37,7 +37,7 @@ from modeling_gpt2scratch.evaluation.scoring import processes as process_group
 from modeling_gpt2scratch.evaluation.scoring.processes import ProcessGroup
 from modeling_gpt2scratch.evaluation.tasks.task import Estimate, TaskResult
 
-WAIT_SECONDS = 10  # that a thread waits for the others, which is an error
+WAIT_SECONDS = 120  # that a thread waits for the others, which is an error
 END_OF_TEXT = "<|endoftext|>"
 LAMBADA_METRICS = {"lambada": {"acc": True, "perplexity": False}}
 CORPUS = [

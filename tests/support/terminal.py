@@ -39,7 +39,9 @@ class Terminal:
 
     def wait_for(self, pattern: str) -> bool:
         """Whether the pattern appears before the command ends."""
+        deadline = time.monotonic() + PATIENCE
         while not re.search(pattern, self.output):
+            assert time.monotonic() < deadline, f"no {pattern} in: {self.output[-2000:]}"
             if not self._read():
                 return False
         return True
@@ -61,8 +63,9 @@ class Terminal:
 
     def wait(self) -> int:
         """The command's exit code when it has ended, with all that had the terminal open."""
+        deadline = time.monotonic() + PATIENCE
         while self._read():
-            pass
+            assert time.monotonic() < deadline, f"no end after: {self.output[-2000:]}"
         return self._process.wait(PATIENCE)
 
     def _read(self, until: float | None = None) -> bool:
@@ -80,6 +83,15 @@ class Terminal:
         return bool(data)
 
 
+def _take_terminal() -> None:
+    """In the new process: its input is its terminal, and Ctrl-C counts, as it does for people.
+
+    What a shell starts in the background ignores it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 @contextlib.contextmanager
 def terminal(command: list[str], **options) -> Iterator[Terminal]:
     """Starts the command in a terminal; it does not outlive the block."""
@@ -89,7 +101,7 @@ def terminal(command: list[str], **options) -> Iterator[Terminal]:
         command,
         **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=_take_terminal,
         **{"cwd": REPOSITORY} | options,
     )
     os.close(theirs)

@@ -291,3 +291,17 @@ def test_the_command_line_says_none_for_an_empty_list(tmp_path):
     assert config_of(tmp_path, report_to=["none"]).report_to == []
     with pytest.raises(ArgumentError, match="--report_to: expected words among wandb"):
         config_of(tmp_path, report_to=["none", "wandb"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"n_layer": 3}, {"n_head": 3}, {"n_embd": 96}, {"n_positions": 2_048}),
+        *({"sequence_length": 128}, {"total_batch_tokens": 4_096}, {"dropout": 0.1}, {"seed": 1}),
+        {"optimizer": "muon"},
+    ],
+)
+def test_what_may_not_change_within_a_run_is_part_of_its_identity(tmp_path, change):
+    base = {"data": "d", "output_dir": str(tmp_path), "model": "tiny", "n_head": 4, "n_embd": 192}
+    base |= {"sequence_length": 256, "total_batch_tokens": 2_048}
+    assert TrainConfig(**base).identity() != TrainConfig(**base | change).identity()

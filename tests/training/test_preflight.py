@@ -147,6 +147,23 @@ def test_arguments_that_shape_the_losses_and_change_at_a_resume_are_said(tmp_pat
     assert banner.surprises_of_resuming(first, {}) == []
 
 
+def test_whatever_shapes_the_losses_and_changes_at_a_resume_is_said(tmp_path):
+    base = {"data": "d", "output_dir": str(tmp_path), "optimizer": "muon", "schedule": "wsd"}
+    base |= {"max_steps": 100, "warmup_steps": 5, "decay_steps": 50, "min_learning_rate": 0.0}
+    changes = {
+        **{"learning_rate": 1e-3, "muon_learning_rate": 1e-3, "schedule": "cosine"},
+        **{"max_steps": 90, "warmup_steps": 6, "decay_steps": 40, "min_learning_rate": 1e-6},
+        **{"weight_decay": 0.2, "max_grad_norm": 2.0, "mixed_precision": "bf16"},
+        "eval_tokens": 1_000,
+    }
+    assert {*changes} == {*banner.MAY_CHANGE}
+    for name, value in changes.items():
+        base_of = base if name != "learning_rate" else base | {"muon_learning_rate": 3e-4}
+        first, then = TrainConfig(**base_of), TrainConfig(**base_of | {name: value})
+        (note,) = banner.surprises_of_resuming(then, asdict(first))
+        assert note.startswith(f"--{name} was ")
+
+
 def test_data_without_a_validation_split_is_said(accelerator, tmp_path):
     config = TrainConfig(data="d", output_dir=str(tmp_path), total_batch_tokens=1024)
     notes = {

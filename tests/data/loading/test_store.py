@@ -14,7 +14,7 @@ import pytest
 import torch
 from support.counting_shards import N_SHARDS, SHARD_TOKENS, batches_of, cache_of, loader_of, opened
 from support.paths import REPOSITORY
-from support.processes import run_process
+from support.processes import PATIENCE, run_process
 from support.servers import fake_hub
 from support.servers.faulty_server import serve
 from support.token_directories import edit_manifest
@@ -110,7 +110,7 @@ def test_the_next_group_comes_while_this_one_is_read(data, tmp_path):
         first, second = (loader._orders[0].group_of_visit(visit) for visit in (0, 1))
         source = loader.sources[0]
         wanted = {*source.shards_of_group(first), *source.shards_of_group(second)}
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while len(list((tmp_path / "cache" / "shards").glob("*.bin"))) < len(wanted):
             assert time.monotonic() < deadline
             time.sleep(0.01)

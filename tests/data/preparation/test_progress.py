@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.prepared_data import contents
+from support.processes import PATIENCE
 from support.tiny_corpus import fables, write_jsonl
 
 from modeling_gpt2scratch.common.errors import SourceError
@@ -142,9 +143,9 @@ def blocks_of(working):
 
 def wait_for_blocks(working, process, n_blocks):
     """Waits until the progress has so many blocks, or the process has ended."""
-    give_up = time.monotonic() + 60
+    give_up = time.monotonic() + PATIENCE
     while blocks_of(working) < n_blocks and process.is_alive():
-        assert time.monotonic() < give_up, "no progress within a minute"
+        assert time.monotonic() < give_up, "no progress"
         time.sleep(0.001)
 
 
@@ -267,9 +268,9 @@ def test_workers_end_with_a_killed_parent(configure, tmp_path):
     assert len(workers) >= 2
     process.kill()
     process.join()
-    give_up = time.monotonic() + 30
+    give_up = time.monotonic() + PATIENCE
     while any(is_running(pid) for pid in workers):
-        assert time.monotonic() < give_up, "a worker outlived its parent by half a minute"
+        assert time.monotonic() < give_up, "a worker outlives its parent"
         time.sleep(0.05)
 
 

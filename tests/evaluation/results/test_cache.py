@@ -5,8 +5,11 @@ import json
 import os
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
+import transformers
 from support import evaluation as tiny
 from support.evaluation import compare
 from support.paths import REPOSITORY
@@ -14,6 +17,7 @@ from support.processes import run_process
 from support.servers.fake_hub import serve
 
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
+from modeling_gpt2scratch.evaluation.measuring import cache_key
 from modeling_gpt2scratch.evaluation.results import fingerprints
 from modeling_gpt2scratch.evaluation.results.fingerprints import evaluation_code, model_code
 
@@ -144,3 +148,24 @@ def test_code_of_a_model_is_that_of_its_type_unless_a_library_has_it(model, tmp_
         path = PACKAGE / f"{part}_gpt2scratch.py"
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     assert model_code(str(model), trust_remote_code=False) == digest.hexdigest()
+
+
+def test_a_result_is_one_of_everything_that_it_depends_on(monkeypatch):
+    task = SimpleNamespace(protocol="p", version=1, sha256="0" * 64)
+    config = SimpleNamespace(dtype="float32", limit=None)
+
+    def key(files=None, code="c", name="lambada", changes=None, **settings):
+        one = SimpleNamespace(**vars(task) | (changes or {}))
+        asked = SimpleNamespace(**vars(config) | settings)
+        found = cache_key(files or {"model.safetensors": "1"}, code, name, one, asked)
+        return json.dumps(found, sort_keys=True)
+
+    keys = [
+        *(key(), key(files={"model.safetensors": "2"}), key(code="d"), key(name="hellaswag")),
+        *(key(changes={"protocol": "q"}), key(changes={"version": 2})),
+        *(key(changes={"sha256": "1" * 64}), key(dtype="bfloat16"), key(limit=5)),
+    ]
+    for module in (torch, transformers):
+        monkeypatch.setattr(module, "__version__", "99")
+        keys.append(key())
+    assert len({*keys}) == len(keys) == 11 and key() == keys[-1]

@@ -1,6 +1,5 @@
 """The parts of a comparison: names of tasks, table, published numbers, files, cache."""
 
-import dataclasses
 import json
 import math
 from dataclasses import replace
@@ -12,7 +11,7 @@ from support.evaluation import LAMBADA_METRICS as METRICS
 from support.evaluation import measured
 
 from modeling_gpt2scratch.common.atomic_files import write_json
-from modeling_gpt2scratch.evaluation import TASKS, CompareConfig
+from modeling_gpt2scratch.evaluation import TASKS
 from modeling_gpt2scratch.evaluation.results.cache import ResultCache
 from modeling_gpt2scratch.evaluation.results.differences import differences_of
 from modeling_gpt2scratch.evaluation.results.measurements import Measurement, ModelMeasurements
@@ -303,9 +302,3 @@ def test_a_cached_file_that_nests_too_deep_is_no_measurement(pair, tmp_path):
     (path,) = tmp_path.iterdir()
     path.write_text("[" * 200_000)
     assert cache.read({}) is None
-
-
-def test_every_place_of_data_is_an_argument():
-    arguments = {field.name for field in dataclasses.fields(CompareConfig)}
-    for name, kind in TASKS.items():
-        assert kind.data.argument in arguments, name

@@ -47,7 +47,7 @@ def in_chromium(path: Path) -> Iterator:
         # Whoever is root has no sandbox.
         chromium = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"])
         page = chromium.new_page(viewport={"width": 1300, "height": 1000})
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(120_000)
         page.on("request", lambda request: requests.append(request.url))
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("console", lambda line: problems.append(f"{line.type}: {line.text}"))
