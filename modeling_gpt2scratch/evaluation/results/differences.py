@@ -25,7 +25,7 @@ class Difference:
 
     value: float
     test: PairedTest | None = None
-    p_corrected: float | None = None  # by Holm's method over all tested rows of the model
+    p_corrected: float | None = None  # by Holm's method over all tests of the model
     ratio: float | None = None  # of two perplexities, the model's over the baseline's
 
 

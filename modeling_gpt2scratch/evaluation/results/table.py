@@ -132,7 +132,7 @@ def _difference_notes(
         tested = any(row.test for row in rows)
         how = (
             "; p from a test on the same examples (exact McNemar for accuracies, paired bootstrap "
-            "for losses), by Holm's method corrected for the rows of the column"
+            "for losses), by Holm's method corrected for the tests of the column"
         )
         what = f"the difference to {baseline}, of perplexities the ratio"
         yield f"In parentheses: {what}{how * tested}."

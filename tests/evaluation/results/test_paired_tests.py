@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 from support import evaluation as tiny  # noqa: F401
 
+from modeling_gpt2scratch.evaluation.results.differences import differences_of
+from modeling_gpt2scratch.evaluation.results.measurements import Measurement, ModelMeasurements
 from modeling_gpt2scratch.evaluation.results.paired_tests import (
     N_RESAMPLES,
     bootstrap_test,
@@ -9,6 +11,7 @@ from modeling_gpt2scratch.evaluation.results.paired_tests import (
     mcnemar_p,
     paired_test,
 )
+from modeling_gpt2scratch.evaluation.tasks.task import Estimate, TaskResult
 
 
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (3, 0), (1, 8), (20, 20), (130, 90), (2000, 1700)])
@@ -70,3 +73,21 @@ def test_few_examples_are_no_evidence():
     assert bootstrap_test(np.array([1e-7])).p == 1
     assert bootstrap_test(np.array([1e-3, 2e-3])).p == 0.5
     assert bootstrap_test(np.arange(1.0, 6.0)).p == 1 / 16
+
+
+def test_rows_that_differ_in_the_same_samples_are_one_test():
+    nats = np.random.default_rng(0).normal(3, 1, 40)
+    right = (nats < 3).astype(float)
+
+    def model(name: str, shift: float) -> ModelMeasurements:
+        samples = {"loss": nats + shift, "perplexity": nats + shift, "acc": right}
+        estimates = {metric: Estimate(values.mean(), 0.1) for metric, values in samples.items()}
+        result = TaskResult(len(nats), estimates, {}, samples)
+        return ModelMeasurements(name, tasks={"t": Measurement(result)})
+
+    metrics = {"t": ("loss", "perplexity", "acc")}
+    rows = differences_of(model("a", 0.5), model("b", 0.0), metrics)
+    loss, perplexity, acc = (rows["t", metric] for metric in metrics["t"])
+    assert loss.test is perplexity.test and loss.test.is_bound and not acc.test.is_bound
+    assert loss.p_corrected == perplexity.p_corrected == 2 * loss.test.p  # of two tests
+    assert acc.p_corrected == 1
