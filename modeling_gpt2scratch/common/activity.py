@@ -17,7 +17,8 @@ CLOCK = "{desc} ... {elapsed}"
 def readable_output() -> Iterator[None]:
     """Within the block, output may go to a terminal of few letters, or to a pipe that closes."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a notebook's shows everything, and there may be none
+        # A notebook's shows everything, there may be none, and one may have changed its kind.
+        with contextlib.suppress(AttributeError, OSError):
             stream.reconfigure(errors="replace")
     try:
         try:
