@@ -2,8 +2,9 @@
 
 A file is called by the sha256 of its content, so that the same shard is kept once, wherever it came
 from, and a shard that changed at its source is another file. It gets its name when its content has
-been checked. What was not used for the longest time goes first; locks of the operating system,
-which end with their process, see to it that each file is downloaded by one process.
+been checked and is on the disk. What was not used for the longest time goes first; locks of the
+operating system, which end with their process, see to it that each file is downloaded by one
+process.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from modeling_gpt2scratch.common.atomic_files import fsync
 from modeling_gpt2scratch.common.output_directory import PARTIAL_SUFFIX
 
 SUFFIX = ".bin"
@@ -70,18 +72,19 @@ class ShardCache:
         with self.lock(name):
             if path.is_file() and path.stat().st_size == n_bytes:
                 try:
+                    os.utime(path)  # used just now
                     if check:
                         check(path)
-                    os.utime(path)  # used just now
                     return path
-                except ValueError:
-                    path.unlink()
+                except (ValueError, FileNotFoundError):  # another process may make room meanwhile
+                    path.unlink(missing_ok=True)
             for left in self._shards.glob(f"{name}.*{PARTIAL_SUFFIX}"):
                 left.unlink()  # of a killed process, because the lock is ours
             partial = path.with_name(f"{name}.{n_bytes}{PARTIAL_SUFFIX}")
             self._reserve(partial, n_bytes)
             try:
                 download(partial)
+                fsync(partial)  # or after a power failure the name may be there without the content
                 os.replace(partial, path)
             finally:
                 partial.unlink(missing_ok=True)

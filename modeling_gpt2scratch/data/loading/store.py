@@ -2,8 +2,9 @@
 
 Of a remote data set, the manifest and the tokenizer come first; shards come in the background ahead
 of need. No token is handed out that was not checked: a file counts when its size and sha256 are the
-manifest's. A source that is slow, fails or sends something else is asked again, with a message and
-longer and longer pauses, and given up in the end.
+manifest's, and one that was in the cache before is read once for that by each process. A source
+that is silent, fails or sends something else is asked again, with a message and longer and longer
+pauses, and given up in the end.
 """
 
 import hashlib
@@ -95,7 +96,7 @@ class RemoteStore:
         address: of its directory, anything that fsspec knows.
         cache: keeps the shards; it may serve several stores.
         retry_seconds: for how long a failing source is asked again.
-        verify: check the sha256 of shards that were in the cache before, and the ids of all.
+        verify: check the sha256 whenever a shard is opened, and the ids as well.
 
     Raises:
         ShardError: if there is no data set, or it cannot be fetched.
@@ -122,6 +123,7 @@ class RemoteStore:
         self._wanted: dict[str, list[ShardEntry]] = {}
         self._ordered: deque[ShardEntry] = deque()
         self._found: dict[str, Future] = {}
+        self._checked: set[str] = set()  # by this process
         self._condition = threading.Condition()
         for number in range(DOWNLOADS):
             # Daemons, because a download that hangs must not keep the process from ending.
@@ -212,12 +214,15 @@ class RemoteStore:
         """The shard's file in the cache, downloaded if need be."""
         n_bytes = self.bytes_of(entry)
         check = partial(check_shard, entry=entry, n_bytes=n_bytes)
-        return self._cache.get(
+        is_trusted = entry.sha256 in self._checked and not self._verify
+        path = self._cache.get(
             entry.sha256,
             n_bytes,
             download=partial(self._files.download, entry.file, check=check, max_bytes=n_bytes),
-            check=check if self._verify else None,
+            check=None if is_trusted else check,
         )
+        self._checked.add(entry.sha256)
+        return path
 
     def _fetch_descriptions(self) -> None:
         """Manifest and tokenizer, the latter only with another manifest than the last time."""

@@ -12,6 +12,8 @@ from support.processes import PATIENCE
 from support.servers.faulty_server import delay, serve
 
 from modeling_gpt2scratch.common.output_directory import PARTIAL_SUFFIX
+from modeling_gpt2scratch.data.loading import cache as cache_module
+from modeling_gpt2scratch.data.loading import store as store_module
 from modeling_gpt2scratch.data.loading.cache import Closed, ShardCache
 from modeling_gpt2scratch.data.loading.store import LocalStore
 
@@ -103,7 +105,8 @@ def test_who_finds_no_room_says_so_and_goes_on_when_there_is(tmp_path, capfd):
     assert len(lines) == 1 and "waiting for 100 bytes of space" in lines[0]
 
 
-def test_damage_in_the_cache_is_found_by_a_full_verification(data, tmp_path):
+@pytest.mark.parametrize("verify", [False, True])
+def test_damage_in_the_cache_is_found_by_the_next_process(data, tmp_path, verify):
     expected = batches_of(LocalStore(data))
     with serve(data) as server:
         with opened(server.address, cache_of(tmp_path / "cache")) as store:
@@ -112,9 +115,36 @@ def test_damage_in_the_cache_is_found_by_a_full_verification(data, tmp_path):
             content = bytearray(shard.read_bytes())
             content[-1] ^= 1
             shard.write_bytes(content)
-        with opened(server.address, cache_of(tmp_path / "cache"), verify=True) as store:
+        with opened(server.address, cache_of(tmp_path / "cache"), verify=verify) as store:
             assert torch.equal(batches_of(store), expected)
     assert server.requests["train_000000.bin"] == 2
+
+
+def test_a_process_reads_a_shard_for_its_checksum_once(data, tmp_path, monkeypatch):
+    checked = []
+
+    def count(path, *, entry, n_bytes):
+        checked.append(entry.file)
+
+    with serve(data) as server:
+        with opened(server.address, cache_of(tmp_path / "cache")) as store:
+            batches_of(store)
+        monkeypatch.setattr(store_module, "check_shard", count)
+        with opened(server.address, cache_of(tmp_path / "cache")) as store:
+            batches_of(store, n_steps=100)
+    assert sorted(checked) == [f"train_00000{number}.bin" for number in range(N_SHARDS)]
+
+
+def test_a_shard_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    flushed = []
+
+    def flush(path):
+        flushed.append((path.read_bytes(), (tmp_path / "shards" / "a.bin").exists()))
+
+    monkeypatch.setattr(cache_module, "fsync", flush)
+    cache = ShardCache(tmp_path, limit_bytes=300)
+    cache.get("a", 100, download=lambda path: path.write_bytes(bytes(100)))
+    assert flushed == [(bytes(100), False)]
 
 
 def read_everything(address, cache, queue):
