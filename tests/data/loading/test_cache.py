@@ -1,8 +1,10 @@
 """The cache of shards: its limit, who leaves first, and processes that share it."""
 
 import contextlib
+import errno
 import multiprocessing
 import os
+import shutil
 import threading
 
 import pytest
@@ -16,6 +18,7 @@ from modeling_gpt2scratch.data.loading import cache as cache_module
 from modeling_gpt2scratch.data.loading import store as store_module
 from modeling_gpt2scratch.data.loading.cache import Closed, ShardCache
 from modeling_gpt2scratch.data.loading.store import LocalStore
+from modeling_gpt2scratch.data.shards.format import ShardError
 
 
 def test_the_cache_keeps_its_limit_and_what_the_next_groups_need(data, tmp_path):
@@ -145,6 +148,48 @@ def test_a_shard_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     cache = ShardCache(tmp_path, limit_bytes=300)
     cache.get("a", 100, download=lambda path: path.write_bytes(bytes(100)))
     assert flushed == [(bytes(100), False)]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_takes_the_oldest_shards_before_the_run(tmp_path, code):
+    cache, shards = ShardCache(tmp_path, limit_bytes=10**6), tmp_path / "shards"
+
+    def download(path):
+        path.write_bytes(bytes(50))  # what came until then
+        if len(list(shards.glob("*.bin"))) > n_fitting:
+            try:
+                raise OSError(code, os.strerror(code))
+            except OSError as error:
+                raise ShardError("no room") from error
+        path.write_bytes(bytes(100))
+
+    for number, name in enumerate("abcd"):
+        path = cache.get(name, 100, download=lambda path: path.write_bytes(bytes(100)))
+        os.utime(path, (number, number))
+    cache.keep("me", ["a", "d"])
+    n_fitting = 3
+    cache.get("e", 100, download=download)
+    assert {path.name for path in shards.iterdir()} == {f"{name}.bin" for name in "acde"}
+    n_fitting = 2
+    cache.keep("me", ["a", "d", "e"])
+    with pytest.raises(ShardError, match="no room"):
+        cache.get("f", 100, download=download)
+    assert {path.name for path in shards.iterdir()} == {f"{name}.bin" for name in "ade"}
+
+
+@pytest.mark.parametrize("is_under_way", [False, True])
+def test_a_cache_that_was_deleted_is_made_again(tmp_path, is_under_way):
+    cache = ShardCache(tmp_path / "cache", limit_bytes=300)
+    times = iter([is_under_way, False])
+
+    def download(path):
+        if next(times):
+            shutil.rmtree(tmp_path / "cache")
+        path.write_bytes(bytes(100))
+
+    if not is_under_way:
+        shutil.rmtree(tmp_path / "cache")
+    assert cache.get("a", 100, download=download).read_bytes() == bytes(100)
 
 
 def read_everything(address, cache, queue):
