@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
+from modeling_gpt2scratch.common.activity import tell
 from modeling_gpt2scratch.common.atomic_files import fsync
 from modeling_gpt2scratch.common.output_directory import PARTIAL_SUFFIX
 
@@ -133,7 +133,7 @@ class ShardCache:
                     partial.touch()
                     return
             if not has_told:
-                tqdm.write(
+                tell(
                     f"{self.directory}: waiting for {n_bytes:,} bytes of space: all that is here "
                     f"is in use or on its way; --data_cache_gb is {self.limit_bytes / 1e9:g}",
                     file=sys.stderr,
