@@ -90,6 +90,14 @@ class ShardCache:
                 partial.unlink(missing_ok=True)
         return path
 
+    def bytes_so_far(self, name: str) -> int:
+        """How much has come of a file that is being downloaded, by whatever process."""
+        n_bytes = 0
+        for partial in self._shards.glob(f"{name}.*{PARTIAL_SUFFIX}"):
+            with contextlib.suppress(FileNotFoundError):
+                n_bytes += partial.stat().st_size
+        return n_bytes
+
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
         """Holds a lock that all processes of the machine share."""
