@@ -6,6 +6,7 @@ system has hard links, nothing is copied; the optimizer's state and the state of
 names places of this machine, stay behind.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -39,7 +40,7 @@ class Outbox:
             if path.suffix in (OLD_SUFFIX, SENDING_SUFFIX) and not whole.exists():
                 os.rename(path, whole)
             else:
-                shutil.rmtree(path)
+                shutil.rmtree(path, ignore_errors=True)
 
     def steps(self) -> list[int]:
         """The steps that wait, in order."""
@@ -79,7 +80,7 @@ class Outbox:
     def remove(self, folder: Path) -> None:
         """Removes what was taken, and the outbox itself if nothing is left in it."""
         shutil.rmtree(folder, ignore_errors=True)
-        if not any(self._folder.iterdir()):
+        with contextlib.suppress(OSError):  # something is left, or somebody deleted it
             self._folder.rmdir()
 
     def _place_of(self, step: int) -> Path:

@@ -16,9 +16,8 @@ from functools import partial
 from pathlib import Path
 
 from accelerate import PartialState
-from tqdm import tqdm
 
-from modeling_gpt2scratch.common.activity import activity
+from modeling_gpt2scratch.common.activity import activity, tell
 from modeling_gpt2scratch.common.atomic_files import write_json_lines
 from modeling_gpt2scratch.common.checksums import checksum, write_checksums
 from modeling_gpt2scratch.common.errors import SourceError, named, one_line
@@ -37,6 +36,7 @@ from modeling_gpt2scratch.distributed.processes import on_main_process
 from .outbox import REVISION_PREFIX, Outbox, checksums_in, step_of
 from .revisions import push_revision
 
+PAUSE_SECONDS = 60.0  # after an error of the file system
 FINISH_SECONDS = 5.0  # for which the other processes wait for the main one at a time
 
 
@@ -155,12 +155,30 @@ class RevisionPusher:
         return min((step for step in waiting if step <= self._logged_step), default=None)
 
     def _work(self) -> None:
-        """Sends what waits, one after the other, until the block ends."""
-        try:
-            while (folder := self._next_folder()) is not None:
+        """Sends what waits, one after the other, until the block ends.
+
+        An error of the file system is waited out, but not by a run that is over.
+        """
+        folder, told = None, ""
+        while True:
+            try:
+                if folder is not None and folder.exists():  # the error came while it was taken
+                    self._outbox.give_back(folder)
+                if (folder := self._next_folder()) is None:
+                    return
                 self._send(self._sending, folder)
-        except OSError as error:  # the run's directory is gone, or cannot be written to
-            warn(f"{self._output_dir}: {one_line(error)}; no more checkpoints are sent")
+                folder = None
+            except OSError as error:
+                if (problem := one_line(error)) != told:
+                    hint = "the run goes on, and sending is tried again"
+                    warn(f"{self._output_dir}: {problem}; {hint}")
+                told = problem
+                with self._condition:
+                    if self._is_finishing:
+                        return
+                    self._condition.wait_for(
+                        lambda: self._is_closed or self._is_finishing, PAUSE_SECONDS
+                    )
 
     def _next_folder(self) -> Path | None:
         """What is to be sent next, as soon as there is something; None at the end of the block."""
@@ -195,8 +213,7 @@ class RevisionPusher:
         self._failed.clear()
         seconds = round(time.perf_counter() - started, 1)
         self._record("pushed", step, repository=self._repository, commit=commit, seconds=seconds)
-        tqdm.write(f"step {step}: {'sent to' if commit else 'is already at'} {what}")
-        sys.stdout.flush()
+        tell(f"step {step}: {'sent to' if commit else 'is already at'} {what}")
 
     def _push(self, folder: Path, step: int) -> str | None:
         """As `push_revision`, into a repository that is there afterwards."""
@@ -237,14 +254,14 @@ class RevisionPusher:
 
     def _note_failure(self, step: int, problem: str) -> None:
         """Says what went wrong, in one line, and notes it among the events."""
-        tqdm.write(f"warning: {problem}; the run is not affected", file=sys.stderr)
+        tell(f"warning: {problem}; the run is not affected", file=sys.stderr)
         self._record("push_failed", step, message=problem)
 
     def _record(self, event: str, step: int, **values) -> None:
         try:
             self._record_event(event, step=step, **values)
         except OSError as error:  # the disk is full, or the run's directory gone
-            tqdm.write(f"warning: {one_line(error)}", file=sys.stderr)
+            tell(f"warning: {one_line(error)}", file=sys.stderr)
 
 
 def _problem(what: str, error: Exception) -> str:

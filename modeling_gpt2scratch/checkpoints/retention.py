@@ -1,10 +1,13 @@
 """Which checkpoints of a run there are, which may go, and what killed processes left behind."""
 
+import contextlib
+import itertools
 import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from modeling_gpt2scratch.common.json_lines import warn
 from modeling_gpt2scratch.common.output_directory import PARTIAL_SUFFIX
 
 CHECKPOINT_PREFIX = "checkpoint-"
@@ -75,7 +78,12 @@ def prune(output_dir: Path, **rule: int | None) -> None:
     """
     checkpoints = checkpoints_by_step(output_dir)
     for step in expired(checkpoints, **rule):
-        hidden = output_dir / f".{checkpoints[step].name}{PRUNED_SUFFIX}"
+        name = f".{checkpoints[step].name}"
+        hidden = output_dir / f"{name}{PRUNED_SUFFIX}"
+        for number in itertools.count(2):
+            if not hidden.exists():  # as an earlier one does that could not be deleted
+                break
+            hidden = output_dir / f"{name}.{number}{PRUNED_SUFFIX}"
         os.rename(checkpoints[step], hidden)
         shutil.rmtree(hidden, ignore_errors=True)  # what cannot go now goes at the next start
 
@@ -91,7 +99,14 @@ def put_back_replaced(output_dir: Path) -> None:
 def clear_leftovers(output_dir: Path) -> None:
     """Removes what killed saves and prunes left; an old checkpoint without a successor returns."""
     put_back_replaced(output_dir)
-    (output_dir / f".{LATEST_NAME}{PARTIAL_SUFFIX}").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # which is in nobody's way
+        (output_dir / f".{LATEST_NAME}{PARTIAL_SUFFIX}").unlink(missing_ok=True)
     for path in output_dir.glob(f".{CHECKPOINT_PREFIX}*"):
         if path.suffix in (PARTIAL_SUFFIX, OLD_SUFFIX, PRUNED_SUFFIX):
-            shutil.rmtree(path)
+            # On a network file system, what a process of another machine has open cannot go.
+            shutil.rmtree(path, ignore_errors=True)
+            if path.exists():
+                warn(
+                    f"{path}: expected to delete what an earlier process left, found that some of "
+                    f"it cannot be deleted; it is tried again at the next start"
+                )

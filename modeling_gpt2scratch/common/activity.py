@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -29,6 +29,17 @@ def readable_output() -> Iterator[None]:
     except BrokenPipeError:  # the reader, such as `head`, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def tell(text: str, *, file: TextIO | None = None) -> None:
+    """Writes a line, above the bar if there is one, on the standard output unless told otherwise.
+
+    A terminal that is gone, a pipe that is closed or a full disk loses the line and nothing else.
+    """
+    file = sys.stdout if file is None else file
+    with contextlib.suppress(OSError):
+        tqdm.write(text, file=file)
+        file.flush()
 
 
 @contextlib.contextmanager

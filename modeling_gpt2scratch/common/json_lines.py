@@ -4,6 +4,7 @@ A kill or a full disk can cut the last line, and anything can happen to the othe
 named by file and number and left out: it ends neither a run nor a report of one.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -17,7 +18,8 @@ SHOWN_CHARACTERS = 40  # of a bad line
 
 def warn(text: str) -> None:
     """Says it on the standard error."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # of a terminal that is gone, or a full disk
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def read_json_lines(

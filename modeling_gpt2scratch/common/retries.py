@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import tenacity
 from huggingface_hub.utils import parse_ratelimit_headers
-from tqdm import tqdm
+
+from .activity import tell
 
 TEMPORARY_STATUSES = (408, 425, 429)  # too slow, too early, too many requests; and all from 500 on
 
@@ -69,7 +70,7 @@ def retrying(
         hint = f"; {passing.hint}" if passing.hint else ""
         seconds = f"{state.upcoming_sleep:.0f} s"
         # Above a progress bar if there is one; the lines of several threads stay apart.
-        tqdm.write(f"{what}: {passing.reason}; next try in {seconds}{hint}", file=sys.stderr)
+        tell(f"{what}: {passing.reason}; next try in {seconds}{hint}", file=sys.stderr)
 
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception(lambda error: judge(error) is not None),

@@ -1,14 +1,13 @@
 """How the processes of a run speak, fail and agree as one."""
 
-import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
-from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
+from modeling_gpt2scratch.common.activity import tell
 from modeling_gpt2scratch.common.errors import MendableError
 
 Result = TypeVar("Result")
@@ -21,8 +20,7 @@ class LaunchError(MendableError, ValueError):
 def say(text: str) -> None:
     """Prints on the main process; Accelerate's own `print` does so once for each machine."""
     if PartialState().is_main_process:
-        tqdm.write(text)  # above a bar, if there is one
-        sys.stdout.flush()
+        tell(text)
 
 
 def quiet_transformers() -> None:

@@ -72,7 +72,9 @@ def start_trackers(
         failed = [tracker for tracker in trackers if tracker.problem is not None]
         problems = [f"without {tracker.name}: {tracker.problem}" for tracker in failed]
         ids = {t.name: t.run_id for t in trackers if t not in failed and t.run_id is not None}
-        accelerator.trackers = [t for t in accelerator.trackers if t not in failed]
+        working = [t for t in accelerator.trackers if t not in failed]
+        # The only one that raises an error comes last, so that the others have had the values.
+        accelerator.trackers = sorted(working, key=lambda t: t is jsonl)
         for tracker in failed:
             tracker.finish()
         return ids, problems

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
-from modeling_gpt2scratch.common.errors import printable
+from modeling_gpt2scratch.common.errors import file_problem, printable
 from modeling_gpt2scratch.distributed.processes import say
 from modeling_gpt2scratch.hardware.compilation import n_compiled_graphs
 from modeling_gpt2scratch.hardware.devices import flops_per_token, mfu, peak_memory
@@ -202,7 +202,10 @@ def report(run: TrainingRun, bar: tqdm, values: dict) -> None:
     """Sends the values to the trackers and shows them as a line."""
     step = run.progress.step
     if not run.lock.is_lost:  # else the run ends at the next step, on all processes alike
-        run.accelerator.log(values, step=step)
+        try:
+            run.accelerator.log(values, step=step)
+        except OSError as error:  # such as a disk that is full for a while
+            say(f"warning: step {step} is not logged: {file_problem(error)}; the run goes on")
     shown = [
         f"{name} {format(value, FORMATS.get(name, '.4g'))}"
         for name, value in values.items()

@@ -1,5 +1,9 @@
 """Which checkpoints stay, which is the newest, and what becomes of leftovers."""
 
+import errno
+import os
+import shutil
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -89,6 +93,43 @@ def test_a_latest_that_names_nothing_is_passed_over(tmp_path, content):
     make(tmp_path, 9, 10)
     (tmp_path / "latest").write_bytes(content)
     assert find_checkpoint(tmp_path).name == "checkpoint-10"
+
+
+def keep_everything(patch):
+    """Nothing can be deleted, as where another machine has it open."""
+
+    def fail(path):
+        raise OSError(errno.EBUSY, "Device or resource busy", path)
+
+    patch.setattr(os, "rmdir", lambda path, **options: fail(path))
+    patch.setattr(os, "unlink", lambda path, **options: fail(path))
+
+
+def test_a_leftover_that_cannot_be_deleted_keeps_no_run_from_its_start(
+    tmp_path, monkeypatch, capsys
+):
+    make(tmp_path, 8)
+    (tmp_path / ".checkpoint-4.pruned").mkdir()
+    with monkeypatch.context() as patch:
+        keep_everything(patch)
+        clear_leftovers(tmp_path)
+    warning = f"warning: {tmp_path}/.checkpoint-4.pruned: expected to delete what an earlier"
+    assert capsys.readouterr().err.startswith(warning)
+    clear_leftovers(tmp_path)
+    assert names(tmp_path) == {"checkpoint-8"}
+
+
+def test_a_checkpoint_is_pruned_beside_what_is_left_of_one_of_its_step(tmp_path, monkeypatch):
+    for _ in range(3):
+        make(tmp_path, 2, 4)
+        with monkeypatch.context() as patch:
+            keep_everything(patch)
+            prune(tmp_path, written=4, before=2, keep_checkpoints=1, keep_every=0)
+        shutil.rmtree(tmp_path / "checkpoint-4")
+    hidden = {f".checkpoint-2{number}.pruned" for number in ("", ".2", ".3")}
+    assert names(tmp_path) == hidden
+    clear_leftovers(tmp_path)
+    assert names(tmp_path) == set()
 
 
 def test_leftovers_go_and_an_old_checkpoint_without_successor_returns(tmp_path):

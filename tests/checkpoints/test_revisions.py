@@ -1,5 +1,6 @@
 """Checkpoints sent to a Hub on this machine, which fails, changes its mind and names checksums."""
 
+import errno
 import hashlib
 import json
 import math
@@ -272,6 +273,42 @@ def test_a_full_disk_gives_up_what_has_waited_longest(hub, run_dir, monkeypatch,
     assert Outbox(run_dir).steps() == [8]
     assert [event[:2] for event in pushing.events] == [("push_failed", 4)]
     assert "step-4: the disk is full, so it will not be sent" in capsys.readouterr().err
+
+
+def test_an_error_of_the_file_system_is_waited_out(hub, run_dir, monkeypatch, capsys):
+    monkeypatch.setattr(pusher, "PAUSE_SECONDS", 0.01)
+    failures = {"take": 2, "give_back": 2}
+    functions = {name: getattr(Outbox, name) for name in failures}
+
+    def fail_at_first(name, *arguments):
+        failures[name] -= 1
+        if failures[name] >= 0:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return functions[name](*arguments)
+
+    monkeypatch.setattr(Outbox, "take", lambda *a: fail_at_first("take", *a))
+    monkeypatch.setattr(Outbox, "give_back", lambda *a: fail_at_first("give_back", *a))
+    hub.fail(f"{COMMIT}4", 500, times=1)
+    pushing = Pushing(run_dir, retries=QUICK)
+    with pushing.pusher:
+        pushing.pusher.hold(checkpoint(run_dir, 4))
+        wait_for(lambda: pushing.events)
+        pushing.pusher.finish()
+    assert [event[:2] for event in pushing.events] == [("pushed", 4)]
+    assert failures["take"] < 0 and failures["give_back"] < 0
+    assert capsys.readouterr().err.count("Stale file handle; the run goes on, and sending is") == 1
+
+
+def test_an_error_of_the_file_system_that_stays_does_not_keep_a_run_from_its_end(
+    hub, run_dir, monkeypatch, capsys
+):
+    def fail(self, step):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Outbox, "take", fail)
+    assert Pushing(run_dir).send(checkpoint(run_dir, 4)) == []
+    error = capsys.readouterr().err
+    assert error.count("Read-only") == 1 and "step-4 could not be sent" in error
 
 
 def test_a_run_is_refused_without_a_login_a_right_or_a_place_of_its_own(hub, monkeypatch, capsys):

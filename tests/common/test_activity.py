@@ -1,5 +1,7 @@
 """Signs of life: on a terminal, by one process, and for as long as something goes on."""
 
+import errno
+import io
 import os
 import re
 import subprocess
@@ -7,6 +9,8 @@ import sys
 
 from support.paths import REPOSITORY
 from support.terminal import terminal
+
+from modeling_gpt2scratch.common.activity import tell
 
 PROGRAM = """
 import sys
@@ -29,6 +33,22 @@ def test_a_terminal_shows_what_goes_on_and_its_clock_moves():
         assert shown.wait() == 0
     assert "a line above" in shown.output
     assert re.search(r"\r *\rdone\r\n$", shown.output)  # what was shown is gone
+
+
+class Broken(io.StringIO):
+    """A pipe whose reader has gone, or a log file on a full disk."""
+
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_line_that_cannot_be_written_is_lost_and_the_next_one_is_not(monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Broken())
+        tell("lost")
+        tell("lost as well", file=Broken())
+    tell("written")
+    assert capsys.readouterr().out == "written\n"
 
 
 def test_beside_the_first_process_and_without_a_terminal_nothing_is_shown():

@@ -1,5 +1,9 @@
 """The core of all retries: how long is waited, what is said, and what passes unchanged."""
 
+import errno
+import sys
+from types import SimpleNamespace
+
 import pytest
 import tenacity
 
@@ -63,6 +67,15 @@ def test_waits_double_unless_the_server_asks_for_another_and_each_is_said(capsys
     assert capsys.readouterr().err.splitlines() == [
         f"file: x; next try in {seconds:.0f} s; wait" for seconds in waits
     ]
+
+
+def test_a_message_that_cannot_be_written_ends_no_tries(monkeypatch):
+    def fail(text):
+        raise OSError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=fail, flush=lambda: None))
+    waits, attempts, function = call([OSError("x")] * 2)
+    assert attempts(function, "done") == "done" and len(waits) == 2
 
 
 def test_jitter_comes_on_top_of_a_wait():

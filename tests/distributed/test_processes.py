@@ -1,7 +1,9 @@
 """Processes that act together on what one of them has noticed."""
 
+import errno
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 from accelerate.state import AcceleratorState
@@ -10,7 +12,7 @@ from support.processes import run_process
 from support.training_runs import flags, run_here
 
 from modeling_gpt2scratch.distributed.agreement import Agreement
-from modeling_gpt2scratch.distributed.processes import LaunchError, require_expected
+from modeling_gpt2scratch.distributed.processes import LaunchError, require_expected, say
 from modeling_gpt2scratch.tracking.status import recorded
 
 # One process raises a flag at its second step; all know it one step later, and none before.
@@ -95,6 +97,18 @@ def test_an_error_that_is_no_failed_operation_stays_what_it_is():
         agreement = Agreement(n_flags=1, timeout_minutes=1)
         with pytest.raises(RuntimeError, match="shapes"), agreement.naming_the_stalled():
             raise RuntimeError("shapes do not fit")
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_a_log_that_cannot_be_written_ends_no_run(monkeypatch):
+    def fail(*text):
+        raise OSError(errno.EPIPE, "Broken pipe")
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", SimpleNamespace(write=fail, flush=fail))
+            say("step 1: loss 4")
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
 

@@ -209,6 +209,17 @@ def test_a_tracker_that_fails_later_is_said_once(at, tmp_path, monkeypatch, caps
     assert failing.calls[-1] == "finish"
 
 
+def test_a_full_disk_keeps_no_values_from_the_other_trackers(tmp_path, monkeypatch):
+    failing = Failing("nothing")
+    monkeypatch.setattr(trackers, "_tracker", lambda *_, **__: failing)
+    accelerator, _ = start(tmp_path, "wandb")
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(IsADirectoryError):
+        accelerator.log(VALUES, step=1)
+    assert failing.calls.count("log") == 1
+
+
 def test_wandb_without_credentials_is_left_out_and_asks_nothing(tmp_path, monkeypatch, capsys):
     fake = FakeWandb(logged_in=False)
     monkeypatch.setitem(sys.modules, "wandb", fake)

@@ -1,10 +1,14 @@
 """What a run does about lost numbers, spikes, processes that hang and processes that die."""
 
+import errno
 import json
 
 import pytest
 from safetensors.torch import load_file
-from support.training_runs import curve, events_of, flags, launch, refusal, train_with
+from support.training_runs import curve, events_of, flags, launch, refusal, run_here, train_with
+
+from modeling_gpt2scratch.common import json_lines
+from modeling_gpt2scratch.tracking import metrics
 
 pytestmark = pytest.mark.gate
 
@@ -47,6 +51,27 @@ def test_a_spike_before_the_first_checkpoint_leaves_the_step_what_it_is(small_da
     assert [event["event"] for event in events_of(output_dir)] == ["spike"]
     assert max(curve(output_dir)) == 40 and (output_dir / "checkpoint-40").is_dir()
     assert status_of(output_dir) == {"status": "finished", "step": 40}
+
+
+def test_a_disk_that_is_full_for_a_moment_costs_a_line_of_the_log_and_not_the_run(
+    small_data, tmp_path, monkeypatch, capsys
+):
+    def append(path, row):
+        if row["step"] == 3:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        json_lines.append_json_line(path, row)
+
+    monkeypatch.setattr(metrics, "append_json_line", append)
+    options = {"max_steps": 5, "eval_every": 0, "dropout": 0}
+    assert run_here(monkeypatch, *flags(small_data, tmp_path / "run", **options)) == 0
+    assert sorted(curve(tmp_path / "run")) == [1, 2, 4, 5]
+    warning = "warning: step 3 is not logged: "
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith(warning)] == [
+        f"{warning}{tmp_path}/run/metrics.jsonl: expected to read or write it, found No space left "
+        f"on device; the run goes on"
+    ]
+    assert any(line.startswith("step 3: loss") for line in lines)
 
 
 def test_a_run_that_only_skips_ends_in_one_line_with_its_checkpoint(small_data, tmp_path):

@@ -2,11 +2,13 @@
 
 A file is called by the sha256 of its content, so that the same shard is kept once, wherever it came
 from, and a shard that changed at its source is another file. It gets its name when its content has
-been checked. What was not used for the longest time goes first; locks of the operating system,
-which end with their process, see to it that each file is downloaded by one process.
+been checked and is on the disk. What was not used for the longest time goes first; locks of the
+operating system, which end with their process, see to it that each file is downloaded by one
+process.
 """
 
 import contextlib
+import errno
 import os
 import sys
 import threading
@@ -14,8 +16,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
+from modeling_gpt2scratch.common.activity import tell
+from modeling_gpt2scratch.common.atomic_files import fsync
 from modeling_gpt2scratch.common.output_directory import PARTIAL_SUFFIX
 
 SUFFIX = ".bin"
@@ -40,8 +43,7 @@ class ShardCache:
         self._shards = directory / "shards"
         self._locks = directory / "locks"
         self._kept: dict[str, frozenset[str]] = {}
-        for folder in (self._shards, self._locks):
-            folder.mkdir(parents=True, exist_ok=True)
+        self._make_folders()
 
     def keep(self, owner: str, names: Iterable[str]) -> None:
         """Spares these files, and no longer those that this owner named before."""
@@ -65,31 +67,41 @@ class ShardCache:
 
         Raises:
             Closed: if the cache was closed meanwhile.
+            Exception: of `download`, unless the disk is full and something can be deleted.
         """
         path = self._shards / f"{name}{SUFFIX}"
         with self.lock(name):
             if path.is_file() and path.stat().st_size == n_bytes:
                 try:
+                    os.utime(path)  # used just now
                     if check:
                         check(path)
-                    os.utime(path)  # used just now
                     return path
-                except ValueError:
-                    path.unlink()
+                except (ValueError, FileNotFoundError):  # another process may make room meanwhile
+                    path.unlink(missing_ok=True)
             for left in self._shards.glob(f"{name}.*{PARTIAL_SUFFIX}"):
                 left.unlink()  # of a killed process, because the lock is ours
             partial = path.with_name(f"{name}.{n_bytes}{PARTIAL_SUFFIX}")
             self._reserve(partial, n_bytes)
             try:
-                download(partial)
-                os.replace(partial, path)
+                while not self._has_come(partial, path, download):
+                    pass
             finally:
                 partial.unlink(missing_ok=True)
         return path
 
+    def bytes_so_far(self, name: str) -> int:
+        """How much has come of a file that is being downloaded, by whatever process."""
+        n_bytes = 0
+        for partial in self._shards.glob(f"{name}.*{PARTIAL_SUFFIX}"):
+            with contextlib.suppress(FileNotFoundError):
+                n_bytes += partial.stat().st_size
+        return n_bytes
+
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
         """Holds a lock that all processes of the machine share."""
+        self._make_folders()  # somebody may have deleted the cache
         lock = FileLock(self._locks / f"{name}.lock", timeout=1)
         while not self.closed.is_set():
             with contextlib.suppress(Timeout):
@@ -102,6 +114,24 @@ class ShardCache:
         finally:
             lock.release()
 
+    def _make_folders(self) -> None:
+        for folder in (self._shards, self._locks):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def _has_come(self, partial: Path, path: Path, download: Callable[[Path], None]) -> bool:
+        """Downloads a file and gives it its name; False if there is reason to try again at once."""
+        try:
+            download(partial)
+            fsync(partial)  # or after a power failure the name may be there without the content
+            os.replace(partial, path)
+            return True
+        except Exception as error:
+            if not self._shards.is_dir():
+                self._make_folders()
+            elif not (_is_of_full_disk(error) and self._delete_oldest()):
+                raise
+            return False
+
     def _reserve(self, partial: Path, n_bytes: int) -> None:
         """Makes room for a download and takes it, by an empty file that bears its size."""
         has_told = False
@@ -111,7 +141,7 @@ class ShardCache:
                     partial.touch()
                     return
             if not has_told:
-                tqdm.write(
+                tell(
                     f"{self.directory}: waiting for {n_bytes:,} bytes of space: all that is here "
                     f"is in use or on its way; --data_cache_gb is {self.limit_bytes / 1e9:g}",
                     file=sys.stderr,
@@ -122,23 +152,37 @@ class ShardCache:
 
     def _make_room(self, n_bytes: int) -> bool:
         """Deletes what was not used for the longest time until `n_bytes` fit; whether they do."""
-        files = []
-        for path in self._shards.iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                status = path.stat()
-                if path.suffix == SUFFIX:
-                    files.append((status.st_mtime_ns, status.st_size, path))
-                elif path.suffix == PARTIAL_SUFFIX and not self._is_abandoned(path):
-                    n_bytes += int(path.name.split(".")[1])
-        used = sum(size for _, size, _ in files)
-        spared = frozenset().union(*list(self._kept.values()))
-        for _, size, path in sorted(files):
+        for path in self._shards.glob(f"*{PARTIAL_SUFFIX}"):
+            if not self._is_abandoned(path):
+                n_bytes += int(path.name.split(".")[1])
+        files = self._oldest_first()
+        used = sum(size for size, _ in files)
+        for size, path in files:
             if used + n_bytes <= self.limit_bytes:
                 break
-            # Windows does not delete files that are in use.
-            if path.stem not in spared and _unlink(path):
+            if self._is_deleted(path):
                 used -= size
         return used + n_bytes <= self.limit_bytes
+
+    def _delete_oldest(self) -> bool:
+        """Deletes what was not used for the longest time; whether there was anything."""
+        with self.lock("room"):
+            return any(self._is_deleted(path) for _, path in self._oldest_first())
+
+    def _oldest_first(self) -> list[tuple[int, Path]]:
+        """Sizes and paths of all shards, the one that was not used for the longest time first."""
+        files = []
+        for path in self._shards.glob(f"*{SUFFIX}"):
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                files.append((status.st_mtime_ns, status.st_size, path))
+        return [(size, path) for _, size, path in sorted(files)]
+
+    def _is_deleted(self, path: Path) -> bool:
+        """Deletes a shard unless it is spared; whether that was possible."""
+        spared = frozenset().union(*list(self._kept.values()))
+        # Windows does not delete files that are in use.
+        return path.stem not in spared and _unlink(path)
 
     def _is_abandoned(self, partial: Path) -> bool:
         """Removes what a killed process left of a download."""
@@ -148,6 +192,14 @@ class ShardCache:
                 return _unlink(partial)
         except Timeout:
             return False
+
+
+def _is_of_full_disk(error: Exception) -> bool:
+    """Whether a download failed because the disk, or the user's share of it, is full."""
+    return any(
+        isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        for cause in (error, error.__cause__)
+    )
 
 
 def _unlink(path: Path) -> bool:

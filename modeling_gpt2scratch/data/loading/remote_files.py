@@ -42,6 +42,10 @@ class TooLarge(ShardError):
     """More bytes than a file can have."""
 
 
+class OtherContent(ShardError):
+    """A whole file, but not the one that the manifest names."""
+
+
 class RemoteFiles:
     """The files of one remote directory.
 
@@ -142,7 +146,12 @@ class RemoteFiles:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return "make room, lower --data_cache_gb or choose another --data_cache"
         if judge(error):
-            return f"gave up after {tries} tries, start again with --resume auto"
+            advice = f"gave up after {tries} tries, start again with --resume auto"
+            if isinstance(error, OtherContent):
+                advice += "; the data set may have been changed since"
+                if self.address.startswith("hf://"):
+                    advice += ": name the commit that it had, as in hf://datasets/OWNER/NAME@COMMIT"
+            return advice
         if self.address.startswith("hf://"):
             return "check the address, and set HF_TOKEN if the data set is private or gated"
         return (

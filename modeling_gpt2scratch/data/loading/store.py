@@ -2,22 +2,27 @@
 
 Of a remote data set, the manifest and the tokenizer come first; shards come in the background ahead
 of need. No token is handed out that was not checked: a file counts when its size and sha256 are the
-manifest's. A source that is slow, fails or sends something else is asked again, with a message and
-longer and longer pauses, and given up in the end.
+manifest's, and one that was in the cache before is read once for that by each process. A source
+that is silent, fails or sends something else is asked again, with a message and longer and longer
+pauses, and given up in the end. A shard that is slow to come is named once a minute.
 """
 
 import hashlib
 import json
+import os
+import sys
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from modeling_gpt2scratch.common.activity import tell
 from modeling_gpt2scratch.common.addresses import keep_apart
 from modeling_gpt2scratch.common.atomic_files import write_file
 from modeling_gpt2scratch.common.checksums import file_sha256
@@ -32,10 +37,12 @@ from modeling_gpt2scratch.data.shards.manifest import (
 from modeling_gpt2scratch.data.shards.verification import read_whole
 
 from .cache import Closed, ShardCache
-from .remote_files import MissingFile, RemoteFiles
+from .remote_files import MissingFile, OtherContent, RemoteFiles, describe
 
 FETCHED_FILES = ("tokenizer.json", "tokenizer_config.json")
 DOWNLOADS = 4  # at a time
+PAUSE_SECONDS = 60  # before a download in advance that failed is tried again
+PATIENCE_SECONDS = 60  # between two lines about a shard that the training waits for
 
 
 def is_remote(address: str) -> bool:
@@ -95,7 +102,7 @@ class RemoteStore:
         address: of its directory, anything that fsspec knows.
         cache: keeps the shards; it may serve several stores.
         retry_seconds: for how long a failing source is asked again.
-        verify: check the sha256 of shards that were in the cache before, and the ids of all.
+        verify: check the sha256 whenever a shard is opened, and the ids as well.
 
     Raises:
         ShardError: if there is no data set, or it cannot be fetched.
@@ -122,6 +129,10 @@ class RemoteStore:
         self._wanted: dict[str, list[ShardEntry]] = {}
         self._ordered: deque[ShardEntry] = deque()
         self._found: dict[str, Future] = {}
+        self._checked: set[str] = set()  # by this process
+        self._awaited: set[str] = set()  # by whoever cannot go on without them
+        self._told: set[str] = set()  # that they failed in advance
+        self._failed: dict[str, tuple[float, ShardEntry]] = {}  # in advance, and when
         self._condition = threading.Condition()
         for number in range(DOWNLOADS):
             # Daemons, because a download that hangs must not keep the process from ending.
@@ -162,8 +173,10 @@ class RemoteStore:
         vocab_size = self.manifest.vocab_size
         while True:
             with self._condition:
+                self._forget_failure(entry)
                 future = self._order(entry)
-            path = future.result()
+                self._awaited.add(entry.sha256)
+            path = self._wait(future, entry)
             try:
                 tokens = open_shard(path, entry, vocab_size=vocab_size)
                 break
@@ -192,10 +205,54 @@ class RemoteStore:
             self._condition.notify()
         return self._found[entry.sha256]
 
+    def _wait(self, future: Future, entry: ShardEntry) -> Path:
+        """The outcome of a download without which the training cannot go on."""
+        started = time.monotonic()
+        try:
+            while not wait([future], PATIENCE_SECONDS).done:
+                if self._cache.closed.is_set():
+                    raise ShardError(f"{self.name}: closed while {entry.file} was waited for")
+                if os.environ.get("LOCAL_RANK", "0") == "0":  # one process of each machine
+                    seconds = time.monotonic() - started
+                    tell(
+                        f"{self.label(entry)}: waited {seconds:.0f} s for it so far; "
+                        f"{self._cache.bytes_so_far(entry.sha256):,} of "
+                        f"{self.bytes_of(entry):,} bytes have come",
+                        file=sys.stderr,
+                    )
+            return future.result()
+        finally:
+            with self._condition:
+                self._awaited.discard(entry.sha256)
+
+    def _put_off(self, entry: ShardEntry, error: Exception) -> None:
+        """Says once that a download in advance has failed, which will be tried again."""
+        self._failed[entry.sha256] = (time.monotonic(), entry)
+        if entry.sha256 not in self._told:
+            self._told.add(entry.sha256)
+            reason = describe(error.__cause__ or error)
+            hint = "it is needed later, and tried again then"
+            tell(f"{self.label(entry)}: {reason}; {hint}", file=sys.stderr)
+
+    def _order_again(self) -> None:
+        """Orders what failed in advance a while ago, if it is still wanted."""
+        for failed_at, entry in list(self._failed.values()):
+            if time.monotonic() >= failed_at + PAUSE_SECONDS:
+                self._forget_failure(entry)
+                if any(entry in group for group in self._wanted.values()):
+                    self._order(entry)
+
+    def _forget_failure(self, entry: ShardEntry) -> None:
+        """Lets a shard be ordered again if its download in advance has failed."""
+        future = self._found.get(entry.sha256)
+        if self._failed.pop(entry.sha256, None) and future is not None and future.done():
+            del self._found[entry.sha256]
+
     def _work(self) -> None:
         """Downloads one ordered shard after another."""
         while not self._cache.closed.is_set():
             with self._condition:
+                self._order_again()
                 if not self._ordered:
                     self._condition.wait(timeout=1)
                     continue
@@ -206,18 +263,24 @@ class RemoteStore:
             except Closed:
                 future.set_exception(ShardError(f"{self.name}: closed while {entry.file} came"))
             except Exception as error:
-                future.set_exception(error)
+                with self._condition:
+                    if entry.sha256 not in self._awaited:
+                        self._put_off(entry, error)
+                    future.set_exception(error)
 
     def _fetch(self, entry: ShardEntry) -> Path:
         """The shard's file in the cache, downloaded if need be."""
         n_bytes = self.bytes_of(entry)
         check = partial(check_shard, entry=entry, n_bytes=n_bytes)
-        return self._cache.get(
+        is_trusted = entry.sha256 in self._checked and not self._verify
+        path = self._cache.get(
             entry.sha256,
             n_bytes,
             download=partial(self._files.download, entry.file, check=check, max_bytes=n_bytes),
-            check=check if self._verify else None,
+            check=None if is_trusted else check,
         )
+        self._checked.add(entry.sha256)
+        return path
 
     def _fetch_descriptions(self) -> None:
         """Manifest and tokenizer, the latter only with another manifest than the last time."""
@@ -259,7 +322,7 @@ def check_shard(path: Path, *, entry: ShardEntry, n_bytes: int) -> None:
         raise ShardError(f"expected {n_bytes:,} bytes, found {n_found:,}")
     found = file_sha256(path)
     if found != entry.sha256:
-        raise ShardError(f"expected sha256 {entry.sha256[:16]}..., found {found[:16]}...")
+        raise OtherContent(f"expected sha256 {entry.sha256[:16]}..., found {found[:16]}...")
 
 
 def _check_json(path: Path) -> None:

@@ -1,8 +1,10 @@
 """The cache of shards: its limit, who leaves first, and processes that share it."""
 
 import contextlib
+import errno
 import multiprocessing
 import os
+import shutil
 import threading
 
 import pytest
@@ -12,8 +14,11 @@ from support.processes import PATIENCE
 from support.servers.faulty_server import delay, serve
 
 from modeling_gpt2scratch.common.output_directory import PARTIAL_SUFFIX
+from modeling_gpt2scratch.data.loading import cache as cache_module
+from modeling_gpt2scratch.data.loading import store as store_module
 from modeling_gpt2scratch.data.loading.cache import Closed, ShardCache
 from modeling_gpt2scratch.data.loading.store import LocalStore
+from modeling_gpt2scratch.data.shards.format import ShardError
 
 
 def test_the_cache_keeps_its_limit_and_what_the_next_groups_need(data, tmp_path):
@@ -103,7 +108,8 @@ def test_who_finds_no_room_says_so_and_goes_on_when_there_is(tmp_path, capfd):
     assert len(lines) == 1 and "waiting for 100 bytes of space" in lines[0]
 
 
-def test_damage_in_the_cache_is_found_by_a_full_verification(data, tmp_path):
+@pytest.mark.parametrize("verify", [False, True])
+def test_damage_in_the_cache_is_found_by_the_next_process(data, tmp_path, verify):
     expected = batches_of(LocalStore(data))
     with serve(data) as server:
         with opened(server.address, cache_of(tmp_path / "cache")) as store:
@@ -112,9 +118,78 @@ def test_damage_in_the_cache_is_found_by_a_full_verification(data, tmp_path):
             content = bytearray(shard.read_bytes())
             content[-1] ^= 1
             shard.write_bytes(content)
-        with opened(server.address, cache_of(tmp_path / "cache"), verify=True) as store:
+        with opened(server.address, cache_of(tmp_path / "cache"), verify=verify) as store:
             assert torch.equal(batches_of(store), expected)
     assert server.requests["train_000000.bin"] == 2
+
+
+def test_a_process_reads_a_shard_for_its_checksum_once(data, tmp_path, monkeypatch):
+    checked = []
+
+    def count(path, *, entry, n_bytes):
+        checked.append(entry.file)
+
+    with serve(data) as server:
+        with opened(server.address, cache_of(tmp_path / "cache")) as store:
+            batches_of(store)
+        monkeypatch.setattr(store_module, "check_shard", count)
+        with opened(server.address, cache_of(tmp_path / "cache")) as store:
+            batches_of(store, n_steps=100)
+    assert sorted(checked) == [f"train_00000{number}.bin" for number in range(N_SHARDS)]
+
+
+def test_a_shard_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    flushed = []
+
+    def flush(path):
+        flushed.append((path.read_bytes(), (tmp_path / "shards" / "a.bin").exists()))
+
+    monkeypatch.setattr(cache_module, "fsync", flush)
+    cache = ShardCache(tmp_path, limit_bytes=300)
+    cache.get("a", 100, download=lambda path: path.write_bytes(bytes(100)))
+    assert flushed == [(bytes(100), False)]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_takes_the_oldest_shards_before_the_run(tmp_path, code):
+    cache, shards = ShardCache(tmp_path, limit_bytes=10**6), tmp_path / "shards"
+
+    def download(path):
+        path.write_bytes(bytes(50))  # what came until then
+        if len(list(shards.glob("*.bin"))) > n_fitting:
+            try:
+                raise OSError(code, os.strerror(code))
+            except OSError as error:
+                raise ShardError("no room") from error
+        path.write_bytes(bytes(100))
+
+    for number, name in enumerate("abcd"):
+        path = cache.get(name, 100, download=lambda path: path.write_bytes(bytes(100)))
+        os.utime(path, (number, number))
+    cache.keep("me", ["a", "d"])
+    n_fitting = 3
+    cache.get("e", 100, download=download)
+    assert {path.name for path in shards.iterdir()} == {f"{name}.bin" for name in "acde"}
+    n_fitting = 2
+    cache.keep("me", ["a", "d", "e"])
+    with pytest.raises(ShardError, match="no room"):
+        cache.get("f", 100, download=download)
+    assert {path.name for path in shards.iterdir()} == {f"{name}.bin" for name in "ade"}
+
+
+@pytest.mark.parametrize("is_under_way", [False, True])
+def test_a_cache_that_was_deleted_is_made_again(tmp_path, is_under_way):
+    cache = ShardCache(tmp_path / "cache", limit_bytes=300)
+    times = iter([is_under_way, False])
+
+    def download(path):
+        if next(times):
+            shutil.rmtree(tmp_path / "cache")
+        path.write_bytes(bytes(100))
+
+    if not is_under_way:
+        shutil.rmtree(tmp_path / "cache")
+    assert cache.get("a", 100, download=download).read_bytes() == bytes(100)
 
 
 def read_everything(address, cache, queue):

@@ -4,6 +4,8 @@ import base64
 import contextlib
 import re
 import threading
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -84,11 +86,13 @@ def test_a_silent_server_is_left_and_asked_again(data, tmp_path, monkeypatch, ca
     ],
 )
 def test_a_source_that_stays_bad_ends_in_one_line_and_no_token(data, tmp_path, fault, reason):
+    hint = "; the data set may have been changed since" if fault is corrupt else ""
     with serve(data) as server:
         server.faults["train_000002.bin"] = [fault] * 1000
         cache = cache_of(tmp_path / "cache")
         with opened(server.address, cache, retry_seconds=0.1) as store:
-            message = rf"train_000002\.bin: {reason}; gave up after \d+ tries, start again with"
+            end = f"tries, start again with --resume auto{hint}$"
+            message = rf"train_000002\.bin: {reason}; gave up after \d+ {end}"
             with pytest.raises(ShardError, match=message) as caught:
                 batches_of(store)
             assert "\n" not in str(caught.value)
@@ -114,8 +118,8 @@ def test_what_another_try_cannot_mend_is_not_tried_again(data, tmp_path, code, r
             pytest.raises(ShardError, match=message),
         ):
             batches_of(store)
-    # Once in advance, and once more when the group begins that needs it.
-    assert 1 <= server.requests["train_000000.bin"] <= 2
+    # In advance, when the group begins that needs it, and when its first token is read.
+    assert 1 <= server.requests["train_000000.bin"] <= 3
 
 
 def test_a_missing_right_on_the_hub_comes_with_a_hint(tmp_path):
@@ -127,6 +131,17 @@ def test_a_missing_right_on_the_hub_comes_with_a_hint(tmp_path):
     files._attempt = refuse
     with pytest.raises(ShardError, match="set HF_TOKEN if the data set is private or gated"):
         files.download("manifest.json", tmp_path / "x", check=lambda path: None, max_bytes=9)
+
+
+def test_a_file_of_the_hub_that_is_another_one_now_comes_with_a_hint(tmp_path, monkeypatch):
+    files = RemoteFiles("hf://datasets/somebody/something", retry_seconds=0)
+    monkeypatch.setattr(files, "_attempt", lambda name, path, check, max_bytes: check(path))
+    (tmp_path / "x").write_bytes(b"new")
+    entry = SimpleNamespace(sha256="0" * 64)
+    check = partial(store.check_shard, entry=entry, n_bytes=3)
+    message = r"may have been changed since: name the commit .* hf://datasets/OWNER/NAME@COMMIT$"
+    with pytest.raises(ShardError, match=message):
+        files.download("train_000000.bin", tmp_path / "x", check=check, max_bytes=3)
 
 
 def test_a_full_disk_is_not_tried_again(data, tmp_path):

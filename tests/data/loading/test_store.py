@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -16,9 +17,10 @@ from support.counting_shards import N_SHARDS, SHARD_TOKENS, batches_of, cache_of
 from support.paths import REPOSITORY
 from support.processes import PATIENCE, run_process
 from support.servers import fake_hub
-from support.servers.faulty_server import serve
+from support.servers.faulty_server import delay, serve, status
 from support.token_directories import edit_manifest
 
+from modeling_gpt2scratch.data.loading import store as store_module
 from modeling_gpt2scratch.data.loading.loader import TokenWindows
 from modeling_gpt2scratch.data.loading.store import LocalStore, RemoteStore
 from modeling_gpt2scratch.data.shards.adoption import adopt
@@ -50,7 +52,8 @@ def test_any_file_system_of_fsspec_will_do(data, tmp_path, scheme):
 
 
 @pytest.mark.slow
-def test_an_address_of_the_hub_is_read_by_its_own_library(data, tmp_path):
+@pytest.mark.parametrize("revision", ["main", fake_hub.COMMIT])
+def test_an_address_of_the_hub_is_read_by_its_own_library(data, tmp_path, revision):
     program = (
         "import sys\n"
         "from pathlib import Path\n"
@@ -61,7 +64,13 @@ def test_an_address_of_the_hub_is_read_by_its_own_library(data, tmp_path):
     files = {file.name: file.read_bytes() for file in data.iterdir()}
     with fake_hub.serve("someone/shards", files) as hub:
         finished = run_process(
-            [sys.executable, "-c", program, "hf://datasets/someone/shards@main", tmp_path / "c"],
+            [
+                sys.executable,
+                "-c",
+                program,
+                f"hf://datasets/someone/shards@{revision}",
+                tmp_path / "c",
+            ],
             env=os.environ | hub.environment(tmp_path),
             cwd=REPOSITORY,
         )
@@ -127,6 +136,70 @@ def test_a_shard_that_another_process_removed_is_fetched_again(data, tmp_path):
             if step % 3 == 0:
                 for shard in (tmp_path / "cache" / "shards").glob("*.bin"):
                     shard.unlink()
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_a_download_in_advance_that_failed_is_said_once_and_tried_again(
+    data, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setattr(store_module, "PAUSE_SECONDS", 0.01)
+    with serve(data) as server:
+        server.faults["train_000002.bin"] = [status(404)] * 2
+        with opened(server.address, cache_of(tmp_path / "cache")) as store:
+            entry = store.manifest.splits["train"].shards[2]
+            store.want("me", [entry])
+            wait_for(lambda: list((tmp_path / "cache" / "shards").glob("*.bin")))
+            assert store.open(entry).tolist() == list(range(200, 300))
+        assert server.requests["train_000002.bin"] == 3
+        lines = [x for x in capfd.readouterr().err.splitlines() if x.startswith(server.address)]
+        assert lines == [
+            f"{server.address}/train_000002.bin: expected the file, found none; it is needed "
+            f"later, and tried again then"
+        ]
+
+
+def test_a_shard_that_failed_in_advance_is_tried_again_when_it_is_needed(data, tmp_path):
+    with serve(data) as server:
+        server.faults["train_000002.bin"] = [status(404)]
+        with opened(server.address, cache_of(tmp_path / "cache")) as store:
+            entry = store.manifest.splits["train"].shards[2]
+            store.want("me", [entry])
+            wait_for(lambda: store._failed)
+            assert store.open(entry).tolist() == list(range(200, 300))
+
+
+def test_what_is_not_wanted_any_more_is_not_tried_again(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "PAUSE_SECONDS", 0.5)
+    with serve(data) as server:
+        server.faults["train_000002.bin"] = [status(404)]
+        with opened(server.address, cache_of(tmp_path / "cache")) as store:
+            store.want("me", [store.manifest.splits["train"].shards[2]])
+            wait_for(lambda: store._failed)
+            store.want("me", [])
+            wait_for(lambda: not store._failed)
+        assert server.requests["train_000002.bin"] == 1
+
+
+@pytest.mark.parametrize("local_rank", ["0", "1"])
+def test_a_shard_that_is_slow_to_come_is_named_by_one_process_of_each_machine(
+    data, tmp_path, monkeypatch, capfd, local_rank
+):
+    monkeypatch.setattr(store_module, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    with serve(data) as server:
+        server.faults["train_000002.bin"] = [delay(1)]
+        with opened(server.address, cache_of(tmp_path / "cache")) as store:
+            store.open(store.manifest.splits["train"].shards[2])
+        lines = [x for x in capfd.readouterr().err.splitlines() if x.startswith(server.address)]
+    pattern = r".*/train_000002\.bin: waited \d s for it so far; 0 of 1,224 bytes have come"
+    assert all(re.fullmatch(pattern, line) for line in lines)
+    assert 2 <= len(lines) <= 4 if local_rank == "0" else not lines
 
 
 @pytest.fixture
