@@ -38,8 +38,9 @@ def tell(text: str, *, file: TextIO | None = None) -> None:
     """
     file = sys.stdout if file is None else file
     with contextlib.suppress(OSError):
-        tqdm.write(text, file=file)
-        file.flush()
+        if file is not None:
+            tqdm.write(text, file=file)
+            file.flush()
 
 
 @contextlib.contextmanager
