@@ -15,7 +15,9 @@ from modeling_gpt2scratch.common.interruptions import Interruptible, Stopped, St
 # Each says "ready" and is interrupted; {0} is what it does then.
 PROGRAM = """
 import hashlib, os, signal, sys, time
+from modeling_gpt2scratch.common import interruptions
 from modeling_gpt2scratch.common.interruptions import Interruptible, StopRequest
+interruptions.ORDERLY_SECONDS = 0.5
 
 class Swallowing:
     def __del__(self):
