@@ -174,7 +174,7 @@ class RevisionPusher:
                     warn(f"{self._output_dir}: {problem}; {hint}")
                 told = problem
                 with self._condition:
-                    if self._is_finishing:
+                    if self._is_finishing or self._is_closed:
                         return
                     self._condition.wait_for(
                         lambda: self._is_closed or self._is_finishing, PAUSE_SECONDS

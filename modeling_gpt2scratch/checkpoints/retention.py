@@ -78,14 +78,19 @@ def prune(output_dir: Path, **rule: int | None) -> None:
     """
     checkpoints = checkpoints_by_step(output_dir)
     for step in expired(checkpoints, **rule):
-        name = f".{checkpoints[step].name}"
-        hidden = output_dir / f"{name}{PRUNED_SUFFIX}"
-        for number in itertools.count(2):
-            if not hidden.exists():  # as an earlier one does that could not be deleted
-                break
-            hidden = output_dir / f"{name}.{number}{PRUNED_SUFFIX}"
-        os.rename(checkpoints[step], hidden)
+        hidden = _out_of_the_way(checkpoints[step], f".{checkpoints[step].name}")
         shutil.rmtree(hidden, ignore_errors=True)  # what cannot go now goes at the next start
+
+
+def _out_of_the_way(path: Path, name: str) -> Path:
+    """A directory under a hidden name that no save uses; it can be renamed while it is in use."""
+    hidden = path.with_name(f"{name}{PRUNED_SUFFIX}")
+    for number in itertools.count(2):
+        if not hidden.exists():  # as an earlier one does that could not be deleted
+            break
+        hidden = path.with_name(f"{name}.{number}{PRUNED_SUFFIX}")
+    os.rename(path, hidden)
+    return hidden
 
 
 def put_back_replaced(output_dir: Path) -> None:
@@ -101,9 +106,11 @@ def clear_leftovers(output_dir: Path) -> None:
     put_back_replaced(output_dir)
     with contextlib.suppress(OSError):  # which is in nobody's way
         (output_dir / f".{LATEST_NAME}{PARTIAL_SUFFIX}").unlink(missing_ok=True)
-    for path in output_dir.glob(f".{CHECKPOINT_PREFIX}*"):
+    for path in [*output_dir.glob(f".{CHECKPOINT_PREFIX}*")]:
         if path.suffix in (PARTIAL_SUFFIX, OLD_SUFFIX, PRUNED_SUFFIX):
             # On a network file system, what a process of another machine has open cannot go.
+            if path.suffix != PRUNED_SUFFIX:
+                path = _out_of_the_way(path, path.stem)
             shutil.rmtree(path, ignore_errors=True)
             if path.exists():
                 warn(

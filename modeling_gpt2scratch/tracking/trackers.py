@@ -13,6 +13,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
+from modeling_gpt2scratch.common.activity import tell
 from modeling_gpt2scratch.common.errors import MendableError, one_line
 from modeling_gpt2scratch.distributed.processes import on_main_process, say
 
@@ -128,7 +129,7 @@ class OptionalTracker(GeneralTracker):
         if self.problem is None:
             self._attempt(self._inner.log, values, step=step, **kwargs)
             if self.problem is not None:
-                print(f"step {step}: no longer logged to {self.name}: {self.problem}", flush=True)
+                tell(f"step {step}: no longer logged to {self.name}: {self.problem}")
 
     def finish(self) -> None:
         """Ends the run, if it was started."""
@@ -137,7 +138,7 @@ class OptionalTracker(GeneralTracker):
             self.problem = None
             self._attempt(self._inner.finish)
             if self.problem is not None:
-                print(f"{self.name} did not end well: {self.problem}", flush=True)
+                tell(f"{self.name} did not end well: {self.problem}")
 
     def _attempt(self, function: Callable, *args, **kwargs) -> None:
         """Calls `function` unless there was a problem before; whatever it raises is one."""

@@ -109,12 +109,17 @@ def test_a_leftover_that_cannot_be_deleted_keeps_no_run_from_its_start(
     tmp_path, monkeypatch, capsys
 ):
     make(tmp_path, 8)
-    (tmp_path / ".checkpoint-4.pruned").mkdir()
+    for name in (".checkpoint-4.pruned", ".checkpoint-4.partial", ".checkpoint-8.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "training_state.json").touch()
     with monkeypatch.context() as patch:
         keep_everything(patch)
         clear_leftovers(tmp_path)
     warning = f"warning: {tmp_path}/.checkpoint-4.pruned: expected to delete what an earlier"
-    assert capsys.readouterr().err.startswith(warning)
+    assert warning in capsys.readouterr().err
+    # Under names that no save uses.
+    left = {".checkpoint-4.pruned", ".checkpoint-4.2.pruned", ".checkpoint-8.pruned"}
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-8", *left}
     clear_leftovers(tmp_path)
     assert names(tmp_path) == {"checkpoint-8"}
 

@@ -120,17 +120,20 @@ class ShardCache:
 
     def _has_come(self, partial: Path, path: Path, download: Callable[[Path], None]) -> bool:
         """Downloads a file and gives it its name; False if there is reason to try again at once."""
+        folder = os.open(self._shards, os.O_RDONLY)
         try:
             download(partial)
             fsync(partial)  # or after a power failure the name may be there without the content
             os.replace(partial, path)
             return True
         except Exception as error:
-            if not self._shards.is_dir():
+            if os.fstat(folder).st_nlink == 0:  # deleted meanwhile, if not made again by others
                 self._make_folders()
             elif not (_is_of_full_disk(error) and self._delete_oldest()):
                 raise
             return False
+        finally:
+            os.close(folder)
 
     def _reserve(self, partial: Path, n_bytes: int) -> None:
         """Makes room for a download and takes it, by an empty file that bears its size."""

@@ -150,7 +150,9 @@ class RemoteStore:
             wanted = {entry.sha256: entry for group in self._wanted.values() for entry in group}
             waiting = {entry.sha256 for entry in self._ordered}
             for sha256 in waiting - wanted.keys():
-                self._found.pop(sha256).cancel()
+                future = self._found.pop(sha256)
+                if future.cancel():
+                    future.set_running_or_notify_cancel()  # or `wait` would not see it
             # What has come may have left the cache since, and what failed gets another chance.
             self._found = {name: found for name, found in self._found.items() if not found.done()}
             self._ordered.clear()
@@ -264,7 +266,7 @@ class RemoteStore:
                 future.set_exception(ShardError(f"{self.name}: closed while {entry.file} came"))
             except Exception as error:
                 with self._condition:
-                    if entry.sha256 not in self._awaited:
+                    if entry.sha256 not in self._awaited and not self._cache.closed.is_set():
                         self._put_off(entry, error)
                     future.set_exception(error)
 

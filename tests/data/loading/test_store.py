@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import time
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -174,14 +175,27 @@ def test_a_shard_that_failed_in_advance_is_tried_again_when_it_is_needed(data, t
             assert store.open(entry).tolist() == list(range(200, 300))
 
 
+def test_whoever_waits_for_what_is_not_wanted_any_more_is_told(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "DOWNLOADS", 0)
+    with serve(data) as server, opened(server.address, cache_of(tmp_path / "cache")) as store:
+        entry = store.manifest.splits["train"].shards[2]
+        store.want("me", [entry])
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(store.open, entry)
+            wait_for(lambda: store._awaited)
+            store.want("me", [])
+            with pytest.raises(CancelledError):
+                waiting.result(PATIENCE)
+
+
 def test_what_is_not_wanted_any_more_is_not_tried_again(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(store_module, "PAUSE_SECONDS", 0.5)
     with serve(data) as server:
         server.faults["train_000002.bin"] = [status(404)]
         with opened(server.address, cache_of(tmp_path / "cache")) as store:
             store.want("me", [store.manifest.splits["train"].shards[2]])
             wait_for(lambda: store._failed)
             store.want("me", [])
+            monkeypatch.setattr(store_module, "PAUSE_SECONDS", 0)
             wait_for(lambda: not store._failed)
         assert server.requests["train_000002.bin"] == 1
 
@@ -197,9 +211,10 @@ def test_a_shard_that_is_slow_to_come_is_named_by_one_process_of_each_machine(
         with opened(server.address, cache_of(tmp_path / "cache")) as store:
             store.open(store.manifest.splits["train"].shards[2])
         lines = [x for x in capfd.readouterr().err.splitlines() if x.startswith(server.address)]
-    pattern = r".*/train_000002\.bin: waited \d s for it so far; 0 of 1,224 bytes have come"
+    waited = r".*/train_000002\.bin: waited \d+ s for it so far; "
+    pattern = waited + "(0|1,224) of 1,224 bytes have come"
     assert all(re.fullmatch(pattern, line) for line in lines)
-    assert 2 <= len(lines) <= 4 if local_rank == "0" else not lines
+    assert len(lines) >= 2 if local_rank == "0" else not lines
 
 
 @pytest.fixture
