@@ -215,7 +215,7 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
                 Where they restart at 0 inside a row, a new document begins, and documents do not
                 see each other (not beside an `attention_mask`, a static cache or one with content,
                 nor in FlashAttention with more than one row).
-            past_key_values: keys and values of the tokens before these; `cache` is the same.
+            past_key_values: keys and values of the tokens before these; since 5.24, `cache` too.
             inputs_embeds: (B, T, C) in place of the token embeddings.
             use_cache: return a cache. In training mode none is made, and one that is given is used.
             **kwargs: what transformers' decorators and the attention function read.

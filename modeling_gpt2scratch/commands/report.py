@@ -8,7 +8,6 @@ and `curves.png` say what the run recorded, without names and paths of the machi
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from modeling_gpt2scratch.common.command_line import argument, parse_config
 from modeling_gpt2scratch.common.errors import ending_in_one_line
@@ -19,8 +18,6 @@ PROGRAM = "gpt2scratch report"
 @dataclass(frozen=True)
 class ReportConfig:
     """Every argument of this command."""
-
-    main: ClassVar = "run"
 
     run: str = argument("output directory of train_accelerate.py")
 

@@ -7,7 +7,7 @@ only_with: arguments that act only beside certain values of another, or any if t
     {argument: (other, values)}.
 only_until: arguments of a recipe that are left out, with one line about it, if another is given
     after it: {argument: others}.
-main: the argument whose flag people leave out; `data` if it is not named.
+main: the argument whose flag people leave out; the first if it is not named.
 gives_way: those of a recipe that are left out, with one line, if a later one does not allow them.
 written: the argument that is a directory to be made, in which no recipe may be.
 """
@@ -266,8 +266,8 @@ def raw_recipe(path: str, *, flag: str) -> dict[str, Any]:
 
 def _read_recipe(path: str, config_class: type) -> dict[str, str | list[str]]:
     """The entries of a recipe that are not empty."""
-    recipe = raw_recipe(path, flag=getattr(config_class, "main", "data"))
     known = [field.name for field in dataclasses.fields(config_class)]
+    recipe = raw_recipe(path, flag=getattr(config_class, "main", known[0]))
     types = get_type_hints(config_class)
     for key, value in recipe.items():
         if key not in known:

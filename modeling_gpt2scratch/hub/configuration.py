@@ -11,8 +11,6 @@ from modeling_gpt2scratch.common.output_directory import output_directory
 class PublishConfig:
     """Every argument of `gpt2scratch publish`."""
 
-    main: ClassVar = "run"
-
     run: str = argument("output directory of a finished run")
     repository: str = argument("OWNER/NAME on the Hub, made if needed; its README.md is replaced")
     private: bool = argument("make the repository private", default=False)

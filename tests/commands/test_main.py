@@ -12,6 +12,9 @@ from support.paths import REPOSITORY
 
 import modeling_gpt2scratch
 from modeling_gpt2scratch.__main__ import VERBS, main
+from modeling_gpt2scratch.common.command_line import parse_config
+from modeling_gpt2scratch.data.preparation.configuration import PrepareConfig
+from modeling_gpt2scratch.training.configuration import TrainConfig
 
 # Prints which of the heavy libraries the command has loaded when it ends.
 HEAVY_AT_THE_END = """
@@ -132,9 +135,18 @@ def test_a_reader_who_has_enough_ends_the_command_without_a_word(words, unbuffer
     assert "Broken pipe" not in process.stderr and "BrokenPipe" not in process.stderr
 
 
-@pytest.mark.parametrize(("verb", "flag"), [("report", "run"), ("publish", "run")])
+@pytest.mark.parametrize(
+    ("verb", "flag"), [("report", "run"), ("publish", "run"), ("plot", "runs")]
+)
 def test_a_directory_without_its_flag_is_told_which(tmp_path, capsys, verb, flag):
     with pytest.raises(SystemExit, match="^2$"):
         main([verb, str(tmp_path)])
     error = capsys.readouterr().err
     assert f"found a directory; name a file, or a flag: --{flag} {tmp_path}" in error
+
+
+@pytest.mark.parametrize(("config", "flag"), [(TrainConfig, "data"), (PrepareConfig, "dataset")])
+def test_a_directory_without_its_flag_is_told_which_by_the_scripts(tmp_path, capsys, config, flag):
+    with pytest.raises(SystemExit, match="^2$"):
+        parse_config(config, description=None, argv=[str(tmp_path)])
+    assert f"or a flag: --{flag} {tmp_path}" in capsys.readouterr().err
