@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tabulate import tabulate
 
-from modeling_gpt2scratch.common.addresses import public
+from modeling_gpt2scratch.common.activity import tell
+from modeling_gpt2scratch.common.addresses import redacted
 from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser, number
 from modeling_gpt2scratch.common.errors import ending_in_one_line, printable
 from modeling_gpt2scratch.common.output_directory import OutputError, making, output_directory
@@ -255,7 +256,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
         except BrokenPipeError:
             raise
         except (ShardError, OSError) as error:
-            print(f"{PROGRAM} inspect: error: {public(str(error))}", file=sys.stderr)
+            tell(f"{PROGRAM} inspect: error: {redacted(str(error))}", file=sys.stderr)
             code = 1
     if files:
         print(_table_of_files(files, tokenizer))

@@ -2,14 +2,16 @@
 
 Shards go first, a few to a commit, the manifest and a data set card last. A push that was cut off
 has no manifest, and nobody takes it for complete; the next one goes on where it was, and what is
-there with the same checksum is not sent again.
+there with the same checksum is not sent again. Of an earlier data set, the shards in its manifest
+are deleted and a tokenizer's files; what else is in the repository stays.
 """
 
 import tempfile
+from collections.abc import Container
 from functools import partial
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 
 from modeling_gpt2scratch.common.atomic_files import write_file
 from modeling_gpt2scratch.common.errors import SourceError, one_line
@@ -24,9 +26,8 @@ from modeling_gpt2scratch.common.hub_requests import (
 )
 from modeling_gpt2scratch.common.retries import Retries
 from modeling_gpt2scratch.data.shards.directory import load_own_tokenizer
-from modeling_gpt2scratch.data.shards.format import SUFFIXES, ShardError
+from modeling_gpt2scratch.data.shards.format import ShardError
 from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry
-from modeling_gpt2scratch.data.shards.manifest_checks import splits_named
 from modeling_gpt2scratch.data.shards.verification import problems_of
 from modeling_gpt2scratch.data.tokens.tokenizer import save_tokenizer
 from modeling_gpt2scratch.reports.data_card import data_card, public_manifest
@@ -70,7 +71,7 @@ def push_data(
             shards = manifest.shards
             for start in range(0, len(shards), SHARDS_PER_COMMIT):
                 group = shards[start : start + SHARDS_PER_COMMIT]
-                call(partial(_push_shards, repository, directory, group, Path(folder)))
+                call(partial(_push_shards, repository, directory, group, shards, Path(folder)))
                 print(f"{repository}: {start + len(group):,} of {len(shards):,} shards are there")
             call(partial(_finish, repository, Path(folder), shards))
     except (SourceError, ShardError):
@@ -113,15 +114,22 @@ def write_small_files(
             write_file(folder / path.name, path.read_bytes())
 
 
-def _push_shards(repository: str, directory: Path, shards: list[ShardEntry], folder: Path) -> None:
-    """One commit of those of the shards that are not there; with them goes an old manifest."""
+def _push_shards(
+    repository: str,
+    directory: Path,
+    group: list[ShardEntry],
+    shards: list[ShardEntry],
+    folder: Path,
+) -> None:
+    """One commit of those of a group that are not there; with it an earlier data set goes."""
     there = file_ids(repository, repo_type="dataset")
-    missing = [entry for entry in shards if there.get(entry.file) != entry.sha256]
+    missing = [entry for entry in group if there.get(entry.file) != entry.sha256]
     if not missing:
         return
     operations = [CommitOperationAdd(entry.file, directory / entry.file) for entry in missing]
     if MANIFEST_NAME in there and there[MANIFEST_NAME] != blob_id(folder / MANIFEST_NAME):
         operations.append(CommitOperationDelete(MANIFEST_NAME))
+        operations += _deletions(repository, there, shards, folder)
     _commit(repository, operations, f"Add {missing[0].file} to {missing[-1].file}")
 
 
@@ -136,16 +144,31 @@ def _finish(repository: str, folder: Path, shards: list[ShardEntry]) -> None:
             f"was {wrong[0]} changed by somebody else? Run the same command again"
         )
     additions = [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())]
-    kept = {*wanted, *(path.name for path in folder.iterdir())}
-    outdated = [name for name in there if is_of_data_set(name) and name not in kept]
-    deletions = [CommitOperationDelete(name) for name in outdated]
+    deletions = _deletions(repository, there, shards, folder)
     _commit(repository, [*additions, *deletions], "Add the manifest: the data is complete")
 
 
-def is_of_data_set(name: str) -> bool:
-    """Whether a file of a repository is a shard, by its ending and its split, or a tokenizer's."""
-    is_shard = name.endswith(SUFFIXES) and "/" not in name and bool(splits_named(name))
-    return is_shard or name in PUBLISHED_FILES
+def _deletions(
+    repository: str, there: Container[str], shards: list[ShardEntry], folder: Path
+) -> list[CommitOperationDelete]:
+    """Of the files that the data set had which is there now, by its manifest; others are not ours.
+
+    Args:
+        repository: with or without a data set.
+        there: the names of its files.
+        shards: which stay, as do the files in `folder`.
+        folder: of small files.
+    """
+    if MANIFEST_NAME not in there:
+        return []
+    try:
+        file = hf_hub_download(repository, MANIFEST_NAME, repo_type="dataset")
+        before = Manifest.load(Path(file).parent)
+    except ShardError:  # somebody else's file of that name
+        return []
+    kept = {*(entry.file for entry in shards), *(path.name for path in folder.iterdir())}
+    names = [*(entry.file for entry in before.shards), *PUBLISHED_FILES]
+    return [CommitOperationDelete(name) for name in names if name in there and name not in kept]
 
 
 def _commit(repository: str, operations: list, message: str) -> None:

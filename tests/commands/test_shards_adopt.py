@@ -104,19 +104,21 @@ def test_files_of_several_formats_and_types_are_one_stream(tmp_path, run, tokeni
 def test_a_file_belongs_to_the_split_of_its_name_or_to_that_which_is_asked_for(
     tmp_path, run, tokenizer_dir
 ):
-    for name in ("a", "medieval", "c_val"):  # a word within a word says nothing
+    # A word within a word says nothing.
+    for name in ("a", "medieval", "c_val", "fwVal_0", "fw_validate_0", "validation_0"):
         np.save(tmp_path / f"{name}.npy", np.array([269, 5], dtype=np.uint16))
+    held_out = ["c_val.npy", "fwVal_0.npy", "fw_validate_0.npy", "validation_0.npy"]
     command = ("adopt", tmp_path, "--tokenizer", tokenizer_dir)
     assert run(*command)[0] == 0
     splits = Manifest.load(tmp_path).splits
     names = {name: [entry.file for entry in split.shards] for name, split in splits.items()}
-    assert names == {"train": ["a.npy", "medieval.npy"], "val": ["c_val.npy"]}
+    assert names == {"train": ["a.npy", "medieval.npy"], "val": held_out}
     (tmp_path / "manifest.json").unlink()
     # A name alone stands for a file of the directory.
     assert run(*command, "--val", "medieval.npy")[0] == 0
     splits = Manifest.load(tmp_path).splits
     names = {name: [entry.file for entry in split.shards] for name, split in splits.items()}
-    assert names == {"train": ["a.npy"], "val": ["medieval.npy", "c_val.npy"]}
+    assert names == {"train": ["a.npy"], "val": ["medieval.npy", *held_out]}
 
 
 def save(name, ids):
@@ -234,7 +236,7 @@ def test_one_text_without_an_end_is_no_text_of_characters(tmp_path, run, tokeniz
     assert run("adopt", tmp_path / "data", "--tokenizer", tokenizer_dir)[0] == 0
 
 
-@pytest.mark.parametrize("name", ["test", "testing", "heldout_000000", "wikitext-dev"])
+@pytest.mark.parametrize("name", ["test", "fwTest_0", "heldout_000000", "fw_holdout_0", "w-dev"])
 def test_data_for_tests_are_not_taken_for_training(tmp_path, run, tokenizer, tokenizer_dir, name):
     (ids,) = encode(tokenizer, ["the cat sat on the mat. " * 20])
     for split in ("train", "val"):

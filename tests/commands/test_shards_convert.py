@@ -160,7 +160,7 @@ def test_a_tokenizer_that_is_not_byte_level_is_refused(tmp_path, run):
         (
             ("good_train.npy",),
             ("--tokenizer", "/none"),
-            "/none: expected gpt2, bytes, bpe:N, or a direct",
+            "/none: expected gpt2, bytes, or a direct",
         ),
     ],
 )

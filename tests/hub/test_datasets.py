@@ -184,25 +184,33 @@ def test_other_data_replaces_what_was_there_and_is_never_mixed_with_its_manifest
     hub, data, tmp_path
 ):
     push_data(data, REPOSITORY)
-    owners = ("notes.md", "weights.bin", "old/train_000000.bin")
+    owners = ("notes.md", "weights.bin", "old/train_000000.bin", "their_train.npy", "val.bin")
     hub.files |= dict.fromkeys(owners, b"the owner's")
-    # Of data of another program, which were adopted and published here before.
-    hub.files |= dict.fromkeys(("edufineweb_train_000001.npy", "chat_template.jinja"), b"earlier")
+    hub.files["chat_template.jinja"] = b"earlier"
     n_before = len(hub.commits)
     write_data(tmp_path / "other", seed=1, n_tokens=25)
     push_data(tmp_path / "other", REPOSITORY)
     first = hub.commits[n_before]
     assert first == {
         "added": ["train_000000.bin", "train_000001.bin"],
-        "deleted": ["manifest.json"],
+        "deleted": [
+            *("manifest.json", "train_000003.bin", "train_000004.bin", "chat_template.jinja"),
+        ],
     }
-    assert sorted(hub.commits[-1]["deleted"]) == [
-        *("chat_template.jinja", "edufineweb_train_000001.npy"),
-        *("train_000003.bin", "train_000004.bin"),
-    ]
     found = shards_in(hub.files.keys() - owners)
     assert found == shards_in(path.name for path in (tmp_path / "other").iterdir())
     assert all(hub.files[name] == b"the owner's" for name in owners)
+
+
+@pytest.mark.parametrize("manifest", [None, b'{"name": "a web page"}'])
+def test_a_repository_without_a_data_set_keeps_its_files(hub, data, manifest):
+    owners = ("train.bin", "val.npy", "vocab.json", "merges.txt")
+    hub.files |= dict.fromkeys(owners, b"the owner's")
+    if manifest is not None:
+        hub.files["manifest.json"] = manifest
+    push_data(data, REPOSITORY)
+    assert all(hub.files[name] == b"the owner's" for name in owners)
+    assert b"fingerprint" in hub.files["manifest.json"]
 
 
 def test_the_same_data_pushed_again_sends_no_shard(hub, data):

@@ -66,7 +66,7 @@ class TokenWindows:
             raise ShardError(
                 f"{self.name}: expected more than {sequence_length} tokens in split {split!r}, "
                 f"found {self.n_tokens}; prepare more text{', hold more out' * (split == 'val')}, "
-                f"or lower n_positions"
+                f"or lower --sequence_length"
             )
         firsts = self._starts[: -1 : shuffle_shards or len(self.entries)]
         self.group_starts = np.append(

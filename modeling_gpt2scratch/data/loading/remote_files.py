@@ -14,7 +14,7 @@ import fsspec
 from fsspec.callbacks import Callback
 from tenacity import sleep_using_event, stop_after_attempt, stop_after_delay, stop_when_event_set
 
-from modeling_gpt2scratch.common.addresses import keep_apart, private
+from modeling_gpt2scratch.common.addresses import store_credentials, with_credentials
 from modeling_gpt2scratch.common.errors import named, one_line
 from modeling_gpt2scratch.common.retries import (
     Passing,
@@ -62,8 +62,8 @@ class RemoteFiles:
     def __init__(
         self, address: str, *, retry_seconds: float = 600, closed: threading.Event | None = None
     ):
-        self.address = keep_apart(address).rstrip("/")
-        address, self._query = private(self.address)
+        self.address = store_credentials(address).rstrip("/")
+        address, self._query = with_credentials(self.address)
         self._retry_seconds = retry_seconds
         self._closed = closed or threading.Event()
         try:

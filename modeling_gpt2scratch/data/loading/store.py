@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from modeling_gpt2scratch.common.activity import tell
-from modeling_gpt2scratch.common.addresses import keep_apart
+from modeling_gpt2scratch.common.addresses import store_credentials
 from modeling_gpt2scratch.common.atomic_files import write_file
 from modeling_gpt2scratch.common.checksums import file_sha256
 from modeling_gpt2scratch.data.shards.directory import load_manifest, open_shard, shard_bytes
@@ -113,7 +113,7 @@ class RemoteStore:
     def __init__(
         self, address: str, cache: ShardCache, *, retry_seconds: float = 600, verify: bool = False
     ):
-        self.name = address = keep_apart(address)
+        self.name = address = store_credentials(address)
         self._cache = cache
         self._verify = verify
         self._files = RemoteFiles(address, retry_seconds=retry_seconds, closed=cache.closed)

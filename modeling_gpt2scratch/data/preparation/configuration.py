@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from modeling_gpt2scratch.common.addresses import keep_secrets_apart, split_revision
+from modeling_gpt2scratch.common.addresses import redact_fields, split_revision
 from modeling_gpt2scratch.common.command_line import GIVEN, ArgumentError, argument, check_numbers
 from modeling_gpt2scratch.common.hub_requests import check_repository
 from modeling_gpt2scratch.common.output_directory import as_given, output_directory, resolved
@@ -65,7 +65,7 @@ class PrepareConfig:
         default="stop",
     )
     deduplicate: bool = argument(
-        "leave out documents that came before, exactly", group=TEXT, default=False
+        "leave out exact copies of earlier documents", group=TEXT, default=False
     )
     tokenizer: str | None = argument(
         "gpt2; bytes, for characters; bpe:N to train one of N entries on this text; or a directory "
@@ -78,8 +78,8 @@ class PrepareConfig:
         "share of the text held out, 0 for none", group=ORDER, default=0.01
     )
     split: Literal["auto", "documents", "tail"] = argument(
-        "what is held out: documents, chosen by a hash of their text; the tail of the text as it "
-        "lies there, which reads it twice; or auto, documents where there are enough",
+        "what is held out: documents, chosen by a hash of their text; tail, the end of the text in "
+        "file order, which reads it twice; or auto, documents if there are enough, else tail",
         group=ORDER,
         default=AUTO,
     )
@@ -90,8 +90,8 @@ class PrepareConfig:
         default=50_000_000,
     )
     num_workers: int | None = argument(
-        "processes that tokenize, at most four for each core; by default one for each core, and a "
-        "single one for a little text",
+        "processes that tokenize, at most four per core; by default one per core, or a single one "
+        "for a small text",
         group=TOKENS,
         default=None,
     )
@@ -115,7 +115,7 @@ class PrepareConfig:
     only_with: ClassVar = {"private": ("push_to_hub", GIVEN), "split": ("val_fraction", GIVEN)}
 
     def __post_init__(self):
-        keep_secrets_apart(self, but=("where", "text_column"))
+        redact_fields(self, but=("where", "text_column"))
         check_numbers(
             self,
             positive=(
@@ -136,8 +136,8 @@ class PrepareConfig:
         if self.split == TAIL and self.max_tokens is not None:
             raise ArgumentError(
                 *("split", "max_tokens"),
-                problem="expected the tail of all of the text, found a part of it; use "
-                "--limit_documents in place of --max_tokens",
+                problem="expected no --max_tokens, because the tail is that of the whole text; "
+                "use --limit_documents instead",
             )
         for condition in self.where:
             parse_condition(condition)

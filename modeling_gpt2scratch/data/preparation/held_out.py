@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from tqdm import tqdm
 
-from modeling_gpt2scratch.common.activity import progress_bar
+from modeling_gpt2scratch.common.activity import progress_bar, tell
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.data.sources.document_stream import DocumentStream
 from modeling_gpt2scratch.data.tokens.encoder import document_digest, is_held_out
@@ -97,6 +97,11 @@ class SplitStream:
                 cut_digest=cut_digest,
             )
 
+    @property
+    def used_up(self) -> str | None:
+        """As in `DocumentStream`."""
+        return self._stream.used_up
+
     def _characters_before_tail(self, number: int, text: str) -> int:
         """How many characters of the document with this number the tail does not have."""
         if number < self._held_out.n_documents:
@@ -108,8 +113,6 @@ def settle(
     config: PrepareConfig,
     open_stream: Callable[..., DocumentStream],
     working: WorkingDirectory,
-    *,
-    has_many_documents: bool,
 ) -> HeldOut:
     """What will be held out; one line on stderr says so if it is the tail.
 
@@ -117,7 +120,6 @@ def settle(
         config: of the preparation.
         open_stream: the documents, in the order of the files' names with `in_order=True`.
         working: for a table of digests.
-        has_many_documents: whether that is known without a look at them.
 
     Raises:
         SourceError: if the text has no documents, or too little to hold a part of it out.
@@ -126,8 +128,6 @@ def settle(
         return HeldOut()
     n_documents = {"train": 0, "val": 0}
     if config.split != TAIL:
-        if has_many_documents:
-            return HeldOut(DOCUMENTS)
         with closing(open_stream()) as stream:
             is_enough = _count(stream, config, working, n_documents)
         is_possible = min(n_documents.values()) > 0
@@ -151,7 +151,7 @@ def settle(
             f"give more text or another fraction (0 holds none out)"
         )
     few = f"; there are too few documents to choose from ({len(lengths):,})"
-    tqdm.write(
+    tell(
         f"held out for validation: the last {held_out.tail_characters:,} of "
         f"{held_out.all_characters:,} characters{few * (config.split == AUTO)}",
         file=sys.stderr,

@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from modeling_gpt2scratch.common.activity import activity, progress_bar
+from modeling_gpt2scratch.common.activity import activity, progress_bar, tell
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.common.output_directory import (
     OutputError,
@@ -37,12 +37,12 @@ from modeling_gpt2scratch.data.sources.dataset_argument import (
 from modeling_gpt2scratch.data.sources.docstrings import DocstringFile
 from modeling_gpt2scratch.data.sources.document_stream import BATCH_CHARACTERS, DocumentStream
 from modeling_gpt2scratch.data.sources.filters import parse_condition
-from modeling_gpt2scratch.data.sources.hub_files import HubFile, remove_partial_downloads
+from modeling_gpt2scratch.data.sources.hub_files import remove_partial_downloads
 from modeling_gpt2scratch.data.sources.local_files import LocalFile
 from modeling_gpt2scratch.data.sources.url_files import UrlFile
 from modeling_gpt2scratch.data.tokens.encoder import document_digest, is_held_out
 from modeling_gpt2scratch.data.tokens.ids import vocab_size_of
-from modeling_gpt2scratch.data.tokens.names import trained_vocab_size
+from modeling_gpt2scratch.data.tokens.names import KNOWN_NAMES_WITH_TEXT, trained_vocab_size
 from modeling_gpt2scratch.data.tokens.tokenizer import (
     load_tokenizer,
     manifest_entries,
@@ -57,9 +57,15 @@ from .configuration import TAIL, PrepareConfig
 from .held_out import HeldOut, SplitStream, none_in, settle
 from .progress import Progress, WorkingDirectory
 
-MANY_BYTES = 2**28  # of a data set on the Hub, which has more than enough documents then
 LITTLE_BYTES = 2**21  # of tokens, which one process makes in the time that others take to begin
 MAX_WORKERS_PER_CORE = 4  # more make nothing faster, and each takes memory
+TOKENIZER_PATTERNS = (
+    "tokenizer*",
+    "vocab.*",
+    "merges.txt",
+    "*_tokens_map.json",
+    "added_tokens.json",
+)
 TOKENIZER_CHARACTERS = 4 * 2**30  # a tokenizer is trained on so much text at most
 
 
@@ -81,7 +87,7 @@ def prepare(config: PrepareConfig) -> Manifest:
     made = None if config.overwrite else working.finished(config.recorded())
     if made is not None:
         require_whole(made, sources, config)
-        tqdm.write(f"{output_dir}: made before; --overwrite makes it again", file=sys.stderr)
+        tell(f"{output_dir}: made before; --overwrite makes it again", file=sys.stderr)
         return made
     require_apart(output_dir.resolve(), local_paths(sources))
     with claimed(working.output_dir):
@@ -115,8 +121,12 @@ def describe_inputs(config: PrepareConfig, sources: list[Source]) -> list[list]:
 
 
 def tokenizer_files(config: PrepareConfig) -> Iterator[Path]:
-    """The files of the tokenizer that say what it is, if it is a directory."""
-    return Path(config.tokenizer).glob("tokenizer*")
+    """The files of the tokenizer that say what it is, if it is a directory or a file."""
+    place = Path(config.tokenizer)
+    if place.is_file():
+        yield place
+    for pattern in TOKENIZER_PATTERNS:
+        yield from place.glob(pattern)
 
 
 def require_whole(made: Manifest, sources: list[Source], config: PrepareConfig) -> None:
@@ -137,8 +147,8 @@ def require_whole(made: Manifest, sources: list[Source], config: PrepareConfig) 
             source["revision"] = None
     if now != made.sources or newest > made_at:
         raise OutputError(
-            f"expected in {config.output_dir} the data of this command, found that what they were "
-            f"made of has changed since; choose another directory or add --overwrite"
+            f"{config.output_dir}: expected the data that this command made, found that their "
+            "input has changed since; choose another directory or add --overwrite"
         )
 
 
@@ -174,13 +184,10 @@ def begin(
 ) -> Progress:
     """Settles what is held out, saves the tokenizer, and then the progress that has just begun."""
     vocab_size = trained_vocab_size(config.tokenizer)
-    tokenizer = load_tokenizer(config.tokenizer) if vocab_size is None else None
-    held_out = settle(
-        config,
-        partial(open_stream, config, sources, working),
-        working,
-        has_many_documents=config.limit_documents is None and hub_bytes(sources) > MANY_BYTES,
-    )
+    tokenizer = None
+    if vocab_size is None:
+        tokenizer = load_tokenizer(config.tokenizer, known=KNOWN_NAMES_WITH_TEXT)
+    held_out = settle(config, partial(open_stream, config, sources, working), working)
     if tokenizer is None:
         tokenizer = train_on_sources(vocab_size, config, sources, working, held_out)
     save_tokenizer(tokenizer, working.data)
@@ -252,6 +259,13 @@ def finish(
         )
         with closing(split_stream(config, sources, working, held_out, progress.position)) as stream:
             write_shards(stream, plan, working, progress)
+        n_tokens = sum(split["n_tokens"] for split in progress.splits.values())
+        if stream.used_up and (config.max_tokens is None or n_tokens < config.max_tokens):
+            tell(
+                f"{stream.used_up}: used up, which ends the mixture; the rest of the other sources "
+                f"is not read",
+                file=sys.stderr,
+            )
     with activity("finishing"):
         require_unchanged(config, sources, progress)
         manifest = Manifest(
@@ -274,12 +288,6 @@ def default_workers(sources: list[Source]) -> int:
     is_known = all(isinstance(file, LocalFile | UrlFile) for file in files)
     is_little = is_known and estimated_bytes(sources) <= LITTLE_BYTES
     return 1 if is_little else n_cores()
-
-
-def hub_bytes(sources: list[Source]) -> int:
-    """The size of all files of the Hub."""
-    files = (file for source in sources for file in source.files)
-    return sum(file.n_bytes for file in files if isinstance(file, HubFile))
 
 
 def split_stream(

@@ -113,7 +113,7 @@ def files_by_split(
         if not says and says_held_out(path.name):
             raise ShardError(
                 f"{path}: expected files of training and validation, found one whose name says "
-                f"that it is for tests; name it after --val, or move it elsewhere"
+                f"that it is held out; name it after --val, or move it elsewhere"
             )
         if len(says) != 1 and not ((val or may_be_silent) and not says):
             raise ShardError(

@@ -18,15 +18,17 @@ from .format import HEADER_BYTES, LAYOUTS, MAX_SHARD_TOKENS, ShardError
 # that know nothing of layouts refuse the second.
 OWN_FORMAT, ADOPTED_FORMAT = "gpt2scratch-shards", "gpt2scratch-adopted-shards"
 VERSION = 1
-# The words of a file's name that say its split; letters before or behind make another word of it.
+# The words of a file's name, in small letters, that say its split.
+# Letters before or behind make another word of it.
 SPLITS = {
     split: re.compile(rf"(?<![a-z])(?:{words})(?:set)?(?![a-z])")
-    for split, words in {"train": "train(?:ing)?", "val": "val(?:id(?:ation)?)?"}.items()
+    for split, words in {"train": "train(?:ing)?", "val": "val(?:id(?:ation|ate)?)?"}.items()
 }
 # The words of names of data that no model should be trained on.
 HELD_OUT = re.compile(
-    r"(?<![a-z])(?:test(?:s|ing)?|dev|eval(?:s|uation)?|held[-_]?out)(?:set)?(?![a-z])"
+    r"(?<![a-z])(?:test(?:s|ing)?|dev|eval(?:s|uation)?|h[eo]ld[-_ ]?out)(?:set)?(?![a-z])"
 )
+CAMEL_CASE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")  # between its words
 FORMATS = ("gpt2scratch", "llm.c", "npy", "nanogpt")  # see `token_files.py`
 ENTRY_KEYS = {
     OWN_FORMAT: ("file", "n_tokens", "sha256"),
@@ -44,13 +46,22 @@ class ManifestError(ShardError):
 
 def splits_named(file: str) -> list[str]:
     """The splits that the name of a file says it belongs to."""
-    return [split for split, words in SPLITS.items() if words.search(file.lower())]
+    return [split for split, words in SPLITS.items() if words.search(_words_of(file))]
 
 
 def says_held_out(file: str) -> bool:
-    """Whether the name of a file says that it is for validation or tests."""
-    is_val = splits_named(file) == ["val"]
-    return is_val or ("train" not in splits_named(file) and bool(HELD_OUT.search(file.lower())))
+    """Whether the name of a file says that it is for validation or tests, or its nearest folder."""
+    for name in reversed(PureWindowsPath(file).parts):
+        splits = splits_named(name)
+        is_held_out = HELD_OUT.search(_words_of(name)) is not None
+        if splits or is_held_out:
+            return "train" not in splits
+    return False
+
+
+def _words_of(name: str) -> str:
+    """A name in small letters, with a blank between the words of `camelCase`."""
+    return CAMEL_CASE.sub(" ", name).lower()
 
 
 def check_content(content: dict) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -108,6 +109,7 @@ def _open_source(
     files = find_files(name)
     if files is not None:
         return Source(name, files, text_column=text_column)
+    _refuse_no_name(name)
     user, _, rest = name.partition("/")
     repository, _, own_subset = rest.partition("/")
     if own_subset:
@@ -120,6 +122,28 @@ def _open_source(
         raise SourceError(
             f"{error}; there is no file or folder of that name, either{hint}"
         ) from error
+
+
+def _refuse_no_name(name: str) -> None:
+    """Refuses an address and a revision, which are no part of a data set's name.
+
+    Raises:
+        SourceError: saying what to write.
+    """
+    if "://" in name:
+        of_hub = re.search("/datasets/([^/@]+/[^/@]+)", name)
+        hint = f"write {of_hub[1]}" if of_hub else "download the file and name it"
+        raise SourceError(
+            f"expected --dataset with files or the name of a data set of the Hub, found the "
+            f"address {name}; {hint}"
+        )
+    repository, at, revision = name.partition("@")
+    if at:
+        raise SourceError(
+            f"expected --dataset with a data set of the Hub in its newest version, found revision "
+            f"{revision!r}; write {repository}, or download the revision with `hf download "
+            f"{repository} --repo-type dataset --revision {revision} --local-dir DIR` and name DIR"
+        )
 
 
 def _hub_source(data: Preset, revisions: Mapping[str, str | None]) -> Source:

@@ -11,9 +11,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from tqdm import tqdm
-
-from modeling_gpt2scratch.common.activity import activity, progress_bar
+from modeling_gpt2scratch.common.activity import activity, progress_bar, tell
 from modeling_gpt2scratch.common.atomic_files import write_json_lines
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.common.threads import n_cores
@@ -64,7 +62,7 @@ class DocstringFile:
             write_json_lines(path, ({"text": text} for text in texts))
             n_bytes = sum(len(text.encode()) for text in texts)
             size = f"{len(texts):,} documents, {n_bytes / 1e6:.1f} MB of prose"
-            tqdm.write(f"docstrings: {size}", file=sys.stderr)
+            tell(f"docstrings: {size}", file=sys.stderr)
         return path
 
 

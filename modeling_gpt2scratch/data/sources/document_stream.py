@@ -2,7 +2,8 @@
 
 With a seed, files are taken in a random order, a few at a time, and give a batch of documents in
 turn; without one, they are read one after another as their names sort. Sources with weights are
-mixed so that their characters keep to the weights, until the first of them has no more.
+mixed so that their characters keep to the weights at any moment, to about a hundredth or to one
+document, until the first of them has no more.
 
 Every batch carries the position behind it, from which a later run can read on.
 """
@@ -27,6 +28,7 @@ from .rows import BadRows
 
 BATCH_CHARACTERS = 2**20
 BATCH_DOCUMENTS = 1024
+BATCHES_TO_BALANCE = 100  # a batch of a mixture is so small a part of all that came before
 
 
 class DocumentStream:
@@ -73,7 +75,6 @@ class DocumentStream:
                 files,
                 seed=None if seed is None else (seed, index),
                 downloads=downloads,
-                batch_characters=batch_characters,
                 bad_rows=self._bad_rows,
                 min_characters=min_characters,
                 **start,
@@ -84,19 +85,23 @@ class DocumentStream:
         ]
         self._n_documents = position["n_documents"] if position else 0
         self._limit = limit_documents
+        self._batch_characters = batch_characters
+        self.used_up: str | None = None  # the source whose end ended the mixture
 
     def __iter__(self) -> Iterator[Batch]:
         n_bad_rows = self._bad_rows.count
         while self._limit is None or self._n_documents < self._limit:
             part = self._most_behind()
-            batch = part.next_batch()
+            batch = part.next_batch(self._most_characters())
             if batch is None:
+                name = self._names[self._parts.index(part)]
                 if len(self._parts) > 1 and not part.characters:
                     raise SourceError(
-                        f"{self._names[self._parts.index(part)]}: expected documents for its share "
+                        f"{name}: expected documents for its share "
                         f"of --dataset, found none after --where, --min_characters and "
                         f"--on_bad_row; leave this source out, or loosen them"
                     )
+                self.used_up = name if len(self._parts) > 1 else None
                 if self._bad_rows.count > n_bad_rows:  # there were some behind the last document
                     yield Batch([], self._position())
                 return
@@ -124,6 +129,13 @@ class DocumentStream:
         """Ends downloads that are under way."""
         for part in self._parts:
             part.close()
+
+    def _most_characters(self) -> int:
+        """With so many the next batch ends: a function of what came before, for a resume."""
+        if len(self._parts) == 1:
+            return self._batch_characters
+        given = sum(part.characters for part in self._parts)
+        return min(self._batch_characters, max(1, given // BATCHES_TO_BALANCE))
 
     def _most_behind(self) -> _Part:
         """The part that has given the least, measured by its weight."""
@@ -154,7 +166,6 @@ class _Part:
         *,
         seed: tuple[int, int] | None,
         downloads: Path,
-        batch_characters: int,
         bad_rows: BadRows,
         min_characters: int,
         next_file: int = 0,
@@ -168,7 +179,6 @@ class _Part:
             keys = np.random.SeedSequence(seed).generate_state(len(files), np.uint64)
             self._files = [files[i] for i in np.argsort(keys, kind="stable")]
             self._n_lanes = FILES_AT_ONCE
-        self._batch_characters = batch_characters
         self._bad_rows = bad_rows
         self._next_file = next_file
         self._turn = turn
@@ -181,8 +191,12 @@ class _Part:
         self._read: dict[int, Path] = {}  # by their index, the files that were opened
         self._lanes = [self._open(index, rows) for index, rows in lanes]
 
-    def next_batch(self) -> tuple[str, list[str], list[int]] | None:
-        """A file's name, documents of it and the rows that end with each; None at the end."""
+    def next_batch(self, n_wanted: int) -> tuple[str, list[str], list[int]] | None:
+        """A file's name, documents of it and the rows that end with each; None at the end.
+
+        Args:
+            n_wanted: characters; the batch ends with the document that reaches it.
+        """
         while True:
             while len(self._lanes) < self._n_lanes and self._next_file < len(self._files):
                 self._lanes.append(self._open(self._next_file, 0))
@@ -191,7 +205,7 @@ class _Part:
                 return None
             self._turn %= len(self._lanes)
             lane = self._lanes[self._turn]
-            documents, rows, is_at_end = self._take(lane)
+            documents, rows, is_at_end = self._take(lane, n_wanted)
             if is_at_end:
                 del self._lanes[self._turn]
             else:
@@ -236,7 +250,7 @@ class _Part:
             )
         return _Lane(index, name, rows, documents)
 
-    def _take(self, lane: _Lane) -> tuple[list[str], list[int], bool]:
+    def _take(self, lane: _Lane, n_wanted: int) -> tuple[list[str], list[int], bool]:
         """The next documents of a file, the rows up to each, and whether it has no more."""
         documents, rows, n_characters = [], [], 0
         is_at_end = True
@@ -247,7 +261,7 @@ class _Part:
             n_characters += len(document)
             if len(document) >= self._min_characters:
                 self.characters += len(document)
-            if n_characters >= self._batch_characters or len(documents) == BATCH_DOCUMENTS:
+            if n_characters >= n_wanted or len(documents) == BATCH_DOCUMENTS:
                 is_at_end = False
                 break
         return documents, rows, is_at_end

@@ -8,7 +8,6 @@ Only names travel until `fetch`; what it returns has the size and the checksum t
 
 import difflib
 import re
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ from huggingface_hub import HfApi, RepoFile, constants, hf_hub_download
 from huggingface_hub.errors import RevisionNotFoundError
 from tqdm import tqdm
 
+from modeling_gpt2scratch.common.activity import warn
 from modeling_gpt2scratch.common.checksums import file_sha256
 from modeling_gpt2scratch.common.errors import SourceError, one_line
 from modeling_gpt2scratch.common.hub_requests import (
@@ -241,10 +241,9 @@ def _of_script(repository: str, subset: str | None) -> list[HubFile]:
             f"and no conversion to parquet by the Hub; choose another data set"
         ) from None
     if is_partial:
-        tqdm.write(
-            f"{repository}: warning: the Hub converted only the first part of this data set to "
-            f"parquet, and only that is read",
-            file=sys.stderr,
+        warn(
+            f"{repository}: the Hub converted only the first part of this data set to "
+            f"parquet, and only that is read"
         )
     return files
 

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
+from modeling_gpt2scratch.common.activity import tell
 from modeling_gpt2scratch.common.errors import SourceError
 
 from .filters import Condition, shown_columns
@@ -105,7 +104,7 @@ class BadRows:
         self._n_shown += 1
         if self._n_shown <= N_SHOWN:
             more = "; further ones are only counted" if self._n_shown == N_SHOWN else ""
-            tqdm.write(f"left out: {error}{more}", file=sys.stderr)
+            tell(f"left out: {error}{more}", file=sys.stderr)
 
 
 def behind(n_rows: int) -> str:

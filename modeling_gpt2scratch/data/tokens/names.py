@@ -5,7 +5,8 @@ from modeling_gpt2scratch.common.errors import MendableError
 GPT2 = "gpt2"
 BYTES = "bytes"
 TRAINED_PREFIX = "bpe:"
-KNOWN_NAMES = "gpt2, bytes, bpe:N, or a directory or Hub repository with a tokenizer"
+KNOWN_NAMES = "gpt2, bytes, or a directory or Hub repository with a tokenizer"
+KNOWN_NAMES_WITH_TEXT = KNOWN_NAMES.replace("bytes,", "bytes, bpe:N,")  # which trains on it
 MAX_TRAINED_VOCAB_SIZE = 2**16  # what uint16 shards can hold
 
 

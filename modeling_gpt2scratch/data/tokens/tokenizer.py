@@ -11,7 +11,13 @@ from pathlib import Path
 
 from tiktoken.load import read_file_cached
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    GPT2Tokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import cached_file
 
 from modeling_gpt2scratch.common.addresses import split_revision
 from modeling_gpt2scratch.common.errors import json_problem, named
@@ -33,8 +39,10 @@ GPT2_MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b77
 GPT2_VOCABULARY_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The fast tokenizer of this name: "gpt2", "bytes", a directory, or a repository of the Hub.
+def load_tokenizer(name: str, *, known: str = KNOWN_NAMES) -> PreTrainedTokenizerBase:
+    """The fast tokenizer of this name: "gpt2", "bytes", a directory or a repository of the Hub.
+
+    A `tokenizer.json` may be named itself. A message about an unknown name says what is `known`.
 
     Raises:
         TokenizerError: if it cannot be had, has no end-of-text token, or ids that no table holds.
@@ -43,39 +51,84 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         return _load_gpt2()
     if name == BYTES:
         return byte_tokenizer()
-    refuse_huge_ids(name, _highest_id_in(Path(name, TOKENIZER_NAME)))
+    refuse_huge_ids(name, _highest_id_in(_main_file(name)))
     try:
-        repository, revision = split_revision(name)
-        tokenizer = AutoTokenizer.from_pretrained(
-            repository, revision=revision, trust_remote_code=False
-        )
+        tokenizer = _from_files(name)
     except Exception as error:  # tokenizers raises nothing more special for a broken file
-        raise TokenizerError(problem_of_files(name, error)) from error
+        raise TokenizerError(problem_of_files(name, error, known)) from error
     if tokenizer.eos_token is None and END_OF_TEXT in tokenizer.get_added_vocab():
         tokenizer.eos_token = END_OF_TEXT  # of which a tokenizer.json alone does not say so
-    if not tokenizer.is_fast or tokenizer.eos_token_id is None:
-        settings = Path(name, SETTINGS_NAME)
-        place = settings if settings.is_file() else name
+    settings = Path(name, SETTINGS_NAME)
+    place = settings if settings.is_file() else name
+    if not tokenizer.is_fast:
         raise TokenizerError(
-            f"{place}: expected a fast tokenizer with an end-of-sequence token, or with the "
-            f"special token {END_OF_TEXT}, found neither; save it with one: "
+            f"{place}: expected a fast tokenizer, found the slow {type(tokenizer).__name__}; name "
+            f"one that has a {TOKENIZER_NAME}"
+        )
+    if tokenizer.eos_token_id is None:
+        raise TokenizerError(
+            f"{place}: expected an end-of-sequence token or the special token {END_OF_TEXT}, found "
+            f"neither; save the tokenizer with one: "
             f"PreTrainedTokenizerFast(tokenizer_file=..., eos_token=...).save_pretrained(...)"
         )
     refuse_huge_ids(name, vocab_size_of(tokenizer) - 1)
     return tokenizer
 
 
-def problem_of_files(name: str, error: Exception) -> str:
+def _main_file(name: str) -> Path:
+    """The `tokenizer.json` that this name means, if it is one of files here."""
+    return Path(name) if Path(name).is_file() else Path(name, TOKENIZER_NAME)
+
+
+def _from_files(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that its `tokenizer.json` says; without one, that of transformers.
+
+    transformers 5 makes the tokenizers that it knows from vocabulary and merges, and its own rules
+    take the place of those in the file.
+    """
+    if Path(name).is_file():
+        return PreTrainedTokenizerFast(tokenizer_file=name)
+    repository, revision = split_revision(name)
+    tokenizer = AutoTokenizer.from_pretrained(
+        repository, revision=revision, trust_remote_code=False
+    )
+    try:
+        file = cached_file(repository, TOKENIZER_NAME, revision=revision)
+    except OSError:
+        return tokenizer
+    own = Tokenizer.from_file(file)
+    if not tokenizer.is_fast or _rules_of(tokenizer.backend_tokenizer) == _rules_of(own):
+        return tokenizer
+    # Settings may leave it to the class which tokens have a role.
+    roles = {
+        role: token
+        for role, token in tokenizer.special_tokens_map.items()
+        if isinstance(token, str) and own.token_to_id(token) is not None
+    }
+    return PreTrainedTokenizerFast.from_pretrained(
+        repository, revision=revision, trust_remote_code=False, **roles
+    )
+
+
+def _rules_of(tokenizer: Tokenizer) -> list:
+    """What decides, beside vocabulary and merges, the ids of a text and the text of ids."""
+    state = json.loads(tokenizer.to_str())
+    model = {key: state["model"][key] for key in {*state["model"]} - {"vocab", "merges"}}
+    return [model, state["normalizer"], state["pre_tokenizer"], state["decoder"]]
+
+
+def problem_of_files(name: str, error: Exception, known: str = KNOWN_NAMES) -> str:
     """In one line, which file of a tokenizer is the reason for an error at loading it."""
-    for file in TOKENIZER_FILES:
-        if found := json_problem(path := Path(name, file)):
+    is_file = Path(name).is_file()
+    for path in [Path(name)] if is_file else [Path(name, file) for file in TOKENIZER_FILES]:
+        if found := json_problem(path):
             return f"{path}: expected a JSON object, found {found}"
-    path = Path(name, TOKENIZER_NAME)
+    path = _main_file(name)
     if path.is_file():
         beside = [file for file in (SETTINGS_NAME, "config.json") if Path(name, file).is_file()]
         fitting = f" that fits {' and '.join(beside)}" if beside else ""
         return f"{path}: expected a tokenizer{fitting}, found {named(error)}; save it again"
-    return f"{name}: expected {KNOWN_NAMES}, found {named(error)}"
+    return f"{name}: expected {known}, found {named(error)}"
 
 
 def refuse_huge_ids(name: str, highest: int) -> None:
@@ -159,9 +212,10 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A sha256 of what decides the ids: vocabulary, merges and added tokens.
+    """A sha256 of vocabulary, merges and added tokens: of what each id stands for.
 
     It survives saving and loading, and other versions of the libraries, which rewrite the files.
+    How a text is normalized and parted into words is not in it.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     pairs = state["model"].get("merges", [])  # strings in older versions; Unigram has none

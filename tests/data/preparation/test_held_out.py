@@ -324,7 +324,7 @@ def test_a_tail_of_a_part_of_the_text_is_refused(tmp_path, run_script):
     flags = ("--split", "tail", "--max_tokens", "10")
     code, (error,) = run_script(tmp_path / "out", source, *flags)
     assert code == 2
-    assert error.startswith("prepare_data.py: error: --split, --max_tokens: expected the tail of")
+    assert error.startswith("prepare_data.py: error: --split, --max_tokens: expected no ")
 
 
 def test_a_fraction_of_zero_holds_nothing_out_of_any_text(configure, tmp_path):

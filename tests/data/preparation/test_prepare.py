@@ -10,9 +10,11 @@ from support.prepared_data import documents_of, manifest_of, names_in
 from support.tiny_corpus import fables, write_jsonl
 
 from modeling_gpt2scratch.common.errors import SourceError
+from modeling_gpt2scratch.common.output_directory import OutputError
 from modeling_gpt2scratch.data.preparation import prepare as preparation
 from modeling_gpt2scratch.data.preparation.prepare import prepare
 from modeling_gpt2scratch.data.sources.local_files import read_documents
+from modeling_gpt2scratch.data.tokens.tokenizer import train_tokenizer
 
 
 def test_the_manifest_names_the_tokenizer_the_arguments_and_every_shard(tmp_path, prepared):
@@ -111,7 +113,7 @@ def test_real_web_pages_come_back_from_their_gpt2_tokens(tmp_path, run_script, m
     assert manifest_of(out)["end_of_text_id"] == 50256
 
 
-def test_sources_keep_to_their_weights_until_one_ends(configure, tmp_path):
+def test_sources_keep_to_their_weights_until_one_ends(configure, tmp_path, capsys):
     many = write_jsonl(tmp_path / "many.jsonl", [f"many {text}" for text in fables(3000)])
     few = write_jsonl(tmp_path / "few.jsonl", [f"few {text}" for text in fables(300)])
     manifest = prepare(
@@ -122,6 +124,49 @@ def test_sources_keep_to_their_weights_until_one_ends(configure, tmp_path):
     assert share == pytest.approx(0.25, abs=0.01)
     assert sum(t.startswith("few") for t in texts) > 290
     assert [source["weight"] for source in manifest.sources] == [0.75, 0.25]
+    assert capsys.readouterr().err.splitlines() == [
+        f"{few}: used up, which ends the mixture; the rest of the other sources is not read"
+    ]
+
+
+def test_sources_keep_to_their_weights_where_max_tokens_ends_them(configure, tmp_path):
+    paths = [write_jsonl(tmp_path / f"{name}.jsonl", [name * 300] * 200) for name in "ab"]
+    options = {"tokenizer": "bytes", "val_fraction": 0, "shuffle_buffer_tokens": 50_000_000}
+    prepare(configure(dataset=f"{paths[0]}:0.3,{paths[1]}:0.7", max_tokens=30_000, **options))
+    texts = documents_of(tmp_path / "out", "train")
+    assert len(texts) == 100
+    assert sum(text[0] == "a" for text in texts) == pytest.approx(30, abs=1)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "merges.txt", "vocab.json"])
+def test_data_of_a_tokenizer_that_changed_are_not_taken_for_made_before(configure, tmp_path, name):
+    directory = tmp_path / "tokenizer"
+    directory.mkdir()
+    tokenizer = train_tokenizer(fables(30), 300)
+    state = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    if name == "tokenizer.json":  # which is named itself
+        tokenizer.backend_tokenizer.save(str(directory / name))
+    else:
+        (directory / "config.json").write_text('{"model_type": "gpt2"}')
+        (directory / "vocab.json").write_text(json.dumps(state["vocab"]))
+        (directory / "merges.txt").write_text("\n".join(map(" ".join, state["merges"])))
+    named = directory / name if name == "tokenizer.json" else directory
+    prepare(configure(tokenizer=str(named)))
+    prepare(configure(tokenizer=str(named)))
+    (directory / name).write_text((directory / name).read_text())
+    with pytest.raises(OutputError, match="their input has changed since"):
+        prepare(configure(tokenizer=str(named)))
+
+
+@pytest.mark.parametrize("weights", [("", ""), (":0.5", ":0.5")])
+def test_sources_that_are_read_in_full_or_as_far_as_asked_say_nothing(
+    configure, tmp_path, capsys, weights
+):
+    paths = [write_jsonl(tmp_path / f"{n}.jsonl", fables(n)) for n in (300, 30)]
+    dataset = ",".join(f"{path}{weight}" for path, weight in zip(paths, weights, strict=True))
+    limit = 100 if any(weights) else None  # of tokens, long before the end
+    prepare(configure(dataset=dataset, val_fraction=0, max_tokens=limit))
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("order", [("many", "none"), ("none", "many")])

@@ -100,7 +100,7 @@ def test_the_same_command_again_has_nothing_to_do(tmp_path, prepared, run_script
     assert code == 2 and "expected a new directory, found manifest.json in " in error
     write_jsonl(dataset, fables(30))
     code, (error,) = run_script(out, dataset, *flags)
-    assert code == 1 and "found that what they were made of has changed since" in error
+    assert code == 1 and "found that their input has changed since" in error
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
     assert run_script(out, dataset, *flags, "--overwrite") == (0, [])
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} != before
@@ -118,7 +118,7 @@ def test_a_commit_that_earlier_versions_did_not_note_is_no_change(
     assert run_script(out, dataset, *flags) == (0, [])
     edit_manifest(out, sources=[source | {"revision": "a" * 40}])
     code, (error,) = run_script(out, dataset, *flags)
-    assert code == 1 and "found that what they were made of has changed since" in error
+    assert code == 1 and "found that their input has changed since" in error
 
 
 @pytest.mark.parametrize(
@@ -234,6 +234,19 @@ def test_a_full_disk_ends_in_one_line_and_leaves_nothing(
 def command_line(*arguments):
     """The script with these arguments, for a process of its own."""
     return [str(part) for part in (sys.executable, SCRIPT, *arguments)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("streams", ["<&- >&- 2>&-", "2>/dev/full"])
+def test_a_preparation_needs_nobody_who_reads_its_messages(tmp_path, saved_tokenizer, streams):
+    if "full" in streams and not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full")
+    (tmp_path / "one.txt").write_text("\n".join(fables(30)))
+    flags = ("--tokenizer", saved_tokenizer, "--num_workers", "2", "--output_dir", "out")
+    command = command_line("--dataset", "one.txt", *flags)
+    finished = run_process(["sh", "-c", f'"$@" {streams}', "sh", *command], cwd=tmp_path)
+    assert finished.returncode == 0
+    assert set(manifest_of(tmp_path / "out")["splits"]) == {"train", "val"}
 
 
 @pytest.mark.gate

@@ -166,6 +166,18 @@ def test_an_interruption_at_each_step_of_the_bookkeeping_loses_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
 
 
+def test_an_interrupted_mixture_ends_in_the_same_files(configure, corpus, tmp_path, monkeypatch):
+    dataset = f"{corpus}/[0-3].jsonl:0.7,{corpus}/[45].jsonl:0.3"
+    config = configure(dataset=dataset, max_tokens=40_000)
+    prepare(configure(dataset=dataset, max_tokens=40_000, output_dir=str(tmp_path / "whole")))
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, "save", 4)
+        with pytest.raises(Interruption):
+            prepare(config)
+    prepare(config)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
 def test_an_error_of_the_disk_says_that_the_same_command_goes_on(configure, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_after(patch, "save", 4, OSError(28, "No space left on device"))

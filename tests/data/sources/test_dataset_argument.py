@@ -66,6 +66,24 @@ def test_a_name_that_means_a_corpus_and_a_path_is_refused(tmp_path, monkeypatch,
     assert len(open_sources(name)) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("https://huggingface.co/datasets/user/name", "; write user/name"),
+        ("https://huggingface.co/datasets/user/name/tree/main", "; write user/name"),
+        ("hf://datasets/user/name@main", "; write user/name"),
+        ("https://example.com/a.jsonl", "; download the file and name it"),
+        ("user/name@v1", "found revision 'v1'; write user/name, or download the revision with"),
+    ],
+)
+def test_an_address_or_a_revision_is_refused_with_what_to_write(name, hint):
+    with pytest.raises(SourceError) as caught:
+        open_sources(name)
+    message = str(caught.value)
+    assert message.startswith("expected --dataset with ") and hint in message
+    assert "@v1" in name or message.endswith(hint)
+
+
 def test_a_subset_that_no_source_takes_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(
         dataset_argument,

@@ -1,8 +1,10 @@
 """The order of documents: a function of the arguments, from any position on."""
 
 import dataclasses
+import itertools
 import json
 
+import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from support.table_files import jsonl, written
@@ -103,6 +105,35 @@ def test_reading_goes_on_behind_any_batch(
         position = json.loads(json.dumps(whole[stop].position))
         rest = list(stream_of(sources, directory, position=position, **options))
         assert rest == whole[stop + 1 :]
+
+
+@pytest.mark.parametrize("sizes", [(500, 500), (10, 500), (500, 10)])
+@pytest.mark.parametrize("seed", [None, 0])
+def test_shares_hold_at_any_moment_and_wherever_a_reading_goes_on(tmp_path, seed, sizes):
+    for name, size in zip("ab", sizes, strict=True):
+        written(tmp_path / f"{name}.jsonl", jsonl([name * size] * (800_000 // size)))
+    sources = open_sources(f"{tmp_path}/a.jsonl:0.3,{tmp_path}/b.jsonl:0.7")
+    batches = list(stream_of(sources, tmp_path, seed=seed))
+    of_a, total = 0, 0
+    for document in documents_in(batches):
+        of_a += len(document) * (document[0] == "a")
+        total += len(document)
+        assert abs(of_a - 0.3 * total) <= 0.01 * total + max(sizes)
+    assert total > 1_100_000 and len(batches) < 1000  # b was read to its end
+    position = json.loads(json.dumps(batches[200].position))
+    assert list(stream_of(sources, tmp_path, seed=seed, position=position)) == batches[201:]
+    # The limit cuts the same documents off.
+    limited = stream_of(sources, tmp_path, seed=seed, limit_documents=1000)
+    assert documents_in(limited) == list(itertools.islice(documents_in(batches), 1000))
+
+
+def test_a_source_that_one_batch_could_hold_gives_its_share_alone(tmp_path):
+    written(tmp_path / "small.jsonl", jsonl(["a" * 97] * 1000))
+    written(tmp_path / "large.jsonl", jsonl(["b" * 97] * 10_000))
+    sources = open_sources(f"{tmp_path}/small.jsonl:0.3,{tmp_path}/large.jsonl:0.7")
+    documents = documents_in(stream_of(sources, tmp_path, seed=None))
+    assert sum(text[0] == "a" for text in documents) == 1000
+    assert len(documents) == pytest.approx(1000 / 0.3, rel=0.02)
 
 
 def test_files_of_a_few_are_read_in_turn_when_there_is_a_seed(tmp_path):

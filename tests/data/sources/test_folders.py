@@ -12,6 +12,12 @@ from modeling_gpt2scratch.data.sources.local_files import find_files
         (("data/train-0.parquet", "data/validation-0.parquet"), "data/validation-0.parquet"),
         (("a.txt", "heldout_b.txt"), "heldout_b.txt"),
         (("train/a.txt", "tests/a.txt"), "tests/a.txt"),
+        (("train/a.txt", "train/test.txt"), "train/test.txt"),
+        (("test/train.txt", "a.txt"), None),  # the file's own name decides
+        (("a.txt", "holdout.txt"), "holdout.txt"),
+        (("a.txt", "holdOut.txt"), "holdOut.txt"),
+        (("a.txt", "validate.txt"), "validate.txt"),
+        (("a.txt", "fwVal_0.txt"), "fwVal_0.txt"),
         (("test.txt", "dev.txt"), None),  # all of what there is
         (("train.txt", "latest.txt", "evaluated.txt"), None),
     ],
