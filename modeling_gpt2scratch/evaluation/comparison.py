@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from modeling_gpt2scratch.common.activity import activity
+from modeling_gpt2scratch.common.activity import activity, tell
 from modeling_gpt2scratch.common.command_line import from_keywords
 from modeling_gpt2scratch.common.output_directory import OutputError, claimed
 
@@ -123,7 +123,7 @@ def evaluate(
     comparison.tasks = tasks
     if processes.is_main:
         for name, problem in problems.items():
-            print(f"{name}: {problem}", file=sys.stderr)
+            tell(f"{name}: {problem}", file=sys.stderr)
     for model in comparison.models:
         model.tasks |= {name: Measurement(error=text) for name, text in problems.items()}
         evaluate_model(model, tasks, config, cache, processes)

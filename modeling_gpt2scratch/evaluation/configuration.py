@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import ClassVar, Literal, NoReturn
 
 from modeling_gpt2scratch.checkpoints.retention import STATE_NAME
+from modeling_gpt2scratch.common.activity import tell
 from modeling_gpt2scratch.common.addresses import (
-    command_line,
-    keep_secrets_apart,
-    public,
+    redact_fields,
+    redacted,
     split_revision,
+    take_arguments,
 )
 from modeling_gpt2scratch.common.argument_parser import with_underscores
 from modeling_gpt2scratch.common.command_line import (
@@ -32,7 +33,7 @@ from modeling_gpt2scratch.common.errors import file_problem
 from modeling_gpt2scratch.common.output_directory import OutputError, writable_directory
 
 from .tasks.registry import ALL, TASKS, TaskError, known_tasks, resolve_tasks
-from .tasks.samples import Selection
+from .tasks.samples import SampleData, Selection
 from .tasks.task import Task
 
 PROGRAM = "compare.py"
@@ -108,7 +109,7 @@ class CompareArguments:
     )
 
     def __post_init__(self) -> None:
-        keep_secrets_apart(self)
+        redact_fields(self)
         for name in self.models:
             split_revision(name)  # refuses a directory with a revision
         if len(set(self.models)) != len(self.models):
@@ -163,7 +164,9 @@ class CompareArguments:
 
 def arguments_for(registry: Mapping[str, type[Task]]) -> type[CompareArguments]:
     """The arguments with one more for each place of data that the tasks know."""
-    places = {kind.data.argument: kind.data for kind in registry.values()}
+    places: dict[str, SampleData] = {}
+    for kind in registry.values():
+        places.setdefault(kind.data.argument, kind.data)
     fields = [
         (name, str | None, argument(data.help, group=DATA, default=None))
         for name, data in places.items()
@@ -217,7 +220,7 @@ def parse_arguments(
 
     Exits with 2 and one line on bad ones.
     """
-    argv = command_line(argv)
+    argv = take_arguments(argv)
     try:
         registry = known_tasks(_include_path(argv))
     except TaskError as error:
@@ -279,5 +282,5 @@ def default_output_dir(model: str) -> str:
 def refuse(problem: str) -> NoReturn:
     """Ends the program as its parser does: in one line of each machine."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"{PROGRAM}: error: {public(problem)}", file=sys.stderr)
+        tell(f"{PROGRAM}: error: {redacted(problem)}", file=sys.stderr)
     sys.exit(2)

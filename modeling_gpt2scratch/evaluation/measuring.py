@@ -12,7 +12,7 @@ import torch
 import transformers
 from accelerate.utils.memory import clear_device_cache
 
-from modeling_gpt2scratch.common.activity import activity
+from modeling_gpt2scratch.common.activity import activity, has_terminal, tell
 from modeling_gpt2scratch.common.errors import in_words
 from modeling_gpt2scratch.hardware.devices import without_tf32
 
@@ -95,10 +95,10 @@ def evaluate_model(
             _note(model, [name], str(error), processes)
             continue
         model.tasks[name] = Measurement(result, seconds=time.perf_counter() - start)
-        if processes.is_main and not sys.stderr.isatty():  # in place of a bar
-            print(f"{model.name}, {name}: {model.tasks[name].seconds:.0f} s", file=sys.stderr)
         if processes.is_main and model.files:
             cache.write(keys[name], model.tasks[name], model.description)
+        if processes.is_main and not has_terminal():  # in place of a bar
+            tell(f"{model.name}, {name}: {model.tasks[name].seconds:.0f} s", file=sys.stderr)
     # The next model may need the memory of this one.
     del scorer
     clear_device_cache(garbage_collection=True)
@@ -135,6 +135,7 @@ def cache_key(
         "protocol": task.protocol,
         "task_version": task.version,
         "data": task.sha256,
+        "data_vocabulary": getattr(task, "data_vocabulary", None),  # of data that are tokens
         "limit": config.limit,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -164,4 +165,4 @@ def _note(
     """Keeps why tasks have no number, and says it once on stderr."""
     model.tasks |= {task: Measurement(error=problem) for task in tasks}
     if processes.is_main:
-        print(f"{model.name}, {', '.join(tasks)}: {problem}", file=sys.stderr)
+        tell(f"{model.name}, {', '.join(tasks)}: {problem}", file=sys.stderr)

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from modeling_gpt2scratch.common.activity import tell
 from modeling_gpt2scratch.common.atomic_files import write_file, write_json
 
 from .configuration import BARS_NAME, CURVES_NAME, HARNESS_FOLDER, RESULTS_FILE, CompareArguments
@@ -22,7 +23,7 @@ from .results.published_numbers import numbers_beside, read_published
 from .results.results_json import model_content, results_content
 from .results.sample_logs import write_samples
 from .results.table import markdown_table, table_notes
-from .tasks.samples import NO_CHECKSUM
+from .tasks.samples import NO_CHECKSUM, UNCHECKED
 from .tasks.task import Task
 
 
@@ -83,12 +84,12 @@ def report(
         )
         write_file(output_dir / PAGE_NAME, page)
     except ImportError as error:  # of the page, on a machine with little more than torch
-        print(f"no {PAGE_NAME}: {error}", file=sys.stderr)
+        tell(f"no {PAGE_NAME}: {error}", file=sys.stderr)
     except OSError as error:
         problem = f"--output_dir: expected to write to {output_dir}, found {error}"
     print(table, "", *notes, sep="\n")
     if problem:
-        print(problem, file=sys.stderr)
+        tell(problem, file=sys.stderr)
     return not problem
 
 
@@ -108,7 +109,7 @@ def say_what_is_left(
         if (gone := tasks - {*asked} if name in present else tasks)
     ]
     if left:
-        print(
+        tell(
             f"{path} had {'; '.join(left)}, and is replaced; name all models and tasks at once, "
             f"and what was measured comes from the cache",
             file=sys.stderr,
@@ -135,9 +136,13 @@ def data_notes(tasks: Mapping[str, Task], limit: int | None) -> list[str]:
         for name, problem in problems.items()
         if problem
     ]
-    unknown = [name for name in data if status[name] == NO_CHECKSUM]
-    if unknown:
+    if unknown := [name for name in data if status[name] == NO_CHECKSUM]:
         notes.append(f"{', '.join(unknown)}: {NO_CHECKSUM} of these data.")
+    first = [name for name in data if status[name].endswith(UNCHECKED) and not problems[name]]
+    if first:
+        notes.append(
+            f"{', '.join(first)}: first samples only, not compared with the official file."
+        )
     return notes
 
 
@@ -182,7 +187,7 @@ def write_files(
     if config.charts:
         bars = output_dir / BARS_NAME
         if not draw_bars(models, metrics_of(config), bars, limit=config.limit):
-            print(f"no {BARS_NAME}: every number is zero, or there is none", file=sys.stderr)
+            tell(f"no {BARS_NAME}: every number is zero, or there is none", file=sys.stderr)
         draw_curves([model.name for model in models], output_dir / CURVES_NAME)
 
 

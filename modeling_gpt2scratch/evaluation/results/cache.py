@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from modeling_gpt2scratch.common.activity import tell
 from modeling_gpt2scratch.common.atomic_files import write_json
 from modeling_gpt2scratch.common.output_directory import OutputError, writable_directory
 from modeling_gpt2scratch.evaluation.tasks.task import AnsweredResult, Estimate, TaskResult
@@ -121,7 +122,7 @@ class ResultCache:
     def _give_up(self, found: str) -> None:
         """Keeps nothing from now on."""
         self._can_write = False
-        print(
+        tell(
             f"{self._directory}: expected to keep results here, found {found}; going on "
             "without, so an interrupted evaluation measures them again",
             file=sys.stderr,

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from modeling_gpt2scratch.common.atomic_files import write_file
 from modeling_gpt2scratch.common.json_lines import read_json_lines
 from modeling_gpt2scratch.common.short_names import short_names
@@ -54,7 +56,7 @@ def draw_bars(
     if not rows:
         return False
     shown = [model for model in models if any(model.value(*row) is not None for row in rows)]
-    figure = _figure(len(rows))
+    figure, colors = _figure(len(rows)), _colors(len(shown))
     for axes, (task, metric) in zip(_panels(figure, len(rows)), rows, strict=True):
         values = []
         for place, model in enumerate(shown):
@@ -62,7 +64,7 @@ def draw_bars(
                 continue
             estimate = model.tasks[task].result.estimates[metric]
             error = estimate.stderr
-            axes.bar(place, estimate.value, yerr=error, capsize=3, color=f"C{place}")
+            axes.bar(place, estimate.value, yerr=error, capsize=3, color=colors[place])
             values.append(estimate.value)
         axes.set_ylim(bottom=0)
         _spread(axes, values)
@@ -97,11 +99,11 @@ def draw_curves(runs: Sequence[str], output: Path) -> bool:
     names = list(dict.fromkeys(name for scores in shown.values() for name in scores))
     if not names:
         return False
-    figure = _figure(len(names))
+    figure, colors = _figure(len(names)), _colors(len(shown))
     for axes, name in zip(_panels(figure, len(names)), names, strict=True):
         for place, scores in enumerate(shown.values()):
             if points := scores.get(name):
-                axes.plot(*zip(*points, strict=True), "o-", markersize=3, color=f"C{place}")
+                axes.plot(*zip(*points, strict=True), "o-", markersize=3, color=colors[place])
         _spread(axes, [value for scores in shown.values() for _, value in scores.get(name, [])])
         axes.set_title(name, fontsize=8)
         axes.set_xlabel("training tokens")
@@ -162,6 +164,14 @@ def _figure(n_panels: int) -> Figure:
     return Figure(figsize=size, layout="constrained")
 
 
+def _colors(n: int) -> list:
+    """So many colours, no two alike."""
+    from matplotlib import colormaps
+
+    few = colormaps["tab10"].colors
+    return list(few[:n]) if n <= len(few) else list(colormaps["turbo"](np.linspace(0, 1, n)))
+
+
 def _spread(axes: Axes, values: Sequence[float]) -> None:
     """Sees to it that the smallest value can be told from nothing beside the largest."""
     if min(values) > 0 and max(values) > FAR_APART * min(values):
@@ -173,7 +183,8 @@ def _legend(figure: Figure, names: Sequence[str]) -> None:
     """The colours of the models, once for all panels."""
     from matplotlib.patches import Patch
 
-    handles = [Patch(color=f"C{place}", label=name) for place, name in enumerate(names)]
+    colors = _colors(len(names))
+    handles = [Patch(color=color, label=name) for color, name in zip(colors, names, strict=True)]
     figure.legend(handles=handles, loc="outside upper center", ncols=COLUMNS, fontsize=8)
 
 

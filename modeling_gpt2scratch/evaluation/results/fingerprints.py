@@ -12,10 +12,13 @@ from transformers.utils import cached_file
 
 from modeling_gpt2scratch.common.addresses import split_revision
 from modeling_gpt2scratch.common.checksums import file_sha256
-from modeling_gpt2scratch.evaluation.scoring.adapters import adapter_config, base_of_adapter
+from modeling_gpt2scratch.evaluation.scoring.adapters import (
+    WEIGHTS,
+    adapter_config,
+    base_of_adapter,
+)
 
-# What decides a model's scores. Of weights saved twice, transformers takes safetensors.
-WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+# What decides a model's scores beside its weights.
 OTHERS = (
     *("config.json", "*.py", "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json"),
     *("added_tokens.json", "model*.index.json", "pytorch_model*.index.json"),

@@ -102,6 +102,9 @@ def table_notes(
     errors = errors_of(tasks, models)
     notes += [f"error [{number}]: {text}" for number, text in enumerate(errors, start=1)]
     notes.append("± is one standard error.")
+    precisions = {model.description.get("model_dtype") for model in models} - {None}
+    if precisions - {"float32"}:
+        notes.append(f"Weights and activations are in {', '.join(sorted(precisions))} (--dtype).")
     if any(model.has_infinite for model in models):
         notes.append(
             "inf (e^N): a perplexity too large for a number, of N nats per token or word; words "
@@ -114,6 +117,7 @@ def table_notes(
             f"--no_cache measures all of them."
         )
     notes += _difference_notes(tasks, models, differences, baseline=titles[baseline])
+    notes += _test_notes(models, differences)
     notes += _per_token_notes(tasks, models)
     notes += _cut_notes(models, titles)
     return [*notes, *_published_notes(published, sources)]
@@ -151,6 +155,24 @@ def _difference_notes(
         ]
         where = f" for {'; '.join(places)}" if rows else ""
         yield f"No differences{where}: the baseline, {baseline}, has no number to compare with."
+
+
+def _test_notes(
+    models: Sequence[ModelMeasurements], differences: Mapping[str, Rows]
+) -> Iterator[str]:
+    """In which rows models read other samples than the baseline, so that nothing is tested."""
+    untested = {}
+    for name, rows in differences.items():
+        pair = [model for model in models if model.name == name or model.name not in differences]
+        for (task, metric), difference in rows.items():
+            has_samples = all(metric in model.tasks[task].result.samples for model in pair)
+            if difference.test is None and has_samples:
+                untested[f"{task} {metric}"] = None
+    if untested:
+        yield (
+            f"No test for {', '.join(untested)}: a model and the baseline did not read the same "
+            "samples, as where windows are of another length."
+        )
 
 
 def _per_token_notes(

@@ -17,9 +17,12 @@ from modeling_gpt2scratch.checkpoints.weight_files import (
     WeightsError,
     naming_damaged_files,
 )
-from modeling_gpt2scratch.common.addresses import public, split_revision
+from modeling_gpt2scratch.common.activity import tell
+from modeling_gpt2scratch.common.addresses import redacted, split_revision
 from modeling_gpt2scratch.common.errors import named
 
+# Of a whole model. Of weights saved twice, transformers takes safetensors.
+WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 MERGE_HINT = "merge the adapter into its model first (PeftModel.merge_and_unload)"
 
 
@@ -39,8 +42,8 @@ def adapter_config(name: str) -> Path | None:
 def _adapter_config_of_hub(name: str) -> Path | None:
     """As `adapter_config`, for a name that is no directory here."""
     if "/" in name and Path(name).parent.is_dir():  # a directory whose name is mistyped?
-        print(
-            f"{name}: no directory of this name; asking {public(constants.ENDPOINT)}",
+        tell(
+            f"{name}: no directory of this name; asking {redacted(constants.ENDPOINT)}",
             file=sys.stderr,
         )
     options = dict.fromkeys(
@@ -65,18 +68,23 @@ def base_of_adapter(name: str) -> str | None:
     A path that leads nowhere from here is taken from the adapter's own directory.
 
     Raises:
-        ValueError: if there is no such model, or no peft to load the adapter.
+        ValueError: if there is no such model, no peft to load the adapter, or a whole model beside
+            it, on which transformers would put it, be it merged already or not.
     """
     path = adapter_config(name)
     if path is None:
         return None
+    weights = sorted(file.name for kind in WEIGHTS for file in path.parent.glob(kind))
+    if weights and path.with_name(CONFIG_NAME).is_file():
+        raise ValueError(
+            f"{name}: expected a model or an adapter, found both; move {ADAPTER_NAME} away to take "
+            f"the model, or {weights[0]} to take the adapter on its own model"
+        )
     if not is_peft_available():
         raise ValueError(
             f"expected peft for the adapter {name}, found it not installed; pip install peft, or "
             f"{MERGE_HINT}"
         )
-    if path.with_name(CONFIG_NAME).is_file():
-        return None  # a whole model, whose adapter transformers loads with it
     try:
         base = str(json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -4,12 +4,12 @@ All as lm-evaluation-harness has them, for whatever a tokenizer adds of itself: 
 each text with a beginning-of-text token, that of GPT-2 adds nothing. In one thing the harness
 differs from the preparation of data: where a text spells the name of a special token, such as
 `<|endoftext|>`, the harness makes that one special token of it, the preparation letters. The
-protocols of the harness keep the harness's rule; `encode_document` takes either.
+protocols of the harness keep the harness's rules; `encode_document` takes others, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -75,25 +75,24 @@ def encode_pairs(
 
 
 def encode_document(
-    tokenizer: PreTrainedTokenizerBase, text: str, *, spells_out_names: bool = False
+    tokenizer: PreTrainedTokenizerBase, text: str, *, options: Mapping[str, bool] | None = None
 ) -> list[int]:
     """Token ids of a text after the tokenizer's `bos` or `eos` token, from which all are predicted.
 
-    Where the tokenizer begins each text with that token itself, there are two of them, and the
-    second counts as a token of the text.
+    In the harness, where the tokenizer begins each text with that token itself, there are two of
+    them, and the second counts as a token of the text.
 
     Args:
         tokenizer: of the model.
         text: of the document.
-        spells_out_names: whether the name of a special token in the text is letters, as in the
-            preparation of data, or that token, as in lm-evaluation-harness.
+        options: of the tokenizer; None encodes as the harness does.
 
     Source: `HFLM.loglikelihood_rolling` in lm_eval 0.4.13, `models/huggingface.py`.
     """
-    if spells_out_names:
-        (ids,) = _encode([text], tokenizer, split_special_tokens=True)
-    else:
+    if options is None:
         (ids,) = encode_texts(tokenizer, [text])
+    else:
+        (ids,) = _encode([text], tokenizer, **options)
     return [prefix_token(tokenizer), *ids]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
@@ -12,6 +11,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers.utils import logging
 
+from modeling_gpt2scratch.common.activity import has_terminal
 from modeling_gpt2scratch.common.errors import in_words
 
 Value = TypeVar("Value")
@@ -94,7 +94,7 @@ class ProcessGroup:
                 f"{self.accelerator.num_processes}: check distributed_type in the configuration"
             )
         self.is_main = self.accelerator is None or self.accelerator.is_main_process
-        if not (self.is_main and sys.stderr.isatty()):
+        if not (self.is_main and has_terminal()):
             logging.disable_progress_bar()  # those of loading weights
 
     def from_main(self, make: Callable[[], Value]) -> Value:

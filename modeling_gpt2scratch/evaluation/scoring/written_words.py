@@ -35,6 +35,11 @@ def begins_with_words(text: str, words: str) -> bool:
     return re.match(re.escape(words) + r"(?!['’-]?\w)", text) is not None
 
 
+def begins_with_stop_word(text: str) -> bool:
+    """Whether the first word of `text` is a stop word after a space, in capitals or not."""
+    return any(begins_with_words(text.lower(), f" {word}") for word in STOP_WORDS.split())
+
+
 def written_texts(
     tokenizer: PreTrainedTokenizerBase, written: Sequence[Sequence[int]]
 ) -> list[str]:

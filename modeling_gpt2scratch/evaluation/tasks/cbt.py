@@ -8,7 +8,7 @@ verb, preposition. The bare name is the validation split, on which the GPT-2 pap
   sentence, after the twenty sentences before. What the paper leaves open is chosen so: sentences
   joined by a space, the detokenizer below, no token before them but what the tokenizer adds, the
   first of equal words.
-- `cbt-cn:predecessor`: the lowest mean loss of the whole text, not detokenised. The mean favours
+- `cbt-cn:predecessor`: the lowest mean loss of the whole text, not detokenized. The mean favours
   words of many tokens. Questions longer than the model's context are left out.
 - `cbt-cn:query-only`: the paper's, without the twenty sentences.
 - `cbt-cn:candidate-only`: the paper's, by the probability of the word alone.

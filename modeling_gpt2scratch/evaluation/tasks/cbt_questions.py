@@ -1,7 +1,7 @@
 """Questions of the Children's Book Test: from the official text files, or from the Hub.
 
 A question of an official file is 21 numbered lines and an empty one. Twenty are consecutive
-sentences of a book, tokenised and joined by spaces; the next sentence, line 21, lacks a word:
+sentences of a book, tokenized and joined by spaces; the next sentence, line 21, lacks a word:
 
     21 `` Where is the XXXXX ? ''<tab>king<tab><tab>queen|king|donkey|...
 
@@ -30,7 +30,7 @@ COLUMNS = {"sentences": list, "question": str, "answer": str, "options": list}
 
 @dataclass(frozen=True)
 class ClozeQuestion:
-    """Sentences, the next one with a blank, and the words that may fill it; all tokenised."""
+    """Sentences, the next one with a blank, and the words that may fill it; all tokenized."""
 
     sentences: tuple[str, ...]
     query: str

@@ -2,7 +2,7 @@
 
 Each document begins after a beginning- or end-of-text token and is cut into windows of the model's
 context that have one token in common, as lm-evaluation-harness does. Words and bytes are those of
-the original document, so that a tokenizer or a de-tokeniser changes the nats and never the divisor.
+the original document, so that a tokenizer or a de-tokenizer changes the nats and never the divisor.
 The documents are the samples of the standard errors.
 """
 
@@ -42,9 +42,8 @@ class DocumentsTask:
     samples: ClassVar[str] = "documents"
     metrics: ClassVar[dict[str, bool]]  # names that `_estimate` knows
     data: ClassVar[SampleData]
-    # The names of special tokens in a text are those tokens in lm-evaluation-harness, whose
-    # protocols this is for; letters in the preparation of data.
-    spells_out_names: ClassVar[bool] = False
+    # Of the tokenizer; None encodes as lm-evaluation-harness does, with all that a tokenizer adds.
+    encoding: ClassVar[dict[str, bool] | None] = None
 
     documents: Sequence[Document]
     sha256: str  # of the originals
@@ -58,9 +57,7 @@ class DocumentsTask:
         """Every metric, per original word or byte."""
         windows, n_scored, owners = [], [], []
         for index, document in enumerate(self.documents):
-            ids = encode_document(
-                scorer.tokenizer, document.text, spells_out_names=self.spells_out_names
-            )
+            ids = encode_document(scorer.tokenizer, document.text, options=self.encoding)
             for window, n in rolling_windows(ids, scorer.context_tokens):
                 windows.append(window)
                 n_scored.append(n)

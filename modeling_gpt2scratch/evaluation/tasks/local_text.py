@@ -1,9 +1,10 @@
 """Task `text`: perplexity of documents of one's own, per word, per byte and in bits per byte.
 
-Protocol `documents`: as `wikitext`, but with nothing de-tokenised, and with the text as
+Protocol `documents`: as `wikitext`, but with nothing de-tokenized, and with the text as
 `prepare_data.py` reads and encodes it: the same documents of a .txt file, and no special tokens in
-the text. (In lm-evaluation-harness, a text that spells `<|endoftext|>` has that token.) Bits per
-byte compares models with different tokenizers.
+the text, neither those that a tokenizer adds to each text nor those that the text names. (In
+lm-evaluation-harness, a text that spells `<|endoftext|>` has that token.) Bits per byte compares
+models with different tokenizers.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ class LocalTextTask(DocumentsTask):
 
     protocol: ClassVar[str] = "documents"
     version: ClassVar[int] = 3
-    spells_out_names: ClassVar[bool] = True
+    encoding: ClassVar[dict[str, bool]] = {
+        "add_special_tokens": False,
+        "split_special_tokens": True,
+    }
     metrics: ClassVar[dict[str, bool]] = {
         "word_perplexity": False,
         "byte_perplexity": False,

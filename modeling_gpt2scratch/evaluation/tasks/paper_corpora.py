@@ -1,9 +1,10 @@
 """Tasks of the GPT-2 paper's other language-modelling rows, whose protocols are unpublished.
 
 `wikitext2-tokens` and `wikitext103-tokens` (the files with `<unk>`), `ptb`, `1bw`, `enwik8` and
-`text8`. The paper de-tokenised them in ways that can be undone, and says no more; others measured
+`text8`. The paper de-tokenized them in ways that can be undone, and says no more; others measured
 up to twice its numbers. So these numbers compare models with each other, not with the paper. Where
-the text is one stream, it is scored as a hundred parts, for the sake of a standard error. The
+the text is one stream, it is scored as a hundred parts, for the sake of a standard error. Each
+document comes after one token that begins a text, and a tokenizer adds nothing else to it. The
 WikiText files come from the Hub. The others are files of yours: no Hub data set is certain to be
 the one that the paper used.
 """
@@ -31,6 +32,8 @@ UNPUBLISHED = "(the paper's protocol is unpublished)"
 class PaperTask(DocumentsTask):
     """Documents of a file; a subclass makes them."""
 
+    version: ClassVar[int] = 3
+    encoding: ClassVar[dict[str, bool]] = {"add_special_tokens": False}
     metrics: ClassVar[dict[str, bool]] = {"word_perplexity": False}
 
     @classmethod
@@ -103,6 +106,7 @@ class PtbTask(PaperTask):
     """Penn Treebank in Mikolov's version, without capitals, punctuation and numbers."""
 
     protocol: ClassVar[str] = f"ptb {UNPUBLISHED}"
+    samples: ClassVar[str] = "parts"
     data: ClassVar[SampleData] = SampleData(
         argument="ptb_data",
         file="ptb.test.txt",
@@ -139,6 +143,7 @@ class Enwik8Task(PaperTask):
     """The last five million bytes of enwik8, markup and all."""
 
     protocol: ClassVar[str] = f"enwik8 {UNPUBLISHED}"
+    samples: ClassVar[str] = "parts"
     metrics: ClassVar[dict[str, bool]] = {"bits_per_byte": False}
     data: ClassVar[SampleData] = SampleData(
         argument="enwik8_data",
@@ -196,7 +201,7 @@ def count_words(text: str) -> int:
 
 
 def detokenize(text: str) -> str:
-    """Tokenised English with its punctuation, endings and brackets attached, as in print.
+    """Tokenized English with its punctuation, endings and brackets attached, as in print.
 
     Rules of our own: `<unk>`, and PTB's `N` for a number, stay as they are.
     """

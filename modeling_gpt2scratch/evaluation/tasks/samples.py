@@ -78,7 +78,7 @@ class SampleData:
             return f"your own data, in the format of {self.file}"
         usual = f"{self.file} in --data_dir"
         usual += f", else {self.hub_name} from the Hub" if self.hub_name else ""
-        return f"a file of {self.file}'s format, or a Hub data set; by default {usual}"
+        return f"a file like {self.file}, a directory with it, or a Hub data set; else {usual}"
 
     def source(self, selection: Selection) -> str:
         """The place that is named, else that in `data_dir`, else the Hub.
@@ -98,9 +98,9 @@ class SampleData:
             )
         if given is None or not Path(given).is_dir():
             return given or self.hub_name
-        if (path := Path(given) / self.file).exists():
+        if (path := Path(given) / self.file).is_file():
             return str(path)
-        if found := sorted(Path(given).rglob(self.file)):
+        if found := sorted(p for p in Path(given).rglob(self.file) if p.is_file()):
             return str(found[0])
         raise FileNotFoundError(f"{given}: expected {self.file} in it, found none")
 

@@ -123,6 +123,13 @@ class ValidationTask:
         """Digest of the whole split, whatever the limit."""
         return self.split.sha256
 
+    @property
+    def data_vocabulary(self) -> list[int | str]:
+        """What decides which text the split's tokens are."""
+        from modeling_gpt2scratch.data.tokens.tokenizer import vocabulary_of  # with transformers
+
+        return [*vocabulary_of(self.tokenizer)]
+
     def evaluate(self, scorer: CausalScorer) -> TaskResult:
         """Loss in nats per token, its exponential, and bits per byte of text.
 

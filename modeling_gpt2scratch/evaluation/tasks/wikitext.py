@@ -1,9 +1,9 @@
 """Task `wikitext`: perplexity of the raw test set that WikiText-2 and WikiText-103 have in common.
 
-Protocol `wikitext` of lm-evaluation-harness (its version 2.0): 62 pages, de-tokenised by rules that
+Protocol `wikitext` of lm-evaluation-harness (its version 2.0): 62 pages, de-tokenized by rules that
 lose a little, and their nats divided by the 241,335 words or 1,290,527 bytes of the pages before
 that. GPT-2 small has 37.37 per word. Protocols `wikitext:stride` and `wikitext:disjoint` are those
-of a guide in transformers' documentation: the lines of the file as one text, nothing de-tokenised,
+of a guide in transformers' documentation: the lines of the file as one text, nothing de-tokenized,
 in windows of which each is scored where the one before ended, half a context or a whole one later;
 perplexity is per token, and compares models of one tokenizer only. The GPT-2 paper's 29.41 and
 37.50 belong to neither: its protocol is unpublished.

@@ -17,6 +17,7 @@ from support.processes import run_process
 from support.servers.fake_hub import serve
 
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
+from modeling_gpt2scratch.evaluation import measuring
 from modeling_gpt2scratch.evaluation.measuring import cache_key
 from modeling_gpt2scratch.evaluation.results import fingerprints
 from modeling_gpt2scratch.evaluation.results.fingerprints import evaluation_code, model_code
@@ -68,6 +69,29 @@ def test_results_that_cannot_be_kept_are_reported_all_the_same(model, arguments,
     output = capsys.readouterr()
     assert output.err.count(f"{place}: expected to keep results here, found ") == 1
     assert output.out.count("±") > 4
+    assert set(read(tmp_path)["results"]) == {"lambada", "lambada:bos"}
+
+
+def test_a_measurement_is_kept_before_it_is_told(model, arguments, tmp_path, monkeypatch):
+    n_kept = []
+
+    def tell(text, **options):
+        n_kept.append(len(list((tmp_path / "out" / "evaluation_cache").iterdir())))
+
+    monkeypatch.setattr(measuring, "tell", tell)
+    assert compare.main([*arguments, "--models", str(model)]) == 0
+    assert n_kept == [1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("streams", ["<&- >&- 2>&-", "2>/dev/full"])
+def test_a_comparison_needs_nobody_who_reads_its_messages(model, arguments, tmp_path, streams):
+    if "full" in streams and not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full")
+    script = str(REPOSITORY / "evaluate" / "compare.py")
+    command = [sys.executable, script, *arguments, "--models", str(model)]
+    finished = run_process(["sh", "-c", f'"$@" {streams}', "sh", *command], cwd=tmp_path)
+    assert finished.returncode == 0
     assert set(read(tmp_path)["results"]) == {"lambada", "lambada:bos"}
 
 
@@ -163,9 +187,10 @@ def test_a_result_is_one_of_everything_that_it_depends_on(monkeypatch):
     keys = [
         *(key(), key(files={"model.safetensors": "2"}), key(code="d"), key(name="hellaswag")),
         *(key(changes={"protocol": "q"}), key(changes={"version": 2})),
-        *(key(changes={"sha256": "1" * 64}), key(dtype="bfloat16"), key(limit=5)),
+        *(key(changes={"sha256": "1" * 64}), key(changes={"data_vocabulary": [256, 0, "f"]})),
+        *(key(dtype="bfloat16"), key(limit=5)),
     ]
     for module in (torch, transformers):
         monkeypatch.setattr(module, "__version__", "99")
         keys.append(key())
-    assert len({*keys}) == len(keys) == 11 and key() == keys[-1]
+    assert len({*keys}) == len(keys) == 12 and key() == keys[-1]

@@ -51,6 +51,17 @@ def test_models_have_their_short_names_in_the_pictures(pair, tmp_path, figures):
         assert [text.get_text() for text in legend.get_texts()] == ["a/final", "b/final"]
 
 
+@pytest.mark.parametrize("n_models", [2, 12, 30])
+def test_no_two_models_have_the_same_colour(tmp_path, figures, n_models):
+    models = [measured(f"model {n}", [1.0], [1.0]) for n in range(n_models)]
+    draw_bars(models, METRICS, tmp_path / "bars.png", limit=None)
+    (legend,) = figures[0].legends
+    colors = [patch.get_facecolor() for patch in legend.get_patches()]
+    assert len({*colors}) == n_models
+    for axes in figures[0].axes:
+        assert [bar.get_facecolor() for bar in axes.patches] == colors
+
+
 def test_a_panel_in_which_every_bar_is_zero_is_left_out_and_named(tmp_path, figures):
     hopeless = [measured(name, [0.0, 0.0], [9.0, 9.5]) for name in ("random", "trained")]
     assert draw_bars(hopeless, METRICS, tmp_path / "bars.png", limit=None)

@@ -63,6 +63,12 @@ def test_models_that_read_other_windows_are_not_tested(pair):
     rows = differences_of(other, baseline, METRICS)
     assert {row.test for row in rows.values()} == {None}
     assert rows["lambada", "acc"].value == 1 - 15 / 40
+    note = (
+        "No test for lambada acc, lambada perplexity: a model and the baseline did not read the "
+        "same samples, as where windows are of another length."
+    )
+    assert notes_of([baseline, other]).count(note) == 1
+    assert not any("No test" in line for line in notes_of(pair))
 
 
 def test_examples_that_one_model_could_not_take_are_left_out_of_the_test(pair):
@@ -169,6 +175,16 @@ def test_columns_have_the_shortest_names_and_the_notes_whole_ones(pair):
     assert notes[3].startswith("In parentheses: the difference to b/final, of perplexities")
 
 
+def test_a_precision_other_than_float32_is_said(pair):
+    note = "Weights and activations are in bfloat16 (--dtype)."
+    for dtype, n in (("bfloat16", 1), ("float32", 0)):
+        for model in pair:
+            model.description["model_dtype"] = dtype
+        assert notes_of(pair).count(note) == n
+    broken = ModelMeasurements("broken", tasks={"lambada": Measurement(error="no such model")})
+    assert not any("--dtype" in line for line in notes_of([*pair, broken]))
+
+
 def test_a_baseline_without_numbers_is_said(pair):
     broken = ModelMeasurements("first", tasks={"lambada": Measurement(error="no such model")})
     assert notes_of([broken, pair[1]])[-1] == (
@@ -224,6 +240,8 @@ def test_a_filtered_accuracy_of_the_paper_stands_beside_the_filtered_protocol_on
     own = [number.task for number in numbers if number.model == "predecessor's own"]
     assert own == ["lambada_standard", "cbt-cn-test:predecessor", "cbt-ne-test:predecessor"]
     assert {number.source for number in numbers} <= set(sources)
+    inferred = [n for n in numbers if n.source == "predecessor" and n.task.startswith("cbt")]
+    assert {n.note for n in inferred} == {"its protocol is inferred from its numbers"}
     assert all(0 <= number.value <= 1 for number in numbers if number.metric.startswith("acc"))
 
 

@@ -135,11 +135,29 @@ def test_trust_in_an_adapter_is_none_in_the_model_that_it_names(tmp_path, monkey
 
 def test_without_peft_an_adapter_is_refused_and_not_left_out(adapter, monkeypatch):
     monkeypatch.setattr(adapters, "is_peft_available", lambda: False)
-    assert "expected peft for the adapter" in problem(adapter)
-    # transformers would pass over one in the directory of a whole model.
+    assert "pip install peft, or merge" in problem(adapter)
+
+
+def test_an_adapter_beside_a_whole_model_is_put_on_neither(adapter):
+    run = adapter.parent / "run"
     for file in adapter.iterdir():
-        shutil.copy(file, adapter.parent / "run")
-    assert "pip install peft, or merge" in problem(adapter.parent / "run")
+        shutil.copy(file, run)
+    line = (
+        f"{run}: expected a model or an adapter, found both; move adapter_config.json away to take "
+        f"the model, or model.safetensors to take the adapter on its own model"
+    )
+    assert problem(run) == line
+    with pytest.raises(ValueError, match="found both"):
+        checksums_of(str(run))
+    (run / "adapter_config.json").rename(adapter.parent / "away.json")
+    assert base_of_adapter(str(run)) is None
+    (run / "model.safetensors").unlink()
+    (adapter.parent / "away.json").rename(run / "adapter_config.json")
+    set_base(run, "../other")
+    other = adapter.parent / "other"
+    other.mkdir()
+    shutil.copy(run / "config.json", other)
+    assert Path(base_of_adapter(str(run))).resolve() == other
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "Git-LFS pointer"])

@@ -10,9 +10,11 @@ from modeling_gpt2scratch.evaluation.scoring.greedy import greedy_continuations
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
 from modeling_gpt2scratch.evaluation.scoring.written_words import (
     STOP_WORDS,
+    begins_with_stop_word,
     begins_with_words,
     stop_word_ids,
 )
+from modeling_gpt2scratch.evaluation.tasks import lambada
 from modeling_gpt2scratch.evaluation.tasks.lambada import (
     STANDARD,
     TASKS,
@@ -159,6 +161,31 @@ def test_with_the_filter_no_word_begins_with_a_stop_word(scorer, texts):
     assert (filtered >= plain)[np.logical_not(is_stop_word)].all()
 
 
+def test_a_word_that_begins_as_a_stop_word_does_is_written_with_the_filter(scorer, monkeypatch):
+    calls = []
+    scripts = iter([[" onto.", " On the dog"], [" dog."]])
+
+    def write(scorer, contexts, *, first_excluded=(), **options):
+        calls.append((contexts, first_excluded))
+        return [scorer.tokenizer(text)["input_ids"] for text in next(scripts)], 0
+
+    monkeypatch.setattr(lambada, "_write", write)
+    excluded = stop_word_ids(scorer.tokenizer)
+    assert scorer.tokenizer(" onto.")["input_ids"][0] in excluded
+    task = TASKS["lambada:stopword-filter"](["the cat sat onto", "the cat and the dog"])
+    assert task.evaluate(scorer).samples["acc"].tolist() == [1, 1]
+    contexts = scorer.tokenizer(["the cat sat", "the cat and the"])["input_ids"]
+    assert calls == [(contexts, ()), (contexts[1:], excluded)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [(" The", True), (" don's", False), (" of\nit", True), (" tube", False), ("the", False)],
+)
+def test_a_stop_word_stands_after_a_space_and_ends_there(text, expected):
+    assert begins_with_stop_word(text) is expected
+
+
 def test_stop_words_are_tokens_with_a_space_before_them(scorer):
     found = scorer.tokenizer.batch_decode([[i] for i in stop_word_ids(scorer.tokenizer)])
     assert {" the", " on"} <= set(found)
@@ -182,9 +209,12 @@ def test_words_keep_their_space_where_decoding_takes_it_off(sentencepiece_scorer
     for text, is_right in zip(texts, result.samples["acc"], strict=True):
         context, word = split_last_word(text)
         row = tokenizer(context)["input_ids"]
-        written = written_by_transformers(sentencepiece_scorer, context, 12, suppressed)
-        # Decoded whole, the text keeps the space between context and word.
-        after = tokenizer.decode(row + written)[len(tokenizer.decode(row)) :]
+        for excluded in (None, suppressed):
+            written = written_by_transformers(sentencepiece_scorer, context, 12, excluded)
+            # Decoded whole, the text keeps the space between context and word.
+            after = tokenizer.decode(row + written)[len(tokenizer.decode(row)) :]
+            if not begins_with_stop_word(after):
+                break
         is_expected = begins_with_words(after, word)
         if suppressed:
             is_stop_word = word.strip().lower() in STOP_WORDS.split()

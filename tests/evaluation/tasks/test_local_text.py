@@ -100,13 +100,14 @@ def test_a_text_file_has_the_documents_of_the_preparation(tmp_path, content):
     assert [d.text for d in task.documents] == [text for _, text in read_documents(path)]
 
 
+@pytest.mark.parametrize("tokenizer", [tiny.tiny_tokenizer, tiny.eos_tokenizer])
 @pytest.mark.parametrize(
     "text", ["a cat<|endoftext|>the mat", "<|endoftext|>the cat", "<|endoftext|>" * 3, "naïve"]
 )
-def test_a_document_has_the_ids_of_the_preparation(tmp_path, text):
+def test_a_document_has_the_ids_of_the_preparation(tmp_path, text, tokenizer):
     path = tmp_path / "mine.jsonl"
     path.write_text(json.dumps({"text": text}))
-    tokenizer = tiny.tiny_tokenizer()
+    tokenizer = tokenizer()
     encoder = DocumentEncoder(tokenizer_spec("tiny", tokenizer), tokenizer.eos_token_id)
     expected, _ = encoder.encode([text])
     scored = []
@@ -120,14 +121,15 @@ def test_a_document_has_the_ids_of_the_preparation(tmp_path, text):
 
     scorer = Scorer(tiny.tiny_gpt2(tokenizer, n_positions=64), tokenizer, batch_tokens=64)
     LocalTextTask.from_source(str(path), limit=None).evaluate(scorer)
-    assert scored == expected.tolist()
+    assert scored == [tokenizer.bos_token_id, *expected[1:].tolist()]
 
 
 def test_lm_evaluation_harness_alone_makes_a_token_of_a_name_in_the_text():
     tokenizer = tiny.tiny_tokenizer()
     end = tokenizer.eos_token_id
     assert encode_document(tokenizer, "a<|endoftext|>b").count(end) == 2
-    assert encode_document(tokenizer, "a<|endoftext|>b", spells_out_names=True).count(end) == 1
+    options = LocalTextTask.encoding
+    assert encode_document(tokenizer, "a<|endoftext|>b", options=options).count(end) == 1
 
 
 def test_half_a_surrogate_pair_is_mended_as_in_the_preparation():

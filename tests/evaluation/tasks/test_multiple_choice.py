@@ -125,19 +125,21 @@ def test_the_file_says_whether_it_is_the_official_one(tmp_path, monkeypatch):
         (1837, None, "piqa: expected piqa_validation.jsonl with 1,838 samples, found 1,837"),
         (1837, 1838, "piqa: expected piqa_validation.jsonl with 1,838 samples, found 1,837"),
         (1839, None, "piqa: expected piqa_validation.jsonl with 1,838 samples, found more"),
-        (9, 9, None),
+        (9, 9, "piqa: first samples only, not compared with the official file."),
     ],
 )
 def test_a_file_without_a_checksum_is_known_by_its_samples(tmp_path, n_samples, limit, note):
     write_jsonl(tmp_path / PiqaTask.data.file, [PIQA] * n_samples)
     config = Selection(data_dir=str(tmp_path), limit=limit)
     notes = data_notes({"piqa": PiqaTask.load(config)}, limit)
-    assert [line.partition(": these are")[0] for line in notes] == ([note] if note else [])
+    assert [line.partition(": these are")[0] for line in notes] == [note]
 
 
 def test_a_cut_file_with_a_checksum_is_noted_unless_a_limit_cut_it():
     task = LambadaTask(["the cat sat"] * 12)
-    assert data_notes({"lambada": task}, 12) == []
+    assert data_notes({"lambada": task}, 12) == [
+        "lambada: first samples only, not compared with the official file."
+    ]
     for limit in (None, 13):
         (note,) = data_notes({"lambada": task}, limit)
         assert "lambada_test.jsonl with 5,153 samples, found 12" in note

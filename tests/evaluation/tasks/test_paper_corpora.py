@@ -79,6 +79,19 @@ def test_ptb_is_per_word_and_line_end(tmp_path, scorer):
     )
 
 
+def test_a_tokenizer_adds_nothing_to_a_document_but_its_beginning(tmp_path):
+    tokenizer = tiny.eos_tokenizer()
+    scorer = CausalScorer(tiny.tiny_gpt2(tokenizer, n_positions=64), tokenizer, batch_tokens=512)
+    for name, metric in (("1bw", "word_perplexity"), ("text8", "bits_per_character")):
+        task = TASKS[name].from_source(write(tmp_path, b"the cat sat\n"), limit=1)
+        text = task.documents[0].text
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        nats = tiny.naive_nats(scorer.model, [tokenizer.bos_token_id, *ids]).sum()
+        result = task.evaluate(scorer)
+        assert result.details["n_target_tokens"] == len(ids)
+        assert result.samples[metric].tolist() == pytest.approx([float(nats)], rel=1e-5)
+
+
 def test_sentences_of_the_billion_words_stand_alone(tmp_path):
     task = TASKS["1bw"].from_source(
         write(tmp_path, b"The cat sat .\n\nIt 's a mat .\n"), limit=None
@@ -149,6 +162,11 @@ def test_files_that_no_data_set_holds_come_from_the_data_directory(tmp_path):
     task = TASKS["ptb"].load(config)
     assert len(task.documents) == 1
     assert task.data_status == "not the official file"
+    assert [TASKS[name].samples for name in ("ptb", "enwik8", "text8")] == ["parts"] * 3
+    (tmp_path / "ptb.test.txt").mkdir()  # which is no file
+    (tmp_path / "a" / "ptb.test.txt").mkdir(parents=True)
+    assert TASKS["ptb"].load(config) == task
+    (tmp_path / "ptb.test.txt").rmdir()
     with pytest.raises(
         ValueError, match=r"expected ptb.test.txt in --data_dir or a file as --ptb_data"
     ):

@@ -75,6 +75,10 @@ def test_the_same_tokenizer_gives_the_stream_of_the_shards(shards, stream, token
     assert load(shards).encode(tokenizer, None).tolist() == stream
 
 
+def test_a_task_knows_which_text_its_tokens_are(shards):
+    assert load(shards).data_vocabulary == [*Manifest.load(shards).vocabulary]
+
+
 def test_the_loss_is_that_of_a_training_loop(shards, stream, scorer):
     n_windows = (len(stream) - 1) // 32
     losses = []
