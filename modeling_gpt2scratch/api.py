@@ -1,13 +1,6 @@
 """The scripts as functions, for notebooks and programs of your own.
 
-    from modeling_gpt2scratch import compare, prepare, publish, train
-
-    prepare(dataset="input.txt", output_dir="data/mine", tokenizer="bpe:512")
-    run = train(data="data/mine", output_dir="runs/mine", model="tiny", total_batch_tokens=2048)
-    compare(models=run, tasks="val", val_data="data/mine")
-    publish(run=run, repository="you/mine", dry_run="hub/mine")
-
-Nothing is loaded before it is needed.
+`docs/reference/api.md` has an example. Nothing is loaded before it is needed.
 """
 
 from __future__ import annotations

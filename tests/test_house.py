@@ -18,13 +18,13 @@ MODEL_FILES = ("configuration", "modeling", "loading", "loss")  # each with _gpt
 FLOORS = {
     "": "huggingface_hub torch transformers",  # the model files, side by side
     "common": "filelock huggingface_hub psutil tenacity tqdm yaml",
-    "distributed": "accelerate torch tqdm transformers",
+    "distributed": "accelerate deepspeed torch tqdm transformers",
     "data.tokens": "numpy tiktoken tokenizers transformers",
     "data.shards": "numpy tqdm transformers",
     "data.sources": "backports compression datasets huggingface_hub numpy pyarrow tqdm yaml",
     "data.preparation": "datatrove filelock numpy tqdm transformers",
     "data.loading": "aiohttp filelock fsspec numpy tenacity torch tqdm",
-    "checkpoints": "accelerate deepspeed huggingface_hub safetensors torch tqdm transformers",
+    "checkpoints": "accelerate huggingface_hub safetensors torch tqdm transformers",
     "optim": "torch",
     "hardware": "accelerate psutil torch transformers",
     "evaluation.scoring": "accelerate huggingface_hub numpy torch tqdm transformers",

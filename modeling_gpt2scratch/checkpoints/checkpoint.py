@@ -15,7 +15,6 @@ versions put them there, and their checkpoints still load.
 
 import itertools
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -27,15 +26,21 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from modeling_gpt2scratch.common.activity import warn
 from modeling_gpt2scratch.common.atomic_files import new_files
 from modeling_gpt2scratch.common.checksums import CHECKSUMS_NAME, damage
 from modeling_gpt2scratch.common.errors import MendableError
 from modeling_gpt2scratch.data.tokens.tokenizer import save_tokenizer
+from modeling_gpt2scratch.distributed.zero_state import (
+    is_zero,
+    load_whole_state,
+    optimized_parameters,
+    set_weight,
+)
 
 from .retention import STATE_NAME, checkpoints_by_step, latest_step
 from .sliced_tensors import SlicedTensors, own_slice
 from .weight_files import WeightsError
-from .zero_state import is_zero, load_whole_state, optimized_parameters, set_weight
 
 OPTIMIZER_FOLDER = "optimizer"
 WEIGHTS_NAME = "model.safetensors"
@@ -93,10 +98,9 @@ def verify_checkpoint(checkpoint: Path) -> None:
     written = [WEIGHTS_NAME, STATE_NAME, *optimizer_files]
     own = list(damage(checkpoint, listed=written, part=rank, n_parts=n_ranks))
     if rank == 0 and checkpoint.is_dir() and not (checkpoint / CHECKSUMS_NAME).exists():
-        print(
-            f"warning: {checkpoint}: expected {CHECKSUMS_NAME}, found none; "
-            f"damage to its files would not be seen",
-            file=sys.stderr,
+        warn(
+            f"{checkpoint}: expected {CHECKSUMS_NAME}, found none; "
+            f"damage to its files would not be seen"
         )
     problems = [own] * n_ranks
     if group_exists:
@@ -126,13 +130,16 @@ def load_state(checkpoint: Path, *, expected: dict) -> dict:
     # What is compared went through JSON, which knows no tuples.
     expected = json.loads(json.dumps(expected))
     found = {key: state.get(key) for key in expected}
+    if "init_from" in found:
+        found["init_from"] = bool(found["init_from"]) or None  # earlier versions wrote its name
     if differences := list(_differences(expected, found)):
         before = state.get("config", {}).get("data")
         if before and found.get("data") != expected.get("data"):
             differences.append(f"its --data was {before}")  # digests tell a reader nothing
-        new = " from these weights with --init_from" * (found.get("model") == expected.get("model"))
+        is_source = all(found.get(key) == expected.get(key) for key in ("model", "tokenizer"))
+        new = "a new run" + " from these weights with --init_from" * is_source
         raise CheckpointError(
-            f"{checkpoint}: {'; '.join(differences)}; resume with the same, or start a new run{new}"
+            f"{checkpoint}: {'; '.join(differences)}; resume with the same, or start {new}"
         )
     return state
 

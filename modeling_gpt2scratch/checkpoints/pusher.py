@@ -8,7 +8,6 @@ Whatever goes wrong is said in one line and noted among the run's events; the tr
 
 import math
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from modeling_gpt2scratch.common.activity import activity, tell
+from modeling_gpt2scratch.common.activity import activity, tell, warn
 from modeling_gpt2scratch.common.atomic_files import write_json_lines
 from modeling_gpt2scratch.common.checksums import checksum, write_checksums
 from modeling_gpt2scratch.common.errors import SourceError, named, one_line
@@ -29,7 +28,7 @@ from modeling_gpt2scratch.common.hub_requests import (
     temporary_cause,
     with_retries,
 )
-from modeling_gpt2scratch.common.json_lines import read_json_lines, warn
+from modeling_gpt2scratch.common.json_lines import read_json_lines
 from modeling_gpt2scratch.common.retries import Retries
 from modeling_gpt2scratch.distributed.processes import on_main_process
 
@@ -254,14 +253,14 @@ class RevisionPusher:
 
     def _note_failure(self, step: int, problem: str) -> None:
         """Says what went wrong, in one line, and notes it among the events."""
-        tell(f"warning: {problem}; the run is not affected", file=sys.stderr)
+        warn(f"{problem}; the run is not affected")
         self._record("push_failed", step, message=problem)
 
     def _record(self, event: str, step: int, **values) -> None:
         try:
             self._record_event(event, step=step, **values)
         except OSError as error:  # the disk is full, or the run's directory gone
-            tell(f"warning: {one_line(error)}", file=sys.stderr)
+            warn(one_line(error))
 
 
 def _problem(what: str, error: Exception) -> str:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from modeling_gpt2scratch.common.json_lines import warn
+from modeling_gpt2scratch.common.activity import warn
 from modeling_gpt2scratch.common.output_directory import PARTIAL_SUFFIX
 
 CHECKPOINT_PREFIX = "checkpoint-"
@@ -67,6 +67,43 @@ def expired(
     if keep_every:
         kept |= {step for step in own if step % keep_every == 0}
     return [step for step in past if step not in kept]
+
+
+def most_to_come(
+    here: Iterable[int],
+    *,
+    step: int,
+    last_step: int,
+    save_every: int,
+    keep_checkpoints: int,
+    keep_every: int,
+    keep_best: bool,
+) -> int:
+    """How many more checkpoints than those that are here a run will have at one time.
+
+    Stops are not foreseen, nor which validations are the best.
+
+    Args:
+        here: steps of the checkpoints that there are.
+        step: at which the run is.
+        last_step: of the run.
+        save_every: steps between checkpoints, 0 for none before the last step.
+        keep_checkpoints: as in `expired`.
+        keep_every: as in `expired`, a multiple of `save_every`.
+        keep_best: whether the one with the lowest validation loss stays.
+    """
+    every = save_every or max(1, last_step)
+    n_saves = last_step // every - step // every + (last_step % every > 0)
+    if keep_checkpoints == 0:
+        return n_saves
+    # The next is written before the oldest of the newest goes, and those here make room.
+    n_newest, n_multiples, left = keep_checkpoints + 1, 0, [*here]
+    if keep_every:
+        left = [step for step in left if step % keep_every]
+        last_older = (step // every + n_saves - n_newest) * every
+        n_multiples = max(0, last_older // keep_every - step // keep_every)
+    most = n_newest + keep_best - len(left)
+    return (most if keep_best else min(most, n_saves)) + n_multiples
 
 
 def prune(output_dir: Path, **rule: int | None) -> None:

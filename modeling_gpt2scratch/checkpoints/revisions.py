@@ -5,6 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
+from modeling_gpt2scratch.common.activity import warn
 from modeling_gpt2scratch.common.checksums import CHECKSUMS_NAME, damage
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.common.hub_requests import (
@@ -17,7 +18,6 @@ from modeling_gpt2scratch.common.hub_requests import (
     temporary_cause,
     with_retries,
 )
-from modeling_gpt2scratch.common.json_lines import warn
 from modeling_gpt2scratch.common.retries import Retries
 from modeling_gpt2scratch.distributed.processes import LaunchError
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from modeling_gpt2scratch.common.atomic_files import fsync
 from modeling_gpt2scratch.common.checksums import checksum, drop_from_cache
 from modeling_gpt2scratch.distributed.device import has_pinned_memory
+from modeling_gpt2scratch.distributed.zero_state import is_zero, whole_state, whole_weight
 
 from .checkpoint import (
     OPTIMIZER_FOLDER,
@@ -29,7 +30,6 @@ from .checkpoint import (
 from .retention import STATE_NAME
 from .sliced_tensors import is_first_copy, own_slice, write_slices
 from .weight_files import WeightsError, open_tensors
-from .zero_state import is_zero, whole_state, whole_weight
 
 
 class HostCopies:

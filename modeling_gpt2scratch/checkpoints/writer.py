@@ -26,6 +26,7 @@ from modeling_gpt2scratch.common.atomic_files import publish_directory, write_fi
 from modeling_gpt2scratch.common.checksums import write_checksums
 from modeling_gpt2scratch.common.errors import in_words
 from modeling_gpt2scratch.common.output_directory import PARTIAL_SUFFIX
+from modeling_gpt2scratch.distributed.zero_state import is_zero
 
 from .checkpoint import CheckpointError, named_tensors, save_model
 from .retention import (
@@ -34,6 +35,7 @@ from .retention import (
     checkpoints_by_step,
     clear_leftovers,
     latest_step,
+    most_to_come,
     prune,
 )
 from .snapshot import (
@@ -43,7 +45,6 @@ from .snapshot import (
     optimizer_tensors,
     take_snapshot,
 )
-from .zero_state import is_zero
 
 REHEARSAL_NAME = f"{CHECKPOINT_PREFIX}rehearsal"
 
@@ -155,8 +156,18 @@ class CheckpointWriter:
         tokenizer: PreTrainedTokenizerBase,
         optimizer: torch.optim.Optimizer,
         state: dict,
+        last_step: int = 0,
+        save_every: int = 0,
     ) -> None:
         """Writes, verifies and deletes one checkpoint, after looking for the space of all.
+
+        Args:
+            model: as for `save`, and so the next three.
+            tokenizer: see there.
+            optimizer: see there.
+            state: see there.
+            last_step: of the run, which saves its last checkpoint after it.
+            save_every: steps between checkpoints, 0 for none before that.
 
         Raises:
             CheckpointError: if ranks do not see the same directory.
@@ -165,8 +176,9 @@ class CheckpointWriter:
         """
         self.wait()
         n_bytes = checkpoint_bytes(model, optimizer)
-        n_kept = self._keep_checkpoints + self._keep_best
-        self._on_main(_require_space, self._output_dir, n_bytes, n_kept)
+        rule = {"keep_checkpoints": self._keep_checkpoints, "keep_every": self._keep_every}
+        rule |= {"keep_best": self._keep_best, "last_step": last_step, "save_every": save_every}
+        self._on_main(_require_space, self._output_dir, n_bytes, step=state["step"], **rule)
         snapshot = self._snapshot(model, tokenizer, optimizer, state)
         with self._partial_directory(self._output_dir / REHEARSAL_NAME) as partial:
             self._require_shared(partial)
@@ -304,18 +316,17 @@ def checkpoint_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     return n_weights + (n_moments or 2 * n_weights)
 
 
-def _require_space(output_dir: Path, n_bytes: int, n_kept: int) -> None:
-    """Refuses a disk without room for the checkpoints that are to be kept, and the next one."""
+def _require_space(output_dir: Path, n_bytes: int, **rule) -> None:
+    """Refuses a disk without room for the checkpoints to come, by the rule of `most_to_come`."""
     output_dir.mkdir(parents=True, exist_ok=True)
-    n_wanted = n_kept + 1
-    n_missing = max(1, n_wanted - len(checkpoints_by_step(output_dir)))
+    n_missing = max(1, most_to_come(checkpoints_by_step(output_dir), **rule))
+    fewer = " or lower --keep_checkpoints" * (rule["keep_checkpoints"] > 1)
     n_free = shutil.disk_usage(output_dir).free
     if n_free < n_missing * n_bytes:
         raise OSError(
             errno.ENOSPC,
             f"expected {n_missing * n_bytes / 1e9:.1f} GB free for {n_missing} more checkpoints of "
-            f"{n_bytes / 1e9:.1f} GB, found {n_free / 1e9:.1f}; free some or lower "
-            f"--keep_checkpoints",
+            f"{n_bytes / 1e9:.1f} GB, found {n_free / 1e9:.1f}; free some{fewer}",
             str(output_dir),
         )
 

@@ -25,7 +25,7 @@ def is_zero(model: nn.Module) -> bool:
     return any(_is_sliced(parameter) for parameter in model.parameters())
 
 
-def prepare(
+def prepare_for_training(
     accelerator: Accelerator, model: nn.Module, optimizer: Optimizer
 ) -> tuple[nn.Module, Any]:
     """What `accelerator.prepare` makes of the two, without loss of the weights' precision.

@@ -1,6 +1,6 @@
-"""Shares the orthogonalisation of many matrices out among processes.
+"""Shares the orthogonalization of many matrices out among processes.
 
-Each matrix has one owner, which orthogonalises it for all. Only collectives that gloo and NCCL both
+Each matrix has one owner, which orthogonalizes it for all. Only collectives that gloo and NCCL both
 have are used. W processes.
 """
 
@@ -20,7 +20,7 @@ ELEMENTS_PER_PROCESS = 2**24
 
 @dataclass(frozen=True)
 class Job:
-    """A matrix to orthogonalise."""
+    """A matrix to orthogonalize."""
 
     shape: torch.Size  # (rows, columns) of the whole matrix
     parts: int  # see `orthogonalize`

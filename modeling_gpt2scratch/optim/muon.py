@@ -216,7 +216,7 @@ def _sharding_group(parameter: DTensor) -> dist.ProcessGroup:
 
 
 def _check_matrix(parameter: Tensor, parts: int) -> None:
-    """Refuses what cannot be orthogonalised."""
+    """Refuses what cannot be orthogonalized."""
     if parameter.dim() != 2 or parameter.shape[0] % parts:
         raise ValueError(
             f"expected a matrix of {parts} x n rows for Muon, found shape "

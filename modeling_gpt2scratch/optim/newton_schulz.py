@@ -1,4 +1,4 @@
-"""Orthogonalised matrices by the Newton-Schulz iteration, as Muon takes them."""
+"""Orthogonalized matrices by the Newton-Schulz iteration, as Muon takes them."""
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ def orthogonalize(matrix: Tensor, *, parts: int = 1) -> Tensor:
 
     Args:
         matrix: (rows, columns), in the precision to compute in; left as it is.
-        parts: equally many rows each, orthogonalised one by one.
+        parts: equally many rows each, orthogonalized one by one.
 
     Returns:
         As `matrix`.

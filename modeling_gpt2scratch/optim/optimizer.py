@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from modeling_gpt2scratch.checkpoints.zero_state import optimized_parameters
 from modeling_gpt2scratch.distributed.device import has_fused_adamw
+from modeling_gpt2scratch.distributed.zero_state import optimized_parameters
 
 from .muon import MuonAdamW
 

@@ -86,6 +86,11 @@ def surprises(
             "the data have no validation split, so there is no eval_loss and no sample; prepare "
             "them with --val_fraction above 0"
         )
+    if config.init_from is None and (length := config.sequence_length) < config.n_positions:
+        notes.append(
+            f"positions from {length} on are not trained; in a new run, --n_positions {length} "
+            f"makes the model end there"
+        )
     is_large = model.num_parameters() > 50_000_000
     if is_large and config.total_batch_tokens < 2**18 and config.init_from is None:
         notes.append(

@@ -7,6 +7,7 @@ from typing import Any
 from modeling_gpt2scratch.checkpoints.retention import STATE_NAME, checkpoints_by_step
 from modeling_gpt2scratch.common.command_line import ArgumentError, check_numbers
 from modeling_gpt2scratch.common.output_directory import (
+    REPLACE,
     Marker,
     OutputError,
     is_in_use,
@@ -83,6 +84,10 @@ def check_output_dir(config: Any, marker: Marker) -> Path:
             raise OutputError(in_use(place))
         resume = "" if config.resume in ("none", "auto") else config.resume
         is_continued = config.resume == "auto" or bool(resume and is_own(Path(resume), place))
+        has_checkpoints = bool(checkpoints_by_step(place))
+        if config.overwrite and is_continued:
+            problem = f"expected --resume {config.resume} or --overwrite, found both; leave one out"
+            raise ArgumentError("overwrite", "resume", problem=problem)
         read = [name for name, _ in parse_mixture(config.data, flag="--data")]
         read += [config.init_from, config.lambada_data]
         read += [config.hellaswag_data, config.blimp_data]
@@ -92,14 +97,28 @@ def check_output_dir(config: Any, marker: Marker) -> Path:
             marker=marker,
             overwrite=config.overwrite or is_continued,
             # Whoever goes on deletes nothing, and checkpoints are a run's as well.
-            is_ours=is_continued and bool(checkpoints_by_step(place)),
+            is_ours=is_continued and has_checkpoints,
             # What is not there, or nothing of its kind, is refused where it is read.
             inputs=filter(_can_be_read, read),
             kept=[*read, config.data_cache],
             is_renamed=False,
+            remedy=_remedy(has_checkpoints),
         )
     except OutputError as error:
         raise ArgumentError("output_dir", problem=str(error)) from None
+
+
+def _remedy(has_checkpoints: bool) -> str:
+    """What to do if a run is in the directory, and is neither continued nor replaced."""
+    if _is_restarted():  # which refuses --overwrite
+        return "add --resume auto"
+    go_on = "add --resume auto to go on with it, or --overwrite to delete it"
+    return go_on if has_checkpoints else REPLACE
+
+
+def _is_restarted() -> bool:
+    """Whether the launcher has started this run again, after an attempt that failed."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 def _require(is_met: bool, config: Any, name: str, expected: str, *others: str) -> None:
@@ -178,9 +197,10 @@ def _check_checkpoints(config: Any) -> None:
         )
     _check_push(config)
     _check_overwrite(config)
-    for name in ("keep_best", "patience"):
-        if getattr(config, name):
-            reason = f"above 0 for {name}, which looks at validations"
+    wanted = {"final": config.final == "best", "keep_best": config.keep_best}
+    for name, is_wanted in (wanted | {"patience": config.patience > 0}).items():
+        if is_wanted:
+            reason = f"above 0 for {name} = {getattr(config, name)}, which looks at validations"
             _require(config.eval_every > 0, config, "eval_every", reason, name)
     if config.rollback_on_spike:
         reason = "above 0 for rollback_on_spike"
@@ -190,13 +210,8 @@ def _check_checkpoints(config: Any) -> None:
 
 
 def _check_overwrite(config: Any) -> None:
-    """A run is replaced or continued, and not replaced by its own second attempt."""
-    if not config.overwrite:
-        return
-    if config.resume == "auto":
-        problem = "expected --resume auto or --overwrite, found both; leave one out"
-        raise ArgumentError("overwrite", "resume", problem=problem)
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+    """A run is not replaced by its own second attempt."""
+    if config.overwrite and _is_restarted():
         problem = (
             "expected --resume auto where the launcher starts a run again, found --overwrite, "
             "which would delete the checkpoints of the attempt before"

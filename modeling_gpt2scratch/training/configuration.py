@@ -1,9 +1,10 @@
 """The arguments of `train_accelerate.py`, which it reads before it loads torch."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
-from modeling_gpt2scratch.common.addresses import keep_secrets_apart, split_revision
+from modeling_gpt2scratch.common.addresses import redact_fields, split_revision
 from modeling_gpt2scratch.common.command_line import GIVEN, ArgumentError, argument
 from modeling_gpt2scratch.common.output_directory import Marker
 
@@ -16,7 +17,7 @@ RUN_MARKER = Marker(RUN_CONFIG_NAME, "gpt2scratch-run")
 AUTO = "auto"
 MAX_STEPS = 19_073  # 10^10 tokens of the default batch
 # Headings of `--help`.
-RUN, MODEL, DATA, OPTIMISATION = "run", "model", "data", "optimisation"
+RUN, MODEL, DATA, OPTIMIZATION = "run", "model", "data", "optimization"
 EVALUATION, CHECKPOINTS, TRACKERS = "evaluation", "checkpoints", "trackers"
 HARDWARE, GUARD_RAILS = "hardware", "guard rails"
 
@@ -37,7 +38,7 @@ class TrainConfig:
     overwrite: bool = argument("delete the run in output_dir first", group=RUN, default=False)
 
     model: Literal["tiny", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] = argument(
-        "sizes to start from", group=MODEL, default="gpt2"
+        "GPT-2's sizes, or 4 layers of 128 channels for tiny", group=MODEL, default="gpt2"
     )
     n_layer: int | None = argument("blocks, instead of the model's", group=MODEL, default=None)
     n_head: int | None = argument(
@@ -88,55 +89,55 @@ class TrainConfig:
 
     total_batch_tokens: int = argument(
         "tokens per step, all processes and micro-steps together",
-        group=OPTIMISATION,
+        group=OPTIMIZATION,
         default=524_288,
     )
     max_steps: int | None = argument(
-        f"steps (optimizer updates); {MAX_STEPS:,} if not given", group=OPTIMISATION, default=None
+        f"steps (optimizer updates); {MAX_STEPS:,} if not given", group=OPTIMIZATION, default=None
     )
     tokens_per_parameter: float | None = argument(
         "sets max_steps: tokens to read per parameter; about 20 is compute-optimal",
-        group=OPTIMISATION,
+        group=OPTIMIZATION,
         default=None,
     )
     optimizer: Literal["adamw", "muon"] = argument(
         "muon: Muon for the matrices of the blocks, AdamW for everything else",
-        group=OPTIMISATION,
+        group=OPTIMIZATION,
         default="adamw",
     )
-    learning_rate: float = argument("peak learning rate", group=OPTIMISATION, default=6e-4)
+    learning_rate: float = argument("peak learning rate", group=OPTIMIZATION, default=6e-4)
     muon_learning_rate: float | None = argument(
-        "peak rate of Muon's matrices; learning_rate if not given", group=OPTIMISATION, default=None
+        "peak rate of Muon's matrices; learning_rate if not given", group=OPTIMIZATION, default=None
     )
     schedule: Literal["cosine", "wsd", "constant"] = argument(
         "learning rate after warmup; wsd stays at the peak and decays at the end",
-        group=OPTIMISATION,
+        group=OPTIMIZATION,
         default="cosine",
     )
     warmup_steps: int | None = argument(
         "steps of linear warmup; a twenty-fifth of max_steps if not given",
-        group=OPTIMISATION,
+        group=OPTIMIZATION,
         default=None,
     )
     decay_steps: int | None = argument(
         "last steps, over which wsd decays; a fifth of max_steps if not given",
-        group=OPTIMISATION,
+        group=OPTIMIZATION,
         default=None,
     )
     min_learning_rate: float | None = argument(
         "learning rate at the end, a tenth of the peak if not given; muon_learning_rate falls by "
         "the same factor",
-        group=OPTIMISATION,
+        group=OPTIMIZATION,
         default=None,
     )
     weight_decay: float = argument(
-        "weight decay of matrices and embeddings", group=OPTIMISATION, default=0.1
+        "weight decay of matrices and embeddings", group=OPTIMIZATION, default=0.1
     )
     max_grad_norm: float = argument(
-        "clip the gradient norm to this, 0 for no clipping", group=OPTIMISATION, default=1.0
+        "clip the gradient norm to this, 0 for no clipping", group=OPTIMIZATION, default=1.0
     )
     seed: int = argument(
-        "random seed of weights, data order and dropout", group=OPTIMISATION, default=0
+        "random seed of weights, data order and dropout", group=OPTIMIZATION, default=0
     )
 
     eval_every: int = argument(
@@ -237,6 +238,9 @@ class TrainConfig:
         group=HARDWARE,
         default="no",
     )
+    attention: Literal["sdpa", "eager"] = argument(
+        "torch's fused attention, or each operation by itself", group=HARDWARE, default="sdpa"
+    )
     activation_checkpointing: bool = argument(
         "recompute activations in the backward pass, to save memory",
         group=HARDWARE,
@@ -291,7 +295,6 @@ class TrainConfig:
     # elsewhere.
     only_with: ClassVar = {
         "model": ("init_from", (None,)),
-        "tokens_per_parameter": ("init_from", (None,)),
         "muon_learning_rate": ("optimizer", ("muon",)),
         "decay_steps": ("schedule", ("wsd",)),
         "min_learning_rate": ("schedule", ("cosine", "wsd")),
@@ -316,7 +319,7 @@ class TrainConfig:
     gives_way: ClassVar = ("warmup_steps", "decay_steps", "min_learning_rate", "keep_every")
 
     def __post_init__(self):
-        keep_secrets_apart(self)
+        redact_fields(self)
         self._set(micro_batch_size=_micro_batch_size(self.micro_batch_size))
         for name in ("eval_tasks", "report_to"):
             if getattr(self, name) == ["none"]:
@@ -326,12 +329,8 @@ class TrainConfig:
         if self.init_from:
             split_revision(self.init_from)  # refuses a directory with a revision
         sizes = _initial_sizes(self) if self.init_from else MODEL_SIZES[self.model]
-        self._fill_in(**sizes)
-        self._fill_in(
-            sequence_length=self.n_positions,
-            min_learning_rate=self.learning_rate / 10,
-            muon_learning_rate=self.learning_rate,
-        )
+        self._fill_in(**sizes, min_learning_rate=self.learning_rate / 10)
+        self._fill_in(sequence_length=self.n_positions, muon_learning_rate=self.learning_rate)
         if self.tokens_per_parameter is None:  # else it takes the vocabulary to know the steps
             self._fill_in(max_steps=MAX_STEPS)
             self._fill_in(
@@ -356,7 +355,7 @@ class TrainConfig:
         """
         return {
             "model": {name: getattr(self, name) for name in SIZES},
-            "init_from": self.init_from,
+            "init_from": True if self.init_from else None,  # from where no longer matters
             "sequence_length": self.sequence_length,
             "total_batch_tokens": self.total_batch_tokens,
             "dropout": self.dropout,
@@ -366,30 +365,33 @@ class TrainConfig:
 
 
 def _initial_sizes(config: TrainConfig) -> dict[str, int]:
-    """Sizes of the weights to start from; only positions can be left out."""
-    from .initial_weights import InitialWeightsError, stored_sizes  # loads torch
+    """Sizes of the weights to start from, or to go on from; only positions can be left out."""
+    from modeling_gpt2scratch.checkpoints.checkpoint import find_checkpoints  # loads torch
 
-    try:
-        sizes = stored_sizes(config.init_from)
-    except InitialWeightsError as error:
-        raise ArgumentError("init_from", problem=str(error)) from error
+    from .initial_weights import InitialWeightsError, stored_sizes
+
+    run = config.output_dir if config.resume == "auto" else config.resume
+    checkpoints = [] if run == "none" else find_checkpoints(Path(run))
+    for source in (*map(str, checkpoints), config.init_from):
+        try:
+            sizes = stored_sizes(source)
+            break
+        except InitialWeightsError as error:
+            problem = str(error)
+    else:
+        raise ArgumentError("init_from", problem=problem)
     for name, stored in sizes.items():
         found = getattr(config, name)
         if found not in (None, stored) and not (name == "n_positions" and found < stored):
             bound = "of at most" if name == "n_positions" else "of"
-            problem = (
-                f"expected {name} {bound} {stored}, as in config.json of {config.init_from}, found "
-                f"{found}; leave it out"
-            )
-            raise ArgumentError(name, "init_from", problem=problem)
+            problem = f"expected {name} {bound} {stored}, as in config.json of {source}, found"
+            raise ArgumentError(name, "init_from", problem=f"{problem} {found}; leave it out")
     return sizes
 
 
 def _micro_batch_size(value: str | int) -> str | int:
     """The number that the text says, or "auto"; the parser knows no field of two types."""
-    if value == AUTO:
-        return AUTO
-    if not str(value).isdecimal() or int(value) == 0:
+    if value != AUTO and (not str(value).isdecimal() or int(value) == 0):
         problem = f"expected a number above 0 or {AUTO}, found {value}"
         raise ArgumentError("micro_batch_size", problem=problem)
-    return int(value)
+    return value if value == AUTO else int(value)

@@ -1,15 +1,12 @@
 """The command that goes on with a run, after an interruption at whatever moment."""
 
 import os
-import re
 from pathlib import Path
 
 from modeling_gpt2scratch.checkpoints.retention import LATEST_NAME
 from modeling_gpt2scratch.common.interruptions import started_as
 
 from .configuration import RUN_CONFIG_NAME, TrainConfig
-
-OVERWRITE = re.compile(r" --overwrite(?:[ =]true)?(?= |$)")  # it would not go on
 
 
 class Continuation:
@@ -33,7 +30,8 @@ class Continuation:
         if self._config.resume == "auto":
             return self._command
         if latest is not None and latest != self._before[1]:
-            return f"{OVERWRITE.sub('', self._command)} --resume auto"
+            off = " --overwrite false" * self._config.overwrite  # wherever it was given
+            return f"{self._command}{off} --resume auto"
         # The run has made its directory, and would take it for another run's.
         is_refused = marker != self._before[0] and not self._config.overwrite
         return f"{self._command} --overwrite" if is_refused else self._command

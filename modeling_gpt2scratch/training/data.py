@@ -129,7 +129,7 @@ class TrainingData:
     def open(
         self, *, rank: int, world_size: int, micro_batch_size: int
     ) -> tuple[ShardLoader, dict[str, tuple[TokenWindows, float]]]:
-        """This process's training batches, and what `validation` returns.
+        """This process's training batches, and what `validation` returns, if it will be read.
 
         Args:
             rank: of this process.
@@ -142,7 +142,7 @@ class TrainingData:
         """
         config = self._config
         _refuse_uneven_shares(config, world_size, micro_batch_size)
-        validation = self.validation()
+        validation = self.validation() if config.eval_every else {}
         rows_per_step = config.total_batch_tokens // config.sequence_length
         for windows, weight in zip(self.train, self.weights, strict=True):
             rows = math.ceil(rows_per_step * weight)

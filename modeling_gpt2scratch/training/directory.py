@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,12 @@ from modeling_gpt2scratch.checkpoints.checkpoint import (
     find_checkpoints,
     verify_checkpoint,
 )
-from modeling_gpt2scratch.checkpoints.retention import LATEST_NAME, put_back_replaced
+from modeling_gpt2scratch.checkpoints.retention import (
+    LATEST_NAME,
+    checkpoints_by_step,
+    put_back_replaced,
+)
+from modeling_gpt2scratch.common.activity import warn
 from modeling_gpt2scratch.common.atomic_files import write_file, write_json
 from modeling_gpt2scratch.common.output_directory import LOCK_NAME, empty
 from modeling_gpt2scratch.distributed.accelerator import describe_environment
@@ -53,7 +57,7 @@ def find_resume_point(config: TrainConfig) -> Path | None:
         except CheckpointError as error:
             problems.append(str(error))
             if os.environ.get("RANK", "0") == "0":
-                print(f"warning: {error}; trying the checkpoint before it", file=sys.stderr)
+                warn(f"{error}; trying the checkpoint before it")
         else:
             return checkpoint
     if problems:
@@ -176,6 +180,26 @@ def leave_later_checkpoints(checkpoint: Path | None, output_dir: Path) -> None:
     if newest.name != checkpoint.name:
         write_file(output_dir / LATEST_NAME, f"{checkpoint.name}\n".encode())
         print(f"{output_dir}: goes on from {checkpoint.name}, and leaves {newest.name}")
+
+
+def best_checkpoint(output_dir: Path, step: int | None) -> Path:
+    """The one of the step with the lowest validation loss, None if no step is known to have it.
+
+    Raises:
+        CheckpointError: if it is not there.
+    """
+    checkpoint = checkpoints_by_step(output_dir).get(step)
+    if step is None:
+        raise CheckpointError(
+            f"{output_dir}: expected a validation whose checkpoint is here, for --final best, "
+            f"found none; add --final last"
+        )
+    if checkpoint is None:  # somebody has deleted it
+        raise CheckpointError(
+            f"{output_dir}: expected checkpoint-{step}, which had the lowest validation loss, for "
+            f"--final best, found none; put it back, or add --final last --resume auto"
+        )
+    return checkpoint
 
 
 def _identity_of(path: Path) -> tuple[int, int] | None:

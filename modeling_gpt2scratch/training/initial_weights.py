@@ -1,5 +1,7 @@
 """The weights of a trained GPT-2 from which training starts: OpenAI's, or those of an own run."""
 
+from pathlib import Path
+
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -54,10 +56,9 @@ def load_initial_model(
         InitialWeightsError: if its vocabulary is another one than the data's, or its weights are
             damaged or incomplete.
     """
-    config = _stored_config(name)
+    _refuse_another_vocabulary(name, _stored_config(name), manifest, tokenizer)
     try:
         with naming_damaged_files(name):
-            _refuse_another_vocabulary(name, config, manifest, tokenizer)
             repository, revision = split_revision(name)
             model = GPT2ScratchForCausalLM.from_pretrained(
                 repository,
@@ -66,8 +67,6 @@ def load_initial_model(
                 dtype=torch.float32,  # whatever it was stored in, optimizers need the digits
                 **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout),
             )
-    except InitialWeightsError:
-        raise
     except WeightsError as error:
         raise InitialWeightsError(str(error)) from error
     except Exception as error:  # transformers passes on whatever its readers raise
@@ -98,9 +97,10 @@ def _stored_config(name: str) -> GPT2ScratchConfig:
 def _refusal(name: str, expected: str, error: Exception) -> str:
     """One line, where transformers writes several."""
     is_unexplained = isinstance(error, (AttributeError, LookupError, TypeError))
+    hint = "" if Path(name).exists() else "; there is no directory of that name, either"
     return (
         f"{name}: expected a gpt2 or gpt2scratch checkpoint with {expected}, in a directory or on "
-        f"the Hub, found {named(error) if is_unexplained else one_line(error)}"
+        f"the Hub, found {named(error) if is_unexplained else one_line(error)}{hint}"
     )
 
 

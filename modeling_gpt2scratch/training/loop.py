@@ -144,7 +144,8 @@ def look_ahead(run: TrainingRun, before: dict) -> None:
             score_few = open_benchmarks(config, accelerator, limit=accelerator.num_processes)
             score_few(run.model, run.tokenizer)  # says which benchmark cannot be scored
             started = time.perf_counter()
-            run.writer.rehearse(**run.snapshot())
+            ends = {"last_step": config.max_steps, "save_every": config.save_every}
+            run.writer.rehearse(**run.snapshot(), **ends)
             notes += preflight.surprises_of_saving(time.perf_counter() - started)
     say(banner(run, notes))
 

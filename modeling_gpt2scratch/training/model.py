@@ -1,7 +1,8 @@
-"""The model of a training run: freshly initialised, or from the weights of an earlier one."""
+"""The model of a training run: freshly initialized, or from the weights of an earlier one."""
 
 import dataclasses
 import math
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -19,12 +20,17 @@ from .initial_weights import load_initial_model
 
 
 def make_model(
-    config: TrainConfig, *, manifest: Manifest, tokenizer: PreTrainedTokenizerBase
+    config: TrainConfig,
+    checkpoint: Path | None = None,
+    *,
+    manifest: Manifest,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> GPT2ScratchForCausalLM:
     """The model to train, for the vocabulary of the data; its random weights are torch's seed's.
 
     Args:
         config: of the run.
+        checkpoint: from which the run goes on; the source of `config.init_from` may have gone.
         manifest: of the data.
         tokenizer: of the data; it learns the longest input.
 
@@ -35,7 +41,7 @@ def make_model(
     tokenizer.model_max_length = config.n_positions
     if config.init_from is not None:
         model = load_initial_model(
-            config.init_from,
+            str(checkpoint or config.init_from),
             n_positions=config.n_positions,
             dropout=config.dropout,
             manifest=manifest,
@@ -49,6 +55,7 @@ def make_model(
                 f"expected memory for a model of {config.n_layer} layers and {config.n_embd} "
                 f"channels, found {one_line(error)}; choose smaller sizes"
             ) from error
+    model.set_attn_implementation(config.attention)
     # Programs that serve models take a request's temperature only of a model that samples.
     model.generation_config.update(**SAMPLING, pad_token_id=manifest.end_of_text_id)
     return model

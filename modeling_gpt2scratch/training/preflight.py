@@ -83,9 +83,13 @@ def try_one_batch(
         if accelerator.distributed_type != DistributedType.DEEPSPEED:
             loss.backward()
     except torch.OutOfMemoryError as error:
+        size = loader.micro_batch_size
+        less = f"give a --micro_batch_size below {size}"
+        if size == 1:
+            less = "lower --sequence_length or try --activation_checkpointing true"
         raise LaunchError(
-            f"expected a micro-batch of {loader.micro_batch_size} rows to fit in memory, found "
-            f"{str(error).splitlines()[0]}; lower --micro_batch_size or say auto"
+            f"expected a micro-batch of {size} rows to fit in memory, found "
+            f"{str(error).splitlines()[0]}; {less}"
         ) from error
     missing = [
         name

@@ -4,6 +4,8 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 
+from modeling_gpt2scratch.distributed.processes import say
+
 from .configuration import TrainConfig
 from .guard_rails import DivergenceError, LossGuard
 
@@ -88,14 +90,18 @@ class TrainingProgress:
         progress._load_sums(state)
         before = state.get("config", {})
         if before.get("eval_tokens", config.eval_tokens) != config.eval_tokens:
-            progress.forget_best()  # losses of other windows do not compare
-        was_not_last = before.get("max_steps", config.max_steps) != config.max_steps
-        if was_not_last and progress.step == config.max_steps:
+            progress.forget_best("losses of other --eval_tokens do not compare")
+        # What belongs to the end of this run, and not to that of the run before.
+        now = {name: getattr(config, name) for name in ("max_steps", "eval_tasks", "push_to_hub")}
+        is_new = any(value and before.get(name, value) != value for name, value in now.items())
+        if is_new and progress.step == config.max_steps:
             progress.is_owed = True
         return progress
 
-    def forget_best(self) -> None:
+    def forget_best(self, reason: str | None = None) -> None:
         """Begins anew with the best validation, also after a rollback to this step."""
+        if reason and self.best.step is not None:
+            say(f"the best validation so far, after step {self.best.step}, is forgotten: {reason}")
         self.best, self.forgotten_at = BestValidation(), self.step
 
     def go_back(self, state: dict) -> None:

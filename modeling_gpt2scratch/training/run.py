@@ -15,7 +15,6 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.checkpoints.checkpoint import (
-    CheckpointError,
     find_checkpoint,
     load_optimizer,
     load_state,
@@ -26,7 +25,6 @@ from modeling_gpt2scratch.checkpoints.pusher import RevisionPusher
 from modeling_gpt2scratch.checkpoints.retention import checkpoints_by_step
 from modeling_gpt2scratch.checkpoints.revisions import prepare_repository
 from modeling_gpt2scratch.checkpoints.writer import CheckpointWriter
-from modeling_gpt2scratch.checkpoints.zero_state import prepare
 from modeling_gpt2scratch.data.loading.loader import ShardLoader, TokenWindows
 from modeling_gpt2scratch.distributed.accelerator import prepare_accelerator
 from modeling_gpt2scratch.distributed.agreement import Agreement
@@ -38,6 +36,7 @@ from modeling_gpt2scratch.distributed.processes import (
     require_expected,
     say,
 )
+from modeling_gpt2scratch.distributed.zero_state import prepare_for_training
 from modeling_gpt2scratch.hardware.compilation import checkpoint_activations, compile_model
 from modeling_gpt2scratch.hardware.devices import device_peak_flops, use_tf32
 from modeling_gpt2scratch.hardware.micro_batch import find_micro_batch_size
@@ -50,7 +49,7 @@ from modeling_gpt2scratch.tracking.trackers import start_trackers
 from .checks import is_own
 from .configuration import AUTO, TrainConfig
 from .data import TrainingData
-from .directory import OutputLock, leave_later_checkpoints, make_output_dir
+from .directory import OutputLock, best_checkpoint, leave_later_checkpoints, make_output_dir
 from .model import make_model, sum_of_weights
 from .progress import TrainingProgress
 
@@ -129,7 +128,7 @@ def open_run(
     require_agreement((data.identity(), state), "data and checkpoint")
     on_main_process(_prepare_hub, config, checkpoint, state)
     progress = _progress(config, checkpoint, state)
-    model, tokenizer, loader, validation = _model_and_data(config, data, accelerator)
+    model, tokenizer, loader, validation = _model_and_data(config, data, accelerator, checkpoint)
     if (config.keep_best or config.patience) and not validation:
         raise LaunchError(
             "expected data with a validation split for --keep_best, --final best or --patience, "
@@ -206,23 +205,13 @@ def save_result(run: TrainingRun) -> None:
         if run.progress.has_lost(run.config.patience):
             found += f"; {best.n_since} validations since then found no lower one"
         say(found)
-    if run.config.final == "best" and best.step is not None:
-        checkpoint = on_main_process(_best_checkpoint, output_dir, best.step)
+    if run.config.final == "best":
+        checkpoint = on_main_process(best_checkpoint, output_dir, best.step)
         verify_checkpoint(checkpoint)
         load_weights(checkpoint, run.model)
         source = f", from {checkpoint.name}"
     run.writer.save_model(run.model, run.tokenizer)
     say(f"finished: model and tokenizer are in {output_dir}{source}")
-
-
-def _best_checkpoint(output_dir: Path, step: int) -> Path:
-    """The one with the lowest validation loss, unless somebody has deleted it."""
-    if (checkpoint := checkpoints_by_step(output_dir).get(step)) is None:
-        raise CheckpointError(
-            f"{output_dir}: expected checkpoint-{step}, which had the lowest validation loss, for "
-            f"--final best, found none; put it back, or add --final last --resume auto"
-        )
-    return checkpoint
 
 
 def _load_loss_scale(accelerator: Accelerator, state: dict) -> None:
@@ -239,10 +228,13 @@ def _progress(config: TrainConfig, checkpoint: Path | None, state: dict) -> Trai
             f"expected --max_steps of at least {progress.step}, where {checkpoint} is, "
             f"found {config.max_steps}"
         )
+    output_dir = Path(config.output_dir)
     if config.keep_best:  # which the run may not have done until now, or elsewhere
-        kept = on_main_process(checkpoints_by_step, output_dir := Path(config.output_dir))
+        kept = on_main_process(checkpoints_by_step, output_dir)
         if progress.best.step not in kept or not is_own(checkpoint, output_dir):
-            progress.forget_best()
+            progress.forget_best(f"no checkpoint of that step is in {output_dir}")
+    if config.final == "best" and progress.is_done(config):  # the result there stays as it is
+        on_main_process(best_checkpoint, output_dir, progress.best.step)
     return progress
 
 
@@ -255,7 +247,7 @@ def _prepare_hub(config: TrainConfig, checkpoint: Path | None, state: dict) -> N
 
 
 def _model_and_data(
-    config: TrainConfig, data: TrainingData, accelerator: Accelerator
+    config: TrainConfig, data: TrainingData, accelerator: Accelerator, checkpoint: Path | None
 ) -> tuple[GPT2ScratchForCausalLM, PreTrainedTokenizerBase, ShardLoader, Validation]:
     """The model, its tokenizer, and this process's share of the data.
 
@@ -270,7 +262,8 @@ def _model_and_data(
         opened = open_data(micro_batch_size=micro_batch_size)
     torch.manual_seed(config.seed)  # the same weights on every rank
     tokenizer = data.tokenizer()
-    model = on_all_processes(make_model, config, manifest=data.manifest, tokenizer=tokenizer)
+    vocabulary = {"manifest": data.manifest, "tokenizer": tokenizer}
+    model = on_all_processes(make_model, config, checkpoint, **vocabulary)
     if config.init_from:
         require_agreement(sum_of_weights(model), "weights of --init_from")
     require_expected(
@@ -320,7 +313,7 @@ def _prepare(
         muon_learning_rate=config.muon_learning_rate,
         device=accelerator.device,
     )
-    wrapped_model, wrapped_optimizer = prepare(accelerator, model, optimizer)
+    wrapped_model, wrapped_optimizer = prepare_for_training(accelerator, model, optimizer)
     return wrapped_model, wrapped_optimizer, compiled
 
 

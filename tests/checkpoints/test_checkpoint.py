@@ -130,6 +130,15 @@ def test_a_refusal_of_other_data_names_those_of_the_run(tmp_path, trained):
         f"{checkpoint}: expected data = c0de as asked for now, found 5e1f; its --data was "
         "data/first; resume with the same, or start a new run from these weights with --init_from"
     )
+    with pytest.raises(CheckpointError, match="or start a new run$"):  # which it would refuse
+        checkpointing.load_state(checkpoint, expected={"tokenizer": {"name": "gpt2"}})
+
+
+def test_a_source_of_the_first_weights_is_the_same_wherever_it_is(tmp_path, trained):
+    checkpoint = save(tmp_path, trained, step=2, init_from="runs/of an earlier version")
+    assert checkpointing.load_state(checkpoint, expected={"init_from": True})["step"] == 2
+    with pytest.raises(CheckpointError, match="expected init_from = None as asked for now"):
+        checkpointing.load_state(checkpoint, expected={"init_from": None})
 
 
 def test_a_flipped_byte_in_any_file_is_found(tmp_path, trained):

@@ -133,6 +133,18 @@ def test_a_run_sends_each_checkpoint_and_the_last_one(
     assert code == 2 and "expected no branches of another run, found step-8" in error
 
 
+def test_a_finished_run_sends_its_last_checkpoint_if_it_is_asked_to_only_then(
+    hub, small_data, tmp_path, monkeypatch
+):
+    arguments = flags(small_data, tmp_path / "run", max_steps=4, resume="auto")
+    assert run_here(monkeypatch, *arguments) == 0
+    hub.use_here(monkeypatch, tmp_path)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    push = [part for name, value in PUSH.items() for part in (f"--{name}", str(value))]
+    assert run_here(monkeypatch, *arguments, *push) == 0
+    require_own_weights(hub, tmp_path / "run", [4])
+
+
 @pytest.mark.gate
 def test_a_hub_that_refuses_every_upload_leaves_the_run_as_it_is(
     hub, environment, small_data, tmp_path

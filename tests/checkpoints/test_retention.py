@@ -9,7 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_gpt2scratch.checkpoints.checkpoint import find_checkpoint, find_checkpoints
-from modeling_gpt2scratch.checkpoints.retention import clear_leftovers, expired, prune
+from modeling_gpt2scratch.checkpoints.retention import (
+    clear_leftovers,
+    expired,
+    most_to_come,
+    prune,
+)
 
 
 def make(output_dir, *steps):
@@ -22,6 +27,41 @@ def make(output_dir, *steps):
 def names(directory):
     """What is in a directory."""
     return {path.name for path in directory.iterdir()}
+
+
+def saved(steps, *, here=(), **rule) -> tuple[list[int], int]:
+    """What is left of checkpoints saved one after the other, and the most there were at a time."""
+    here, most, before = [*here], len(here), max(here, default=None)
+    for step in steps:
+        here.append(step)
+        most = max(most, len(here))
+        gone = expired(here, written=step, before=before, **rule)
+        here, before = [step for step in here if step not in gone], step
+    return here, most
+
+
+@settings(deadline=None)
+@given(
+    *(st.integers(0, 5), st.integers(0, 3), st.integers(0, 4)),
+    *(st.integers(1, 40), st.integers(0, 40)),
+)
+def test_the_space_that_is_asked_for_is_that_of_the_checkpoints_to_come(
+    save_every, n_apart, keep, last_step, stopped_at
+):
+    rule = {"keep_checkpoints": keep, "keep_every": save_every * n_apart}
+    every = save_every or last_step
+    steps = [step for step in range(1, last_step + 1) if step % every == 0 or step == last_step]
+    made = [step for step in steps if step <= stopped_at]
+    here, _ = saved(made, **rule)
+    _, most = saved([step for step in steps if step > stopped_at], here=here, **rule)
+    plan = {"step": max(made, default=0), "last_step": last_step, "save_every": save_every}
+    found = most_to_come(here, **plan, **rule, keep_best=False)
+    assert max(1, found) - max(1, most - len(here)) in (0, 1)
+
+
+def test_the_best_checkpoint_is_one_more():
+    rule = {"step": 0, "last_step": 100, "save_every": 10, "keep_checkpoints": 3, "keep_every": 0}
+    assert [most_to_come([], **rule, keep_best=best) for best in (False, True)] == [4, 5]
 
 
 STEPS = st.integers(0, 60)

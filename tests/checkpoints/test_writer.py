@@ -245,9 +245,13 @@ def test_too_small_a_disk_is_refused_before_the_first_step(tmp_path, parts, monk
     n_weights = sum(p.numel() * 4 for p in parts["model"].parameters())
     usage = type("Usage", (), {"free": 4 * 3 * n_weights - 1})
     monkeypatch.setattr(writing.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(OSError, match="for 4 more checkpoints of .*lower --keep_checkpoints"):
-        make_writer(tmp_path, keep_checkpoints=3).rehearse(**parts, state={"step": 0})
-    make_writer(tmp_path, keep_checkpoints=2).rehearse(**parts, state={"step": 0})
+    parts |= {"state": {"step": 0}, "save_every": 10}
+    for keep, last_step, remedy in ((3, 100, " or lower --keep_checkpoints"), (0, 40, "")):
+        message = f"for 4 more checkpoints of .*; free some{remedy}: "
+        with pytest.raises(OSError, match=message):
+            make_writer(tmp_path, keep_checkpoints=keep).rehearse(**parts, last_step=last_step)
+        make_writer(tmp_path, keep_checkpoints=keep).rehearse(**parts, last_step=30)
+    make_writer(tmp_path, keep_checkpoints=2).rehearse(**parts, last_step=100)
 
 
 def test_a_directory_that_cannot_be_written_is_refused_before_the_first_step(tmp_path, parts):

@@ -77,3 +77,17 @@ def test_a_run_that_ends_early_is_scored_and_one_that_is_to_end_where_it_stands_
     assert "eval_loss" in read_metrics(metrics)[-1]
     assert run_here(monkeypatch, *arguments, *benchmarks, *resumed) == 0  # and not twice
     assert [row["step"] for row in read_metrics(metrics)] == [1, 2, 3, 4]
+
+
+def test_a_finished_run_is_scored_on_what_it_was_not_asked_for_before(
+    small_data, data_flags, tmp_path, monkeypatch
+):
+    output_dir = tmp_path / "run"
+    arguments = flags(small_data, output_dir, max_steps=2, eval_every=0, resume="auto")
+    assert run_here(monkeypatch, *arguments) == 0
+    losses = [row["loss"] for row in read_metrics(output_dir / "metrics.jsonl")]
+    assert run_here(monkeypatch, *arguments, "--eval_tasks", *NAMES, *data_flags) == 0
+    rows = read_metrics(output_dir / "metrics.jsonl")
+    assert [row["loss"] for row in rows] == losses
+    assert {f"{name}/acc" for name in NAMES} <= rows[-1].keys()
+    assert (output_dir / "model.safetensors").exists()

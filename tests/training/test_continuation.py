@@ -12,6 +12,7 @@ import pytest
 from support.terminal import terminal
 from support.training_runs import flags, launch
 
+from modeling_gpt2scratch.common.command_line import parse_config
 from modeling_gpt2scratch.tracking.metrics import read_metrics
 from modeling_gpt2scratch.training import continuation
 from modeling_gpt2scratch.training.configuration import RUN_MARKER, TrainConfig
@@ -123,11 +124,12 @@ SAVED = BEGUN | {"latest": "checkpoint-4\n"}
 def test_a_run_goes_on_by_the_same_command_until_it_has_a_checkpoint(interrupted):
     assert interrupted({}) == "x.yaml"
     assert interrupted(BEGUN) == "x.yaml --overwrite"
-    assert interrupted(SAVED, overwrite=True) == "x.yaml --resume auto"
+    off = "--overwrite false --resume auto"  # also where a recipe says overwrite
+    assert interrupted(SAVED, overwrite=True) == f"x.yaml --overwrite {off}"
     # Now there is a run in the directory, which this one has not replaced yet, or has.
     assert interrupted({}, overwrite=True) == "x.yaml --overwrite"
     assert interrupted(BEGUN, overwrite=True) == "x.yaml --overwrite"
-    assert interrupted(SAVED, overwrite=True) == "x.yaml --resume auto"
+    assert interrupted(SAVED, overwrite=True) == f"x.yaml --overwrite {off}"
 
 
 def test_a_resumed_run_goes_on_by_its_own_command(interrupted):
@@ -141,8 +143,9 @@ def test_a_branch_goes_on_from_its_own_checkpoint_once_it_has_one(interrupted, t
     assert interrupted(SAVED, resume="elsewhere") == "x.yaml --resume auto"
 
 
-@pytest.mark.parametrize("typed", ["--overwrite", "--overwrite true", "--overwrite=true"])
-def test_a_run_that_goes_on_replaces_nothing(typed):
-    command = f"python train_accelerate.py {typed} --overwrite_all x"
-    found = continuation.OVERWRITE.sub("", command)
-    assert found == "python train_accelerate.py --overwrite_all x"
+@pytest.mark.parametrize("typed", ["--overwrite", "--overwrite yes", "--overwrite=true", ""])
+def test_a_run_that_goes_on_replaces_nothing(tmp_path, typed):
+    (tmp_path / "x.yaml").write_text(f"data: d\noutput_dir: {tmp_path}/run\noverwrite: true\n")
+    argv = [str(tmp_path / "x.yaml"), *typed.split(), "--overwrite", "false", "--resume", "auto"]
+    config = parse_config(TrainConfig, description=None, argv=argv)
+    assert (config.overwrite, config.resume) == (False, "auto")

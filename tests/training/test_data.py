@@ -1,5 +1,6 @@
 """The data of a run: mixtures, remote sources, documents kept apart, and what is refused."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -9,8 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from support.evaluation import tiny_tokenizer
 from support.servers.faulty_server import corrupt, drop, serve, status
-from support.token_directories import write_shard
+from support.token_directories import write_ours, write_shard
 from support.training_runs import curve, flags, launch, refusal, run_here
 
 from modeling_gpt2scratch import GPT2ScratchForCausalLM
@@ -324,6 +326,16 @@ def test_a_corpus_smaller_than_a_step_is_refused(small_data, tmp_path):
         TrainingData(config).open(rank=0, world_size=1, micro_batch_size=1)
     config = dataclasses.replace(config, total_batch_tokens=n_windows * 32)
     TrainingData(config).open(rank=0, world_size=1, micro_batch_size=1)
+
+
+def test_held_out_text_shorter_than_a_row_is_no_matter_if_nobody_looks_at_it(tmp_path):
+    write_ours(tmp_path / "data", tiny_tokenizer(), val=["short"])
+    share = {"rank": 0, "world_size": 1, "micro_batch_size": 1}
+    values = {"total_batch_tokens": 32, "micro_batch_size": 1}
+    for eval_every, message in ((0, None), (1, "hold more out, or lower --sequence_length$")):
+        data = TrainingData(config_of(tmp_path / "data", tmp_path, eval_every=eval_every, **values))
+        with pytest.raises(ShardError, match=message) if message else contextlib.nullcontext():
+            data.open(**share)
 
 
 def test_a_cache_too_small_for_two_groups_is_refused_with_the_size_it_needs(small_data, tmp_path):

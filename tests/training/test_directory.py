@@ -163,7 +163,12 @@ def test_overwrite_replaces_a_run_and_nothing_else(
 ):
     arguments = flags(small_data, run_copy, max_steps=1)
     code, error = refusal(monkeypatch, capsys, *arguments)
-    assert code == 2 and "found train_config.json in" in error and "--overwrite" in error
+    go_on = f"{run_copy}; add --resume auto to go on with it"
+    assert code == 2 and error.endswith(f"{go_on}, or --overwrite to delete it")
+    with monkeypatch.context() as patch:  # where --overwrite is refused
+        patch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+        code, error = refusal(patch, capsys, *arguments)
+    assert code == 2 and error.endswith("; add --resume auto")
     assert run_here(monkeypatch, *arguments, "--overwrite") == 0
     assert sorted(path.name for path in run_copy.glob("checkpoint-*")) == ["checkpoint-1"]
     other = tmp_path / "thesis"
@@ -195,11 +200,10 @@ def test_a_resumed_run_may_not_end_before_its_checkpoint(run_copy, small_data, m
 
 
 def test_a_run_is_not_deleted_by_its_own_second_attempt(run_copy, small_data, monkeypatch, capsys):
-    code, error = refusal(
-        *(monkeypatch, capsys),
-        *flags(small_data, run_copy, resume="auto", overwrite=True),
-    )
-    assert code == 2 and "expected --resume auto or --overwrite, found both" in error
+    for resume in ("auto", run_copy, run_copy / "checkpoint-8"):
+        arguments = flags(small_data, run_copy, resume=resume, overwrite=True)
+        code, error = refusal(monkeypatch, capsys, *arguments)
+        assert code == 2 and f"expected --resume {resume} or --overwrite, found both" in error
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     code, error = refusal(monkeypatch, capsys, *flags(small_data, run_copy, overwrite=True))
     assert code == 2 and "expected --resume auto where the launcher starts a run again" in error

@@ -97,6 +97,7 @@ def test_damaged_weights_of_torch_are_named(small_data, stock, content, expected
 
 def test_a_pointer_is_named_before_anything_else(small_data, tmp_path):
     case = lfs_pointer(tmp_path / "clone")
+    spoil_config(case, {"vocab_size": 300, "eos_token_id": 299})  # which fit
     with pytest.raises(InitialWeightsError) as refused:
         load(case, small_data)
     assert str(refused.value) == (

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from modeling_gpt2scratch.data.loading.loader import ShardLoader
 from modeling_gpt2scratch.training.configuration import TrainConfig
 from modeling_gpt2scratch.training.data import TrainingData
 from modeling_gpt2scratch.training.initial_weights import InitialWeightsError
-from modeling_gpt2scratch.training.model import make_model, sum_of_weights
+from modeling_gpt2scratch.training.model import make_model, sum_of_weights, with_max_steps
 from modeling_gpt2scratch.training.validation import sample_text
 
 # A run's flags without sizes of its own, which would differ from the checkpoint's.
@@ -51,6 +52,15 @@ def test_weights_of_a_stock_gpt2_are_trained_in_float32_with_the_dropout_of_the_
     assert dropouts == {0.25} and ours.config.attn_pdrop == 0.25
     assert ours.num_parameters() == theirs.num_parameters()
     assert ours.lm_head.weight is ours.transformer.wte.weight
+
+
+def test_attention_computes_as_the_flag_says_and_the_weights_do_not_record_it(small_data, tmp_path):
+    stock_model(tmp_path / "stock")
+    for name in ("sdpa", "eager"):
+        for start in ({"n_positions": 64}, {"init_from": str(tmp_path / "stock")}):
+            model, _ = made_model(small_data, tmp_path, **start, attention=name)
+            assert model.config._attn_implementation == name
+            assert name not in model.config.to_json_string()
 
 
 def test_weights_that_differ_between_processes_have_another_sum():
@@ -156,7 +166,8 @@ def test_sizes_and_names_that_do_not_fit_are_refused_before_anything_is_loaded(
 )
 def test_another_vocabulary_is_refused_by_both_names(small_data, tmp_path, changes, found):
     stock_model(tmp_path / "stock", **changes)
-    with pytest.raises(InitialWeightsError, match=f"stock: .* tokenizer bpe:300, {found};"):
+    message = f"^{tmp_path}/stock: expected a checkpoint for .* tokenizer bpe:300, {found};"
+    with pytest.raises(InitialWeightsError, match=message):
         made_model(small_data, tmp_path, init_from=str(tmp_path / "stock"))
 
 
@@ -183,21 +194,33 @@ def test_a_llama_or_incomplete_weights_are_refused(small_data, tmp_path):
         made_model(small_data, tmp_path, init_from=str(tmp_path / "stock"))
 
 
-def test_a_run_continues_only_from_the_weights_that_it_started_from(
+def test_a_run_goes_on_without_the_weights_that_it_started_from(
     small_data, tmp_path, monkeypatch, capsys
 ):
-    stock_model(tmp_path / "stock")
-    stock_model(tmp_path / "other")
+    stock_model(tmp_path / "stock", layer_norm_epsilon=0.1)  # which only the checkpoint knows then
     output_dir = tmp_path / "run"
     arguments = finetuning_flags(
         small_data, output_dir, tmp_path / "stock", max_steps=2, save_every=1
     )
     assert run_here(monkeypatch, *arguments) == 0
-    longer = [*arguments, "--resume", "auto", "--max_steps", "3", "--warmup_steps", "0"]
-    code, error = refusal(monkeypatch, capsys, *longer, "--init_from", str(tmp_path / "other"))
-    assert code == 1 and "expected init_from = " in error
-    assert run_here(monkeypatch, *longer) == 0
-    assert max(curve(output_dir)) == 3
+    shutil.copytree(output_dir, tmp_path / "copy")
+    longer = ["--resume", "auto", "--max_steps", "3", "--warmup_steps", "0"]
+    assert run_here(monkeypatch, *arguments, *longer) == 0
+    shutil.rmtree(tmp_path / "stock")
+    moved = ["--output_dir", str(tmp_path / "copy"), "--init_from", "elsewhere/stock"]
+    assert run_here(monkeypatch, *arguments, *longer, *moved) == 0
+    assert curve(tmp_path / "copy") == curve(output_dir) and max(curve(output_dir)) == 3
+    code, error = refusal(monkeypatch, capsys, *arguments, *longer, *moved, "--n_layer", "2")
+    assert code == 2 and f"expected n_layer of 3, as in config.json of {tmp_path}/copy/" in error
+
+
+def test_tokens_per_parameter_count_those_of_the_first_weights(small_data, tmp_path):
+    stock_model(tmp_path / "stock")
+    model, data = made_model(
+        small_data, tmp_path, init_from=str(tmp_path / "stock"), tokens_per_parameter=20.0
+    )
+    n_steps = math.ceil(20 * model.num_parameters() / 640)
+    assert with_max_steps(data._config, data.manifest).max_steps == n_steps
 
 
 @pytest.mark.parametrize("source", ["fresh", "stock"])

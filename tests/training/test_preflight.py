@@ -73,7 +73,10 @@ def test_a_micro_batch_that_does_not_fit_says_what_to_do(accelerator, loader):
     def forward(**batch):
         raise torch.OutOfMemoryError("out of memory. Tried to allocate 2 GiB\nmore")
 
-    with pytest.raises(LaunchError, match=r"2 rows to fit .* 2 GiB; lower --micro_batch_size"):
+    with pytest.raises(LaunchError, match=r"2 rows to fit .*; give a --micro_batch_size below 2$"):
+        try_one_batch(forward, loader, accelerator, step=0)
+    loader.micro_batch_size = 1
+    with pytest.raises(LaunchError, match=r"2 GiB; lower --sequence_length or try --activation"):
         try_one_batch(forward, loader, accelerator, step=0)
 
 
@@ -162,6 +165,13 @@ def test_whatever_shapes_the_losses_and_changes_at_a_resume_is_said(tmp_path):
         first, then = TrainConfig(**base_of), TrainConfig(**base_of | {name: value})
         (note,) = banner.surprises_of_resuming(then, asdict(first))
         assert note.startswith(f"--{name} was ")
+
+
+def test_positions_that_no_row_reaches_are_said(accelerator, tmp_path):
+    values = {"data": "d", "output_dir": str(tmp_path), "total_batch_tokens": 1024}
+    config = TrainConfig(**values, sequence_length=256)
+    (note,) = surprises(config, accelerator, tiny_model(), has_validation=True)
+    assert note.startswith("positions from 256 on are not trained; ")
 
 
 def test_data_without_a_validation_split_is_said(accelerator, tmp_path):

@@ -23,6 +23,7 @@ from modeling_gpt2scratch.data.shards.format import HEADER_BYTES
 from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.hardware.devices import peak_memory
 from modeling_gpt2scratch.tracking.metrics import read_metrics
+from modeling_gpt2scratch.training import loop
 from modeling_gpt2scratch.training.validation import validation_loss
 
 
@@ -59,6 +60,16 @@ def test_a_run_leaves_what_transformers_trainer_leaves(finished, small_data):
     assert (config["max_steps"], config["warmup_steps"], config["min_learning_rate"]) == (
         *(12, 0, 0.001),
     )
+
+
+@pytest.mark.slow
+def test_a_run_needs_nobody_who_reads_its_messages(small_data, tmp_path):
+    arguments = flags(small_data, tmp_path / "run", max_steps=2, eval_every=0, save_every=2)
+    command = [sys.executable, "train_accelerate.py", *arguments]
+    shell = ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", *command]
+    assert subprocess.run(shell, cwd=REPOSITORY).returncode == 0
+    assert [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
+    assert (tmp_path / "run" / "report.md").exists()
 
 
 @pytest.mark.slow
@@ -196,3 +207,34 @@ def test_a_lost_loss_stops_the_run_before_it_saves(small_data, tmp_path, monkeyp
     assert code == 1 and "expected a finite" in error
     for weights in (tmp_path / "run").glob("checkpoint-*/model.safetensors"):
         assert all(torch.isfinite(tensor).all() for tensor in load_file(weights).values())
+
+
+def test_a_finished_run_whose_best_weights_are_not_known_keeps_its_result(
+    small_data, tmp_path, monkeypatch, capsys
+):
+    def validate(run, **options):
+        return {"eval_loss": 1.0 + run.progress.step}  # so the first is the best
+
+    monkeypatch.setattr(loop, "validate", validate)
+    options = {"max_steps": 4, "eval_every": 1, "save_every": 4, "final": "best"}
+    arguments = flags(small_data, tmp_path / "other", **options)
+    assert run_here(monkeypatch, *arguments) == 0
+    lost = shutil.copytree(tmp_path / "other", tmp_path / "lost")
+    shutil.rmtree(lost / "checkpoint-1")
+    last = flags(small_data, tmp_path / "last", **options | {"final": "last"})
+    assert run_here(monkeypatch, *last) == 0
+
+    for name, more in (("other", ("--eval_tokens", "1024")), ("last", ()), ("lost", ())):
+        output_dir = tmp_path / name
+        files = [output_dir / "model.safetensors", output_dir / "train_config.json"]
+        before = [path.read_bytes() for path in files]
+        resumed = ["--output_dir", str(output_dir), "--resume", "auto", *more]
+        capsys.readouterr()
+        assert run_here(monkeypatch, *arguments, *resumed) == 1
+        reason = f"no checkpoint of that step is in {output_dir}"
+        reason = "losses of other --eval_tokens do not compare" if more else reason
+        said = capsys.readouterr()
+        assert f"the best validation so far, after step 1, is forgotten: {reason}" in said.out
+        assert "expected a validation whose checkpoint is here, for --final best" in said.err
+        assert [path.read_bytes() for path in files] == before
+    assert run_here(monkeypatch, *arguments, *resumed, "--final", "last") == 0
