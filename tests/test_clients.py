@@ -116,5 +116,28 @@ def test_the_constraints_parse_and_name_what_the_clients_need(driver):
     assert npm and all(re.search(r".@\d+\.\d+", package) for package in npm)
 
 
+def test_the_run_of_a_client_is_the_last_checkpoint(monkeypatch, tmp_path):
+    forms = import_module("client_checks.forms")
+    commands = []
+    monkeypatch.setattr(forms.subprocess, "run", lambda command, **_: commands.append(command))
+    monkeypatch.setattr(forms, "expected_of", lambda run: {"run": str(run)})
+    forms.make_forms(tmp_path)
+    _, train, convert = commands
+    last = train[train.index("--max_steps") + 1]
+    assert train[train.index("--save_every") + 1] == last
+    output = Path(train[train.index("--output_dir") + 1])
+    assert (tmp_path / "run").resolve() == output / f"checkpoint-{last}"
+    assert str(tmp_path / "run") in convert
+
+
+def test_every_example_is_run_by_a_client_and_shown_on_a_page():
+    clients = "".join(file.read_text() for file in FOLDER.glob("*.py"))
+    pages = "".join(page.read_text() for page in (REPOSITORY / "docs").rglob("*.md"))
+    examples = {file.name for file in (REPOSITORY / "docs" / "examples").glob("*.py")}
+    assert {"attention_heads.py", "patch_activation.py", "to_gguf.py"} <= examples
+    for name in examples:
+        assert f'"{name}"' in clients and f"\ndocs/examples/{name}\n" in pages
+
+
 def test_the_gate_does_not_run_the_clients():
     assert "clients" not in Path(REPOSITORY / ".ci" / "run").read_text()

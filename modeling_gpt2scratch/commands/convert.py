@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parses, converts, and turns what is wrong with the input into one line and an exit code."""
     arguments = _parse_arguments(argv)
     from modeling_gpt2scratch.distributed.processes import quiet_transformers
-    from modeling_gpt2scratch.interchange.conversion import save_converted
+    from modeling_gpt2scratch.interchange.conversion import limits_in_llama_cpp, save_converted
 
     quiet_transformers()
     rule = {"marker": CONVERTED_MODEL, "overwrite": arguments.overwrite}
@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"activation {config.activation_function}, "
         f"{'without' if tokenizer is None else 'with'} tokenizer"
     )
+    for line in limits_in_llama_cpp(model, arguments.out) if config.model_type == "gpt2" else ():
+        print(line)
 
 
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

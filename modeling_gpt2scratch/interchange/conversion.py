@@ -1,5 +1,6 @@
 """Our models for other programs, and other programs' models as ours; weights keep their bits."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -19,7 +20,11 @@ from modeling_gpt2scratch.common.output_directory import CONVERTED_MODEL
 from modeling_gpt2scratch.configuration_gpt2scratch import AUTO_MAP, GPT2ScratchConfig
 from modeling_gpt2scratch.data.tokens.ids import vocab_size_of
 from modeling_gpt2scratch.data.tokens.names import GPT2, TokenizerError
-from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer, save_tokenizer
+from modeling_gpt2scratch.data.tokens.tokenizer import (
+    GPT2_MERGES_SHA256,
+    load_tokenizer,
+    save_tokenizer,
+)
 from modeling_gpt2scratch.modeling_gpt2scratch import GPT2ScratchForCausalLM
 
 from .foreign_checkpoints import GPT2_VOCAB_SIZE, ConversionError, assemble, gpt2_name
@@ -116,6 +121,26 @@ def save_converted(
             _save_classic_vocabulary(tokenizer, directory)
     write_json(directory / CONVERTED_MODEL.name, CONVERTED_MODEL.content())
     open_to_readers(directory.iterdir())
+
+
+def limits_in_llama_cpp(model: GPT2LMHeadModel, directory: Path) -> list[str]:
+    """What llama.cpp will refuse in a stock model that was saved here, a line for each."""
+    found, config = [], model.config
+    merges = directory / "merges.txt"
+    content = merges.read_bytes() if merges.is_file() else b""
+    has_tokenizer = (directory / "tokenizer_config.json").is_file()
+    if has_tokenizer and hashlib.sha256(content).hexdigest() != GPT2_MERGES_SHA256:
+        found.append(
+            "llama.cpp: expected GPT-2's tokenizer, found another, of which its converter may say "
+            '"BPE pre-tokenizer was not recognized"; docs/how-to/other-formats.md has a command '
+            "that converts bpe:N"
+        )
+    if config.n_inner not in (None, 4 * config.n_embd):
+        found.append(
+            f"llama.cpp: expected n_inner of {4 * config.n_embd} (4 * n_embd), found "
+            f"{config.n_inner}; it converts this model, but does not load it"
+        )
+    return found
 
 
 def _load_ours(path: Path) -> tuple[GPT2ScratchForCausalLM, dict]:

@@ -159,7 +159,7 @@ def gpt2_name(name: str) -> str:
 def assemble(
     model_class: type[PreTrainedModel], config: PreTrainedConfig, tensors: dict[str, Tensor]
 ) -> PreTrainedModel:
-    """A model around exactly these tensors, without initialising or copying any."""
+    """A model around exactly these tensors, without initializing or copying any."""
     with torch.device("meta"):
         model = model_class(config)
     model.load_state_dict(tensors, assign=True)

@@ -7,16 +7,18 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.paths import TIKTOKEN_CACHE
 from support.processes import run_process
 from tokenizers import ByteLevelBPETokenizer
 from torch import nn
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
 from modeling_gpt2scratch.checkpoints.checkpoint import save_model
 from modeling_gpt2scratch.commands.convert import ACTIVATIONS, main
 from modeling_gpt2scratch.configuration_gpt2scratch import GELU_APPROXIMATION
-from modeling_gpt2scratch.data.tokens.tokenizer import train_tokenizer
+from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer, train_tokenizer
+from modeling_gpt2scratch.interchange.conversion import limits_in_llama_cpp, save_converted
 
 N_LAYER = 2
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [255, 264, 260, 0, 261, 268, 7, 7]])
@@ -145,6 +147,26 @@ def test_a_checkpoint_without_tokenizer_is_exported_without(exports, tmp_path, c
         f"activation gelu_new, without tokenizer\n"
     )
     assert not list((tmp_path / "new" / "out").glob("*token*"))
+
+
+def test_an_export_says_what_llama_cpp_will_refuse(exports, tmp_path, capsys):
+    tokenizer = "llama.cpp: expected GPT-2's tokenizer, found another, of which its converter may "
+    n_inner = "llama.cpp: expected n_inner of 64 (4 * n_embd), found 40; "
+    for variant, expected in {"float32": [tokenizer], "untied": [tokenizer, n_inner]}.items():
+        main(["to-gpt2", str(exports[variant][0]), str(tmp_path / variant)])
+        _, *lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == len(expected)
+        assert all(line.startswith(start) for line, start in zip(lines, expected, strict=True))
+
+
+def test_llama_cpp_takes_gpt2s_own_tokenizer(tmp_path, monkeypatch):
+    if not TIKTOKEN_CACHE.is_dir():
+        pytest.skip(f"needs GPT-2's tokenizer in {TIKTOKEN_CACHE}")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(TIKTOKEN_CACHE))
+    config = GPT2Config(n_layer=1, n_head=1, n_embd=2, n_positions=8, n_inner=8)
+    model = GPT2LMHeadModel(config)
+    save_converted(model, load_tokenizer("gpt2"), tmp_path)
+    assert limits_in_llama_cpp(model, tmp_path) == []
 
 
 @pytest.mark.parametrize("problem", ["missing", "unexpected", "mismatched"])
