@@ -60,7 +60,7 @@ class BenchmarkConfig:
     tokenizer: str | None = argument(
         "as in prepare_data.py; the model's own, or gpt2 for random weights", default=None
     )
-    books: str | None = argument("text, a tokenised sentence on each line, for cbt", default=None)
+    books: str | None = argument("text, a tokenized sentence on each line, for cbt", default=None)
     hellaswag_data: str | None = argument("official .jsonl file", default=None)
     lambada_data: str | None = argument("official .jsonl file", default=None)
     blimp_data: str | None = argument("blimp.zip or its directory", default=None)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 class Block(nn.Module):
-    """Causal attention and MLP, each on normalised input and added to the residual stream."""
+    """Causal attention and MLP, each on normalized input and added to the residual stream."""
 
     def __init__(self, n_embd: int, n_head: int):
         super().__init__()

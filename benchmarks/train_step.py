@@ -45,11 +45,16 @@ class Entry:
 
 CONTESTANTS = {
     "ours bf16": Entry("ours", torch.bfloat16),
+    "ours bf16 compiled": Entry("ours", torch.bfloat16, is_compiled=True),
     "ours fp32": Entry("ours", torch.float32),
     "transformers bf16": Entry("transformers", torch.bfloat16),
+    "transformers bf16 compiled": Entry("transformers", torch.bfloat16, is_compiled=True),
     "transformers fp32": Entry("transformers", torch.float32),
+    "plain bf16": Entry("plain", torch.bfloat16),
+    "plain bf16 compiled": Entry("plain", torch.bfloat16, is_compiled=True),
     "plain fp32": Entry("plain", torch.float32),
 }
+PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 LEARNING_RATE = 3e-4
 MAX_GRAD_NORM = 1.0
@@ -169,6 +174,16 @@ def ratio(seconds: dict[str, list[float]], name: str, other: str) -> float:
     return statistics.median(theirs / own for theirs, own in pairs)
 
 
+def fastest_peer(seconds: dict[str, list[float]], dtype: torch.dtype) -> str | None:
+    """The quickest of the others in this precision, None where there is none."""
+    medians = {
+        name: statistics.median(values)
+        for name, values in seconds.items()
+        if CONTESTANTS[name].kind != "ours" and CONTESTANTS[name].dtype == dtype
+    }
+    return min(medians, key=medians.get, default=None)
+
+
 def main() -> None:
     """Prints a row for each contestant, and how far bf16 strays from float32."""
     config = parse_config(BenchmarkConfig, description=__doc__)
@@ -183,15 +198,16 @@ def main() -> None:
     of_token = flops_per_token(
         GPT2ScratchConfig(**sizes, bos_token_id=0, eos_token_id=0), config.sequence_length
     )
-    compared = [name for name in names if not name.startswith("ours")]
+    peers = {precision: fastest_peer(seconds, dtype) for precision, dtype in PRECISIONS.items()}
+    peers = {precision: peer for precision, peer in peers.items() if peer}
     rows = []
     for name in names:
         per_second = tokens / statistics.median(seconds[name])
         peak = peaks[CONTESTANTS[name].dtype]
-        times = [ratio(seconds, name, other) for other in compared]
+        times = [ratio(seconds, name, peer) for peer in peers.values()]
         rows.append([name, per_second, 100 * per_second * of_token / peak, *times])
-    header = ["", "tokens/s", "% of peak", *(f"x {other}" for other in compared)]
-    print(tabulate(rows, header, "pipe", floatfmt=(None, ".0f", ".0f", *[".2f"] * len(compared))))
+    header = ["", "tokens/s", "% of peak", *(f"x best {precision} peer" for precision in peers)]
+    print(tabulate(rows, header, "pipe", floatfmt=(None, ".0f", ".0f", *[".2f"] * len(peers))))
     threads = f", {torch.get_num_threads()} threads" if config.device == "cpu" else ""
     of_dtypes = [f"{str(d).removeprefix('torch.')} {p / 1e12:.3f}" for d, p in peaks.items()]
     print(

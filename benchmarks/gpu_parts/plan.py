@@ -42,7 +42,7 @@ class Plan:
 
     @property
     def shards(self) -> str:
-        """Directory of the tokenised data."""
+        """Directory of the tokenized data."""
         return str(Path(self.output_dir, "shards"))
 
     def result_of(self, part: str) -> Path:

@@ -32,7 +32,7 @@ ROUNDS = 20
 
 def run(plan: Plan, record: Record) -> None:
     """GPT-2 small."""
-    measure(plan, record, "gpt2", smoke_names=["ours, Muon, compiled", "transformers, AdamW"])
+    measure(plan, record, "gpt2")
 
 
 def measure(
@@ -40,7 +40,6 @@ def measure(
     record: Record,
     model: str,
     *,
-    smoke_names: list[str],
     names: Sequence[str] = tuple(ENTRIES),
 ) -> None:
     """Records each contestant's speed as soon as it is made, and after each round."""
@@ -48,7 +47,7 @@ def measure(
     sizes = ROWS
     if plan.is_smoke:
         config = dataclasses.replace(config, model="tiny", vocab_size=600, sequence_length=16)
-        names, sizes = smoke_names, (2,)
+        sizes = (2,)
     # Each model, and each size that was tried, is a compilation of the same function to torch.
     torch._dynamo.config.recompile_limit = 64
     contestants, rows, problems, data = {}, {}, {}, {}

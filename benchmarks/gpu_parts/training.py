@@ -32,7 +32,7 @@ SIZES = {
 SMOKE_SIZES = {
     **{"model": "tiny", "n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 32},
     **{"sequence_length": 32, "total_batch_tokens": 128, "micro_batch_size": 2},
-    **{"mixed_precision": "no", "log_every": 2, "eval_tokens": 128, "learning_rate": 0.01},
+    **{"mixed_precision": "bf16", "log_every": 2, "eval_tokens": 128, "learning_rate": 0.01},
 }
 
 

@@ -59,14 +59,15 @@ def test_a_smoke_test_runs_every_part_and_writes_the_page(tmp_path):
     assert all(part["status"] == "finished" for part in parts.values())
     results = {name: part["results"] for name, part in parts.items()}
     assert not {"failed", "error"} & results["machine"]["tests"].keys()
-    assert results["steps"]["contestants"].keys() == {"ours, Muon, compiled", "transformers, AdamW"}
-    assert results["larger_steps"]["contestants"].keys() == {"ours, AdamW"}
+    for part in ("steps", "larger_steps"):
+        assert not results[part].get("problems") and len(results[part]["contestants"]) == 7
     losses = results["losses"]["losses"]
     assert losses["chunked"]["loss"] == pytest.approx(losses["plain"]["loss"], rel=1e-2)
     assert (results["training"]["end"], results["training"]["last_step"]) == ("finished", 6)
     assert all("alias" in scores for scores in results["training"]["scores"].values())
     assert results["scoring"]["scoring"]["hellaswag"]["largest_difference"] < 1e-3
-    assert results["scoring"]["generation"].keys() == {"growing cache", "static cache"}
+    assert results["scoring"]["scoring"]["cbt-like"]["largest_difference"] < 1e-3
+    assert len(results["scoring"]["generation"]) == 3
     page = (tmp_path / "gpu_day.md").read_text()
     assert page.count("\n## ") == len(parts) == 7 and "did not finish" not in page
 
