@@ -14,7 +14,7 @@ PROGRAM = "train_accelerate.py"
 
 def main() -> None:
     """Parses, trains, and turns what is wrong with the input into one line and an exit code."""
-    from modeling_gpt2scratch.common.activity import activity, readable_output
+    from modeling_gpt2scratch.common.activity import activity, readable_output, tell
     from modeling_gpt2scratch.common.interruptions import Interruptible
     from modeling_gpt2scratch.common.threads import let_waiting_threads_rest
 
@@ -38,8 +38,7 @@ def main() -> None:
             end = train(config)
         except (MendableError, OSError) as error:
             if not ctrl_c.was_pressed and is_speaker(error):
-                # In one piece, or the lines of several processes may lie within one another.
-                sys.stderr.write(f"{PROGRAM}: error: {with_place(last_line(error))}\n")
+                tell(f"{PROGRAM}: error: {with_place(last_line(error))}", file=sys.stderr)
             sys.exit(2 if isinstance(error, LaunchError) else 1)
         if end == "finished" and os.environ.get("RANK", "0") == "0":
             with activity("writing the report"):

@@ -36,7 +36,7 @@ def _hand_on(words: list[str]) -> None:
     verbs = parser.add_subparsers(title="verbs", dest="verb", required=True, metavar="VERB")
     for verb, help in VERBS.items():
         verbs.add_parser(verb, help=help)
-    verb = parser.parse_args(words[:1]).verb
+    verb = parser.parse_args(words[:1] or ["--help"]).verb
     say_when_interrupted(f"{PROGRAM} {verb}")
     importlib.import_module(f"modeling_gpt2scratch.commands.{verb}").main(words[1:])
 

@@ -134,7 +134,7 @@ class GPT2ScratchMLP(nn.Module):
 
 
 class GPT2ScratchBlock(GradientCheckpointingLayer):
-    """Attention, then MLP, each on normalised input and added to the residual stream."""
+    """Attention, then MLP, each on normalized input and added to the residual stream."""
 
     def __init__(self, config: GPT2ScratchConfig, layer_idx: int):
         super().__init__()
@@ -150,7 +150,7 @@ class GPT2ScratchBlock(GradientCheckpointingLayer):
 
 
 class GPT2ScratchPreTrainedModel(CompleteLoadingMixin, PreTrainedModel):
-    """What both models share: loading, saving and initialisation."""
+    """What both models share: loading, saving and initialization."""
 
     config_class = GPT2ScratchConfig
     base_model_prefix = "transformer"

@@ -328,7 +328,7 @@ def test_the_lm_eval_command_scores_a_checkpoint_without_the_package(model, tmp_
     assert found == pytest.approx(1 / expected.item(), rel=1e-4)
 
 
-# Weights: resized, initialised late, in other types, copied.
+# Weights: resized, initialized late, in other types, copied.
 
 
 @pytest.mark.parametrize("n_rows", [320, 200])
@@ -344,7 +344,7 @@ def test_resized_embeddings_stay_tied_and_keep_their_rows(model, n_rows):
     assert_close(model(ids[:, :-1], shift_labels=ids[:, 1:]).loss, found.loss)
 
 
-def test_weights_made_on_the_meta_device_are_initialised_as_others():
+def test_weights_made_on_the_meta_device_are_initialized_as_others():
     with torch.device("meta"):
         model = tiny_model(n_embd=128, n_layer=8)
     model.to_empty(device="cpu").init_weights()

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from modeling_gpt2scratch.common.activity import activity
+from modeling_gpt2scratch.common.activity import activity, tell
 from modeling_gpt2scratch.common.errors import named, one_line
 from modeling_gpt2scratch.common.interruptions import EXIT_CODE, Interruptible
 
@@ -64,7 +64,8 @@ def leave_to_the_processes(number: int, frame: FrameType | None) -> None:
     import psutil
 
     if not psutil.Process().children():
-        os.write(2, f"{PROGRAM}: interrupted\n".encode())
+        with contextlib.suppress(OSError):  # of a terminal that is gone, or a full disk
+            os.write(2, f"{PROGRAM}: interrupted\n".encode())
         os._exit(EXIT_CODE)
 
 
@@ -84,5 +85,5 @@ def end(process: str, code: int) -> None:
     """Exits as a shell would after this process, and says what it could not say itself."""
     if code not in SAID:
         reason = signal.Signals(-code).name if code < 0 else f"code {code}"
-        sys.stderr.write(f"{PROGRAM}: {process} ended with {reason}\n")
+        tell(f"{PROGRAM}: {process} ended with {reason}", file=sys.stderr)
     sys.exit(128 - code if code < 0 else code)

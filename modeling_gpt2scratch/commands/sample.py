@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from modeling_gpt2scratch.common.activity import activity
+from modeling_gpt2scratch.common.activity import activity, tell
 from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser, number
 from modeling_gpt2scratch.common.errors import last_line
 from modeling_gpt2scratch.common.interruptions import Interruptible
@@ -106,7 +106,7 @@ def _write(arguments: argparse.Namespace, prompts: Sequence[str]) -> None:
             writers = [load_writer(name, trust_remote_code=trust) for name in arguments.models]
         for name, writer in zip(arguments.models, writers, strict=True):
             if Path(writer.name) != Path(name):
-                print(f"{name}: not finished, {writer.name} writes", file=sys.stderr)
+                tell(f"{name}: not finished, {writer.name} writes", file=sys.stderr)
         names = ("temperature", "top_k", "top_p", "max_new_tokens")
         sampling = Sampling(**{name: getattr(arguments, name) for name in names})
         texts = {"n": arguments.num_samples, "seed": arguments.seed}

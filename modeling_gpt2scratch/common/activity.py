@@ -15,17 +15,17 @@ CLOCK = "{desc} ... {elapsed}"
 
 @contextlib.contextmanager
 def readable_output() -> Iterator[None]:
-    """Within the block, output may go to a terminal of few letters, or to a pipe that closes."""
+    """Within the block, output may go nowhere, to a terminal of few letters, or a closing pipe."""
+    _open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
-        # A notebook's shows everything, there may be none, and one may have changed its kind.
+        # A notebook's shows everything, and one may have changed its kind.
         with contextlib.suppress(AttributeError, OSError):
             stream.reconfigure(errors="replace")
     try:
         try:
             yield
         finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -39,8 +39,19 @@ def tell(text: str, *, file: TextIO | None = None) -> None:
     file = sys.stdout if file is None else file
     with contextlib.suppress(OSError):
         if file is not None:
-            tqdm.write(text, file=file)
+            # In one piece, or the lines of several processes may lie within one another.
+            tqdm.write(f"{text}\n", file=file, end="")
             file.flush()
+
+
+def warn(text: str) -> None:
+    """Tells it on the standard error, as a warning."""
+    tell(f"warning: {text}", file=sys.stderr)
+
+
+def has_terminal() -> bool:
+    """Whether bars are seen."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 @contextlib.contextmanager
@@ -57,7 +68,7 @@ def activity(text: str) -> Iterator[None]:
 @contextlib.contextmanager
 def progress_bar(*, is_shown: bool = True, **options: Any) -> Iterator[tqdm]:
     """A bar of tqdm with these options, on a terminal only, whose clock goes on between updates."""
-    with tqdm(**options, disable=None if is_shown else True) as bar, _kept_moving(bar):
+    with tqdm(**options, disable=not (is_shown and has_terminal())) as bar, _kept_moving(bar):
         yield bar
 
 
@@ -81,3 +92,12 @@ def _kept_moving(bar: tqdm) -> Iterator[None]:
         is_over.set()
         # An interruption may have left the bar's lock taken.
         thread.join(REFRESH_SECONDS)
+
+
+def _open_what_is_closed() -> None:
+    """Opens each standard stream that is closed, so that no file gets its number and its lines."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode)  # noqa: SIM115 the lowest number free, which is its own
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)

@@ -46,8 +46,8 @@ class Secrets:
 _secrets: dict[str, Secrets] = {}  # by the address without them
 
 
-def keep_apart(text: str) -> str:
-    """A text as it may be recorded; the secrets of its addresses are kept for `private`.
+def store_credentials(text: str) -> str:
+    """A text as it may be recorded; the secrets of its addresses are kept for `with_credentials`.
 
     Raises:
         ValueError: if nobody could say where the password of an address ends.
@@ -55,17 +55,17 @@ def keep_apart(text: str) -> str:
     if any(UNCLEAR.match(match[0]) for match in ADDRESS.finditer(text)):
         raise ValueError(
             f"expected an address that writes @ as %40 in its path, and @ and / as %40 and %2F in "
-            f"its password, found another in {public(text)}"
+            f"its password, found another in {redacted(text)}"
         )
-    return ADDRESS.sub(lambda match: _public(match, is_kept=True), text)
+    return ADDRESS.sub(lambda match: _redacted(match, is_kept=True), text)
 
 
-def public(text: str) -> str:
+def redacted(text: str) -> str:
     """A text as it may be printed, such as a library's message."""
-    return ADDRESS.sub(_public, UNCLEAR.sub(r"\1", text))
+    return ADDRESS.sub(_redacted, UNCLEAR.sub(r"\1", text))
 
 
-def private(address: str) -> tuple[str, str]:
+def with_credentials(address: str) -> tuple[str, str]:
     """An address as its client needs it, and the query that stands behind each of its files."""
     before, _, last = address.rpartition("::")  # as in `simplecache::https://...`
     before, last = (f"{before}::", last) if before and "://" in last else ("", address)
@@ -96,7 +96,7 @@ def split_revision(name: str) -> tuple[str, str]:
     return (name, MAIN) if name.startswith((".", "/", "~")) else (repository, revision)
 
 
-def keep_secrets_apart(config: Any, *, but: Sequence[str] = ()) -> None:
+def redact_fields(config: Any, *, but: Sequence[str] = ()) -> None:
     """Leaves no secrets in the texts of a dataclass, which will be recorded.
 
     Args:
@@ -107,24 +107,26 @@ def keep_secrets_apart(config: Any, *, but: Sequence[str] = ()) -> None:
         value = getattr(config, name)
         try:
             if isinstance(value, str):
-                object.__setattr__(config, name, keep_apart(value))
+                object.__setattr__(config, name, store_credentials(value))
             elif isinstance(value, list):
-                kept = [keep_apart(part) if isinstance(part, str) else part for part in value]
+                kept = [
+                    store_credentials(part) if isinstance(part, str) else part for part in value
+                ]
                 object.__setattr__(config, name, kept)
         except ValueError as error:
             raise ValueError(f"--{name}: {error}") from None
 
 
-def command_line(argv: Sequence[str] | None) -> list[str]:
+def take_arguments(argv: Sequence[str] | None) -> list[str]:
     """These arguments; if None, the program's, of which trackers will find no secrets."""
     if argv is not None:
         return list(argv)
     found = sys.argv[1:]
-    sys.argv[1:] = map(public, found)
+    sys.argv[1:] = map(redacted, found)
     return found
 
 
-def _public(match: re.Match, *, is_kept: bool = False) -> str:
+def _redacted(match: re.Match, *, is_kept: bool = False) -> str:
     """What is left of an address."""
     scheme, slashes, user, place, query = match.groups(default="")
     # `abfs://container@account` and `sftp://user@host` need what stands there.

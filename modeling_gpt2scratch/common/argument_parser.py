@@ -16,7 +16,8 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
-from .addresses import public
+from .activity import tell
+from .addresses import redacted
 
 TRUTHS = ("true", "yes", "t", "y", "1")
 UNTRUTHS = ("false", "no", "f", "n", "0")
@@ -26,6 +27,35 @@ WRONG_CHOICE = re.compile(
     r"(?:argument (\S+): )?invalid choice: (['\"])(.*)\2 \(choose from (.*)\)", re.DOTALL
 )
 WRONG_TYPE = re.compile(r"invalid (\w+) value: ")
+# What other training scripts call it: nanoGPT, build-nanogpt, llm.c and the Trainer.
+OTHER_NAMES = {
+    "learning_rate": "lr",
+    "min_learning_rate": "min_lr",
+    "max_steps": "steps max_iters lr_decay_iters num_iterations num_train_epochs epochs",
+    "micro_batch_size": "bs batch_size per_device_train_batch_size train_batch_size",
+    "total_batch_tokens": "gradient_accumulation_steps grad_accum_steps total_batch_size",
+    "batch_tokens": "bs batch_size",
+    "n_positions": "block_size context_length max_seq_len",
+    "mixed_precision": "dtype bf16 fp16",
+    "max_grad_norm": "grad_clip",
+    "eval_every": "eval_steps eval_interval eval_strategy val_loss_every",
+    "eval_tokens": "eval_iters val_max_steps",
+    "save_every": "save_steps save_interval save_strategy checkpoint_every",
+    "keep_checkpoints": "save_total_limit",
+    "log_every": "logging_steps log_interval",
+    "schedule": "decay_lr lr_scheduler_type",
+    "init_from": "model_name_or_path",
+    "resume": "resume_from_checkpoint resume_from",
+    "output_dir": "out_dir out run_name wandb_run_name experiment_name",
+    "overwrite": "overwrite_output_dir force",
+    "report_to": "wandb wandb_log",
+    "project": "wandb_project",
+    "data": "dataset dataset_name train_files input_bin",
+    "dataset": "dataset_name data data_files input",
+    "val_fraction": "val_split validation_split test_size",
+    "push_to_hub": "hub_model_id repo_id",
+    "models": "model model_name_or_path pretrained",
+}
 KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "True or False"}
 
 
@@ -64,11 +94,11 @@ class OneLineErrorParser(argparse.ArgumentParser):
     def note(self, message: str) -> None:
         """Writes one line, and goes on."""
         if _is_first_of_machine():
-            sys.stderr.write(f"{self.prog}: note: {message}\n")
+            tell(f"{self.prog}: note: {message}", file=sys.stderr)
 
     def error(self, message: str) -> NoReturn:
         """Exits with code 2 and one line."""
-        line = f"{self.prog}: error: {public(readable(message))}\n"
+        line = f"{self.prog}: error: {redacted(readable(message))}\n"
         self.exit(2, line if _is_first_of_machine() else None)
 
 
@@ -86,7 +116,7 @@ def say_when_interrupted(program: str) -> None:
             sys.__excepthook__(kind, error, trace)
             return
         if _is_first_of_machine():
-            sys.stderr.write(f"{program}: interrupted\n")
+            tell(f"{program}: interrupted", file=sys.stderr)
         sys.exit(130)
 
     sys.excepthook = hook

@@ -22,8 +22,9 @@ from typing import Any, TypeVar, get_origin, get_type_hints
 
 import yaml
 
-from .addresses import command_line
+from .addresses import take_arguments
 from .argument_parser import (
+    OTHER_NAMES,
     OneLineErrorParser,
     checked,
     readable,
@@ -37,34 +38,6 @@ Config = TypeVar("Config")
 # Name of an argument: the recipe's number and path, or the number after all recipes and no path.
 Origins = dict[str, tuple[int, str | None]]
 
-# What other training scripts call it: nanoGPT, build-nanogpt, llm.c and the Trainer.
-OTHER_NAMES = {
-    "learning_rate": "lr",
-    "min_learning_rate": "min_lr",
-    "max_steps": "steps max_iters num_iterations num_train_epochs epochs",
-    "micro_batch_size": "bs batch_size per_device_train_batch_size train_batch_size",
-    "total_batch_tokens": "gradient_accumulation_steps grad_accum_steps total_batch_size",
-    "batch_tokens": "bs batch_size",
-    "n_positions": "block_size context_length max_seq_len",
-    "mixed_precision": "dtype bf16 fp16",
-    "max_grad_norm": "grad_clip",
-    "eval_every": "eval_steps eval_interval eval_strategy val_loss_every",
-    "eval_tokens": "eval_iters val_max_steps",
-    "save_every": "save_steps save_interval save_strategy checkpoint_every",
-    "keep_checkpoints": "save_total_limit",
-    "log_every": "logging_steps",
-    "init_from": "model_name_or_path",
-    "resume": "resume_from_checkpoint resume_from",
-    "output_dir": "out_dir out run_name wandb_run_name experiment_name",
-    "overwrite": "overwrite_output_dir force",
-    "report_to": "wandb wandb_log",
-    "project": "wandb_project",
-    "data": "dataset dataset_name train_files input_bin",
-    "dataset": "dataset_name data data_files input",
-    "val_fraction": "val_split validation_split test_size",
-    "push_to_hub": "hub_model_id repo_id",
-    "models": "model model_name_or_path pretrained",
-}
 MAX_VALUE_CHARACTERS = 10_000  # of one text among the arguments
 MAX_RECIPE_BYTES = 2**20
 DEFAULT = "default"  # in place of a path
@@ -141,7 +114,7 @@ def parse_config(
     parser.usage = f"{parser.prog} [RECIPE.yaml ...] [--flag value ...]"
     parser.add_fields(config_class)
     say_when_interrupted(parser.prog)
-    argv = command_line(argv)
+    argv = take_arguments(argv)
     n_recipes = next((n for n, part in enumerate(argv) if part.startswith("-")), len(argv))
     paths, flags = argv[:n_recipes], [_without_no(part, config_class) for part in argv[n_recipes:]]
     known = [field.name for field in dataclasses.fields(config_class)]
@@ -152,6 +125,8 @@ def parse_config(
             recipe = _read_recipe(path, config_class)
             entries |= recipe
             origins |= dict.fromkeys(recipe, (number, path))
+        entries = {name: value for name, value in entries.items() if value not in EMPTY}
+        origins = {name: origins[name] for name in entries}
         given = {_name_of(part) for part in flags if part.startswith("--")}
         origins |= dict.fromkeys(given, (n_recipes, None))
         for name in _outdated(config_class, entries, origins):
@@ -243,6 +218,9 @@ def raw_recipe(path: str, *, flag: str) -> dict[str, Any]:
         if not Path(path).is_file():  # a pipe may never end
             kind = "a directory" if Path(path).is_dir() else "no file"
             raise ValueError(f"{expected} {kind}; name a file, or a flag: --{flag} {path}")
+        if Path(path).suffix not in (".yaml", ".yml"):
+            kind = "another kind of file; name it by its flag"
+            raise ValueError(f"{expected} {kind}: --{flag} {path}")
         if size > MAX_RECIPE_BYTES:
             raise ValueError(f"{expected} {size:,} bytes of something")
         recipe = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_RecipeLoader)
@@ -265,7 +243,7 @@ def raw_recipe(path: str, *, flag: str) -> dict[str, Any]:
 
 
 def _read_recipe(path: str, config_class: type) -> dict[str, str | list[str]]:
-    """The entries of a recipe that are not empty."""
+    """The entries of a recipe, of which empty ones stand for the default."""
     known = [field.name for field in dataclasses.fields(config_class)]
     recipe = raw_recipe(path, flag=getattr(config_class, "main", known[0]))
     types = get_type_hints(config_class)
@@ -275,7 +253,7 @@ def _read_recipe(path: str, config_class: type) -> dict[str, str | list[str]]:
         problem = _problem_of_shape(value, is_list=get_origin(types[key]) is list)
         if problem:
             raise ValueError(f"{path}: {key}: {problem}")
-    return {key: value for key, value in recipe.items() if value not in EMPTY}
+    return recipe
 
 
 def _places_of(entries: dict, origins: Origins) -> dict[str, str]:
@@ -393,8 +371,5 @@ def _refuse_without_effect(config: Any, origins: Origins) -> None:
             needed = "without" if values == (None,) else "with"
             shown = "none" if found in (None, []) else found
             wanted = "" if values in ((None,), GIVEN) else f" {' or '.join(map(str, values))}"
-            raise ArgumentError(
-                *(name, other),
-                problem=f"expected {name} only {needed} {other}{wanted}, found {shown}; leave "
-                f"{name} out",
-            )
+            problem = f"expected {name} only {needed} {other}{wanted}, found {shown}"
+            raise ArgumentError(name, other, problem=f"{problem}; leave {name} out")

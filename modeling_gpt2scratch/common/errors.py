@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from .addresses import public
+from .addresses import redacted
 
 MAX_READ_CHARACTERS, MAX_MESSAGE_CHARACTERS = 10_000, 1_000  # some libraries write pages
 # What moves the cursor of a terminal or worse, without tab and line feed.
@@ -30,7 +30,7 @@ def printable(text: str) -> str:
 
 def one_line(error: BaseException) -> str:
     """The message of an error, without line breaks and cut if long; without one, its class."""
-    words = public(str(error)[:MAX_READ_CHARACTERS]).split()
+    words = redacted(str(error)[:MAX_READ_CHARACTERS]).split()
     message = printable(" ".join(words)) or type(error).__name__
     if len(message) <= MAX_MESSAGE_CHARACTERS:
         return message

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from .addresses import public
+from .addresses import redacted
 
 EXIT_CODE = 130  # what shells expect of a program that Ctrl-C has ended
 ORDERLY_SECONDS = 4.0  # in which an interrupted program may tidy up
@@ -140,7 +140,8 @@ class Interruptible:
         """Writes a line in one piece, in place of a bar that may stand there."""
         if os.environ.get("LOCAL_RANK", "0") == "0":
             erase = "\r\x1b[K" if os.isatty(2) else ""
-            os.write(2, f"{erase}{line}\n".encode())
+            with contextlib.suppress(OSError):  # of a terminal that is gone, or a full disk
+                os.write(2, f"{erase}{line}\n".encode())
 
 
 class Stopped(KeyboardInterrupt):
@@ -217,10 +218,10 @@ def started_as() -> str:
     """
     import psutil
 
-    command = [public(word) for word in sys.orig_argv]
+    command = [redacted(word) for word in sys.orig_argv]
     with contextlib.suppress(psutil.Error):
-        parents = [public(word) for word in psutil.Process(os.getppid()).cmdline()]
-        if parents[-len(sys.argv) :] == [public(word) for word in sys.argv]:
+        parents = [redacted(word) for word in psutil.Process(os.getppid()).cmdline()]
+        if parents[-len(sys.argv) :] == [redacted(word) for word in sys.argv]:
             command = parents
     first, *rest = [Path(command[0]).name, *command[1:]]
     if first.startswith("python"):

@@ -4,7 +4,6 @@ A kill or a full disk can cut the last line, and anything can happen to the othe
 named by file and number and left out: it ends neither a run nor a report of one.
 """
 
-import contextlib
 import json
 import os
 import sys
@@ -12,14 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from .activity import warn
+
 MAX_NAMED = 3  # bad lines of one file
 SHOWN_CHARACTERS = 40  # of a bad line
-
-
-def warn(text: str) -> None:
-    """Says it on the standard error."""
-    with contextlib.suppress(OSError):  # of a terminal that is gone, or a full disk
-        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def read_json_lines(

@@ -23,6 +23,7 @@ STATUS_NAME = "status.json"  # what a run says of itself
 PARTIAL_SUFFIX = ".partial"  # of what was not complete when its process was killed
 MAX_MARKER_BYTES = 2**26  # a manifest of very many shards has half of it
 ELSEWHERE = "choose another"
+REPLACE = f"{ELSEWHERE} or add --overwrite"
 # Where the libraries that we use keep what they downloaded.
 CACHE_VARIABLES = (
     *("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "TIKTOKEN_CACHE_DIR", "XDG_CACHE_HOME"),
@@ -81,6 +82,7 @@ def output_directory(
     flag: str = "--output_dir",
     is_ours: bool = False,
     is_renamed: bool = True,
+    remedy: str = REPLACE,
 ) -> Path:
     """The place of a directory that is to be made, without links on the way to it.
 
@@ -95,6 +97,7 @@ def output_directory(
         is_ours: whether it is known already that the directory is of this kind.
         is_renamed: whether the directory is made beside its place and gets its name when it is
             complete.
+        remedy: what to do if one is there that the user has not allowed to replace.
 
     Raises:
         OutputError: if it must not be written to, or cannot.
@@ -114,7 +117,7 @@ def output_directory(
             f"directory below it"
         )
     if not is_ours:
-        require_free(place, marker=marker, overwrite=overwrite, flag=flag)
+        require_free(place, marker=marker, overwrite=overwrite, flag=flag, remedy=remedy)
     for directory in (place, place.parent) if is_renamed else (place,):
         _require_writable(directory, MAKEABLE)
     return as_given(path, place)
@@ -158,8 +161,8 @@ def resolved(path: str | Path, *, flag: str = "--output_dir", expected: str | No
     """
     if os.path.expanduser(path) != str(path):
         raise OutputError(
-            f"expected {flag} to name a directory, found {str(path)!r}, in which nobody has "
-            f"replaced the ~; write {os.path.expanduser(path)}"
+            f"expected {flag} to name a directory, found {str(path)!r}, whose ~ the shell did not "
+            f"expand; write {os.path.expanduser(path)}"
         )
     with _in_words(path, flag):
         place = Path(path).resolve()
@@ -177,7 +180,12 @@ def resolved(path: str | Path, *, flag: str = "--output_dir", expected: str | No
 
 
 def require_free(
-    place: Path, *, marker: Marker | None, overwrite: bool, flag: str = "--output_dir"
+    place: Path,
+    *,
+    marker: Marker | None,
+    overwrite: bool,
+    flag: str = "--output_dir",
+    remedy: str = REPLACE,
 ) -> None:
     """Refuses a directory that holds anything, unless it is ours and may be replaced.
 
@@ -186,6 +194,7 @@ def require_free(
         marker: as in `output_directory`.
         overwrite: as in `output_directory`.
         flag: as in `output_directory`.
+        remedy: as in `output_directory`.
 
     Raises:
         OutputError: if it is in use.
@@ -204,7 +213,7 @@ def require_free(
         )
     if not overwrite:
         found = f"found {marker.name} in {place}"
-        raise OutputError(f"expected a new directory, {found}; {ELSEWHERE} or add --overwrite")
+        raise OutputError(f"expected a new directory, {found}; {remedy}")
 
 
 def require_apart(place: Path, inputs: Paths, *, kept: Paths = ()) -> None:

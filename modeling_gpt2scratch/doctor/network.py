@@ -13,7 +13,7 @@ from huggingface_hub import constants, get_token
 from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import get_session
 
-from modeling_gpt2scratch.common.addresses import public
+from modeling_gpt2scratch.common.addresses import redacted
 from modeling_gpt2scratch.data.tokens.names import GPT2, TokenizerError
 from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer
 
@@ -41,7 +41,7 @@ def check_hub() -> Finding:
     status = _status_of(f"{constants.ENDPOINT}/api/whoami-v2", headers)
     if status is None:
         advice = "HF_HUB_OFFLINE=1 for what is in the cache, HF_ENDPOINT for a mirror"
-        return Finding("warning", f"{public(constants.ENDPOINT)} is not reachable", advice)
+        return Finding("warning", f"{redacted(constants.ENDPOINT)} is not reachable", advice)
     if not token:
         return Finding("ok", "reachable, no token; pushing needs one (hf auth login)")
     if status == 200:
@@ -61,7 +61,7 @@ def check_wandb() -> Finding:
         return Finding("warning", "no key", "wandb login, or WANDB_MODE=offline")
     if _status_of(address, {}) is None:
         return Finding(
-            "warning", f"{public(address)} is not reachable", "WANDB_MODE=offline; sync later"
+            "warning", f"{redacted(address)} is not reachable", "WANDB_MODE=offline; sync later"
         )
     return Finding("ok", "reachable, and there is a key")
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from modeling_gpt2scratch.checkpoints.checkpoint import find_model
 from modeling_gpt2scratch.checkpoints.weight_files import not_finite
+from modeling_gpt2scratch.common.activity import tell
 from modeling_gpt2scratch.common.errors import MendableError, in_words, printable
 from modeling_gpt2scratch.data.tokens.text import well_formed
 from modeling_gpt2scratch.distributed.device import available_device
@@ -98,7 +99,7 @@ class Writer:
         ids = self._tokenizer(well_formed(prompt))["input_ids"] or [prefix_token(self._tokenizer)]
         input_ids = self._fitting(torch.tensor([ids], device=self._model.device), n_new)
         if input_ids.shape[1] < len(ids):
-            print(
+            tell(
                 f"{self.name}: the prompt has {len(ids):,} tokens, the model "
                 f"{self._n_positions:,} positions; only the last {input_ids.shape[1]:,} are taken",
                 file=sys.stderr,

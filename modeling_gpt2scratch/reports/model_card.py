@@ -45,7 +45,8 @@ HIDDEN_ARGUMENTS = (
     *("push_every", "private"),
     *("log_every", "max_skipped_steps", "timeout_minutes", "preflight", "expect_processes"),
     "tokens_per_parameter",  # by now it is max_steps
-    *("expect_parameters", "strict", "activation_checkpointing", "peak_tflops", "profile"),
+    *("expect_parameters", "strict", "attention", "activation_checkpointing"),
+    *("peak_tflops", "profile"),
     "overwrite",
 )
 # Arguments that count only if another one has this value.

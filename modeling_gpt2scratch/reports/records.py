@@ -16,9 +16,9 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from modeling_gpt2scratch.checkpoints.checkpoint import find_checkpoint
 from modeling_gpt2scratch.checkpoints.retention import STATE_NAME
+from modeling_gpt2scratch.common.activity import warn
 from modeling_gpt2scratch.common.addresses import split_revision
 from modeling_gpt2scratch.common.errors import MendableError
-from modeling_gpt2scratch.common.json_lines import warn
 from modeling_gpt2scratch.data.shards.format import ShardError
 from modeling_gpt2scratch.data.shards.manifest import Manifest, Split
 from modeling_gpt2scratch.data.sources.dataset_argument import NAMED_CORPORA

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from modeling_gpt2scratch.checkpoints.checkpoint import WEIGHTS_NAME, find_checkpoint
 from modeling_gpt2scratch.checkpoints.weight_files import WeightsError, open_tensors
+from modeling_gpt2scratch.common.activity import tell
 from modeling_gpt2scratch.common.atomic_files import write_file
 from modeling_gpt2scratch.common.errors import one_line
 from modeling_gpt2scratch.common.json_lines import read_json_lines
@@ -108,7 +109,7 @@ def write_report(run: Path) -> Path:
         )
         write_file(run / HTML_NAME, page)
     except ImportError as error:  # on a machine with little more than torch
-        print(f"no {HTML_NAME}: {error}", file=sys.stderr)
+        tell(f"no {HTML_NAME}: {error}", file=sys.stderr)
     sections = [
         f"# {TITLE}",
         summary,

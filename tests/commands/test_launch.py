@@ -81,3 +81,13 @@ def test_a_configuration_that_is_none_is_one_line(tmp_path, content, found):
     assert launched.returncode == 1
     assert line.startswith(f"gpt2scratch launch: error: --config_file: {path}: cannot be read: ")
     assert found in line
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_ctrl_c_before_there_are_processes_ends_a_launcher_that_nobody_hears():
+    program = (
+        "from modeling_gpt2scratch.commands import launch; launch.leave_to_the_processes(2, 0)"
+    )
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-c", program]
+        assert subprocess.run(command, cwd=REPOSITORY, stderr=full).returncode == 130

@@ -76,10 +76,16 @@ def test_the_version_is_that_of_the_installed_package(capsys):
     assert modeling_gpt2scratch.__version__ == importlib.metadata.version("gpt2scratch")
 
 
+def test_no_verb_at_all_is_answered_with_the_verbs(capsys):
+    with pytest.raises(SystemExit, match="^0$"):
+        main([])
+    shown = capsys.readouterr().out
+    assert all(f"    {verb} " in shown for verb in VERBS)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "gpt2scratch: error: the following arguments are required: VERB"),
         (
             ("sampel",),
             f"gpt2scratch: error: VERB: expected one of {', '.join(VERBS)}, found 'sampel'; "

@@ -1,17 +1,21 @@
 """Signs of life: on a terminal, by one process, and for as long as something goes on."""
 
+import ast
 import errno
 import io
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
 from support.paths import REPOSITORY
 from support.terminal import terminal
 
 from modeling_gpt2scratch.common.activity import tell
 
+PACKAGE = REPOSITORY / "modeling_gpt2scratch"
 PROGRAM = """
 import sys
 from tqdm import tqdm
@@ -49,6 +53,63 @@ def test_a_line_that_cannot_be_written_is_lost_and_the_next_one_is_not(monkeypat
         tell("lost as well", file=Broken())
     tell("written")
     assert capsys.readouterr().out == "written\n"
+
+
+SPEAKER = """
+import subprocess, sys
+from modeling_gpt2scratch.common.activity import activity, readable_output, tell, warn
+def speak():
+    with activity("working"):
+        tell("told")
+        tell("told", file=sys.stderr)
+        warn("warned")
+{}
+"""
+PROGRAM_OF_OURS = """
+with readable_output():
+    speak()
+    with open(sys.argv[1], "w") as file:  # whose number is none that others write to
+        subprocess.run([sys.executable, "-c", "import os; os.write(2, b'lost')"])
+        file.write(str(file.fileno() > 2))
+"""
+PROGRAM_OF_OTHERS = """
+speak()
+open(sys.argv[1], "w").write("True")
+"""
+FULL = pytest.param(
+    "2>/dev/full",
+    marks=pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full"),
+)
+
+
+@pytest.mark.parametrize("program", [PROGRAM_OF_OURS, PROGRAM_OF_OTHERS], ids=["ours", "others"])
+@pytest.mark.parametrize("streams", ["2>&-", "<&- >&- 2>&-", FULL])
+def test_output_that_is_closed_or_full_ends_nothing(tmp_path, program, streams):
+    path = tmp_path / "file"
+    command = [sys.executable, "-c", SPEAKER.format(program), str(path)]
+    shell = ["sh", "-c", f'"$@" {streams}', "sh", *command]
+    assert subprocess.run(shell, cwd=REPOSITORY, stdout=subprocess.DEVNULL).returncode == 0
+    assert path.read_text() == "True"
+
+
+def test_a_line_is_written_in_one_piece():
+    pieces = []
+    stream = io.StringIO()
+    stream.write = pieces.append
+    tell("a line", file=stream)
+    assert pieces[0] == "a line\n" and not any(pieces[1:])
+
+
+def test_what_is_said_on_stderr_is_said_by_tell_and_warn():
+    files = [*PACKAGE.rglob("*.py"), *REPOSITORY.glob("*.py"), *REPOSITORY.glob("evaluate/*.py")]
+    found = []
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) != "tell":
+                streams = [ast.unparse(word.value) for word in node.keywords if word.arg == "file"]
+                if ast.unparse(node.func) == "sys.stderr.write" or "sys.stderr" in streams:
+                    found.append(f"{file}:{node.lineno}")
+    assert not found, found
 
 
 def test_beside_the_first_process_and_without_a_terminal_nothing_is_shown():

@@ -8,12 +8,12 @@ import pytest
 
 from modeling_gpt2scratch.common import addresses
 from modeling_gpt2scratch.common.addresses import (
-    command_line,
-    keep_apart,
-    keep_secrets_apart,
-    private,
-    public,
+    redact_fields,
+    redacted,
     split_revision,
+    store_credentials,
+    take_arguments,
+    with_credentials,
 )
 from modeling_gpt2scratch.common.command_line import argument, parse_config
 from modeling_gpt2scratch.common.errors import named, one_line
@@ -86,16 +86,16 @@ def nothing_known(monkeypatch):
 )
 def test_secrets_leave_a_text_and_come_back_for_its_client(text, expected, known):
     for _ in range(2):  # what was read without them does not make them forgotten
-        assert keep_apart(text) == public(text) == keep_apart(expected) == expected
-        assert {address: private(address) for address in known} == known
+        assert store_credentials(text) == redacted(text) == store_credentials(expected) == expected
+        assert {address: with_credentials(address) for address in known} == known
 
 
 @pytest.mark.parametrize(
     "password", ["p@ss", "p/ss", "p#ss", "p?ss", "p,ss", "my pass", "pass:word"]
 )
 def test_a_password_may_hold_what_should_have_been_escaped(password):
-    assert keep_apart(f"https://me:{password}@host/d") == "https://host/d"
-    address, _ = private("https://host/d")
+    assert store_credentials(f"https://me:{password}@host/d") == "https://host/d"
+    address, _ = with_credentials("https://host/d")
     assert unquote(urlsplit(address).password) == password and urlsplit(address).hostname == "host"
 
 
@@ -110,9 +110,9 @@ def test_a_password_may_hold_what_should_have_been_escaped(password):
 )
 def test_a_password_whose_end_nobody_knows_is_refused_and_not_shown(text):
     with pytest.raises(ValueError, match="writes @ as %40") as error:
-        keep_apart(text)
+        store_credentials(text)
     for secret in ("p@", "ss/", "key@", "12", "34", "1e", "def@", "me:"):
-        assert secret not in str(error.value) + public(text)
+        assert secret not in str(error.value) + redacted(text)
     assert not addresses._secrets
 
 
@@ -126,8 +126,8 @@ def test_a_password_whose_end_nobody_knows_is_refused_and_not_shown(text):
     ],
 )
 def test_what_holds_no_secret_stays_as_it_is(text):
-    assert keep_apart(text) == text
-    assert not addresses._secrets and private(text) == (text, "")
+    assert store_credentials(text) == text
+    assert not addresses._secrets and with_credentials(text) == (text, "")
 
 
 def test_a_librarys_message_is_printed_without_secrets():
@@ -135,12 +135,12 @@ def test_a_librarys_message_is_printed_without_secrets():
     assert named(error) == "OSError: GET https://host/x failed, see http://other/y"
     assert one_line(ValueError("x" * 20_000)).endswith("x ...")
     # A path that was an address.
-    assert public("https:/u:pass@host/x: no such file") == "https:/host/x: no such file"
+    assert redacted("https:/u:pass@host/x: no such file") == "https:/host/x: no such file"
 
 
 def test_long_texts_are_read_in_no_time():
     for text in ("x" * 100_000, "https://a:b" * 10_000, "https://a?" + ",b=" * 10_000):
-        assert len(public(text)) <= len(text)  # that would take hours if it were searched twice
+        assert len(redacted(text)) <= len(text)  # that would take hours if it were searched twice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Config:
     steps: int = argument("a number", default=1)
 
     def __post_init__(self):
-        keep_secrets_apart(self, but=("where",))
+        redact_fields(self, but=("where",))
         if self.data.endswith("bad"):
             raise ValueError(f"expected another, found {self.data}")
 
@@ -166,7 +166,7 @@ def test_a_configuration_never_holds_them():
         "where": "url == https://h/?id=1",
         "steps": 1,
     }
-    assert private("https://h/d")[0] == "https://u:pw@h/d"
+    assert with_credentials("https://h/d")[0] == "https://u:pw@h/d"
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_no_complaint_about_arguments_shows_them(argv, capsys):
 
 def test_trackers_that_record_the_command_line_find_none(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "--data", "https://u:pw@h/d", "--steps=3"])
-    assert command_line(None) == ["--data", "https://u:pw@h/d", "--steps=3"]
+    assert take_arguments(None) == ["--data", "https://u:pw@h/d", "--steps=3"]
     assert sys.argv == ["train.py", "--data", "https://h/d", "--steps=3"]
 
 

@@ -119,7 +119,12 @@ def test_later_recipes_override_earlier_ones(tmp_path):
     assert parse_config(Config, description=None, argv=argv) == Config(rate=2, steps=6, fast=True)
 
 
-def test_an_empty_entry_leaves_the_default(tmp_path):
+def test_an_empty_entry_leaves_the_default_whatever_an_earlier_recipe_says(tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("rate: 2\nsteps: 5\n")
+    second.write_text("steps: null\n")
+    argv = [str(first), str(second)]
+    assert parse_config(Config, description=None, argv=argv) == Config(rate=2)
     assert parse(tmp_path, "steps:\nrate: null\nnames: []\nkind: ~\n") == Config()
 
 

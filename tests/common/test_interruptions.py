@@ -73,6 +73,18 @@ def test_a_program_ends_in_one_line_whatever_it_is_at(work):
     assert (output, process.returncode) == ("", 130)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_line_that_cannot_be_written_does_not_change_how_a_program_ends():
+    command = [sys.executable, "-c", PROGRAM.replace("{0}", "compute")]
+    with (
+        open("/dev/full", "w") as full,
+        started(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=full) as process,
+    ):
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 130
+
+
 def test_a_loop_that_takes_its_time_to_stop_says_so():
     program = """
 import time

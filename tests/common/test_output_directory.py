@@ -119,7 +119,7 @@ def test_a_path_that_leads_to_no_directory_is_one_line(place):
         place / ("x" * 300): "File name too long",
         f"{place}/a\0b": "null byte",
         f"{place}/\ud800": "surrogates not allowed",
-        "~": "in which nobody has replaced the ~; write ",
+        "~": "whose ~ the shell did not expand; write ",
         "~/runs/a": f"write {Path.home()}/runs/a",
         "": "apart from the current one",
         ".": "apart from the current one",

@@ -1,4 +1,4 @@
-"""Processes that share the orthogonalisation end where one alone does."""
+"""Processes that share the orthogonalization end where one alone does."""
 
 import os
 import sys

@@ -92,7 +92,7 @@ def test_its_adamw_is_that_of_torch(fused):
     torch.testing.assert_close(ours, theirs, **({"rtol": 0, "atol": 0} if fused else {}))
 
 
-def test_an_orthogonalised_matrix_has_the_directions_of_the_matrix_and_values_about_one():
+def test_an_orthogonalized_matrix_has_the_directions_of_the_matrix_and_values_about_one():
     (matrix,) = parameters_of((24, 60))
     u, _, v = torch.linalg.svd(matrix.detach(), full_matrices=False)
     result = orthogonalize(matrix.detach())
