@@ -107,7 +107,7 @@ def test_without_the_package_and_without_trust_nothing_is_run(checkpoint, tmp_pa
 @pytest.mark.parametrize(
     "first",
     [
-        "import transformers, modeling_gpt2scratch",
+        pytest.param("import transformers, modeling_gpt2scratch", marks=pytest.mark.gate),
         "from modeling_gpt2scratch import GPT2ScratchConfig",
     ],
 )

@@ -100,7 +100,7 @@ def test_the_banner_says_what_a_device_lacks(monkeypatch):
     ]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.gate)])
 def test_without_the_fused_kernel_the_curve_is_the_same(
     small_data, tmp_path, monkeypatch, optimizer
 ):

@@ -62,7 +62,7 @@ def test_a_run_leaves_what_transformers_trainer_leaves(finished, small_data):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.gate
 def test_a_run_needs_nobody_who_reads_its_messages(small_data, tmp_path):
     arguments = flags(small_data, tmp_path / "run", max_steps=2, eval_every=0, save_every=2)
     command = [sys.executable, "train_accelerate.py", *arguments]

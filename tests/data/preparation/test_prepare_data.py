@@ -237,7 +237,9 @@ def command_line(*arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("streams", ["<&- >&- 2>&-", "2>/dev/full"])
+@pytest.mark.parametrize(
+    "streams", ["<&- >&- 2>&-", pytest.param("2>/dev/full", marks=pytest.mark.gate)]
+)
 def test_a_preparation_needs_nobody_who_reads_its_messages(tmp_path, saved_tokenizer, streams):
     if "full" in streams and not os.path.exists("/dev/full"):
         pytest.skip("needs /dev/full")

@@ -83,7 +83,7 @@ def test_a_measurement_is_kept_before_it_is_told(model, arguments, tmp_path, mon
     assert n_kept == [1, 2]
 
 
-@pytest.mark.slow
+@pytest.mark.gate
 @pytest.mark.parametrize("streams", ["<&- >&- 2>&-", "2>/dev/full"])
 def test_a_comparison_needs_nobody_who_reads_its_messages(model, arguments, tmp_path, streams):
     if "full" in streams and not os.path.exists("/dev/full"):
