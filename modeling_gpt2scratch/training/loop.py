@@ -2,8 +2,6 @@
 
 Without dropout, losses do not depend on the number of processes. A run can be stopped at any moment
 and continued from its last checkpoint.
-
-Shapes: A micro-steps of an optimizer step.
 """
 
 import contextlib
@@ -40,7 +38,7 @@ from .data import TrainingData
 from .directory import find_resume_point
 from .model import with_max_steps
 from .run import TrainingRun, can_go_back, go_back, open_run, save_result
-from .steps import StepOutcome, clip_gradients, look_back, measure, report, update_weights
+from .steps import StepOutcome, clip_gradients, measure, report, summarize_steps, update_weights
 from .validation import open_benchmarks, validate
 
 
@@ -102,7 +100,7 @@ def train_from(
             ) as outcome,
             run.agreement.naming_the_stalled(),
         ):
-            look_ahead(run, before=state.get("config", {}))
+            run_preflight(run, before=state.get("config", {}))
             with StopRequest() as request:
                 end = make_steps(run, request)
                 with activity("saving"):
@@ -127,7 +125,7 @@ def train_from(
     return end
 
 
-def look_ahead(run: TrainingRun, before: dict) -> None:
+def run_preflight(run: TrainingRun, before: dict) -> None:
     """Says what is about to run, after a checkpoint of other arguments `before`, and tries it."""
     config, accelerator, progress = run.config, run.accelerator, run.progress
     notes = surprises_of_load() + surprises_of_resuming(config, before)
@@ -207,20 +205,22 @@ def run_steps(
         values = steps_of_line(run, outcomes, throughput) if outcomes else {}
         if values is None:
             return "spiked"
-        found = None if is_stopped else examine(run, due, request, bar)
+        found = None if is_stopped else validate_and_score(run, due, request, bar)
         is_stopped = found is None
         progress.is_owed = is_stopped and (due.validation or due.scores)
         values |= found or {}
         is_best = "eval_loss" in values and progress.best.add(progress.step, values["eval_loss"])
-        has_lost = progress.has_lost(config.patience)
-        if has_lost and config.eval_tasks and not (due.scores or is_stopped):
-            found = examine(run, Due(scores=True), request, bar)  # as after any last step
+        is_out_of_patience = progress.is_out_of_patience(config.patience)
+        if is_out_of_patience and config.eval_tasks and not (due.scores or is_stopped):
+            found = validate_and_score(
+                run, Due(scores=True), request, bar
+            )  # as after any last step
             progress.is_owed = is_stopped = found is None
             values |= found or {}
-        is_save = due.save or (is_best and config.keep_best) or has_lost
+        is_save = due.save or (is_best and config.keep_best) or is_out_of_patience
         if is_save or (is_stopped and saved_step != progress.step):
             bar.set_description("saving")
-            values["save_stall_seconds"] = save(run, is_sent=due.push or has_lost)
+            values["save_stall_seconds"] = save(run, is_sent=due.push or is_out_of_patience)
             saved_step = progress.step
         if outcomes or found:
             report(run, bar, values)
@@ -239,7 +239,7 @@ def steps_of_line(
     """What a line says of the steps since the last one; None if a spike among them is undone."""
     config, progress = run.config, run.progress
     run.agreement.wait()
-    values, findings = look_back(run, outcomes)  # which waits for the device
+    values, findings = summarize_steps(run, outcomes)  # which waits for the device
     progress.elapsed_seconds = throughput.elapsed_seconds
     has_spike = any(found.kind == "spike" for found in findings)
     if config.rollback_on_spike and has_spike and can_go_back(run):
@@ -268,12 +268,12 @@ def is_asked_to_stop(run: TrainingRun, request: StopRequest) -> bool:
         OSError: on all processes alike, if a checkpoint could not be written, or the directory of
             the run is gone.
     """
-    is_stopped, has_lost_checkpoint, has_lost_directory = run.agreement.exchange(
+    is_stopped, has_failed_checkpoint, is_directory_gone = run.agreement.exchange(
         [request.is_made, run.writer.problem is not None, run.lock.is_lost]
     )
-    if has_lost_directory:
+    if is_directory_gone:
         raise run.lock.loss()
-    if has_lost_checkpoint:
+    if has_failed_checkpoint:
         run.writer.wait()  # raises
     return is_stopped
 
@@ -363,7 +363,7 @@ def due_after(run: TrainingRun, step: int) -> Due:
     return Due(line=line, validation=validation, scores=scores, save=save, push=push)
 
 
-def examine(run: TrainingRun, due: Due, request: StopRequest, bar: tqdm) -> dict | None:
+def validate_and_score(run: TrainingRun, due: Due, request: StopRequest, bar: tqdm) -> dict | None:
     """Validation loss, sample and scores as far as they are due; None if asked to stop meanwhile.
 
     Who asks a run to stop waits for its checkpoint.

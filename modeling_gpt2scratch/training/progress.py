@@ -130,13 +130,13 @@ class TrainingProgress:
         """The step whose data come next."""
         return self.step + self.left_out_steps
 
-    def has_lost(self, patience: int) -> bool:
+    def is_out_of_patience(self, patience: int) -> bool:
         """Whether so many validations in a row found no lower loss; 0 for never."""
         return 0 < patience <= self.best.n_since
 
     def is_done(self, config: TrainConfig) -> bool:
         """Whether there is nothing left to do."""
-        is_at_end = self.step >= config.max_steps or self.has_lost(config.patience)
+        is_at_end = self.step >= config.max_steps or self.is_out_of_patience(config.patience)
         return is_at_end and not self.is_owed
 
     def to_state(self) -> dict:

@@ -202,7 +202,7 @@ def save_result(run: TrainingRun) -> None:
     output_dir, best, source = Path(run.config.output_dir), run.progress.best, ""
     if best.step is not None and (run.config.keep_best or run.config.patience):
         found = f"the lowest eval_loss was {best.loss:.4f}, after step {best.step}"
-        if run.progress.has_lost(run.config.patience):
+        if run.progress.is_out_of_patience(run.config.patience):
             found += f"; {best.n_since} validations since then found no lower one"
         say(found)
     if run.config.final == "best":

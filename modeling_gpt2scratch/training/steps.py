@@ -125,7 +125,7 @@ def update_weights(
     return loss_scale
 
 
-def look_back(
+def summarize_steps(
     run: TrainingRun, outcomes: Sequence[StepOutcome]
 ) -> tuple[dict[str, float], list[Finding]]:
     """Mean loss and gradient norm since the last multiple of `log_every`, and unusual steps.

@@ -65,7 +65,7 @@ def test_a_run_that_ends_early_is_scored_and_one_that_is_to_end_where_it_stands_
 
     options = {"eval_every": 3, "patience": 1, "keep_checkpoints": 0}
     with monkeypatch.context() as patch:
-        patch.setattr(TrainingProgress, "has_lost", lambda self, patience: self.step >= 6)
+        patch.setattr(TrainingProgress, "is_out_of_patience", lambda self, patience: self.step >= 6)
         arguments = flags(small_data, output_dir, **options)
         assert run_here(patch, *arguments, *benchmarks) == 0
     assert scored() == [6]

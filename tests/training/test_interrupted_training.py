@@ -254,14 +254,14 @@ def test_a_finished_run_that_goes_on_has_no_result_until_its_new_end(
 def test_what_a_rollback_leaves_out_is_not_forgotten_by_a_stop_after_it(
     small_data, tmp_path, monkeypatch
 ):
-    train_step, look_back = loop.train_step, loop.look_back
+    train_step, summarize_steps = loop.train_step, loop.summarize_steps
     has_spiked = []
 
     def stopped(run, batches, request):
         return None if has_spiked else train_step(run, batches, request)
 
     def spiking(run, outcomes):
-        values, findings = look_back(run, outcomes)
+        values, findings = summarize_steps(run, outcomes)
         if run.progress.step == 3:
             has_spiked.append(Finding(3, "spike", loss=9.0, grad_norm=9.0, deviation=9.0))
         return values, [*findings, *has_spiked]
@@ -270,7 +270,7 @@ def test_what_a_rollback_leaves_out_is_not_forgotten_by_a_stop_after_it(
     arguments = flags(small_data, tmp_path / "run", **options, rollback_on_spike=True)
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train_step", stopped)
-        patch.setattr(loop, "look_back", spiking)
+        patch.setattr(loop, "summarize_steps", spiking)
         assert run_here(patch, *arguments) == 0
     checkpoint = find_checkpoints(tmp_path / "run")[0]
     assert checkpoint.name == "checkpoint-2"
