@@ -34,7 +34,7 @@ PROMPTS = (
 def make_forms(directory: Path) -> None:
     """Writes `run`, `gpt2` and `expected.json`; one or two minutes on a core.
 
-    `run` is a checkpoint-N: some clients stumble over what lies beside its model.
+    `run` is a checkpoint-N: vLLM once stumbled over the optimizer's file beside its model.
     """
     pages = sorted((REPOSITORY / "docs").rglob("*.md"))
     text = "<|endoftext|>".join(page.read_text(encoding="utf-8") for page in pages)

@@ -81,7 +81,7 @@ def most_to_come(
 ) -> int:
     """How many more checkpoints than those that are here a run will have at one time.
 
-    Stops are not foreseen, nor which validations are the best.
+    Stops are not foreseen, nor which validations are the best: with `keep_best` it is at most this.
 
     Args:
         here: steps of the checkpoints that there are.
@@ -92,7 +92,9 @@ def most_to_come(
         keep_every: as in `expired`, a multiple of `save_every`.
         keep_best: whether the one with the lowest validation loss stays.
     """
-    every = save_every or max(1, last_step)
+    if step >= last_step:
+        return 0
+    every = save_every or last_step
     n_saves = last_step // every - step // every + (last_step % every > 0)
     if keep_checkpoints == 0:
         return n_saves

@@ -320,7 +320,8 @@ def _require_space(output_dir: Path, n_bytes: int, **rule) -> None:
     """Refuses a disk without room for the checkpoints to come, by the rule of `most_to_come`."""
     output_dir.mkdir(parents=True, exist_ok=True)
     n_missing = max(1, most_to_come(checkpoints_by_step(output_dir), **rule))
-    fewer = " or lower --keep_checkpoints" * (rule["keep_checkpoints"] > 1)
+    n_kept = rule["keep_checkpoints"]
+    fewer = {0: " or give --keep_checkpoints 3", 1: ""}.get(n_kept, " or lower --keep_checkpoints")
     n_free = shutil.disk_usage(output_dir).free
     if n_free < n_missing * n_bytes:
         raise OSError(

@@ -51,7 +51,9 @@ def warn(text: str) -> None:
 
 def has_terminal() -> bool:
     """Whether bars are seen."""
-    return sys.stderr is not None and sys.stderr.isatty()
+    return getattr(
+        sys.stderr, "isatty", bool
+    )()  # a program may have put an object of its own there
 
 
 @contextlib.contextmanager

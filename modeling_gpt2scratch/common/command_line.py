@@ -218,8 +218,8 @@ def raw_recipe(path: str, *, flag: str) -> dict[str, Any]:
         if not Path(path).is_file():  # a pipe may never end
             kind = "a directory" if Path(path).is_dir() else "no file"
             raise ValueError(f"{expected} {kind}; name a file, or a flag: --{flag} {path}")
-        if Path(path).suffix not in (".yaml", ".yml"):
-            kind = "another kind of file; name it by its flag"
+        if Path(path).suffix.lower() not in (".yaml", ".yml"):
+            kind = "another ending than .yaml or .yml; if it is no recipe, name it by its flag"
             raise ValueError(f"{expected} {kind}: --{flag} {path}")
         if size > MAX_RECIPE_BYTES:
             raise ValueError(f"{expected} {size:,} bytes of something")

@@ -3,7 +3,8 @@
 Shards go first, a few to a commit, the manifest and a data set card last. A push that was cut off
 has no manifest, and nobody takes it for complete; the next one goes on where it was, and what is
 there with the same checksum is not sent again. Of an earlier data set, the shards in its manifest
-are deleted and a tokenizer's files; what else is in the repository stays.
+are deleted and a tokenizer's files; what else is in the repository stays. So do shards of a push
+that was cut off, if the next one has none of their names.
 """
 
 import tempfile

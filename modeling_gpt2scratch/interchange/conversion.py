@@ -130,10 +130,12 @@ def limits_in_llama_cpp(model: GPT2LMHeadModel, directory: Path) -> list[str]:
     content = merges.read_bytes() if merges.is_file() else b""
     has_tokenizer = (directory / "tokenizer_config.json").is_file()
     if has_tokenizer and hashlib.sha256(content).hexdigest() != GPT2_MERGES_SHA256:
+        has_rules = merges.is_file()  # of GPT-2
         found.append(
             "llama.cpp: expected GPT-2's tokenizer, found another, of which its converter may say "
-            '"BPE pre-tokenizer was not recognized"; docs/how-to/other-formats.md has a command '
-            "that converts bpe:N"
+            '"BPE pre-tokenizer was not recognized"'
+            + "; docs/how-to/other-formats.md has a command that converts it"
+            * has_rules
         )
     if config.n_inner not in (None, 4 * config.n_embd):
         found.append(
@@ -199,5 +201,6 @@ def _save_classic_vocabulary(tokenizer: PreTrainedTokenizerBase, directory: Path
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     pre_tokenizer = state["pre_tokenizer"] or {}
-    if state["model"]["type"] == "BPE" and pre_tokenizer.get("type") == "ByteLevel":
+    is_plain = pre_tokenizer.get("type") == "ByteLevel" and not state["normalizer"]
+    if state["model"]["type"] == "BPE" and is_plain:
         tokenizer.backend_tokenizer.model.save(str(directory))

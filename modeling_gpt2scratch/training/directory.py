@@ -192,7 +192,7 @@ def best_checkpoint(output_dir: Path, step: int | None) -> Path:
     if step is None:
         raise CheckpointError(
             f"{output_dir}: expected a validation whose checkpoint is here, for --final best, "
-            f"found none; add --final last"
+            f"found none; --final last takes the last weights, in place of a result that is there"
         )
     if checkpoint is None:  # somebody has deleted it
         raise CheckpointError(

@@ -210,17 +210,16 @@ def run_steps(
         progress.is_owed = is_stopped and (due.validation or due.scores)
         values |= found or {}
         is_best = "eval_loss" in values and progress.best.add(progress.step, values["eval_loss"])
-        is_out_of_patience = progress.is_out_of_patience(config.patience)
-        if is_out_of_patience and config.eval_tasks and not (due.scores or is_stopped):
-            found = validate_and_score(
-                run, Due(scores=True), request, bar
-            )  # as after any last step
+        is_given_up = progress.is_out_of_patience(config.patience)
+        if is_given_up and config.eval_tasks and not (due.scores or is_stopped):
+            # As after any last step.
+            found = validate_and_score(run, Due(scores=True), request, bar)
             progress.is_owed = is_stopped = found is None
             values |= found or {}
-        is_save = due.save or (is_best and config.keep_best) or is_out_of_patience
+        is_save = due.save or (is_best and config.keep_best) or is_given_up
         if is_save or (is_stopped and saved_step != progress.step):
             bar.set_description("saving")
-            values["save_stall_seconds"] = save(run, is_sent=due.push or is_out_of_patience)
+            values["save_stall_seconds"] = save(run, is_sent=due.push or is_given_up)
             saved_step = progress.step
         if outcomes or found:
             report(run, bar, values)

@@ -86,7 +86,7 @@ def try_one_batch(
         size = loader.micro_batch_size
         less = f"give a --micro_batch_size below {size}"
         if size == 1:
-            less = "lower --sequence_length or try --activation_checkpointing true"
+            less = "try --activation_checkpointing true or a smaller model"
         raise LaunchError(
             f"expected a micro-batch of {size} rows to fit in memory, found "
             f"{str(error).splitlines()[0]}; {less}"

@@ -73,6 +73,7 @@ class TrainingProgress:
     means: StepMeans = field(default_factory=StepMeans)
     best: BestValidation = field(default_factory=BestValidation)
     is_owed: bool = False  # validation and scores after `step`, which a stop has left to be made
+    was_done: bool = False  # before anything new was asked of it
     rolled_back_to: int | None = None  # the step of the last rollback,
     rollbacks: int = 0  # and how often in succession
     forgotten_at: int | None = None  # the step of a checkpoint whose best validation does not count
@@ -88,14 +89,16 @@ class TrainingProgress:
         names = ("step", "left_out_steps", "elapsed_seconds", "is_owed")
         progress = cls(guard, **{name: state[name] for name in names if name in state})
         progress._load_sums(state)
+        progress.was_done = bool(state) and progress.is_done(config)
         before = state.get("config", {})
         if before.get("eval_tokens", config.eval_tokens) != config.eval_tokens:
             progress.forget_best("losses of other --eval_tokens do not compare")
         # What belongs to the end of this run, and not to that of the run before.
-        now = {name: getattr(config, name) for name in ("max_steps", "eval_tasks", "push_to_hub")}
-        is_new = any(value and before.get(name, value) != value for name, value in now.items())
-        if is_new and progress.step == config.max_steps:
-            progress.is_owed = True
+        n_steps, tasks, repository = config.max_steps, config.eval_tasks, config.push_to_hub
+        is_other_end = progress.step == n_steps != before.get("max_steps", n_steps)
+        is_new = {*tasks} - {*before.get("eval_tasks", tasks)}
+        is_new = is_new or (repository and repository != before.get("push_to_hub", repository))
+        progress.is_owed |= progress.was_done and bool(is_other_end or is_new)
         return progress
 
     def forget_best(self, reason: str | None = None) -> None:

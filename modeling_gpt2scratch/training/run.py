@@ -233,7 +233,7 @@ def _progress(config: TrainConfig, checkpoint: Path | None, state: dict) -> Trai
         kept = on_main_process(checkpoints_by_step, output_dir)
         if progress.best.step not in kept or not is_own(checkpoint, output_dir):
             progress.forget_best(f"no checkpoint of that step is in {output_dir}")
-    if config.final == "best" and progress.is_done(config):  # the result there stays as it is
+    if config.final == "best" and progress.was_done:  # the result there stays as it is
         on_main_process(best_checkpoint, output_dir, progress.best.step)
     return progress
 

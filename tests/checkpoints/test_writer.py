@@ -246,7 +246,10 @@ def test_too_small_a_disk_is_refused_before_the_first_step(tmp_path, parts, monk
     usage = type("Usage", (), {"free": 4 * 3 * n_weights - 1})
     monkeypatch.setattr(writing.shutil, "disk_usage", lambda path: usage)
     parts |= {"state": {"step": 0}, "save_every": 10}
-    for keep, last_step, remedy in ((3, 100, " or lower --keep_checkpoints"), (0, 40, "")):
+    for keep, last_step, remedy in (
+        (3, 100, " or lower --keep_checkpoints"),
+        (0, 40, " or give --keep_checkpoints 3"),
+    ):
         message = f"for 4 more checkpoints of .*; free some{remedy}: "
         with pytest.raises(OSError, match=message):
             make_writer(tmp_path, keep_checkpoints=keep).rehearse(**parts, last_step=last_step)

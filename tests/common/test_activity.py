@@ -13,7 +13,7 @@ import pytest
 from support.paths import REPOSITORY
 from support.terminal import terminal
 
-from modeling_gpt2scratch.common.activity import tell
+from modeling_gpt2scratch.common.activity import activity, has_terminal, tell, warn
 
 PACKAGE = REPOSITORY / "modeling_gpt2scratch"
 PROGRAM = """
@@ -90,6 +90,17 @@ def test_output_that_is_closed_or_full_ends_nothing(tmp_path, program, streams):
     shell = ["sh", "-c", f'"$@" {streams}', "sh", *command]
     assert subprocess.run(shell, cwd=REPOSITORY, stdout=subprocess.DEVNULL).returncode == 0
     assert path.read_text() == "True"
+
+
+def test_an_object_in_place_of_stderr_need_not_know_what_a_terminal_is(monkeypatch):
+    class Log:
+        def write(self, text): ...
+        def flush(self): ...
+
+    monkeypatch.setattr(sys, "stderr", Log())
+    assert not has_terminal()
+    with activity("working"):
+        warn("warned")
 
 
 def test_a_line_is_written_in_one_piece():

@@ -8,7 +8,7 @@ from support.training_runs import flags, run_here
 
 from modeling_gpt2scratch.evaluation import TASKS, in_training
 from modeling_gpt2scratch.tracking.metrics import read_metrics
-from modeling_gpt2scratch.training import validation
+from modeling_gpt2scratch.training import loop, validation
 from modeling_gpt2scratch.training.progress import TrainingProgress
 
 NAMES = ("lambada", "hellaswag")
@@ -79,11 +79,17 @@ def test_a_run_that_ends_early_is_scored_and_one_that_is_to_end_where_it_stands_
     assert [row["step"] for row in read_metrics(metrics)] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("end", [{"eval_every": 0}, {"eval_every": 1, "patience": 1}])
 def test_a_finished_run_is_scored_on_what_it_was_not_asked_for_before(
-    small_data, data_flags, tmp_path, monkeypatch
+    small_data, data_flags, tmp_path, monkeypatch, end
 ):
+    def validate(run, **options):
+        return {"eval_loss": 1.0 + run.progress.step}  # so the second step's is no better
+
+    monkeypatch.setattr(loop, "validate", validate)
     output_dir = tmp_path / "run"
-    arguments = flags(small_data, output_dir, max_steps=2, eval_every=0, resume="auto")
+    options = {"max_steps": 9 if "patience" in end else 2, "resume": "auto"} | end
+    arguments = flags(small_data, output_dir, **options)
     assert run_here(monkeypatch, *arguments) == 0
     losses = [row["loss"] for row in read_metrics(output_dir / "metrics.jsonl")]
     assert run_here(monkeypatch, *arguments, "--eval_tasks", *NAMES, *data_flags) == 0

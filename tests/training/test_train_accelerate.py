@@ -223,8 +223,11 @@ def test_a_finished_run_whose_best_weights_are_not_known_keeps_its_result(
     shutil.rmtree(lost / "checkpoint-1")
     last = flags(small_data, tmp_path / "last", **options | {"final": "last"})
     assert run_here(monkeypatch, *last) == 0
+    tired = ("--patience", "2", "--max_steps", "9")
+    assert run_here(monkeypatch, *arguments, *tired, "--output_dir", str(tmp_path / "tired")) == 0
 
-    for name, more in (("other", ("--eval_tokens", "1024")), ("last", ()), ("lost", ())):
+    other = ("--eval_tokens", "1024")
+    for name, more in (("other", other), ("tired", tired + other), ("last", ()), ("lost", ())):
         output_dir = tmp_path / name
         files = [output_dir / "model.safetensors", output_dir / "train_config.json"]
         before = [path.read_bytes() for path in files]

@@ -129,10 +129,11 @@ def settle(
     n_documents = {"train": 0, "val": 0}
     if config.split != TAIL:
         with closing(open_stream()) as stream:
-            is_enough = _count(stream, config, working, n_documents)
+            must_be = config.split == DOCUMENTS or config.max_tokens is not None
+            least = 0 if must_be else MIN_DOCUMENTS
+            is_enough = _count(stream, config, working, n_documents, least=least)
         is_possible = min(n_documents.values()) > 0
-        must_be = config.split == DOCUMENTS or config.max_tokens is not None
-        if is_enough or (is_possible and must_be):
+        if is_enough:
             return HeldOut(DOCUMENTS)
         if must_be:
             raise none_in(n_documents, config)
@@ -191,8 +192,13 @@ def _count(
     config: PrepareConfig,
     working: WorkingDirectory,
     n_documents: dict[str, int],
+    *,
+    least: int,
 ) -> bool:
-    """Counts documents by split until there are enough, and says whether there are."""
+    """Counts documents by split until there are enough, and says whether there are.
+
+    Enough is one of each, and `least` of each by the share of the validation split.
+    """
     share = min(config.val_fraction, 1 - config.val_fraction)
     with progress_bar(**LOOKING) as bar, _looking_for_copies(config, working) as is_copy:
         for text in _texts(stream, bar):
@@ -203,7 +209,7 @@ def _count(
                 continue
             split = "val" if is_held_out(digest, config.val_fraction) else "train"
             n_documents[split] += 1
-            is_enough = share * sum(n_documents.values()) >= MIN_DOCUMENTS
+            is_enough = share * sum(n_documents.values()) >= least
             if is_enough and min(n_documents.values()) > 0:
                 return True
     return False

@@ -28,7 +28,7 @@ SPLITS = {
 HELD_OUT = re.compile(
     r"(?<![a-z])(?:test(?:s|ing)?|dev|eval(?:s|uation)?|h[eo]ld[-_ ]?out)(?:set)?(?![a-z])"
 )
-CAMEL_CASE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")  # between its words
+CAMEL_CASE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")  # between its words
 FORMATS = ("gpt2scratch", "llm.c", "npy", "nanogpt")  # see `token_files.py`
 ENTRY_KEYS = {
     OWN_FORMAT: ("file", "n_tokens", "sha256"),

@@ -124,6 +124,12 @@ def _open_source(
         ) from error
 
 
+OF_HUB = re.compile(
+    r"(?:hf://|https?://(?:huggingface\.co|hf\.co)/)datasets/([\w.-]+/[\w.-]+?)"
+    r"(?:[@?#]|/(?:tree|viewer|blob|resolve)/|/?$)"
+)
+
+
 def _refuse_no_name(name: str) -> None:
     """Refuses an address and a revision, which are no part of a data set's name.
 
@@ -131,7 +137,7 @@ def _refuse_no_name(name: str) -> None:
         SourceError: saying what to write.
     """
     if "://" in name:
-        of_hub = re.search("/datasets/([^/@]+/[^/@]+)", name)
+        of_hub = OF_HUB.match(name)
         hint = f"write {of_hub[1]}" if of_hub else "download the file and name it"
         raise SourceError(
             f"expected --dataset with files or the name of a data set of the Hub, found the "
@@ -142,7 +148,8 @@ def _refuse_no_name(name: str) -> None:
         raise SourceError(
             f"expected --dataset with a data set of the Hub in its newest version, found revision "
             f"{revision!r}; write {repository}, or download the revision with `hf download "
-            f"{repository} --repo-type dataset --revision {revision} --local-dir DIR` and name DIR"
+            f"{repository} --repo-type dataset --revision {revision} --local-dir DIR` and name "
+            f"DIR; there is no file or folder of that name, either"
         )
 
 

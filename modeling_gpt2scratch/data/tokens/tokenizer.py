@@ -111,10 +111,17 @@ def _from_files(name: str) -> PreTrainedTokenizerBase:
 
 
 def _rules_of(tokenizer: Tokenizer) -> list:
-    """What decides, beside vocabulary and merges, the ids of a text and the text of ids."""
-    state = json.loads(tokenizer.to_str())
-    model = {key: state["model"][key] for key in {*state["model"]} - {"vocab", "merges"}}
-    return [model, state["normalizer"], state["pre_tokenizer"], state["decoder"]]
+    """What decides, beside vocabulary and merges, the ids of a text and the text of ids.
+
+    Files of the same rules differ in what has no effect there: "" for none, and offsets.
+    """
+    state = json.loads(tokenizer.to_str(), object_hook=lambda part: part | {"trim_offsets": None})
+    options = {*state["model"]} - {"vocab", "merges"}
+    model = {key: state["model"][key] for key in options if state["model"][key]}
+    decoder = state["decoder"] or {}
+    if decoder.get("type") == "ByteLevel":  # whose options are for encoding
+        decoder = "ByteLevel"
+    return [model, state["normalizer"], state["pre_tokenizer"], decoder]
 
 
 def problem_of_files(name: str, error: Exception, known: str = KNOWN_NAMES) -> str:

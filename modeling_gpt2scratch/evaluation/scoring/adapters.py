@@ -69,13 +69,13 @@ def base_of_adapter(name: str) -> str | None:
 
     Raises:
         ValueError: if there is no such model, no peft to load the adapter, or a whole model beside
-            it, on which transformers would put it, be it merged already or not.
+            it in a directory, on which transformers would put it, be it merged already or not.
     """
     path = adapter_config(name)
     if path is None:
         return None
     weights = sorted(file.name for kind in WEIGHTS for file in path.parent.glob(kind))
-    if weights and path.with_name(CONFIG_NAME).is_file():
+    if weights and Path(name).is_dir() and path.with_name(CONFIG_NAME).is_file():
         raise ValueError(
             f"{name}: expected a model or an adapter, found both; move {ADAPTER_NAME} away to take "
             f"the model, or {weights[0]} to take the adapter on its own model"

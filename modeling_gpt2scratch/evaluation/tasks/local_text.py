@@ -22,7 +22,7 @@ class LocalTextTask(DocumentsTask):
     """Documents of a local file."""
 
     protocol: ClassVar[str] = "documents"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     encoding: ClassVar[dict[str, bool]] = {
         "add_special_tokens": False,
         "split_special_tokens": True,

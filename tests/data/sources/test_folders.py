@@ -18,6 +18,7 @@ from modeling_gpt2scratch.data.sources.local_files import find_files
         (("a.txt", "holdOut.txt"), "holdOut.txt"),
         (("a.txt", "validate.txt"), "validate.txt"),
         (("a.txt", "fwVal_0.txt"), "fwVal_0.txt"),
+        (("a.txt", "TESTset.txt"), "TESTset.txt"),
         (("test.txt", "dev.txt"), None),  # all of what there is
         (("train.txt", "latest.txt", "evaluated.txt"), None),
     ],

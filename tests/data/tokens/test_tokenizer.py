@@ -230,7 +230,11 @@ def test_tokenizers_whose_rules_are_those_of_their_class_stay_of_it(trained, tmp
 
 
 def test_gpt2_as_openai_published_it_has_its_special_tokens(trained, tmp_path):
-    place = written_alone(tmp_path, json.loads(trained.backend_tokenizer.to_str()))
+    content = json.loads(trained.backend_tokenizer.to_str())
+    content["model"] |= {"unk_token": ""}  # none, as transformers spells it otherwise
+    content["decoder"] |= {"add_prefix_space": False, "trim_offsets": False}
+    content["pre_tokenizer"] |= {"trim_offsets": False}
+    place = written_alone(tmp_path, content)
     (place / "config.json").write_text('{"model_type": "gpt2"}')
     (place / "tokenizer_config.json").write_text('{"model_max_length": 1024}')
     tokenizer = load_tokenizer(str(place))
