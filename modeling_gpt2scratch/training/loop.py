@@ -212,7 +212,6 @@ def run_steps(
         is_best = "eval_loss" in values and progress.best.add(progress.step, values["eval_loss"])
         is_given_up = progress.is_out_of_patience(config.patience)
         if is_given_up and config.eval_tasks and not (due.scores or is_stopped):
-            # As after any last step.
             found = validate_and_score(run, Due(scores=True), request, bar)
             progress.is_owed = is_stopped = found is None
             values |= found or {}
