@@ -299,6 +299,7 @@ def test_an_error_of_the_file_system_is_waited_out(hub, run_dir, monkeypatch, ca
     assert capsys.readouterr().err.count("Stale file handle; the run goes on, and sending is") == 1
 
 
+@pytest.mark.gate
 def test_an_error_of_the_file_system_that_stays_does_not_keep_a_run_from_its_end(
     hub, run_dir, monkeypatch, capsys
 ):

@@ -98,6 +98,7 @@ class Killed(Exception):
     """What ends a run without a word."""
 
 
+@pytest.mark.gate
 def test_a_killed_run_goes_on_with_its_scale(small_data, tmp_path, monkeypatch):
     scaler_from(monkeypatch, init_scale=TOO_LARGE, growth_interval=3)
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -126,6 +126,7 @@ def test_a_tokenizer_that_is_not_to_be_had_is_a_warning(monkeypatch):
     assert finding.status == "warning" and "TIKTOKEN_CACHE_DIR" in finding.advice
 
 
+@pytest.mark.gate
 def test_a_check_that_hangs_or_raises_leaves_the_others_their_answers():
     forever, is_seen = threading.Event(), threading.Event()
 

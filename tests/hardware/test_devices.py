@@ -132,6 +132,7 @@ def test_an_apple_gpu_is_not_asked_for_its_memory():
     assert "peak_device_memory_gib" not in devices.peak_memory(torch.device("mps"))
 
 
+@pytest.mark.gate
 def test_peak_memory_grows_with_a_tensor():
     program = (
         "import torch\n"

@@ -151,6 +151,7 @@ def test_sigterm_is_noted_at_once(start, tmp_path, way):
         assert "before there was a step to save" in content_of(tmp_path)["message"]
 
 
+@pytest.mark.gate
 def test_another_process_speaks_for_a_main_one_that_was_killed(start, tmp_path):
     path = tmp_path / "status.json"
     process = start()

@@ -94,7 +94,7 @@ def test_its_tokenizer_loads_without_the_package(made, tmp_path, options):
     assert finished.stdout.splitlines()[-1].endswith(LOADED)
 
 
-@pytest.mark.slow
+@pytest.mark.gate
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a pseudo-terminal")
 def test_its_tokenizer_loads_at_a_terminal_without_a_question(made, tmp_path):
     options = json.dumps({"trust_remote_code": False})

@@ -346,6 +346,7 @@ def test_a_validation_that_is_made_again_is_no_further_loss(small_data, tmp_path
     assert state["best"] == {"step": 2, "loss": 9, "n_since": 1, "last_step": 4}
 
 
+@pytest.mark.gate
 def test_only_losses_of_the_same_windows_and_checkpoints_of_the_same_run_are_compared(
     small_data, tmp_path, monkeypatch
 ):

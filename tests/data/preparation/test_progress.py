@@ -271,7 +271,7 @@ def test_what_a_killed_run_has_seen_later_is_no_duplicate(tmp_path):
     assert sqlite3.connect(path).execute("SELECT count(*) FROM seen").fetchone() == (2,)
 
 
-@pytest.mark.slow
+@pytest.mark.gate
 def test_workers_end_with_a_killed_parent(configure, tmp_path):
     process = forkserver.Process(target=prepare, args=(configure(num_workers=2),))
     process.start()
