@@ -22,7 +22,7 @@ def answer(directory: Path, expected: dict) -> Answer:
     example = runpy.run_path(str(EXAMPLE))
     is_ours = directory.name == "run"
     boot = example["boot"] if is_ours else TransformerBridge.boot_transformers
-    bridge = boot(str(directory), device="cpu")
+    bridge = boot(str(directory), device="cpu", trust_remote_code=is_ours)
     ids = torch.tensor([expected["prompts"][0]])
     _, cache = bridge.run_with_cache(ids)
     options = {"output_hidden_states": True, "output_attentions": True}
@@ -44,7 +44,7 @@ def answer(directory: Path, expected: dict) -> Answer:
         )
     note = f"residual stream and patterns of {n_layer} blocks within 1e-4"
     if is_ours:
-        example["main"](str(directory), expected["texts"][0])
+        example["main"](str(directory), expected["texts"][0], is_ours)
         note += "; with an adapter"
     return Answer(found.tokens, found.nll, note)
 

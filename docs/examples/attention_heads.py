@@ -1,7 +1,7 @@
 """Which token does each head look at? Attention read with TransformerLens, from a run as it is.
 
     pip install transformer-lens
-    python docs/examples/attention_heads.py runs/quickstart "Returns the"
+    python docs/examples/attention_heads.py runs/quickstart "Returns the" --trust_remote_code
 
 For each head, the table names the token that the last one attends to most, and how much of its
 attention goes there. `boot` gives all that TransformerLens can do to a model: hooks, patches and
@@ -44,18 +44,20 @@ def split_qkv(attention: nn.Module) -> list[nn.Linear]:
     return layers
 
 
-def boot(directory: str, **options: Any) -> TransformerBridge:
-    """The model in a run's directory, with the code in there."""
+def boot(directory: str, *, trust_remote_code: bool, **options: Any) -> TransformerBridge:
+    """The model in a run's directory; `trust_remote_code` runs the code in there, as it needs."""
     name = "GPT2ScratchForCausalLM"
     ArchitectureAdapterFactory.register_adapter(name, Adapter)
     SUPPORTED_ARCHITECTURES[name] = Adapter  # TransformerLens 4.3.0 looks here first
-    return TransformerBridge.boot_transformers(directory, trust_remote_code=True, **options)
+    return TransformerBridge.boot_transformers(
+        directory, trust_remote_code=trust_remote_code, **options
+    )
 
 
 @torch.no_grad()
-def main(directory: str, prompt: str) -> None:
+def main(directory: str, prompt: str, trust_remote_code: bool) -> None:
     """Prints the table."""
-    bridge = boot(directory)
+    bridge = boot(directory, trust_remote_code=trust_remote_code)
     ids = bridge.tokenizer(prompt, return_tensors="pt").input_ids.to(bridge.cfg.device)
     words = [bridge.tokenizer.decode(token) for token in ids[0]]
     logits, cache = bridge.run_with_cache(ids)
@@ -71,4 +73,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     for name in ("directory", "prompt"):
         parser.add_argument(name)
+    parser.add_argument("--trust_remote_code", action="store_true")
     main(**vars(parser.parse_args()))

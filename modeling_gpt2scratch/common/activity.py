@@ -51,9 +51,8 @@ def warn(text: str) -> None:
 
 def has_terminal() -> bool:
     """Whether bars are seen."""
-    return getattr(
-        sys.stderr, "isatty", bool
-    )()  # a program may have put an object of its own there
+    # There may be none, or an object of some other program that knows nothing of terminals.
+    return getattr(sys.stderr, "isatty", bool)()
 
 
 @contextlib.contextmanager

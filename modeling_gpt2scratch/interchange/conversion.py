@@ -130,13 +130,12 @@ def limits_in_llama_cpp(model: GPT2LMHeadModel, directory: Path) -> list[str]:
     content = merges.read_bytes() if merges.is_file() else b""
     has_tokenizer = (directory / "tokenizer_config.json").is_file()
     if has_tokenizer and hashlib.sha256(content).hexdigest() != GPT2_MERGES_SHA256:
-        has_rules = merges.is_file()  # of GPT-2
-        found.append(
+        problem = (
             "llama.cpp: expected GPT-2's tokenizer, found another, of which its converter may say "
             '"BPE pre-tokenizer was not recognized"'
-            + "; docs/how-to/other-formats.md has a command that converts it"
-            * has_rules
         )
+        remedy = "; docs/how-to/other-formats.md has a command that converts it"
+        found.append(problem + remedy * merges.is_file())  # which says that its rules are GPT-2's
     if config.n_inner not in (None, 4 * config.n_embd):
         found.append(
             f"llama.cpp: expected n_inner of {4 * config.n_embd} (4 * n_embd), found "

@@ -30,6 +30,11 @@ from .url_files import URL_PRESETS, UrlFile
 
 NAMED_CORPORA = (DOCSTRINGS, *URL_PRESETS)  # neither local nor of the Hub
 NAMED = (DocstringFile, UrlFile)  # their files
+# The address of a data set's page, or of its files, and its name.
+OF_HUB = re.compile(
+    r"(?:hf://|https?://(?:huggingface\.co|hf\.co)/)datasets/([\w.-]+/[\w.-]+?)"
+    r"(?:[@?#]|/(?:tree|viewer|blob|resolve)/|/?$)"
+)
 FILES_AT_ONCE = 4  # read in turn, so that neighbouring documents come from different files
 
 
@@ -122,12 +127,6 @@ def _open_source(
         raise SourceError(
             f"{error}; there is no file or folder of that name, either{hint}"
         ) from error
-
-
-OF_HUB = re.compile(
-    r"(?:hf://|https?://(?:huggingface\.co|hf\.co)/)datasets/([\w.-]+/[\w.-]+?)"
-    r"(?:[@?#]|/(?:tree|viewer|blob|resolve)/|/?$)"
-)
 
 
 def _refuse_no_name(name: str) -> None:
