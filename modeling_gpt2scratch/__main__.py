@@ -16,7 +16,7 @@ VERBS = {
     "shards": "inspect, verify, adopt, convert, merge and publish token shards",
     "convert": "exchange models with transformers' gpt2, nanoGPT and llm.c",
     "sample": "let models write, in one go or prompt by prompt",
-    "serve": "let OpenAI's clients talk to a model",
+    "serve": "serve a model through an OpenAI-compatible API",
     "publish": "upload a run to the Hugging Face Hub",
     "report": "write a page about a run, with its curves",
     "plot": "draw the losses of runs",
