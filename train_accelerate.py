@@ -24,11 +24,11 @@ def main() -> None:
         from modeling_gpt2scratch.common.command_line import parse_config, with_place
         from modeling_gpt2scratch.common.errors import MendableError, last_line
         from modeling_gpt2scratch.training.configuration import TrainConfig
-        from modeling_gpt2scratch.training.continuation import Continuation
+        from modeling_gpt2scratch.training.continuation import continuing_command
 
         config = parse_config(TrainConfig, description=__doc__)
-        continuation = Continuation(config)
-        ctrl_c.advice = lambda: f"go on with: {continuation.command}"
+        command = continuing_command(config)
+        ctrl_c.advice = lambda: f"go on with: {command()}"
         with ctrl_c.ending_at_once(), activity("loading torch and transformers"):
             from modeling_gpt2scratch.distributed.processes import LaunchError
             from modeling_gpt2scratch.reports.run_page import report_at_end

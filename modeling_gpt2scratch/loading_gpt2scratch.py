@@ -230,8 +230,8 @@ class LimitedGenerationMixin:
         return generator
 
 
-def given_cache(past_key_values: Any, arguments: dict[str, Any]) -> Any:
-    """The cache under either of its names, which is taken out of the other arguments.
+def pop_cache(past_key_values: Any, arguments: dict[str, Any]) -> Any:
+    """The cache under either of its names, taken out of the other arguments.
 
     Raises:
         ValueError: if there are two.
@@ -243,8 +243,8 @@ def given_cache(past_key_values: Any, arguments: dict[str, Any]) -> Any:
     return arguments.pop("cache")
 
 
-def taken_for_loss(model, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments that the model's loss alone reads, such as `ignore_index`; out of the others."""
+def pop_loss_kwargs(model, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments that the loss alone reads, such as `ignore_index`, taken out of the others."""
     unread = {name for name in arguments if name not in READ_BY_TRANSFORMERS}
     if not unread:
         return {}
@@ -252,7 +252,7 @@ def taken_for_loss(model, arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: arguments.pop(name) for name in read & unread}
 
 
-def require_read_arguments(model, arguments: Mapping[str, Any], *, are_packed: bool) -> None:
+def refuse_unread_arguments(model, arguments: Mapping[str, Any], *, are_packed: bool) -> None:
     """Refuses arguments of `forward` that nothing reads, which `**kwargs` takes without a word.
 
     An argument is read if transformers does so for all models (`TransformersKwargs`), or if the

@@ -31,9 +31,9 @@ from .loading_gpt2scratch import (
     CACHE_NAME,
     CompleteLoadingMixin,
     LimitedGenerationMixin,
-    given_cache,
-    require_read_arguments,
-    taken_for_loss,
+    pop_cache,
+    pop_loss_kwargs,
+    refuse_unread_arguments,
 )
 from .loss_gpt2scratch import linear_cross_entropy, takes_hidden_states
 
@@ -106,11 +106,9 @@ class GPT2ScratchAttention(nn.Module):
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
+        dropout = self.attn_dropout.p if self.training else 0.0
         attended, probabilities = attend(
-            *(self, query, key, value, attention_mask),
-            dropout=self.attn_dropout.p if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
         )  # (B, T, H, D), and (B * T, C) or whatever else from functions of other programs
         attended = attended.reshape(*hidden_states.shape[:-1], -1)  # (B, T, C)
         return self.resid_dropout(self.o_proj(attended)), probabilities
@@ -225,8 +223,8 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
             ValueError: if the tokens reach beyond `n_positions`, or, on a CPU, if an id is outside
                 the vocabulary.
         """
-        require_read_arguments(self, kwargs, are_packed=position_ids is not None)
-        past_key_values = given_cache(past_key_values, kwargs)
+        refuse_unread_arguments(self, kwargs, are_packed=position_ids is not None)
+        past_key_values = pop_cache(past_key_values, kwargs)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("expected exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
@@ -327,6 +325,7 @@ class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, LimitedGenerationMixin,
         Args:
             input_ids: (B, T); see `GPT2ScratchModel.forward` for it, the next four, and errors.
             labels: (B, T) the same tokens as `input_ids`; shifted by one in here. -100 is ignored.
+            use_cache: as in `GPT2ScratchModel`, but True makes a cache in training mode as well.
             logits_to_keep: compute logits for the last N positions only, 0 means all; or at
                 indices, (N,) for all rows or (B, N) for each; or where a (B, T) mask is True.
             **kwargs: `shift_labels` (B, T) is the token that follows each input token, shifted
@@ -336,8 +335,8 @@ class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, LimitedGenerationMixin,
         """
         # No argument of its own: a Trainer would take it for a second column of labels.
         shift_labels = kwargs.pop("shift_labels", None)
-        of_loss = taken_for_loss(self, kwargs)
-        require_read_arguments(self, kwargs, are_packed=position_ids is not None)
+        loss_kwargs = pop_loss_kwargs(self, kwargs)
+        refuse_unread_arguments(self, kwargs, are_packed=position_ids is not None)
         if self.training and use_cache and past_key_values is None and "cache" not in kwargs:
             past_key_values = DynamicCache(config=self.config)
         outputs = self.transformer(
@@ -351,7 +350,7 @@ class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, LimitedGenerationMixin,
         )
         hidden_states = outputs.last_hidden_state  # (B, T, C)
         loss = logits = None
-        needs_logits = labels is not None or of_loss or shift_labels is None
+        needs_logits = labels is not None or loss_kwargs or shift_labels is None
         if not needs_logits and takes_hidden_states(self, hidden_states.device):
             n_items = kwargs.get("num_items_in_batch")
             loss = linear_cross_entropy(hidden_states, self.lm_head.weight, shift_labels, n_items)
@@ -363,12 +362,11 @@ class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, LimitedGenerationMixin,
                     labels=labels,
                     shift_labels=None if shift_labels is None else shift_labels.contiguous(),
                     vocab_size=self.config.vocab_size,
-                    **kwargs | of_loss,
+                    **kwargs | loss_kwargs,
                 )
+        cache = getattr(outputs, CACHE_NAME)
         return CausalLMOutputWithPast(
-            *(loss, logits, getattr(outputs, CACHE_NAME)),
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            loss, logits, cache, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
 

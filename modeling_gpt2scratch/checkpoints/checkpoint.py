@@ -9,8 +9,7 @@ saved, because all three are functions of the step.
 Weights are whole, in one file, however many processes shared them. The optimizer's tensors are in
 one file if every process had all of them, or if DeepSpeed kept them, and otherwise in one file per
 process, of slices. Any number of processes reads either. They have a folder of their own because
-programs that serve models take every `*.safetensors` beside a `config.json` for weights; earlier
-versions put them there, and their checkpoints still load.
+programs that serve models take every `*.safetensors` beside a `config.json` for weights.
 """
 
 import itertools
@@ -92,10 +91,9 @@ def verify_checkpoint(checkpoint: Path) -> None:
     """
     group_exists = dist.is_available() and dist.is_initialized()
     rank, n_ranks = (dist.get_rank(), dist.get_world_size()) if group_exists else (0, 1)
-    optimizer_files = (
-        path.relative_to(checkpoint).as_posix() for path in _found_optimizer_files(checkpoint)
-    )
-    written = [WEIGHTS_NAME, STATE_NAME, *optimizer_files]
+    optimizer_files = sorted((checkpoint / OPTIMIZER_FOLDER).glob("*.safetensors"))
+    written = [WEIGHTS_NAME, STATE_NAME]
+    written += [f"{OPTIMIZER_FOLDER}/{file.name}" for file in optimizer_files]
     own = list(damage(checkpoint, listed=written, part=rank, n_parts=n_ranks))
     if rank == 0 and checkpoint.is_dir() and not (checkpoint / CHECKSUMS_NAME).exists():
         warn(
@@ -263,14 +261,9 @@ def open_to_readers(files: Iterable[Path]) -> None:
         file.chmod(mode)
 
 
-def _found_optimizer_files(checkpoint: Path) -> list[Path]:
-    """The files of the optimizer's tensors that are there."""
-    return sorted((checkpoint / OPTIMIZER_FOLDER).glob("*.safetensors"))
-
-
 def _optimizer_files(checkpoint: Path) -> list[Path]:
     """The files of the optimizer's tensors, all of them."""
-    files = _found_optimizer_files(checkpoint)
+    files = sorted((checkpoint / OPTIMIZER_FOLDER).glob("*.safetensors"))
     n_expected = int(files[0].stem.rpartition("-")[2]) if files and "-of-" in files[0].stem else 1
     if len(files) != n_expected:
         raise ValueError(f"expected {n_expected} files of the optimizer, found {len(files)}")

@@ -7,16 +7,15 @@ names places of this machine, stay behind.
 """
 
 import contextlib
-import json
 import os
 import shutil
 from pathlib import Path
 
-from modeling_gpt2scratch.common.atomic_files import new_directory
-from modeling_gpt2scratch.common.checksums import CHECKSUMS_NAME, write_checksums
+from modeling_gpt2scratch.common.atomic_files import OLD_SUFFIX, new_directory
+from modeling_gpt2scratch.common.checksums import read_checksums, write_checksums
 
 from .checkpoint import OPTIMIZER_FOLDER
-from .retention import CHECKPOINT_PREFIX, OLD_SUFFIX, STATE_NAME
+from .retention import STATE_NAME, step_of
 
 OUTBOX_NAME = "to_push"
 REVISION_PREFIX = "step-"  # of a folder here, and of the branch that it becomes
@@ -55,7 +54,7 @@ class Outbox:
             OSError: if the disk is full.
         """
         entries = {
-            name: entry for name, entry in checksums_in(checkpoint).items() if _is_public(name)
+            name: entry for name, entry in read_checksums(checkpoint).items() if _is_public(name)
         }
         with new_directory(self._place_of(step_of(checkpoint))) as partial:
             for name in entries:
@@ -85,16 +84,6 @@ class Outbox:
 
     def _place_of(self, step: int) -> Path:
         return self._folder / f"{REVISION_PREFIX}{step}"
-
-
-def step_of(checkpoint: Path) -> int:
-    """The step after which a checkpoint was written, by its name."""
-    return int(checkpoint.name.removeprefix(CHECKPOINT_PREFIX))
-
-
-def checksums_in(directory: Path) -> dict[str, dict]:
-    """Size and sha256 of the files of a complete checkpoint, or of what was set aside of one."""
-    return json.loads((directory / CHECKSUMS_NAME).read_text(encoding="utf-8"))
 
 
 def _is_public(name: str) -> bool:

@@ -18,7 +18,7 @@ from accelerate import PartialState
 
 from modeling_gpt2scratch.common.activity import activity, tell, warn
 from modeling_gpt2scratch.common.atomic_files import write_json_lines
-from modeling_gpt2scratch.common.checksums import checksum, write_checksums
+from modeling_gpt2scratch.common.checksums import checksum, read_checksums, write_checksums
 from modeling_gpt2scratch.common.errors import SourceError, named, one_line
 from modeling_gpt2scratch.common.hub_requests import (
     DEFAULT_RETRIES,
@@ -32,7 +32,8 @@ from modeling_gpt2scratch.common.json_lines import read_json_lines
 from modeling_gpt2scratch.common.retries import Retries
 from modeling_gpt2scratch.distributed.processes import on_main_process
 
-from .outbox import REVISION_PREFIX, Outbox, checksums_in, step_of
+from .outbox import REVISION_PREFIX, Outbox
+from .retention import step_of
 from .revisions import push_revision
 
 PAUSE_SECONDS = 60.0  # after an error of the file system
@@ -102,7 +103,7 @@ class RevisionPusher:
         If the disk has no room for one more checkpoint, what has waited longest is given up.
         """
         try:
-            self._make_room(sum(entry["size"] for entry in checksums_in(checkpoint).values()))
+            self._make_room(sum(entry["size"] for entry in read_checksums(checkpoint).values()))
             self._outbox.add(checkpoint)
         except Exception as error:  # the checkpoint itself is complete, and worth more
             self._note_failure(step_of(checkpoint), f"{checkpoint}: {named(error)}")
@@ -231,7 +232,7 @@ class RevisionPusher:
         )
         path = folder / self._metrics.name
         write_json_lines(path, numbers)
-        write_checksums(folder, checksums_in(folder) | {path.name: checksum(path)})
+        write_checksums(folder, read_checksums(folder) | {path.name: checksum(path)})
 
     def _make_room(self, n_bytes: int) -> None:
         """Gives up of what has waited longest as much as the disk lacks for so many bytes.
@@ -246,7 +247,7 @@ class RevisionPusher:
                 if step is None:
                     return
                 folder = self._outbox.take(step)
-                missing -= sum(entry["size"] for entry in checksums_in(folder).values())
+                missing -= sum(entry["size"] for entry in read_checksums(folder).values())
                 self._outbox.remove(folder)
             what = f"{self._repository}@{REVISION_PREFIX}{step}"
             self._note_failure(step, f"{what}: the disk is full, so it will not be sent")

@@ -8,12 +8,17 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from modeling_gpt2scratch.common.activity import warn
-from modeling_gpt2scratch.common.output_directory import PARTIAL_SUFFIX
+from modeling_gpt2scratch.common.atomic_files import OLD_SUFFIX, PARTIAL_SUFFIX
 
 CHECKPOINT_PREFIX = "checkpoint-"
 STATE_NAME = "training_state.json"
 LATEST_NAME = "latest"  # a text file with the name of the checkpoint that was written last
-OLD_SUFFIX, PRUNED_SUFFIX = ".old", ".pruned"
+PRUNED_SUFFIX = ".pruned"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was written, by its name."""
+    return int(checkpoint.name.removeprefix(CHECKPOINT_PREFIX))
 
 
 def checkpoints_by_step(output_dir: Path) -> dict[int, Path]:

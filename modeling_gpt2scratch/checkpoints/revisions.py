@@ -6,7 +6,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from modeling_gpt2scratch.common.activity import warn
-from modeling_gpt2scratch.common.checksums import CHECKSUMS_NAME, damage
+from modeling_gpt2scratch.common.checksums import CHECKSUMS_NAME, damage, read_checksums
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.common.hub_requests import (
     PUSH_HINTS,
@@ -22,7 +22,7 @@ from modeling_gpt2scratch.common.retries import Retries
 from modeling_gpt2scratch.distributed.processes import LaunchError
 
 from .checkpoint import WEIGHTS_NAME
-from .outbox import REVISION_PREFIX, checksums_in
+from .outbox import REVISION_PREFIX
 
 AT_START = Retries(give_up_after_seconds=10.0)  # a Hub that is down keeps no run from its start
 ATTRIBUTES_NAME = ".gitattributes"  # the Hub's own file, in every branch
@@ -79,7 +79,7 @@ def push_revision(folder: Path, repository: str, branch: str) -> str | None:
     """
     if problem := next(damage(folder, listed=[WEIGHTS_NAME]), None):
         raise SourceError(problem)
-    sha256 = {name: entry["sha256"] for name, entry in checksums_in(folder).items()}
+    sha256 = {name: entry["sha256"] for name, entry in read_checksums(folder).items()}
     files = [folder / name for name in sorted([CHECKSUMS_NAME, *sha256])]
     api = HfApi()
     if branch not in _branches(repository):

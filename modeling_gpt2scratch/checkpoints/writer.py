@@ -22,10 +22,9 @@ import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from modeling_gpt2scratch.common.atomic_files import publish_directory, write_file
+from modeling_gpt2scratch.common.atomic_files import PARTIAL_SUFFIX, publish_directory, write_file
 from modeling_gpt2scratch.common.checksums import write_checksums
 from modeling_gpt2scratch.common.errors import in_words
-from modeling_gpt2scratch.common.output_directory import PARTIAL_SUFFIX
 from modeling_gpt2scratch.distributed.zero_state import is_zero
 
 from .checkpoint import CheckpointError, named_tensors, save_model
@@ -37,6 +36,7 @@ from .retention import (
     latest_step,
     most_to_come,
     prune,
+    step_of,
 )
 from .snapshot import (
     HostCopies,
@@ -205,7 +205,13 @@ class CheckpointWriter:
             dist.destroy_process_group(self._group)
             self._group = None
 
-    def _snapshot(self, model, tokenizer, optimizer, state) -> Snapshot:
+    def _snapshot(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        optimizer: torch.optim.Optimizer | None,
+        state: dict,
+    ) -> Snapshot:
         """The copies of this rank."""
         if self._skeleton is None:
             self._skeleton = make_skeleton(model)
@@ -248,7 +254,7 @@ class CheckpointWriter:
         write_file(self._output_dir / LATEST_NAME, f"{path.name}\n".encode())
         prune(
             self._output_dir,
-            written=int(path.name.removeprefix(CHECKPOINT_PREFIX)),
+            written=step_of(path),
             before=before,
             best=best_step if self._keep_best else None,
             keep_checkpoints=self._keep_checkpoints,

@@ -13,6 +13,9 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+PARTIAL_SUFFIX = ".partial"  # of what was not complete when its process was killed
+OLD_SUFFIX = ".old"  # of a directory that is being replaced
+
 
 def write_file(path: Path, *chunks: bytes | memoryview) -> None:
     """Replaces `path` by the chunks, one after another, in one step.
@@ -20,7 +23,7 @@ def write_file(path: Path, *chunks: bytes | memoryview) -> None:
     Raises:
         OSError: if the disk is full; `path` is then as it was before.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
     try:
         partial.unlink(missing_ok=True)  # a link there would lead the bytes elsewhere
         with open(partial, "xb") as file:
@@ -53,7 +56,7 @@ def new_directory(path: Path, *, check: Callable[[], None] | None = None) -> Ite
 
     Whatever stood at `path` is replaced; before that, `check` can look at it and raise.
     """
-    with _partial_directory(path.with_name(f".{path.name}.partial")) as partial:
+    with _partial_directory(path.with_name(f".{path.name}{PARTIAL_SUFFIX}")) as partial:
         yield partial
         if check is not None:
             check()
@@ -61,9 +64,18 @@ def new_directory(path: Path, *, check: Callable[[], None] | None = None) -> Ite
 
 
 def publish_directory(partial: Path, path: Path) -> None:
-    """Makes a directory that is complete `path`, in one step; whatever stood there is replaced."""
+    """Makes a directory that is complete `path`, in one step; whatever stood there is replaced.
+
+    An old directory there steps aside first and goes last.
+    """
     _fsync_tree(partial)
-    _swap_in(partial, path)
+    old = path.with_name(f".{path.name}{OLD_SUFFIX}")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        os.rename(path, old)
+    os.rename(partial, path)
+    fsync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -72,7 +84,7 @@ def new_files(directory: Path) -> Iterator[Path]:
 
     Each file moves in one step, and only after all of them are complete.
     """
-    with _partial_directory(directory / ".partial") as partial:
+    with _partial_directory(directory / PARTIAL_SUFFIX) as partial:
         yield partial
         _fsync_tree(partial)
         for file in sorted(partial.iterdir()):
@@ -89,17 +101,6 @@ def _partial_directory(partial: Path) -> Iterator[Path]:
         yield partial
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _swap_in(partial: Path, path: Path) -> None:
-    """Renames `partial` to `path`; an old directory there steps aside first and goes last."""
-    old = path.with_name(f".{path.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        os.rename(path, old)
-    os.rename(partial, path)
-    fsync(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _fsync_tree(directory: Path) -> None:

@@ -27,6 +27,11 @@ def write_checksums(directory: Path, checksums: dict[str, dict]) -> None:
     write_file(directory / CHECKSUMS_NAME, _as_text(checksums).encode())
 
 
+def read_checksums(directory: Path) -> dict[str, dict]:
+    """The entries that `write_checksums` wrote, by name."""
+    return json.loads((directory / CHECKSUMS_NAME).read_text(encoding="utf-8"))
+
+
 def damage(
     directory: Path, *, listed: Sequence[str] = (), part: int = 0, n_parts: int = 1
 ) -> Iterator[str]:

@@ -21,7 +21,7 @@ from huggingface_hub.errors import (  # the first is of httpx or its successor, 
 from huggingface_hub.utils import validate_repo_id
 
 from .errors import SourceError, named
-from .retries import Passing, Retries, asked_wait, is_temporary, retrying, status_of
+from .retries import Retries, TemporaryFailure, asked_wait, is_temporary, retrying, status_of
 
 Result = TypeVar("Result")
 
@@ -180,12 +180,12 @@ def unreadable(repository: str, error: BaseException) -> SourceError:
     )
 
 
-def _judge(error: BaseException) -> Passing | None:
+def _judge(error: BaseException) -> TemporaryFailure | None:
     """Why a request may succeed later, None if it cannot."""
     cause = temporary_cause(error)
     if cause is None:
         return None
-    return Passing(
+    return TemporaryFailure(
         reason=str(cause) if isinstance(cause, DamagedFileError) else reason_of(cause),
         hint=LIMIT_HINT if status_of(cause) == 429 and get_token() is None else "",
         wait_seconds=asked_wait(cause),
@@ -194,14 +194,14 @@ def _judge(error: BaseException) -> Passing | None:
 
 def _final_reason(error: Exception, n_tries: int, hints: Mapping[int, str]) -> str | None:
     """Why a request failed for good and what to do; None if the Hub has nothing to do with it."""
-    passing = _judge(error)
+    failure = _judge(error)
     tries = f"{n_tries} time{'s' * (n_tries > 1)}"
-    if passing and isinstance(temporary_cause(error), DamagedFileError):
-        return f"{passing.reason}, {tries}; the file may be damaged on the Hub"
-    if passing:
-        hint = f"; {passing.hint}" if passing.hint else ""
+    if failure and isinstance(temporary_cause(error), DamagedFileError):
+        return f"{failure.reason}, {tries}; the file may be damaged on the Hub"
+    if failure:
+        hint = f"; {failure.hint}" if failure.hint else ""
         return (
-            f"{passing.reason}, {tries}; run the same command again when the Hub can be "
+            f"{failure.reason}, {tries}; run the same command again when the Hub can be "
             f"reached{hint}"
         )
     if isinstance(error, OfflineModeIsEnabled):

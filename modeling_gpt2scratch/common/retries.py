@@ -28,7 +28,7 @@ class Retries:
     jitter_seconds: float = 0.0  # added at random, so that many processes do not come back at once
 
 
-class Passing(NamedTuple):
+class TemporaryFailure(NamedTuple):
     """A failure that a later try may not meet."""
 
     reason: str  # in one line
@@ -38,7 +38,7 @@ class Passing(NamedTuple):
 
 def retrying(
     what: str,
-    judge: Callable[[BaseException], Passing | None],
+    judge: Callable[[BaseException], TemporaryFailure | None],
     retries: Retries,
     *,
     stop: Callable[[tenacity.RetryCallState], bool],
@@ -66,11 +66,11 @@ def retrying(
         return state.upcoming_sleep > retries.give_up_after_seconds or stop(state)
 
     def announce(state: tenacity.RetryCallState) -> None:
-        passing = judge(state.outcome.exception())
-        hint = f"; {passing.hint}" if passing.hint else ""
+        failure = judge(state.outcome.exception())
+        hint = f"; {failure.hint}" if failure.hint else ""
         seconds = f"{state.upcoming_sleep:.0f} s"
         # Above a progress bar if there is one; the lines of several threads stay apart.
-        tell(f"{what}: {passing.reason}; next try in {seconds}{hint}", file=sys.stderr)
+        tell(f"{what}: {failure.reason}; next try in {seconds}{hint}", file=sys.stderr)
 
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception(lambda error: judge(error) is not None),

@@ -269,7 +269,7 @@ def own_version() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def closing(accelerator: Accelerator) -> Iterator[None]:
+def ending(accelerator: Accelerator) -> Iterator[None]:
     """Ends trackers and process group after the block; the first alone if a device waits for ever.
 
     What the block raises has `is_first` afterwards: whether no other process had the same before.

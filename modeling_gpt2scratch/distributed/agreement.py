@@ -24,13 +24,12 @@ class Agreement:
     another one's device: the exchange goes over the CPU while the step is computed.
 
     Args:
-        n_flags: how many things can be noticed.
         timeout_minutes: how long to wait for the slowest process.
     """
 
-    def __init__(self, n_flags: int, *, timeout_minutes: float):
+    def __init__(self, *, timeout_minutes: float):
         self._timeout_minutes = timeout_minutes
-        self._flags = torch.zeros(n_flags)
+        self._flags: torch.Tensor | None = None  # of the previous call
         self._pending = self._group = None
         if PartialState().num_processes > 1:
             timeout = timedelta(minutes=timeout_minutes)
@@ -41,6 +40,8 @@ class Agreement:
         if self._group is None:
             return list(flags)
         self.wait()
+        if self._flags is None:
+            self._flags = torch.zeros(len(flags))
         known = [value > 0 for value in self._flags.tolist()]
         self._flags = torch.tensor([float(flag) for flag in flags])
         self._pending = dist.all_reduce(self._flags, group=self._group, async_op=True)

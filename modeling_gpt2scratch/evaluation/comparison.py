@@ -1,7 +1,5 @@
 """A whole comparison: the models are measured one after the other, then the table is printed."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The arguments of `evaluate/compare.py`, built from the registry of tasks."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.common.errors import one_line
-from modeling_gpt2scratch.distributed.processes import on_all_processes, require_agreement
+from modeling_gpt2scratch.distributed.processes import on_all_processes, require_agreement, say
 from modeling_gpt2scratch.hardware.devices import without_tf32
 
 from .scoring.processes import SharedProblem, alike
@@ -101,8 +101,7 @@ def score_benchmarks(
                 try:
                     result = alike(partial(task.evaluate, scorer), (ValueError, OverflowError))
                 except SharedProblem as error:
-                    if accelerator.is_main_process:
-                        print(f"no score of {name}: {error}")
+                    say(f"no score of {name}: {error}")
                     continue
                 values |= {
                     f"{name}/{metric}": estimate.value

@@ -1,7 +1,5 @@
 """Measures models on tasks, one after the other; whatever fails leaves the rest its numbers."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """What a comparison prints at its end, and the files that it writes."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import sys

@@ -99,16 +99,16 @@ def was_killed(run: Path) -> bool:
 
 @contextlib.contextmanager
 def recorded(
-    path: Path, step: Callable[[], int], *, is_main: bool = True
+    run: Path, step: Callable[[], int], *, is_main: bool = True
 ) -> Iterator[dict[str, str]]:
-    """Keeps a status file during the block, which puts how it ended under "status" of what it gets.
+    """Keeps `status.json` during the block, which puts how it ended under "status" of what it gets.
 
     If the block raises, the file says "failed" with a message. It does so as soon as a signal asks
     the process to end, and until the block says otherwise: it may be killed before. Where nobody
     else answers to SIGTERM, the block ends with SystemExit.
 
     Args:
-        path: of the file.
+        run: its directory.
         step: returns the optimizer updates made so far.
         is_main: whether this is the process that writes. Another one only says that the run has
             failed, where the main one has died without a word.
@@ -118,7 +118,7 @@ def recorded(
     """
     from modeling_gpt2scratch.distributed.processes import on_all_processes  # loads torch
 
-    outcome = {"status": RUNNING}
+    outcome, path = {"status": RUNNING}, run / STATUS_NAME
     # Without room for it all processes end, or the others would wait for this one.
     status = on_all_processes(lambda: RunStatus(path, step=step()) if is_main else None)
     if status is None:

@@ -81,7 +81,7 @@ def check_output_dir(config: Any, marker: Marker) -> Path:
     try:
         place = resolved(config.output_dir)
         if is_in_use(place):
-            raise OutputError(in_use(place))
+            raise OutputError(in_use_message(place))
         resume = "" if config.resume in ("none", "auto") else config.resume
         is_continued = config.resume == "auto" or bool(resume and is_own(Path(resume), place))
         has_checkpoints = bool(checkpoints_by_step(place))
@@ -142,17 +142,11 @@ def _check_choices(config: Any, name: str, known: tuple[str, ...]) -> None:
 def _check_sizes(config: Any) -> None:
     """Rows fit the model, and steps consist of whole rows."""
     n_positions, n_head, length = config.n_positions, config.n_head, config.sequence_length
-    _require(
-        *(length <= n_positions, config, "sequence_length"),
-        *(
-            f"of at most n_positions = {n_positions}",
-            "init_from" if config.init_from else "n_positions",
-        ),
-    )
-    _require(
-        *(config.n_embd % n_head == 0, config, "n_embd", f"divisible by n_head = {n_head}"),
-        "n_head",
-    )
+    given_by = "init_from" if config.init_from else "n_positions"
+    bound = f"of at most n_positions = {n_positions}"
+    _require(length <= n_positions, config, "sequence_length", bound, given_by)
+    divisor = f"divisible by n_head = {n_head}"
+    _require(config.n_embd % n_head == 0, config, "n_embd", divisor, "n_head")
     if config.total_batch_tokens % length:
         nearest = max(1, round(config.total_batch_tokens / length)) * length
         expected = f"divisible by sequence_length = {length}, such as {nearest}"
@@ -162,28 +156,21 @@ def _check_sizes(config: Any) -> None:
 def _check_schedule(config: Any) -> None:
     """The run ends, warmup and decay fit it, and the rate does not rise at its end."""
     peak, max_steps = config.learning_rate, config.max_steps
-    _require(
-        *(config.min_learning_rate <= peak, config, "min_learning_rate"),
-        *(f"of at most learning_rate = {peak}", "learning_rate"),
-    )
+    bound, is_met = f"of at most learning_rate = {peak}", config.min_learning_rate <= peak
+    _require(is_met, config, "min_learning_rate", bound, "learning_rate")
     if config.tokens_per_parameter is not None:
         name = "tokens_per_parameter"
         _require(max_steps is None, config, name, "or max_steps and not both", "max_steps")
         return  # the rest is checked once the number of steps is known
-    _require(
-        *(max_steps * config.total_batch_tokens <= MAX_TOKENS, config, "max_steps"),
-        *("that make at most 2^53 tokens with total_batch_tokens", "total_batch_tokens"),
-    )
-    _require(
-        *(config.warmup_steps < max_steps, config, "warmup_steps"),
-        *(f"below max_steps = {max_steps}", "max_steps"),
-    )
+    n_tokens = max_steps * config.total_batch_tokens
+    bound = "that make at most 2^53 tokens with total_batch_tokens"
+    _require(n_tokens <= MAX_TOKENS, config, "max_steps", bound, "total_batch_tokens")
+    bound = f"below max_steps = {max_steps}"
+    _require(config.warmup_steps < max_steps, config, "warmup_steps", bound, "max_steps")
     if config.schedule == "wsd":
         left = max_steps - config.warmup_steps
-        _require(
-            *(config.decay_steps <= left, config, "decay_steps"),
-            *(f"of at most the {left} steps after the warmup", "max_steps", "warmup_steps"),
-        )
+        bound, is_met = f"of at most the {left} steps after the warmup", config.decay_steps <= left
+        _require(is_met, config, "decay_steps", bound, "max_steps", "warmup_steps")
 
 
 def _check_checkpoints(config: Any) -> None:
@@ -191,10 +178,9 @@ def _check_checkpoints(config: Any) -> None:
     every = config.save_every
     for name in ("keep_every", "push_every"):
         chosen = getattr(config, name)
-        _require(
-            *(not chosen or (every > 0 and chosen % every == 0), config, name),
-            *(f"a multiple of save_every = {every}, as others are not written", "save_every"),
-        )
+        is_met = not chosen or (every > 0 and chosen % every == 0)
+        reason = f"a multiple of save_every = {every}, as others are not written"
+        _require(is_met, config, name, reason, "save_every")
     _check_push(config)
     _check_overwrite(config)
     wanted = {"final": config.final == "best", "keep_best": config.keep_best}
@@ -265,7 +251,7 @@ def is_own(checkpoint: Path | None, output_dir: Path) -> bool:
     return place is not None and output_dir.resolve() in (place, place.parent)
 
 
-def in_use(output_dir: Path) -> str:
+def in_use_message(output_dir: Path) -> str:
     """What to say of a directory in which a run is at work."""
     return (
         f"expected no other run in {output_dir}, found one that is still going on; wait for it, "

@@ -59,7 +59,7 @@ class TrainingData:
         ]
         self.manifest = self._stores[0].manifest
         self._refuse_mixed_tokenizers()
-        self.train = self._windows("train", self._stores)
+        self.train = [self._windows("train", store) for store in self._stores]
         pairs = zip(sources, self.train, strict=True)
         weights = [weight or len(windows) for (_, weight), windows in pairs]
         self.weights = [weight / math.fsum(weights) for weight in weights]
@@ -108,7 +108,7 @@ class TrainingData:
     def validation(self) -> dict[str, tuple[TokenWindows, float]]:
         """Held-out windows and weight of each source that held any out, by its short name."""
         held_out = {
-            name: (self._windows("val", [store])[0], weight)
+            name: (self._windows("val", store), weight)
             for name, store, weight in zip(self._names, self._stores, self.weights, strict=True)
             if "val" in store.manifest.splits
         }
@@ -134,14 +134,12 @@ class TrainingData:
         Args:
             rank: of this process.
             world_size: number of processes.
-            micro_batch_size: rows per process and micro-step.
+            micro_batch_size: rows per process and micro-step, a divisor of `rows_per_process`.
 
         Raises:
-            LaunchError: if the processes cannot share `total_batch_tokens` evenly.
             ShardError: if the data must not be trained on.
         """
         config = self._config
-        _refuse_uneven_shares(config, world_size, micro_batch_size)
         validation = self.validation() if config.eval_every else {}
         rows_per_step = config.total_batch_tokens // config.sequence_length
         for windows, weight in zip(self.train, self.weights, strict=True):
@@ -184,16 +182,14 @@ class TrainingData:
         n_tokens = self._config.eval_tokens // len(self._stores)
         return min(len(windows), max(1, n_tokens // windows.sequence_length))
 
-    def _windows(self, split: str, stores: list) -> list[TokenWindows]:
-        return [
-            TokenWindows(
-                store,
-                split,
-                sequence_length=self._config.sequence_length,
-                shuffle_shards=self.shuffle_shards,
-            )
-            for store in stores
-        ]
+    def _windows(self, split: str, store: LocalStore | RemoteStore) -> TokenWindows:
+        """The rows that a split of one source has for this run."""
+        return TokenWindows(
+            store,
+            split,
+            sequence_length=self._config.sequence_length,
+            shuffle_shards=self.shuffle_shards,
+        )
 
     def _refuse_mixed_tokenizers(self) -> None:
         """Sources whose ids mean different tokens cannot be mixed."""

@@ -1,6 +1,8 @@
 """The directory of a run: which checkpoint it continues from, what may be replaced, its records."""
 
+import contextlib
 import dataclasses
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,10 +25,10 @@ from modeling_gpt2scratch.common.activity import warn
 from modeling_gpt2scratch.common.atomic_files import write_file, write_json
 from modeling_gpt2scratch.common.output_directory import LOCK_NAME, empty
 from modeling_gpt2scratch.distributed.accelerator import describe_environment
-from modeling_gpt2scratch.distributed.processes import LaunchError, on_main_process
+from modeling_gpt2scratch.distributed.processes import LaunchError, on_main_process, say
 from modeling_gpt2scratch.tracking.status import STATUS_NAME
 
-from .checks import in_use, is_own
+from .checks import in_use_message, is_own
 from .configuration import RUN_CONFIG_NAME, RUN_MARKER, TrainConfig
 
 DATA_MANIFEST_NAME = "data_manifest.json"  # a copy, for when the data are gone or elsewhere
@@ -92,7 +94,7 @@ class OutputLock:
         try:
             self._lock.acquire(timeout=1)  # others only look whether it is free
         except Timeout:
-            raise LaunchError(in_use(self._output_dir)) from None
+            raise LaunchError(in_use_message(self._output_dir)) from None
         self._identity = _identity_of(self._path)
 
     @property
@@ -115,9 +117,9 @@ class OutputLock:
             OSError: if it was deleted or replaced.
         """
         if self.is_lost:
-            raise self.loss()
+            raise self.error_if_lost()
 
-    def loss(self) -> OSError:
+    def error_if_lost(self) -> OSError:
         """What to raise if the directory is lost."""
         return OSError(
             f"expected {self._output_dir} to stay where it is, found that it was deleted or "
@@ -130,7 +132,7 @@ class OutputLock:
         self._lock.release()
 
 
-def make_output_dir(
+def prepare_output_dir(
     config: TrainConfig,
     checkpoint: Path | None,
     accelerator: Accelerator,
@@ -151,16 +153,17 @@ def make_output_dir(
         is_done: whether no step is left to make.
     """
     output_dir = Path(config.output_dir)
-    is_continued = config.resume == "auto" or is_own(checkpoint, output_dir)
-    if config.overwrite and not is_continued:
+    own = is_own(checkpoint, output_dir)
+    if config.overwrite and not (own or config.resume == "auto"):
         # The marker stays until the new one is there: what is left after a kill is known by it.
         empty(output_dir, kept=[LOCK_NAME, STATUS_NAME, RUN_MARKER.name])
-    is_kept = is_done and is_own(checkpoint, output_dir)  # where it was trained stays on record
-    if not is_done and is_own(checkpoint, output_dir):
+    if own and not is_done:
         for name in (WEIGHTS_NAME, "config.json"):
             (output_dir / name).unlink(missing_ok=True)
-    write_json(output_dir / RUN_CONFIG_NAME, RUN_MARKER.content() | dataclasses.asdict(config))
-    if not (is_kept and (output_dir / ENVIRONMENT_NAME).exists()):
+    record = RUN_MARKER.content() | dataclasses.asdict(config) | _origin(config, checkpoint)
+    write_json(output_dir / RUN_CONFIG_NAME, record)
+    # A run that is done keeps the record of where it was trained.
+    if not (own and is_done and (output_dir / ENVIRONMENT_NAME).exists()):
         write_json(output_dir / ENVIRONMENT_NAME, describe_environment(accelerator))
     for number, manifest in enumerate(manifests, start=1):
         is_alone = len(manifests) == 1
@@ -174,32 +177,43 @@ def leave_later_checkpoints(checkpoint: Path | None, output_dir: Path) -> None:
     What lies beyond it belongs to a continuation that is left here, which is said, and to which
     nothing goes back.
     """
-    if checkpoint is None or checkpoint.resolve().parent != output_dir.resolve():
+    if not is_own(checkpoint, output_dir):
         return
     newest = find_checkpoints(output_dir)[0]
     if newest.name != checkpoint.name:
         write_file(output_dir / LATEST_NAME, f"{checkpoint.name}\n".encode())
-        print(f"{output_dir}: goes on from {checkpoint.name}, and leaves {newest.name}")
+        say(f"{output_dir}: goes on from {checkpoint.name}, and leaves {newest.name}")
 
 
 def best_checkpoint(output_dir: Path, step: int | None) -> Path:
-    """The one of the step with the lowest validation loss, None if no step is known to have it.
+    """The checkpoint of `step`, which had the lowest validation loss; None as a step is refused.
 
     Raises:
         CheckpointError: if it is not there.
     """
-    checkpoint = checkpoints_by_step(output_dir).get(step)
     if step is None:
         raise CheckpointError(
             f"{output_dir}: expected a validation whose checkpoint is here, for --final best, "
             f"found none; --final last takes the last weights, in place of a result that is there"
         )
+    checkpoint = checkpoints_by_step(output_dir).get(step)
     if checkpoint is None:  # somebody has deleted it
         raise CheckpointError(
             f"{output_dir}: expected checkpoint-{step}, which had the lowest validation loss, for "
             f"--final best, found none; put it back, or add --final last --resume auto"
         )
     return checkpoint
+
+
+def _origin(config: TrainConfig, checkpoint: Path | None) -> dict[str, str | bool]:
+    """Where the first weights are from; later, nobody can tell a directory from a Hub name."""
+    if config.init_from is None:
+        return {}
+    if checkpoint is not None:
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            earlier = json.loads((checkpoint.parent / RUN_CONFIG_NAME).read_bytes())
+            return {name: earlier[name] for name in ("init_from", "init_from_is_local")}
+    return {"init_from_is_local": Path(config.init_from).exists()}
 
 
 def _identity_of(path: Path) -> tuple[int, int] | None:

@@ -40,22 +40,17 @@ class LossGuard:
     Args:
         spike_threshold: in standard deviations, 0 for no spikes.
         max_skipped_steps: so many skipped steps in a row end the run.
-        state: what `state_dict` of an earlier guard returned.
 
     Source: the z-score over a moving window is llm.c's outlier detector.
     """
 
-    def __init__(
-        self, *, spike_threshold: float, max_skipped_steps: int, state: dict | None = None
-    ):
+    def __init__(self, *, spike_threshold: float, max_skipped_steps: int):
         self._spike_threshold = spike_threshold
         self._max_skipped_steps = max_skipped_steps
         self._recent: deque[float] = deque(maxlen=WINDOW_STEPS)
         self.skipped_steps = 0  # of the whole run
         self.overflowed_steps = 0  # likewise
         self._skipped_in_a_row = 0
-        if state is not None:
-            self.load_state_dict(state)
 
     def judge(
         self, step: int, loss: float, grad_norm: float, *, loss_scale: float = 1.0

@@ -18,18 +18,18 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from modeling_gpt2scratch.checkpoints import checkpoint as checkpointing
+from modeling_gpt2scratch.checkpoints.checkpoint import load_state
 from modeling_gpt2scratch.common.activity import activity, progress_bar
 from modeling_gpt2scratch.common.interruptions import Stopped, StopRequest
 from modeling_gpt2scratch.data.loading.prefetcher import Prefetcher
-from modeling_gpt2scratch.distributed.accelerator import asks_for_fp8, closing, make_accelerator
+from modeling_gpt2scratch.distributed.accelerator import asks_for_fp8, ending, make_accelerator
 from modeling_gpt2scratch.distributed.processes import on_main_process, say
 from modeling_gpt2scratch.hardware.devices import keep_freed_memory, require_fp8
 from modeling_gpt2scratch.hardware.profiling import profiler
 from modeling_gpt2scratch.optim.optimizer import set_learning_rate
 from modeling_gpt2scratch.optim.schedules import learning_rate_at
 from modeling_gpt2scratch.tracking.metrics import Throughput
-from modeling_gpt2scratch.tracking.status import STATUS_NAME, recorded
+from modeling_gpt2scratch.tracking.status import recorded
 
 from . import preflight
 from .banner import banner, surprises, surprises_of_load, surprises_of_resuming
@@ -38,8 +38,8 @@ from .data import TrainingData
 from .directory import find_resume_point
 from .model import with_max_steps
 from .run import TrainingRun, can_go_back, go_back, open_run, save_result
-from .steps import StepOutcome, clip_gradients, measure, report, summarize_steps, update_weights
-from .validation import open_benchmarks, validate
+from .steps import StepOutcome, clip_gradients, judge_steps, measure, report, update_weights
+from .validation import open_benchmarks, score, validate
 
 
 def train(config: TrainConfig) -> str:
@@ -69,13 +69,13 @@ def train(config: TrainConfig) -> str:
         project_dir=config.output_dir,
         timeout_minutes=config.timeout_minutes,
     )
-    with contextlib.closing(data), closing(accelerator):
+    with contextlib.closing(data), ending(accelerator):
         preflight.require_same_arguments(config, accelerator)
         with activity("looking for a checkpoint"):
             checkpoint, state = find_resume_point(config), {}
         if checkpoint:
             identity = data.identity() | config.identity()
-            state = checkpointing.load_state(checkpoint, expected=identity)
+            state = load_state(checkpoint, expected=identity)
         return train_from(checkpoint, state, config, data, accelerator)
 
 
@@ -86,15 +86,19 @@ def train_from(
     data: TrainingData,
     accelerator: Accelerator,
 ) -> str:
-    """Makes the steps that are left after a checkpoint, and saves the model."""
+    """Makes the steps that are left after a checkpoint, and saves the model.
+
+    Returns:
+        "finished" or "stopped", as for `train`.
+    """
     with activity("making the model"):
-        score = open_benchmarks(config, accelerator, limit=config.eval_tasks_limit)
-        run = open_run(config, data, accelerator, score, checkpoint=checkpoint, state=state)
+        benchmarks = open_benchmarks(config, accelerator, limit=config.eval_tasks_limit)
+        run = open_run(config, data, accelerator, benchmarks, checkpoint=checkpoint, state=state)
     with contextlib.closing(run.lock), run.pusher:
         with (
             contextlib.closing(run.writer),
             recorded(
-                Path(config.output_dir) / STATUS_NAME,
+                Path(config.output_dir),
                 lambda: run.progress.step,
                 is_main=accelerator.is_main_process,
             ) as outcome,
@@ -139,11 +143,12 @@ def run_preflight(run: TrainingRun, before: dict) -> None:
                 notes += preflight.surprises_of_loss(loss, run.model.config.vocab_size)
             if run.validation and config.eval_every:
                 validate(run, n_windows=accelerator.num_processes)
-            score_few = open_benchmarks(config, accelerator, limit=accelerator.num_processes)
-            score_few(run.model, run.tokenizer)  # says which benchmark cannot be scored
+            if config.eval_tasks:
+                few = open_benchmarks(config, accelerator, limit=accelerator.num_processes)
+                score(run, few)  # says which benchmark cannot be scored
             started = time.perf_counter()
             ends = {"last_step": config.max_steps, "save_every": config.save_every}
-            run.writer.rehearse(**run.snapshot(), **ends)
+            run.writer.rehearse(**run.checkpoint_contents(), **ends)
             notes += preflight.surprises_of_saving(time.perf_counter() - started)
     say(banner(run, notes))
 
@@ -183,12 +188,12 @@ def run_steps(
     """
     config, progress = run.config, run.progress
     throughput, outcomes = Throughput(elapsed_seconds=progress.elapsed_seconds), []
-    # Straight after a rollback, what is to be left out is in no checkpoint yet.
+    # A rollback raises left_out_steps, which this step's checkpoint does not have: save it again.
     saved_step = None if progress.rolled_back_to == progress.step else progress.step
     while not progress.is_done(config):
         waited_before = batches.waited_seconds
         is_owed = progress.is_owed
-        due = due_after(run, progress.step) if is_owed else Due()
+        due = due_after(run) if is_owed else Due()
         outcome = None if is_owed else train_step(run, batches, request)
         is_stopped = outcome is None and not is_owed
         if outcome is not None:
@@ -199,7 +204,7 @@ def run_steps(
             if profile:
                 profile.step()
             is_stopped = is_asked_to_stop(run, request)
-            due = due_after(run, progress.step)
+            due = due_after(run)
         if not (due.line or is_stopped or is_owed):
             continue
         values = steps_of_line(run, outcomes, throughput) if outcomes else {}
@@ -207,14 +212,10 @@ def run_steps(
             return "spiked"
         found = None if is_stopped else validate_and_score(run, due, request, bar)
         is_stopped = found is None
-        progress.is_owed = is_stopped and (due.validation or due.scores)
         values |= found or {}
-        is_best = "eval_loss" in values and progress.best.add(progress.step, values["eval_loss"])
+        is_best = "eval_loss" in values and progress.best.step == progress.step
         is_given_up = progress.is_out_of_patience(config.patience)
-        if is_given_up and config.eval_tasks and not (due.scores or is_stopped):
-            found = validate_and_score(run, Due(scores=True), request, bar)
-            progress.is_owed = is_stopped = found is None
-            values |= found or {}
+        progress.is_owed = is_stopped and (due.validation or due.scores or is_given_up)
         is_save = due.save or (is_best and config.keep_best) or is_given_up
         if is_save or (is_stopped and saved_step != progress.step):
             bar.set_description("saving")
@@ -237,7 +238,7 @@ def steps_of_line(
     """What a line says of the steps since the last one; None if a spike among them is undone."""
     config, progress = run.config, run.progress
     run.agreement.wait()
-    values, findings = summarize_steps(run, outcomes)  # which waits for the device
+    values, findings = judge_steps(run, outcomes)  # which waits for the device
     progress.elapsed_seconds = throughput.elapsed_seconds
     has_spike = any(found.kind == "spike" for found in findings)
     if config.rollback_on_spike and has_spike and can_go_back(run):
@@ -255,7 +256,7 @@ def save(run: TrainingRun, *, is_sent: bool) -> float:
     """
     on_written = run.pusher.hold if is_sent and run.config.push_every else None
     return run.writer.save(
-        **run.snapshot(), best_step=run.progress.best.step, on_written=on_written
+        **run.checkpoint_contents(), best_step=run.progress.best.step, on_written=on_written
     )
 
 
@@ -270,7 +271,7 @@ def is_asked_to_stop(run: TrainingRun, request: StopRequest) -> bool:
         [request.is_made, run.writer.problem is not None, run.lock.is_lost]
     )
     if is_directory_gone:
-        raise run.lock.loss()
+        raise run.lock.error_if_lost()
     if has_failed_checkpoint:
         run.writer.wait()  # raises
     return is_stopped
@@ -345,9 +346,9 @@ class Due:
     push: bool = False  # of what is saved, to the Hub
 
 
-def due_after(run: TrainingRun, step: int) -> Due:
-    """What happens after a step if nothing special does."""
-    config = run.config
+def due_after(run: TrainingRun) -> Due:
+    """What happens after the step just made if nothing special does."""
+    config, step = run.config, run.progress.step
     is_last = step == config.max_steps
 
     def is_due(every: int) -> bool:
@@ -364,23 +365,28 @@ def due_after(run: TrainingRun, step: int) -> Due:
 def validate_and_score(run: TrainingRun, due: Due, request: StopRequest, bar: tqdm) -> dict | None:
     """Validation loss, sample and scores as far as they are due; None if asked to stop meanwhile.
 
-    Who asks a run to stop waits for its checkpoint.
+    Scores are also due where validations end the run. Who asks a run to stop waits for its
+    checkpoint.
     """
+    config, progress = run.config, run.progress
 
     def leave_if_asked() -> None:
         if is_asked_to_stop(run, request):
             raise Stopped
 
     is_alone = run.accelerator.num_processes == 1
+    can_be_left = request.raising if is_alone else contextlib.nullcontext
     values = {}
     try:
-        with request.raising() if is_alone else contextlib.nullcontext():
-            if due.validation:
-                bar.set_description("validating")
+        if due.validation:
+            bar.set_description("validating")
+            with can_be_left():
                 values |= validate(run, before_batch=leave_if_asked)
-            if due.scores:
-                bar.set_description("scoring benchmarks")
-                values |= run.score(run.model, run.tokenizer, before_batches=leave_if_asked)
+            progress.best.add(progress.step, values["eval_loss"])
+        if due.scores or (config.eval_tasks and progress.is_out_of_patience(config.patience)):
+            bar.set_description("scoring benchmarks")
+            with can_be_left():
+                values |= score(run, run.benchmarks, before_batches=leave_if_asked)
     except Stopped:
         return None
     return values

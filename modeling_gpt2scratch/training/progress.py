@@ -46,20 +46,18 @@ class BestValidation:
     n_since: int = 0  # validations without a lower one
     last_step: int | None = None  # of the last validation
 
-    def add(self, step: int, loss: float) -> bool:
-        """Adds a validation, and says whether it is the best; one that is no number never is.
+    def add(self, step: int, loss: float) -> None:
+        """Adds a validation; one that is no number never is the best.
 
         One that is made once more at the same step changes nothing.
         """
         if step == self.last_step:
-            return False
+            return
         self.last_step = step
-        is_best = loss < (math.inf if self.loss is None else self.loss)
-        if is_best:
+        if loss < (math.inf if self.loss is None else self.loss):
             self.step, self.loss, self.n_since = step, loss, 0
         else:
             self.n_since += 1
-        return is_best
 
 
 @dataclass
@@ -82,18 +80,18 @@ class TrainingProgress:
     def load(cls, state: dict, config: TrainConfig) -> "TrainingProgress":
         """The position that `to_state` wrote into a checkpoint, or the start if there is none."""
         guard = LossGuard(
-            spike_threshold=config.spike_threshold,
-            max_skipped_steps=config.max_skipped_steps,
-            state=state.get("guard"),
+            spike_threshold=config.spike_threshold, max_skipped_steps=config.max_skipped_steps
         )
-        names = ("step", "left_out_steps", "elapsed_seconds", "is_owed")
+        names = ("left_out_steps", "elapsed_seconds")
         progress = cls(guard, **{name: state[name] for name in names if name in state})
-        progress._load_sums(state)
+        if state:
+            progress._return_to(state)
         progress.was_done = bool(state) and progress.is_done(config)
         before = state.get("config", {})
         if before.get("eval_tokens", config.eval_tokens) != config.eval_tokens:
             progress.forget_best("losses of other --eval_tokens do not compare")
-        # What belongs to the end of this run, and not to that of the run before.
+        # A run that was done has something left to do if its end is now here, or if a task or the
+        # repository is new.
         n_steps, tasks, repository = config.max_steps, config.eval_tasks, config.push_to_hub
         is_other_end = progress.step == n_steps != before.get("max_steps", n_steps)
         is_new = {*tasks} - {*before.get("eval_tasks", tasks)}
@@ -121,10 +119,7 @@ class TrainingProgress:
                 f"after going back there {MAX_ROLLBACKS} times; lower --learning_rate"
             )
         self.left_out_steps = self.data_step - state["step"]
-        self.step = state["step"]
-        self.is_owed = state.get("is_owed", False)
-        self.guard.load_state_dict(state["guard"])
-        self._load_sums(state)
+        self._return_to(state)
         if self.step == self.forgotten_at:
             self.forget_best()
 
@@ -154,7 +149,11 @@ class TrainingProgress:
             "best": dataclasses.asdict(self.best),
         }
 
-    def _load_sums(self, state: dict) -> None:
-        """A run without a checkpoint begins anew."""
+    def _return_to(self, state: dict) -> None:
+        """Takes what belongs to a step from a checkpoint; earlier versions wrote less."""
+        self.step = state["step"]
+        self.is_owed = state.get("is_owed", False)
+        if "guard" in state:
+            self.guard.load_state_dict(state["guard"])
         self.means = StepMeans(**state.get("means", {}))
         self.best = BestValidation(**state.get("best", {}))

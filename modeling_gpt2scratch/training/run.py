@@ -1,7 +1,6 @@
 """The parts of a training run, wired together."""
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,26 +36,25 @@ from modeling_gpt2scratch.distributed.processes import (
     say,
 )
 from modeling_gpt2scratch.distributed.zero_state import prepare_for_training
+from modeling_gpt2scratch.evaluation.tasks.task import Task
 from modeling_gpt2scratch.hardware.compilation import checkpoint_activations, compile_model
 from modeling_gpt2scratch.hardware.devices import device_peak_flops, use_tf32
 from modeling_gpt2scratch.hardware.micro_batch import find_micro_batch_size
 from modeling_gpt2scratch.modeling_gpt2scratch import GPT2ScratchForCausalLM
 from modeling_gpt2scratch.optim.optimizer import make_optimizer
 from modeling_gpt2scratch.tracking.metrics import EVENTS_NAME, METRICS_NAME, EventLog, JsonlTracker
-from modeling_gpt2scratch.tracking.status import STATUS_NAME, recorded, was_killed
+from modeling_gpt2scratch.tracking.status import recorded, was_killed
 from modeling_gpt2scratch.tracking.trackers import start_trackers
 
 from .checks import is_own
 from .configuration import AUTO, TrainConfig
 from .data import TrainingData
-from .directory import OutputLock, best_checkpoint, leave_later_checkpoints, make_output_dir
+from .directory import OutputLock, best_checkpoint, leave_later_checkpoints, prepare_output_dir
 from .model import make_model, sum_of_weights
 from .progress import TrainingProgress
 
 # Held-out windows and their weight, by source.
 Validation = dict[str, tuple[TokenWindows, float]]
-# Of a model, its tokenizer and more options: the metrics of benchmarks, by name.
-Score = Callable[..., dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ class TrainingRun:
     data: TrainingData
     loader: ShardLoader
     validation: Validation
-    score: Score  # on the benchmarks of `--eval_tasks`
+    benchmarks: dict[str, Task]  # of `--eval_tasks`, by name
     lock: OutputLock
     writer: CheckpointWriter
     pusher: RevisionPusher
@@ -89,7 +87,7 @@ class TrainingRun:
         """Whether the processes share the model's parameters, and must call it together."""
         return self.accelerator.distributed_type == DistributedType.FSDP
 
-    def snapshot(self) -> dict:
+    def checkpoint_contents(self) -> dict:
         """What a checkpoint holds, as arguments of the writer."""
         state = self.data.identity() | self.config.identity() | self.progress.to_state()
         state |= {"trackers": self.tracker_ids, "config": dataclasses.asdict(self.config)}
@@ -107,7 +105,7 @@ def open_run(
     config: TrainConfig,
     data: TrainingData,
     accelerator: Accelerator,
-    score: Score,
+    benchmarks: dict[str, Task],
     *,
     checkpoint: Path | None,
     state: dict,
@@ -118,7 +116,7 @@ def open_run(
         config: of the run.
         data: of the run.
         accelerator: of the launch.
-        score: scores a model on the run's benchmarks.
+        benchmarks: of `--eval_tasks`, by name.
         checkpoint: to continue from, None for a run from scratch.
         state: of that checkpoint, else empty.
 
@@ -144,7 +142,7 @@ def open_run(
     return TrainingRun(
         config=config,
         accelerator=accelerator,
-        agreement=Agreement(n_flags=3, timeout_minutes=config.timeout_minutes),
+        agreement=Agreement(timeout_minutes=config.timeout_minutes),
         progress=progress,
         model=model,
         wrapped_model=wrapped_model,
@@ -153,7 +151,7 @@ def open_run(
         data=data,
         loader=loader,
         validation=validation,
-        score=score,
+        benchmarks=benchmarks,
         compiled=compiled,
         peak_flops=device_peak_flops(
             accelerator.device,
@@ -331,8 +329,7 @@ def _open_directory(
     on_main_process(lock.acquire)
     if was_killed(output_dir):
         say(f"{output_dir}: the last process of this run ended without a word, perhaps by a kill")
-    path = output_dir / STATUS_NAME
-    with recorded(path, lambda: progress.step, is_main=accelerator.is_main_process):
+    with recorded(output_dir, lambda: progress.step, is_main=accelerator.is_main_process):
         records = _open_records(config, data, accelerator, checkpoint, state, progress)
     return {"lock": lock} | records
 
@@ -347,12 +344,9 @@ def _open_records(
 ) -> dict[str, Any]:
     """As `_open_directory`, in a directory that this run has taken."""
     output_dir, step = Path(config.output_dir), progress.step
-    on_main_process(
-        make_output_dir,
-        *(config, checkpoint, accelerator, data.manifest_files),
-        is_done=progress.is_done(config),
-    )
-    on_main_process(leave_later_checkpoints, checkpoint, output_dir)  # and their metrics go
+    is_done, manifests = progress.is_done(config), data.manifest_files
+    on_main_process(prepare_output_dir, config, checkpoint, accelerator, manifests, is_done=is_done)
+    on_main_process(leave_later_checkpoints, checkpoint, output_dir)
     writer = CheckpointWriter(
         output_dir,
         keep_checkpoints=config.keep_checkpoints,

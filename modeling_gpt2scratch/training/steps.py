@@ -125,7 +125,7 @@ def update_weights(
     return loss_scale
 
 
-def summarize_steps(
+def judge_steps(
     run: TrainingRun, outcomes: Sequence[StepOutcome]
 ) -> tuple[dict[str, float], list[Finding]]:
     """Mean loss and gradient norm since the last multiple of `log_every`, and unusual steps.
@@ -135,8 +135,8 @@ def summarize_steps(
     """
     progress, findings = run.progress, []
     guard = progress.guard
-    for outcome, numbers in zip(outcomes, read_outcomes(outcomes), strict=True):
-        loss, grad_norm, loss_scale = numbers
+    pairs = zip(outcomes, read_outcomes(outcomes), strict=True)
+    for outcome, (loss, grad_norm, loss_scale) in pairs:
         finding = guard.judge(outcome.step, loss, grad_norm, loss_scale=loss_scale)
         if finding:
             findings.append(finding)

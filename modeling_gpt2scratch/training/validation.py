@@ -1,7 +1,6 @@
 """What a run looks at between its steps: the loss on held-out text, a sample, and benchmarks."""
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import torch
@@ -11,17 +10,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from modeling_gpt2scratch.common.sampling import SAMPLING
 from modeling_gpt2scratch.data.loading.loader import TokenWindows, model_inputs
 from modeling_gpt2scratch.evaluation.in_training import load_benchmarks, score_benchmarks
+from modeling_gpt2scratch.evaluation.tasks.task import Task
 from modeling_gpt2scratch.loss_gpt2scratch import IGNORED
 
 from .configuration import TrainConfig
-from .run import Score, TrainingRun
+from .run import TrainingRun
 
 SAMPLE_TOKENS = 64
 BENCHMARK_TOKENS = 8192  # padded tokens of one forward pass of a benchmark
 
 
-def open_benchmarks(config: TrainConfig, accelerator: Accelerator, *, limit: int | None) -> Score:
-    """What scores a model and its tokenizer on `--eval_tasks`, by the code of `compare.py`.
+def open_benchmarks(
+    config: TrainConfig, accelerator: Accelerator, *, limit: int | None
+) -> dict[str, Task]:
+    """The benchmarks of `--eval_tasks` with their data, by name.
 
     Args:
         config: of the run.
@@ -31,16 +33,28 @@ def open_benchmarks(config: TrainConfig, accelerator: Accelerator, *, limit: int
     Raises:
         BenchmarkError: on every process alike, if data of a benchmark cannot be read.
     """
-    if not config.eval_tasks:
-        return lambda *arguments, **options: {}
-    benchmarks = load_benchmarks(
+    return load_benchmarks(
         config.eval_tasks,
         sources={name: getattr(config, f"{name}_data") for name in config.eval_tasks},
         limit=limit,
         accelerator=accelerator,
     )
-    return partial(
-        score_benchmarks, benchmarks, accelerator=accelerator, batch_tokens=BENCHMARK_TOKENS
+
+
+def score(
+    run: TrainingRun,
+    benchmarks: dict[str, Task],
+    *,
+    before_batches: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """What `score_benchmarks` finds in the model of a run, on its own benchmarks or fewer."""
+    return score_benchmarks(
+        benchmarks,
+        run.model,
+        run.tokenizer,
+        run.accelerator,
+        batch_tokens=BENCHMARK_TOKENS,
+        before_batches=before_batches,
     )
 
 

@@ -50,6 +50,16 @@ def environment(hub, tmp_path):
     return os.environ | hub.environment(tmp_path) | {"HF_TOKEN": TOKEN}
 
 
+@pytest.fixture(scope="module")
+def unsent(small_data, tmp_path_factory):
+    """The directory of a run of forty steps that sends nothing."""
+    output_dir = tmp_path_factory.mktemp("unsent") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        arguments = flags(small_data, output_dir, max_steps=40, keep_checkpoints=0)
+        assert run_here(patch, *arguments) == 0
+    return output_dir
+
+
 def pushed(output_dir):
     """Steps that went to the Hub, by their events."""
     return [event["step"] for event in events_of(output_dir) if event["event"] == "pushed"]
@@ -147,10 +157,9 @@ def test_a_finished_run_sends_its_last_checkpoint_if_it_is_asked_to_only_then(
 
 @pytest.mark.gate
 def test_a_hub_that_refuses_every_upload_leaves_the_run_as_it_is(
-    hub, environment, small_data, tmp_path
+    hub, environment, small_data, tmp_path, monkeypatch
 ):
-    plain = launch(*flags(small_data, tmp_path / "plain"))
-    assert plain.returncode == 0, plain.stderr
+    assert run_here(monkeypatch, *flags(small_data, tmp_path / "plain")) == 0
     hub.fail(COMMIT, 403, times=1000)
     arguments = flags(small_data, tmp_path / "run", **PUSH, keep_checkpoints=1)
     process = launch(*arguments, env=environment)
@@ -176,7 +185,7 @@ def test_a_hub_that_refuses_every_upload_leaves_the_run_as_it_is(
 @pytest.mark.gate
 @pytest.mark.parametrize("place", ["preupload", "commit", "tree"])
 def test_a_run_killed_in_an_upload_goes_on_and_sends_nothing_twice(
-    place, hub, environment, small_data, tmp_path
+    place, hub, environment, small_data, tmp_path, unsent
 ):
     # The request of the second checkpoint takes longer than the process lives: before the commit
     # is made, and after it, when the Hub is asked for its checksums.
@@ -204,10 +213,8 @@ def test_a_run_killed_in_an_upload_goes_on_and_sends_nothing_twice(
         f"step-{step}": 1 for step in steps
     }
     assert len(hub.objects) == len(steps) > n_stored
-    plain = launch(*flags(small_data, tmp_path / "plain", max_steps=40, keep_checkpoints=0))
-    assert plain.returncode == 0, plain.stderr
     for step in steps:
-        ours = (tmp_path / "plain" / f"checkpoint-{step}" / "model.safetensors").read_bytes()
+        ours = (unsent / f"checkpoint-{step}" / "model.safetensors").read_bytes()
         assert hub.revisions[f"step-{step}"]["model.safetensors"] == ours
     assert not (tmp_path / "run" / "to_push").exists()
 

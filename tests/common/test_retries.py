@@ -8,8 +8,8 @@ import pytest
 import tenacity
 
 from modeling_gpt2scratch.common.retries import (
-    Passing,
     Retries,
+    TemporaryFailure,
     asked_wait,
     is_temporary,
     retrying,
@@ -33,7 +33,8 @@ class HttpxError(Exception):
 
 def judge(error):
     """Everything but a ValueError passes."""
-    return None if isinstance(error, ValueError) else Passing(str(error), "wait", asked_wait(error))
+    failure = TemporaryFailure(str(error), "wait", asked_wait(error))
+    return None if isinstance(error, ValueError) else failure
 
 
 def call(failures, *, n_tries=100, **options):

@@ -20,7 +20,7 @@ TOGETHER = """
 from accelerate import PartialState
 from modeling_gpt2scratch.distributed.agreement import Agreement
 state = PartialState(cpu=True)
-agreement = Agreement(n_flags=2, timeout_minutes=1)
+agreement = Agreement(timeout_minutes=1)
 with agreement.naming_the_stalled():
     for step in range(4):
         known = agreement.exchange([step == 1 and state.process_index == 1, False])
@@ -36,7 +36,7 @@ import os, signal, time
 from accelerate import PartialState
 from modeling_gpt2scratch.distributed.agreement import Agreement, StalledError
 state = PartialState(cpu=True)
-agreement = Agreement(n_flags=1, timeout_minutes=0.2)
+agreement = Agreement(timeout_minutes=0.2)
 agreement.exchange([False])
 if state.process_index == 0:
     time.sleep(300)
@@ -70,7 +70,7 @@ def launched(script, num_processes):
 
 def test_a_process_alone_agrees_with_itself_at_once():
     try:
-        agreement = Agreement(n_flags=2, timeout_minutes=1)
+        agreement = Agreement(timeout_minutes=1)
         assert agreement.exchange([True, False]) == [True, False]
         assert agreement.exchange([False, False]) == [False, False]
     finally:
@@ -94,7 +94,7 @@ def test_all_that_are_left_know_who_is_missing_whatever_connections_are_closed()
 
 def test_an_error_that_is_no_failed_operation_stays_what_it_is():
     try:
-        agreement = Agreement(n_flags=1, timeout_minutes=1)
+        agreement = Agreement(timeout_minutes=1)
         with pytest.raises(RuntimeError, match="shapes"), agreement.naming_the_stalled():
             raise RuntimeError("shapes do not fit")
     finally:
@@ -133,10 +133,7 @@ def test_before_they_have_met_one_process_of_each_machine_speaks(
 
 def test_an_interrupted_run_is_no_longer_said_to_be_running(tmp_path):
     try:
-        with (
-            pytest.raises(KeyboardInterrupt),
-            recorded(tmp_path / "status.json", lambda: 3),
-        ):
+        with pytest.raises(KeyboardInterrupt), recorded(tmp_path, lambda: 3):
             assert json.loads((tmp_path / "status.json").read_text())["status"] == "running"
             raise KeyboardInterrupt
     finally:

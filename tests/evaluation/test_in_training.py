@@ -31,7 +31,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.distributed import DistributedConfig
 sys.path.append(sys.argv[1])
 from modeling_gpt2scratch.evaluation.in_training import load_benchmarks, score_benchmarks
-from modeling_gpt2scratch.evaluation.scoring.row_scorer import RowScorer
+from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
 directory, kind = sys.argv[2:]
 sources = {name: f"{directory}/{name}.jsonl" for name in ("lambada", "hellaswag", "blimp")}
 accelerator = Accelerator(cpu=True, mixed_precision="bf16")
@@ -54,13 +54,13 @@ n_calls = accelerator.gather(torch.tensor([len(calls) - 1])).tolist()
 if accelerator.is_main_process:
     print(json.dumps([values, n_calls, model.training]))
 # Now one process finds scores that it cannot use, and all of them go on without.
-score_whole_batch = RowScorer._score_whole_batch
+score_whole_batch = CausalScorer._score_whole_batch
 def spoil(*arguments, **options):
     found = score_whole_batch(*arguments, **options)
     if accelerator.process_index == 1:
         raise ValueError("spoiled")
     return found
-RowScorer._score_whole_batch = spoil
+CausalScorer._score_whole_batch = spoil
 values = score_benchmarks(benchmarks, model, tokenizer, accelerator, batch_tokens=60)
 assert values == {}, values
 accelerator.end_training()

@@ -26,7 +26,7 @@ from modeling_gpt2scratch.tracking.status import recorded
 run, way = Path(sys.argv[1]), sys.argv[2]
 lock = FileLock(run / "run.lock")
 lock.acquire()
-with recorded(run / "status.json", lambda: 3):
+with recorded(run, lambda: 3):
     if way == "in a library":  # where Python's own handlers never run
         ctypes.CDLL(None).system(b"echo ready; exec sleep 20 > /dev/null 2>&1")
     print("ready", flush=True)
@@ -65,14 +65,13 @@ def wait_for(run: Path, status: str) -> dict:
 
 
 def test_a_block_says_how_it_ended(tmp_path):
-    path = tmp_path / "status.json"
     step = 0
-    with recorded(path, lambda: step) as outcome:
+    with recorded(tmp_path, lambda: step) as outcome:
         found = content_of(tmp_path)
         assert (found["status"], found["step"], found["pid"]) == ("running", 0, os.getpid())
         outcome["status"], step = "finished", 12
     assert content_of(tmp_path) == {"status": "finished", "step": 12}
-    with pytest.raises(ValueError), recorded(path, lambda: 13):
+    with pytest.raises(ValueError), recorded(tmp_path, lambda: 13):
         raise ValueError("expected this,\nfound that")
     message = "expected this, found that"
     assert content_of(tmp_path) == {"status": "failed", "step": 13, "message": message}
@@ -115,7 +114,7 @@ def test_a_full_disk_has_room_for_the_truth(small_disk):
     run = small_disk("256k")
     with (
         pytest.raises(OSError, match="No space left"),
-        recorded(run / "status.json", lambda: 7),
+        recorded(run, lambda: 7),
         open(run / "large", "wb", buffering=0) as file,
     ):
         while True:
@@ -128,7 +127,7 @@ def test_a_full_disk_has_room_for_the_truth(small_disk):
     with open(run / "larger", "wb", buffering=0) as file, pytest.raises(OSError):
         while True:
             file.write(b"x")
-    with pytest.raises(OSError, match="No space left"), recorded(run / "status.json", lambda: 8):
+    with pytest.raises(OSError, match="No space left"), recorded(run, lambda: 8):
         raise AssertionError
     assert content_of(run)["status"] == "failed"
 
@@ -153,32 +152,30 @@ def test_sigterm_is_noted_at_once(start, tmp_path, way):
 
 @pytest.mark.gate
 def test_another_process_speaks_for_a_main_one_that_was_killed(start, tmp_path):
-    path = tmp_path / "status.json"
     process = start()
     process.kill()
     process.wait()
-    with pytest.raises(ValueError), recorded(path, lambda: 6, is_main=False):
+    with pytest.raises(ValueError), recorded(tmp_path, lambda: 6, is_main=False):
         raise ValueError("expected process 0 to go on")
     found = {"status": "failed", "step": 6, "message": "expected process 0 to go on"}
     assert content_of(tmp_path) == found
     # What the main process has said itself stays.
-    with pytest.raises(ValueError), recorded(path, lambda: 7, is_main=False):
+    with pytest.raises(ValueError), recorded(tmp_path, lambda: 7, is_main=False):
         raise ValueError("found the same")
-    with recorded(path, lambda: 8, is_main=False) as outcome:
+    with recorded(tmp_path, lambda: 8, is_main=False) as outcome:
         outcome["status"] = "finished"
     assert content_of(tmp_path) == found
 
 
 def test_sigterm_does_not_hide_what_ends_the_run_already(tmp_path):
-    path = tmp_path / "status.json"
-    with pytest.raises(ValueError, match="process 1"), recorded(path, lambda: 3):
+    with pytest.raises(ValueError, match="process 1"), recorded(tmp_path, lambda: 3):
         try:
             raise RuntimeError("of a library")
         except RuntimeError:
             os.kill(os.getpid(), signal.SIGTERM)
             raise ValueError("expected process 1 to go on") from None
     assert content_of(tmp_path)["message"] == "expected process 1 to go on"
-    with pytest.raises(SystemExit, match="ended by SIGTERM"), recorded(path, lambda: 3):
+    with pytest.raises(SystemExit, match="ended by SIGTERM"), recorded(tmp_path, lambda: 3):
         os.kill(os.getpid(), signal.SIGTERM)
 
 

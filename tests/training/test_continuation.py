@@ -107,12 +107,13 @@ def interrupted(tmp_path, monkeypatch):
         typed = "python train_accelerate.py x.yaml" + " --overwrite" * ("overwrite" in changes)
         monkeypatch.setattr(continuation, "started_as", lambda: typed)
         values = {"data": "d", "output_dir": str(tmp_path / "run"), "model": "tiny"} | changes
-        run = continuation.Continuation(TrainConfig(**values, total_batch_tokens=1024))
+        config = TrainConfig(**values, total_batch_tokens=1024)
+        to_type = continuation.continuing_command(config)
         (tmp_path / "run").mkdir(exist_ok=True)
         for name, text in files.items():
             (tmp_path / "run" / f".{name}").write_text(text)
             (tmp_path / "run" / f".{name}").rename(tmp_path / "run" / name)
-        return run.command.removeprefix("python train_accelerate.py ")
+        return to_type().removeprefix("python train_accelerate.py ")
 
     return command
 

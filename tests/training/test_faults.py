@@ -146,10 +146,12 @@ def test_a_run_on_a_full_disk_says_that_it_has_failed(
     assert code == 1 and status_of(output_dir)["status"] == "failed", error
 
 
-def test_a_status_that_cannot_be_written_is_one_line_of_one_process(small_data, tmp_path):
+def test_a_status_that_cannot_be_written_is_one_line_of_one_process(
+    small_data, tmp_path, monkeypatch
+):
     output_dir = tmp_path / "run"
     arguments = flags(small_data, output_dir, max_steps=4, eval_every=0)
-    assert launch(*arguments, config="cpu_2proc.yaml").returncode == 0
+    assert run_here(monkeypatch, *arguments) == 0
     (output_dir / "status.json").unlink()
     (output_dir / "status.json").mkdir()
     more = flags(small_data, output_dir, max_steps=6, eval_every=0, resume="auto")

@@ -14,9 +14,16 @@ from modeling_gpt2scratch.training.guard_rails import (
 )
 
 
-def guard(**options):
+def guard(spike_threshold=8.0):
     """A guard that finds a spike at eight standard deviations and gives up after three steps."""
-    return LossGuard(**{"spike_threshold": 8.0, "max_skipped_steps": 3} | options)
+    return LossGuard(spike_threshold=spike_threshold, max_skipped_steps=3)
+
+
+def restored(watch):
+    """A guard that goes on from the state of another, after it has been JSON."""
+    successor = guard()
+    successor.load_state_dict(json.loads(json.dumps(watch.state_dict())))
+    return successor
 
 
 def usual_losses(n, seed=0):
@@ -52,7 +59,7 @@ def test_a_gradient_that_overflows_under_a_loss_scale_is_counted_apart():
         assert (found.kind, found.loss_scale) == ("overflow", loss_scale)
     watch.require_progress()
     assert (watch.overflowed_steps, watch.skipped_steps) == (4, 0)
-    assert guard(state=json.loads(json.dumps(watch.state_dict()))).overflowed_steps == 4
+    assert restored(watch).overflowed_steps == 4
     # A lost loss is no matter of the scale, and a scale of 1 has nothing left to give.
     for loss, loss_scale in [(math.nan, 2.0**16), (4.0, 1.0), (4.0, 0.5)]:
         assert watch.judge(9, loss, math.inf, loss_scale=loss_scale).kind == "skipped"
@@ -103,7 +110,7 @@ def test_a_guard_restored_from_json_goes_on_as_the_one_before():
     whole, first = guard(), guard()
     expected = findings(whole, losses)
     findings(first, losses[:102])
-    second = guard(state=json.loads(json.dumps(first.state_dict())))
+    second = restored(first)
     assert findings(second, losses[102:], first_step=103) == expected[102:]
     assert second.state_dict() == whole.state_dict()
     assert expected[-1].kind == "spike"

@@ -106,6 +106,7 @@ def test_a_run_killed_twenty_times_is_the_uninterrupted_one(small_data, tmp_path
         assert process.exitcode == -9, killed.with_suffix(".log").read_text()
         n_within_a_save += any(killed.glob(".checkpoint-*.partial"))
         assert require_whole(killed) < MAX_STEPS
+        assert not (killed / "model.safetensors").exists()
     assert n_within_a_save > 0 and require_whole(killed) > 0
     process = start(small_data, killed)
     process.join()
@@ -254,14 +255,14 @@ def test_a_finished_run_that_goes_on_has_no_result_until_its_new_end(
 def test_what_a_rollback_leaves_out_is_not_forgotten_by_a_stop_after_it(
     small_data, tmp_path, monkeypatch
 ):
-    train_step, summarize_steps = loop.train_step, loop.summarize_steps
+    train_step, judge_steps = loop.train_step, loop.judge_steps
     has_spiked = []
 
     def stopped(run, batches, request):
         return None if has_spiked else train_step(run, batches, request)
 
     def spiking(run, outcomes):
-        values, findings = summarize_steps(run, outcomes)
+        values, findings = judge_steps(run, outcomes)
         if run.progress.step == 3:
             has_spiked.append(Finding(3, "spike", loss=9.0, grad_norm=9.0, deviation=9.0))
         return values, [*findings, *has_spiked]
@@ -270,7 +271,7 @@ def test_what_a_rollback_leaves_out_is_not_forgotten_by_a_stop_after_it(
     arguments = flags(small_data, tmp_path / "run", **options, rollback_on_spike=True)
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train_step", stopped)
-        patch.setattr(loop, "summarize_steps", spiking)
+        patch.setattr(loop, "judge_steps", spiking)
         assert run_here(patch, *arguments) == 0
     checkpoint = find_checkpoints(tmp_path / "run")[0]
     assert checkpoint.name == "checkpoint-2"

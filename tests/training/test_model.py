@@ -210,6 +210,8 @@ def test_a_run_goes_on_without_the_weights_that_it_started_from(
     moved = ["--output_dir", str(tmp_path / "copy"), "--init_from", "elsewhere/stock"]
     assert run_here(monkeypatch, *arguments, *longer, *moved) == 0
     assert curve(tmp_path / "copy") == curve(output_dir) and max(curve(output_dir)) == 3
+    recorded = json.loads((tmp_path / "copy" / "train_config.json").read_text())
+    assert recorded["init_from"] == str(tmp_path / "stock") and recorded["init_from_is_local"]
     code, error = refusal(monkeypatch, capsys, *arguments, *longer, *moved, "--n_layer", "2")
     assert code == 2 and f"expected n_layer of 3, as in config.json of {tmp_path}/copy/" in error
 

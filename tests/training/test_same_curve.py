@@ -110,13 +110,19 @@ def test_every_learning_rate_schedule_trains(small_data, tmp_path, monkeypatch):
         assert (rates[5] < 0.01) is (schedule == "wsd")
 
 
-def test_replicas_and_shards_agree_on_the_best_weights_and_when_to_end(few_documents, tmp_path):
-    outputs = {}
-    for config in ("cpu.yaml", "cpu_2proc.yaml", "fsdp2_cpu_2proc.yaml"):
-        output_dir = tmp_path / config
-        process = launch(*flags(few_documents, output_dir, **OVERFITTING), config=config)
+def test_replicas_and_shards_agree_on_the_best_weights_and_when_to_end(
+    few_documents, tmp_path, monkeypatch, capsys
+):
+    assert run_here(monkeypatch, *flags(few_documents, tmp_path / "one", **OVERFITTING)) == 0
+    printed = {"one": capsys.readouterr().out}
+    for config in ("cpu_2proc.yaml", "fsdp2_cpu_2proc.yaml"):
+        process = launch(*flags(few_documents, tmp_path / config, **OVERFITTING), config=config)
         assert process.returncode == 0, process.stderr
-        (best,) = re.findall(r"from (checkpoint-\d+)$", process.stdout, re.MULTILINE)
+        printed[config] = process.stdout
+    outputs = {}
+    for name, text in printed.items():
+        output_dir = tmp_path / name
+        (best,) = re.findall(r"from (checkpoint-\d+)$", text, re.MULTILINE)
         last = read_metrics(output_dir / "metrics.jsonl")[-1]["step"]
         assert {path.name for path in output_dir.glob("checkpoint-*")} == {
             *(best, f"checkpoint-{last}")
@@ -124,6 +130,6 @@ def test_replicas_and_shards_agree_on_the_best_weights_and_when_to_end(few_docum
         weights = load_file(output_dir / "model.safetensors")
         stored = load_file(output_dir / best / "model.safetensors")
         assert all(torch.equal(weights[name], stored[name]) for name in stored)
-        outputs[config] = (best, last)
+        outputs[name] = (best, last)
     assert len(set(outputs.values())) == 1
     assert last < OVERFITTING["max_steps"]

@@ -122,8 +122,12 @@ def test_means_leave_out_the_steps_that_were_skipped():
 def test_the_best_validation_is_the_first_of_the_lowest_and_a_lost_loss_is_none():
     best = BestValidation()
     losses = [math.nan, 4.0, 3.5, 3.5, math.nan, math.inf, 3.25, 5.0]
-    is_best = [best.add(10 * n, loss) for n, loss in enumerate(losses)]
-    assert [n for n, is_it in enumerate(is_best) if is_it] == [1, 2, 6]
+    best_steps = []
+    for n, loss in enumerate(losses):
+        best.add(10 * n, loss)
+        best_steps.append(best.step)
+    assert best_steps == [None, 10, 20, 20, 20, 20, 60, 60]
     assert best == BestValidation(step=60, loss=3.25, n_since=1, last_step=70)
-    assert not best.add(70, 1.0)  # which was made already
+    best.add(70, 1.0)  # which was made already
+    assert (best.step, best.n_since) == (60, 1)
     assert BestValidation(**json.loads(json.dumps(dataclasses.asdict(best)))) == best

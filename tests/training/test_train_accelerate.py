@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
+from support.evaluation import compare
 from support.paths import REPOSITORY
 from support.tiny_models import tiny_model
 from support.training_runs import curve, flags, launch, refusal, run_here
@@ -104,14 +105,12 @@ def test_a_line_of_the_log_says_each_value_once_and_shares_in_percent(
 
 
 @pytest.mark.gate
-def test_validation_loss_is_the_one_that_compare_measures(finished, small_data, tmp_path):
+def test_validation_loss_is_the_one_that_compare_measures(small_data, tmp_path, monkeypatch):
     output_dir = tmp_path / "whole_split"
     arguments = flags(small_data, output_dir, max_steps=2, eval_tokens=10**9, dropout=0)
-    assert launch(*arguments).returncode == 0
-    command = ["evaluate/compare.py", "--models", str(output_dir), "--tasks", "val"]
-    subprocess.run(
-        [sys.executable, *command, "--val_data", str(small_data)], cwd=REPOSITORY, check=True
-    )
+    assert run_here(monkeypatch, *arguments) == 0
+    measuring = ["--models", str(output_dir), "--tasks", "val", "--val_data", str(small_data)]
+    assert compare.main(measuring) == 0
     models = json.loads((output_dir / "results.json").read_text())["models"]
     measured = models[str(output_dir)]["results"]["val"]["loss,none"]
     expected = read_metrics(output_dir / "metrics.jsonl")[-1]["eval_loss"]

@@ -18,8 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from modeling_gpt2scratch.common.activity import tell
-from modeling_gpt2scratch.common.atomic_files import fsync
-from modeling_gpt2scratch.common.output_directory import PARTIAL_SUFFIX
+from modeling_gpt2scratch.common.atomic_files import PARTIAL_SUFFIX, fsync
 
 SUFFIX = ".bin"
 
@@ -84,7 +83,7 @@ class ShardCache:
             partial = path.with_name(f"{name}.{n_bytes}{PARTIAL_SUFFIX}")
             self._reserve(partial, n_bytes)
             try:
-                while not self._has_come(partial, path, download):
+                while not self._download(partial, path, download):
                     pass
             finally:
                 partial.unlink(missing_ok=True)
@@ -118,8 +117,8 @@ class ShardCache:
         for folder in (self._shards, self._locks):
             folder.mkdir(parents=True, exist_ok=True)
 
-    def _has_come(self, partial: Path, path: Path, download: Callable[[Path], None]) -> bool:
-        """Downloads a file and gives it its name; False if there is reason to try again at once."""
+    def _download(self, partial: Path, path: Path, download: Callable[[Path], None]) -> bool:
+        """Downloads a file and gives it its name; False if the caller should try again at once."""
         folder = os.open(self._shards, os.O_RDONLY)
         try:
             download(partial)
@@ -156,21 +155,21 @@ class ShardCache:
     def _make_room(self, n_bytes: int) -> bool:
         """Deletes what was not used for the longest time until `n_bytes` fit; whether they do."""
         for path in self._shards.glob(f"*{PARTIAL_SUFFIX}"):
-            if not self._is_abandoned(path):
+            if not self._delete_if_abandoned(path):
                 n_bytes += int(path.name.split(".")[1])
         files = self._oldest_first()
         used = sum(size for size, _ in files)
         for size, path in files:
             if used + n_bytes <= self.limit_bytes:
                 break
-            if self._is_deleted(path):
+            if self._delete(path):
                 used -= size
         return used + n_bytes <= self.limit_bytes
 
     def _delete_oldest(self) -> bool:
         """Deletes what was not used for the longest time; whether there was anything."""
         with self.lock("room"):
-            return any(self._is_deleted(path) for _, path in self._oldest_first())
+            return any(self._delete(path) for _, path in self._oldest_first())
 
     def _oldest_first(self) -> list[tuple[int, Path]]:
         """Sizes and paths of all shards, the one that was not used for the longest time first."""
@@ -181,14 +180,14 @@ class ShardCache:
                 files.append((status.st_mtime_ns, status.st_size, path))
         return [(size, path) for _, size, path in sorted(files)]
 
-    def _is_deleted(self, path: Path) -> bool:
+    def _delete(self, path: Path) -> bool:
         """Deletes a shard unless it is spared; whether that was possible."""
         spared = frozenset().union(*list(self._kept.values()))
         # Windows does not delete files that are in use.
         return path.stem not in spared and _unlink(path)
 
-    def _is_abandoned(self, partial: Path) -> bool:
-        """Removes what a killed process left of a download."""
+    def _delete_if_abandoned(self, partial: Path) -> bool:
+        """Deletes what a killed process left of a download; whether it was that, and is gone."""
         lock = FileLock(self._locks / f"{partial.name.split('.')[0]}.lock")
         try:
             with lock.acquire(blocking=False):

@@ -16,10 +16,6 @@ from .loader import ShardLoader
 DEPTH = 8  # micro-batches that wait to be used
 
 
-class StreamError(ShardError):
-    """Data that one process, perhaps no other, could not read in the middle of a run."""
-
-
 class Prefetcher:
     """The micro-batches of a process from a step on, without end.
 
@@ -59,7 +55,7 @@ class Prefetcher:
         """The next micro-batch; see `ShardLoader.batch`.
 
         Raises:
-            StreamError: if it could not be read.
+            ShardError: if it could not be read.
         """
         started = time.perf_counter()
         item = self._ready.get()
@@ -68,7 +64,7 @@ class Prefetcher:
             return item
         self._put(item)  # whoever asks again gets the same answer
         if isinstance(item, ShardError | OSError):
-            raise StreamError(str(item)) from item
+            raise ShardError(str(item)) from item
         raise item
 
     def _run(self, step: int) -> None:

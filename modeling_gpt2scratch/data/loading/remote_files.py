@@ -17,8 +17,8 @@ from tenacity import sleep_using_event, stop_after_attempt, stop_after_delay, st
 from modeling_gpt2scratch.common.addresses import store_credentials, with_credentials
 from modeling_gpt2scratch.common.errors import named, one_line
 from modeling_gpt2scratch.common.retries import (
-    Passing,
     Retries,
+    TemporaryFailure,
     asked_wait,
     is_temporary,
     retrying,
@@ -89,11 +89,10 @@ class RemoteFiles:
             MissingFile: if it is not there.
             ShardError: if it cannot be had; the message says what was tried.
         """
-        pauses = {"first_wait_seconds": FIRST_PAUSE_SECONDS, "jitter_seconds": FIRST_PAUSE_SECONDS}
         attempts = retrying(
             f"{self.address}/{name}",
             judge,
-            Retries(longest_wait_seconds=LONGEST_PAUSE_SECONDS, **pauses),
+            Retries(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, jitter_seconds=FIRST_PAUSE_SECONDS),
             stop=stop_when_event_set(self._closed)
             | (stop_after_delay(self._retry_seconds) & stop_after_attempt(MIN_ATTEMPTS)),
             sleep=sleep_using_event(self._closed),
@@ -174,7 +173,7 @@ class _Limit(Callback):
             raise TooLarge(f"expected at most {self._max_bytes:,} bytes, found more")
 
 
-def judge(error: BaseException) -> Passing | None:
+def judge(error: BaseException) -> TemporaryFailure | None:
     """Why a failure may be gone at the next try, None if it cannot be."""
     if isinstance(error, FileNotFoundError | PermissionError | ImportError | MemoryError):
         return None
@@ -185,7 +184,7 @@ def judge(error: BaseException) -> Passing | None:
         return None
     asked = asked_wait(error)  # a run does not wait for longer than its own longest pause
     longest = None if asked is None else min(asked, LONGEST_PAUSE_SECONDS)
-    return Passing(describe(error), wait_seconds=longest)
+    return TemporaryFailure(describe(error), wait_seconds=longest)
 
 
 def describe(error: BaseException) -> str:

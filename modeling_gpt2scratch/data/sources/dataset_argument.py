@@ -3,8 +3,6 @@
 A source is a list of files and the way to read them; `document_stream.py` reads.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import os

@@ -8,8 +8,6 @@ document, until the first of them has no more.
 Every batch carries the position behind it, from which a later run can read on.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,7 +135,7 @@ class DocumentStream:
         given = sum(part.characters for part in self._parts)
         return min(self._batch_characters, max(1, given // BATCHES_TO_BALANCE))
 
-    def _most_behind(self) -> _Part:
+    def _most_behind(self) -> "_Part":
         """The part that has given the least, measured by its weight."""
         total = sum(part.characters for part in self._parts)
         behind = [

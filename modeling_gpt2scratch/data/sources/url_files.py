@@ -12,8 +12,8 @@ from pathlib import Path
 from modeling_gpt2scratch.common.atomic_files import write_file
 from modeling_gpt2scratch.common.errors import SourceError, named
 from modeling_gpt2scratch.common.retries import (
-    Passing,
     Retries,
+    TemporaryFailure,
     asked_wait,
     is_temporary,
     retrying,
@@ -98,14 +98,14 @@ class UrlFile:
         return None if found == self.sha256 else f"sha256 {found} in place of {self.sha256}"
 
 
-def _judge(error: BaseException) -> Passing | None:
+def _judge(error: BaseException) -> TemporaryFailure | None:
     """Why a failure may be gone at the next try, None if it cannot be."""
     status = status_of(error)
     if status is not None:
-        asked = asked_wait(error)
-        return Passing(_described(error), wait_seconds=asked) if is_temporary(status) else None
+        failure = TemporaryFailure(_described(error), wait_seconds=asked_wait(error))
+        return failure if is_temporary(status) else None
     is_of_network = isinstance(error, (OSError, http.client.HTTPException, _OtherContentError))
-    return Passing(_described(error)) if is_of_network else None
+    return TemporaryFailure(_described(error)) if is_of_network else None
 
 
 def _described(error: BaseException) -> str:

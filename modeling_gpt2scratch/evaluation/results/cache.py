@@ -6,8 +6,6 @@ it, and the versions of torch and transformers. Batch size, device and number of
 out: results do not depend on them beyond the last digits.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -5,8 +5,6 @@ each model, stand below; they are filtered and searched. DataTables does that: i
 of the page, and itables brings it.
 """
 
-from __future__ import annotations
-
 import html
 import math
 import sys

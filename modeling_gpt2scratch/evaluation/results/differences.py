@@ -1,7 +1,5 @@
 """How each model differs from the baseline, task by task."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Checksums of what a score depends on: the model's files, its code, and ours."""
 
-from __future__ import annotations
-
 import hashlib
 import sys
 from functools import cache

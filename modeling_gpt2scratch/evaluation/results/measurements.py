@@ -1,7 +1,5 @@
 """What was measured: a result, or why there is none, for each task of each model."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -5,8 +5,6 @@ models differ. For losses: a paired bootstrap over the examples. Holm's correcti
 of any false alarm among several rows at that of one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ number whose protocol is none of ours has no place there: a 45.99 of another pro
 LAMBADA accuracy would only mislead.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ its results reads ours: `results`, `configs`, `versions`, `n-shot`, `higher_is_b
 `config`, `task_hashes` and so on. docs/reference/results.md describes every key.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import platform
 import re

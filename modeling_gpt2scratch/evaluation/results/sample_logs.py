@@ -8,8 +8,6 @@ docs/reference/results.md describes every key.
 Source of the layout: `simple_evaluate` and `save_results_samples` of lm_eval 0.4.13.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence

@@ -3,8 +3,6 @@
 Published numbers have columns of their own, which say that nothing of it was measured here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from tabulate import tabulate

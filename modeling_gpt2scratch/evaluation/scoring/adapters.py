@@ -1,7 +1,5 @@
 """Adapters of PEFT: the model that one was trained on, and the adapter put on it."""
 
-from __future__ import annotations
-
 import functools
 import json
 import sys

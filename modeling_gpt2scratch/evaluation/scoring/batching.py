@@ -4,8 +4,6 @@ Rows that begin alike (the endings of one scene, the candidates of one blank, th
 pair) are joined into a tree. It passes through the model as one row, see `token_tree.py`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -36,7 +34,7 @@ class Batch:
         """The indices of all rows."""
         return [row for tree in self.trees for row in tree]
 
-    def halves(self) -> tuple[Batch, Batch]:
+    def halves(self) -> "tuple[Batch, Batch]":
         """The first and the second half of the trees, or of the rows of the only tree."""
         if len(self.trees) > 1:
             middle = len(self.trees) // 2

@@ -5,8 +5,6 @@ and through the head only where a token is scored. Other models (Gemma 2 caps it
 divides them) give their own logits in place of the states, and nothing is applied to them.
 """
 
-from __future__ import annotations
-
 import inspect
 import logging
 from collections.abc import Callable
@@ -48,6 +46,8 @@ class CausalModel:
             self._head = model.get_output_embeddings()
         takes = inspect.signature(model.base_model.forward).parameters
         self._cache_name = "cache" if "cache" in takes else "past_key_values"
+        # The precision of the model explains relative differences up to this.
+        self._tolerance = max(1e-3, 4 * torch.finfo(model.dtype).eps)
         self._check_head()
 
     @torch.no_grad()
@@ -118,7 +118,7 @@ class CausalModel:
         other = input_ids.clone()
         other[:, -1] = other[:, 0]
         found = self.model(input_ids=other, use_cache=False).logits.float()
-        if not self._is_close(expected[:, :-1], found[:, :-1]):
+        if not _is_close(expected[:, :-1], found[:, :-1], tolerance=self._tolerance):
             raise ValueError(
                 f"{type(self.model).__name__}: expected a model whose tokens see only what comes "
                 f"before them, found one whose tokens see later ones; it gives a text no likelihood"
@@ -134,20 +134,11 @@ class CausalModel:
             return named(error)
         # Both are the same operations on the same shapes, so no precision explains a difference; a
         # cap that bends small logits by less than a step of bfloat16 bends large ones by far more.
-        return None if self._is_close(expected, found, tolerance=1e-3) else "other logits"
+        return None if _is_close(expected, found, tolerance=1e-3) else "other logits"
 
-    def _is_close(
-        self, expected: torch.Tensor, found: torch.Tensor, *, tolerance: float | None = None
-    ) -> bool:
-        """Whether two results of the model differ by at most a part of the largest of them.
 
-        Args:
-            expected: of any shape.
-            found: another result.
-            tolerance: this part, by default what the model's precision explains.
-        """
-        if expected.shape != found.shape:
-            return False
-        if tolerance is None:
-            tolerance = max(1e-3, 4 * torch.finfo(self.model.dtype).eps)
-        return bool((expected - found).abs().max() <= tolerance * expected.abs().max())
+def _is_close(expected: torch.Tensor, found: torch.Tensor, *, tolerance: float) -> bool:
+    """Whether two results of a model differ by at most this part of the largest of them."""
+    if expected.shape != found.shape:
+        return False
+    return bool((expected - found).abs().max() <= tolerance * expected.abs().max())

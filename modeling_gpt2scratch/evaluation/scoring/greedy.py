@@ -1,13 +1,11 @@
 """What a model writes after a text if it always takes the likeliest token."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import should_reduce_batch_size
 from torch.distributed.fsdp import FSDPModule
 
 from .scorer import CausalScorer
@@ -82,12 +80,10 @@ def _write_rows(
         except RuntimeError as error:
             if len(batch) == 1 or not should_reduce_batch_size(error):
                 raise
-            ids = None
-        if ids is None:
-            scorer.batch_tokens //= 2
-            clear_device_cache()
+        else:
+            written += zip(batch, ids.tolist(), strict=True)
             continue
-        written += zip(batch, ids.tolist(), strict=True)
+        scorer.halve_batch_tokens()
     return written
 
 

@@ -1,7 +1,5 @@
 """The model of a column with its tokenizer, or one line that says why it cannot be measured."""
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import json
@@ -60,7 +58,7 @@ def load_scorer(
         name: a directory, or a model of the Hub, perhaps with @REVISION.
         device: as torch calls it, or "auto".
         dtype: of weights and activations, as torch calls it.
-        batch_tokens: as in `RowScorer`.
+        batch_tokens: as in `CausalScorer`.
         trust_remote_code: whether code that comes with the model may run.
         processes: that share out the batches.
 

@@ -1,7 +1,5 @@
 """What several processes of one evaluation, started by a launcher, must do alike."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar

@@ -17,8 +17,7 @@ from modeling_gpt2scratch.common.errors import in_words
 
 from .batching import Batch
 from .processes import Problem, exchange
-from .row_scorer import Portion, Row
-from .scorer import CausalScorer
+from .scorer import CausalScorer, Portion, Row
 
 # Batches that each process computes before all hand out what they have. Few, because a process
 # that failed waits until then, and the backends end a run whose processes wait for many minutes.
@@ -136,7 +135,7 @@ class SharedScorer(CausalScorer):
         n_scored: Sequence[int],
         description: str,
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """As in `RowScorer`; ids that a sharded model has no embedding for are found beforehand.
+        """As in `CausalScorer`; ids that a sharded model has no embedding for are found beforehand.
 
         In the pass itself the one process that has them would leave the others waiting.
         """

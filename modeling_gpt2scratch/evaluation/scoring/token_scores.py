@@ -1,7 +1,5 @@
 """What the language-model head says of single tokens, and rows as the model takes them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

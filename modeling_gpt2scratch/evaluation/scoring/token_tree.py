@@ -9,8 +9,6 @@ Rows come one after the other, and so a token is seen from its place to the end 
 it belongs to.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import Any

@@ -4,8 +4,6 @@ Protocol `arc_easy` of lm-evaluation-harness (its version 1.0): the 2,376 questi
 split, each with three to five answers, no examples before the question. Chance is about 0.25.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from .multiple_choice import MultipleChoiceTask, Question

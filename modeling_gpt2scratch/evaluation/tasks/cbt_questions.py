@@ -8,8 +8,6 @@ sentences of a book, tokenized and joined by spaces; the next sentence, line 21,
 with the word and its ten candidates after it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice

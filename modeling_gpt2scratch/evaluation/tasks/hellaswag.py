@@ -7,8 +7,6 @@ without the label of its activity and as it was written, `acc_norm` per token of
 is 0.25 in all. GPT-2 small has an `acc_norm` of 0.3114 in the first and 0.2955 in the second.
 """
 
-from __future__ import annotations
-
 import re
 from typing import ClassVar
 

@@ -7,8 +7,6 @@ lm-evaluation-harness, a text that spells `<|endoftext|>` has that token.) Bits 
 models with different tokenizers.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

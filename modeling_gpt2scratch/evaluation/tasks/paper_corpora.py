@@ -9,8 +9,6 @@ WikiText files come from the Hub. The others are files of yours: no Hub data set
 the one that the paper used.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Sequence

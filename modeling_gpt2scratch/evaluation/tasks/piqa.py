@@ -4,8 +4,6 @@ Protocol `piqa` of lm-evaluation-harness (its version 1.0): the 1,838 questions 
 split, no examples before the question. Chance is 0.5.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from .multiple_choice import MultipleChoiceTask, Question

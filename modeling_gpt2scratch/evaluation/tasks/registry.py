@@ -5,8 +5,6 @@ one file and a line in `MODULES`; one of yours takes one file in the directory t
 names, or a module that your package declares under the entry points `gpt2scratch.tasks`.
 """
 
-from __future__ import annotations
-
 import difflib
 import importlib.util
 import sys

@@ -4,8 +4,6 @@ Their texts are well formed, as those of `prepare_data.py`: half a surrogate pai
 smuggle in and no tokenizer takes, is U+FFFD.
 """
 
-from __future__ import annotations
-
 import itertools
 import zipfile
 import zlib
@@ -108,15 +106,15 @@ class SampleData:
         self, source: str, *, columns: dict[str, type], limit: int | None
     ) -> Iterator[tuple[str, dict]]:
         """What `read_rows` reads; subset, files and revision are those of `hub_name` alone."""
-        is_own = source == self.hub_name
+        is_official = source == self.hub_name
         return read_rows(
             source,
             columns=columns,
             split=self.split,
             limit=limit,
-            revision=self.revision if is_own else None,
-            subset=self.subset if is_own else None,
-            files=self.files if is_own else (),
+            revision=self.revision if is_official else None,
+            subset=self.subset if is_official else None,
+            files=self.files if is_official else (),
         )
 
     def status(self, sha256: str, n_samples: int) -> str:

@@ -13,7 +13,7 @@ from support.counting_shards import N_SHARDS, SHARD_BYTES, batches_of, cache_of,
 from support.processes import PATIENCE
 from support.servers.faulty_server import delay, serve
 
-from modeling_gpt2scratch.common.output_directory import PARTIAL_SUFFIX
+from modeling_gpt2scratch.common.atomic_files import PARTIAL_SUFFIX
 from modeling_gpt2scratch.data.loading import cache as cache_module
 from modeling_gpt2scratch.data.loading import store as store_module
 from modeling_gpt2scratch.data.loading.cache import Closed, ShardCache

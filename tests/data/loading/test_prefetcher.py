@@ -6,8 +6,9 @@ from support.counting_shards import N_SHARDS, cache_of, loader_of, opened
 from support.servers.faulty_server import delay, serve, status
 
 from modeling_gpt2scratch.data.loading import prefetcher
-from modeling_gpt2scratch.data.loading.prefetcher import Prefetcher, StreamError
+from modeling_gpt2scratch.data.loading.prefetcher import Prefetcher
 from modeling_gpt2scratch.data.loading.store import LocalStore
+from modeling_gpt2scratch.data.shards.format import ShardError
 
 
 class Counting:
@@ -53,8 +54,8 @@ def test_a_prefetcher_counts_the_seconds_of_waiting_and_passes_errors_on(data, t
         ):
             next(batches)
             assert 0 < batches.waited_seconds < 20
-            with pytest.raises(StreamError, match=rf"train_00000{bad}\.bin: .* status 403"):
+            with pytest.raises(ShardError, match=rf"train_00000{bad}\.bin: .* status 403"):
                 for _ in range(40):
                     next(batches)
-            with pytest.raises(StreamError):  # and so for whoever asks again
+            with pytest.raises(ShardError):  # and so for whoever asks again
                 next(batches)

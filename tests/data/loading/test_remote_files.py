@@ -29,7 +29,7 @@ from support.servers.faulty_server import (
 )
 
 from modeling_gpt2scratch.common import addresses
-from modeling_gpt2scratch.common.output_directory import PARTIAL_SUFFIX
+from modeling_gpt2scratch.common.atomic_files import PARTIAL_SUFFIX
 from modeling_gpt2scratch.data.loading import remote_files, store
 from modeling_gpt2scratch.data.loading.remote_files import RemoteFiles
 from modeling_gpt2scratch.data.loading.store import LocalStore, RemoteStore

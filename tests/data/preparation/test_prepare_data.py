@@ -307,7 +307,7 @@ def test_a_killed_run_leaves_no_data_directory_and_the_same_command_then_succeed
 def test_ctrl_c_ends_in_one_line_and_the_same_command_then_succeeds(
     tmp_path, run_script, saved_tokenizer
 ):
-    dataset = write_jsonl(tmp_path / "fables.jsonl", fables(20_000))
+    dataset = write_jsonl(tmp_path / "fables.jsonl", fables(6000))
     out = tmp_path / "out"
     flags = ("--tokenizer", saved_tokenizer, "--shuffle_buffer_tokens", "1000")
     command = command_line("--dataset", dataset, "--output_dir", out, *flags)
@@ -326,7 +326,7 @@ def test_ctrl_c_ends_in_one_line_and_the_same_command_then_succeeds(
     line = f"prepare_data.py: interrupted; to go on, run again: {typed}"
     assert errors.splitlines()[-1] == line
     assert run_script(out, dataset, *flags) == (0, [])
-    assert len(documents_of(out, "train") + documents_of(out, "val")) == 20_000
+    assert len(documents_of(out, "train") + documents_of(out, "val")) == 6000
 
 
 @pytest.mark.slow

@@ -62,10 +62,24 @@ def large_file(tmp_path_factory):
     return write_jsonl(directory / "a.jsonl", fables(60_000))
 
 
-def test_ctrl_c_works_at_every_moment_and_the_same_command_goes_on(tmp_path, large_file):
+@pytest.fixture(scope="module")
+def command(large_file):
+    """Prepares it; where to is still to be said."""
     flags = ["--tokenizer", "bpe:3000", "--shuffle_buffer_tokens", "50000", "--num_workers", "2"]
-    command = [sys.executable, SCRIPT, "--dataset", str(large_file), *flags]
-    interrupted = [*command, "--output_dir", str(tmp_path / "out")]
+    return [sys.executable, SCRIPT, "--dataset", str(large_file), *flags, "--output_dir"]
+
+
+@pytest.fixture(scope="module")
+def whole(command, tmp_path_factory):
+    """The directory that the command makes undisturbed, and what the terminal shows."""
+    directory = tmp_path_factory.mktemp("whole") / "out"
+    with terminal([*command, str(directory)]) as there:
+        assert there.wait() == 0
+        return directory, there.output
+
+
+def test_ctrl_c_works_at_every_moment_and_the_same_command_goes_on(tmp_path, command, whole):
+    interrupted = [*command, str(tmp_path / "out")]
     generator = random.Random(2)
     n_pressed = 0
     for moment in MOMENTS:
@@ -78,9 +92,8 @@ def test_ctrl_c_works_at_every_moment_and_the_same_command_goes_on(tmp_path, lar
     assert n_pressed >= len(MOMENTS) // 2
     if code != 0:
         run_process(interrupted, check=True)
-    run_process([*command, "--output_dir", str(tmp_path / "whole")], check=True)
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+    assert contents(tmp_path / "out") == contents(whole[0])
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -91,11 +104,8 @@ def test_ctrl_c_works_while_docstrings_are_read(tmp_path, seed):
     check(code, output, command)
 
 
-def test_one_bar_follows_another(tmp_path, large_file):
-    command = [sys.executable, SCRIPT, "--dataset", str(large_file), "--num_workers", "2"]
-    command += ["--tokenizer", "bpe:3000", "--output_dir", str(tmp_path / "out")]
-    with terminal(command) as there:
-        assert there.wait() == 0
-        assert "\x1b[A" not in there.output  # how a second bar would be drawn below the first
-        places = [re.search(moment, there.output).start() for moment in MOMENTS]
+def test_one_bar_follows_another(whole):
+    _, output = whole
+    assert "\x1b[A" not in output  # how a second bar would be drawn below the first
+    places = [re.search(moment, output).start() for moment in MOMENTS]
     assert places == sorted(places)

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from modeling_gpt2scratch import GPT2ScratchConfig
-from modeling_gpt2scratch.evaluation.scoring import row_scorer
+from modeling_gpt2scratch.evaluation.scoring import scorer as causal_scorer
 from modeling_gpt2scratch.evaluation.scoring.causal_model import PROBE_TOKENS
 from modeling_gpt2scratch.evaluation.scoring.encoding import encode_pairs
 from modeling_gpt2scratch.evaluation.scoring.greedy import greedy_continuations
@@ -210,7 +210,7 @@ def test_a_tree_is_no_longer_than_the_window_of_attention(tokenizer, monkeypatch
 def test_a_window_that_the_config_does_not_name_is_noticed(
     tokenizer, examples, caplog, monkeypatch
 ):
-    monkeypatch.setattr(row_scorer, "smallest_window", lambda config: None)
+    monkeypatch.setattr(causal_scorer, "smallest_window", lambda config: None)
     torch.manual_seed(0)
     config = CONFIGS["sliding window"](len(tokenizer))
     scorer = CausalScorer(AutoModelForCausalLM.from_config(config), tokenizer, batch_tokens=300)
@@ -240,7 +240,7 @@ def test_a_model_without_attention_is_scored_whole(tokenizer, examples, caplog):
     assert scorer.context_tokens == 2048
     assert_scores_are_those_of_whole_rows(scorer, examples)
     assert_words_are_those_of_whole_rows(scorer, examples[0])
-    (record,) = [record for record in caplog.records if record.name.endswith(".row_scorer")]
+    (record,) = [record for record in caplog.records if record.name.endswith(".scorer")]
     assert "expected a model that takes a mask" in record.message
 
 

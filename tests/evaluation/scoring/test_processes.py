@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from support import evaluation as tiny
 from support.evaluation import in_threads
 from torch.distributed.fsdp import FSDPModule
@@ -24,7 +24,6 @@ from modeling_gpt2scratch.evaluation.scoring import processes as process_group
 from modeling_gpt2scratch.evaluation.scoring import shared_scorer
 from modeling_gpt2scratch.evaluation.scoring.greedy import greedy_continuations
 from modeling_gpt2scratch.evaluation.scoring.processes import ProcessGroup
-from modeling_gpt2scratch.evaluation.scoring.row_scorer import RowScorer
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
 from modeling_gpt2scratch.evaluation.scoring.shared_scorer import SharedScorer
 from modeling_gpt2scratch.evaluation.tasks.lambada import TASKS
@@ -120,13 +119,13 @@ def test_processes_that_find_that_a_model_takes_trees_or_not_make_the_same_batch
     monkeypatch, model, tokenizer, shared
 ):
     pairs = [CONTEXT] * 3, [ENDINGS] * 3
-    monkeypatch.setattr(RowScorer, "_can_join", lambda self: False)
+    monkeypatch.setattr(CausalScorer, "_can_join", lambda self: False)
     expected = CausalScorer(model, tokenizer, batch_tokens=60).score_choices(*pairs).log_probs
 
     def can_join(scorer):
         return scorer._accelerator.process_index != 1
 
-    monkeypatch.setattr(RowScorer, "_can_join", can_join)
+    monkeypatch.setattr(CausalScorer, "_can_join", can_join)
     for found in in_threads(monkeypatch, 3, lambda own: shared(own).score_choices(*pairs)):
         np.testing.assert_array_equal(found.log_probs, expected)
 
@@ -159,7 +158,7 @@ def measure(monkeypatch, model, tokenizer, tmp_path):
 
 def fail_on(monkeypatch, name, rank, error):
     """The method or function `name` raises `error` on one process, and where there is only one."""
-    place = greedy_words if name == "_write_batch" else RowScorer
+    place = greedy_words if name == "_write_batch" else CausalScorer
     work = getattr(place, name)
 
     def fail(scorer, *arguments, **options):
@@ -204,7 +203,7 @@ def test_a_problem_outside_the_model_ends_the_row_on_all(monkeypatch, measure):
         assert found["lambada"].error == "MemoryError: no room"
         assert found["lambada:generate"].result is not None
     # What all find alike is said as by one.
-    monkeypatch.setattr(RowScorer, "_score_rows", lambda *_: 1 / 0)
+    monkeypatch.setattr(CausalScorer, "_score_rows", lambda *_: 1 / 0)
     for found in measure(2, names=["lambada"]):
         assert found["lambada"].error == "ZeroDivisionError: division by zero"
 
@@ -267,7 +266,7 @@ def test_only_the_main_process_of_a_run_says_what_has_no_score(
     torch.nn.init.constant_(broken.transformer.ln_f.bias, torch.nan)
     tasks = {"lambada": TASKS["lambada"](TEXTS)}
     for is_main in (True, False):  # of the first and of the second machine
-        monkeypatch.setattr(Accelerator, "is_main_process", property(lambda _, v=is_main: v))
+        monkeypatch.setattr(PartialState, "is_main_process", property(lambda _, v=is_main: v))
         assert score_benchmarks(tasks, broken, tokenizer, accelerator, batch_tokens=60) == {}
         printed = capsys.readouterr().out
         assert printed.count("no score of lambada: ") == is_main
@@ -277,7 +276,7 @@ def test_a_run_goes_on_where_a_benchmark_lacks_the_memory(monkeypatch, model, to
     def fail(*_):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(RowScorer, "_score_whole_batch", fail)
+    monkeypatch.setattr(CausalScorer, "_score_whole_batch", fail)
     tasks = {"lambada": TASKS["lambada"](TEXTS)}
     accelerator = Accelerator(cpu=True)
     assert score_benchmarks(tasks, model, tokenizer, accelerator, batch_tokens=60) == {}
@@ -287,7 +286,7 @@ def test_a_run_goes_on_where_a_benchmark_lacks_the_memory(monkeypatch, model, to
 def test_a_sharded_model_writes_nothing_and_refuses_unknown_ids_before_any_pass(
     monkeypatch, model, tokenizer, shared
 ):
-    monkeypatch.setattr(RowScorer, "_score_whole_batch", lambda *_: pytest.fail("a pass"))
+    monkeypatch.setattr(CausalScorer, "_score_whole_batch", lambda *_: pytest.fail("a pass"))
 
     def work(processes):
         scorer = shared(processes)

@@ -301,7 +301,8 @@ def test_choices_are_those_of_lm_evaluation_harness_with_the_task_file(
     file = tmp_path / "cbtest_CN_valid_2000ex.txt"
     file.write_text(official_text(questions), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    tasks = TaskManager(include_path=str(REPOSITORY / "evaluate" / "lm_eval_tasks"))
+    folder = str(REPOSITORY / "evaluate" / "lm_eval_tasks")
+    tasks = TaskManager(include_path=folder, include_defaults=False)
     assert {"cbt_cn", "cbt_ne", "cbt_v", "cbt_p"} <= set(tasks.all_tasks)
     harness = HFLM(pretrained=scorer.model, tokenizer=scorer.tokenizer, batch_size=4, device="cpu")
     expected = lm_eval.simple_evaluate(

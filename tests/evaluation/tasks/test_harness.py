@@ -1,6 +1,7 @@
 """Sample by sample, our tasks have what lm-evaluation-harness has with the task files we ship."""
 
 import copy
+import functools
 import json
 import re
 import zipfile
@@ -188,14 +189,34 @@ def harness(directory, scorer):
     }
 
 
+def read_task(name, directory):
+    """The task of this name of the harness, from the files."""
+    own = {task.protocol: task for task in (HellaswagTask, ArcEasyTask, PiqaTask)}
+    if name in own:
+        return own[name](own[name].read(str(directory / own[name].data.file), limit=None))
+    if name == "wikitext":
+        return WikitextTask.from_pages(read_pages(str(directory / WIKITEXT.file), data=WIKITEXT))
+    task = LAMBADA_TASKS[name.replace("_openai", "")]
+    return task(read_texts(str(directory / task.data.file), limit=None, data=task.data))
+
+
+@pytest.fixture(scope="module")
+def evaluated(directory, scorer):
+    """The task of a name and its result, which is made once."""
+
+    @functools.cache
+    def evaluate(name):
+        task = read_task(name, directory)
+        return task, task.evaluate(scorer)
+
+    return evaluate
+
+
 @pytest.mark.gate
 @pytest.mark.parametrize("name", ["lambada_openai", "lambada_standard"])
-def test_last_words_score_as_in_lm_evaluation_harness(name, directory, scorer, harness):
-    task_class = LAMBADA_TASKS[name.replace("_openai", "")]
-    path = directory / task_class.data.file
-    task = task_class(read_texts(str(path), limit=None, data=task_class.data))
+def test_last_words_score_as_in_lm_evaluation_harness(name, evaluated, harness):
     expected, samples = harness[name]
-    found = task.evaluate(scorer)
+    _, found = evaluated(name)
     samples = [sample["filtered_resps"][0] for sample in samples]
     assert found.samples["acc"].tolist() == [float(greedy) for _, greedy in samples]
     assert 0 < found.estimates["acc"].value < 1
@@ -207,10 +228,9 @@ def test_last_words_score_as_in_lm_evaluation_harness(name, directory, scorer, h
 
 
 @pytest.mark.gate
-def test_pages_score_as_in_lm_evaluation_harness(directory, scorer, harness):
-    task = WikitextTask.from_pages(read_pages(str(directory / WIKITEXT.file), data=WIKITEXT))
+def test_pages_score_as_in_lm_evaluation_harness(evaluated, harness):
     expected, samples = harness["wikitext"]
-    found = task.evaluate(scorer)
+    _, found = evaluated("wikitext")
     assert found.n_samples == len(samples) > 1
     np.testing.assert_allclose(
         found.samples["word_perplexity"],
@@ -222,11 +242,10 @@ def test_pages_score_as_in_lm_evaluation_harness(directory, scorer, harness):
 
 
 @pytest.mark.gate
-@pytest.mark.parametrize("task_class", [HellaswagTask, ArcEasyTask, PiqaTask])
-def test_answers_score_as_in_lm_evaluation_harness(task_class, directory, scorer, harness):
-    task = task_class(task_class.read(str(directory / task_class.data.file), limit=None))
-    expected, samples = harness[task_class.protocol]
-    found = task.evaluate(scorer)
+@pytest.mark.parametrize("name", ["hellaswag", "arc_easy", "piqa"])
+def test_answers_score_as_in_lm_evaluation_harness(name, scorer, evaluated, harness):
+    expected, samples = harness[name]
+    task, found = evaluated(name)
     for metric in ("acc", "acc_norm"):
         assert found.samples[metric].tolist() == [sample[metric] for sample in samples]
         assert found.estimates[metric].value == expected[f"{metric},none"]
@@ -264,25 +283,13 @@ def log_of_harness(samples, directory):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def read_task(name, directory):
-    """The task of this name of the harness, from the files."""
-    own = {task.protocol: task for task in (HellaswagTask, ArcEasyTask, PiqaTask)}
-    if name in own:
-        return own[name](own[name].read(str(directory / own[name].data.file), limit=None))
-    if name == "wikitext":
-        return WikitextTask.from_pages(read_pages(str(directory / WIKITEXT.file), data=WIKITEXT))
-    task = LAMBADA_TASKS[name.replace("_openai", "")]
-    return task(read_texts(str(directory / task.data.file), limit=None, data=task.data))
-
-
 @pytest.mark.gate
 @pytest.mark.parametrize("name", [name for name in HARNESS_FILES if name != "blimp"])
 @pytest.mark.parametrize("is_from_cache", [False, True])
 def test_samples_are_logged_as_in_lm_evaluation_harness(
-    name, is_from_cache, directory, scorer, harness, tmp_path
+    name, is_from_cache, evaluated, harness, tmp_path
 ):
-    task = read_task(name, directory)
-    result = task.evaluate(scorer)
+    task, result = evaluated(name)
     if is_from_cache:
         cache = ResultCache(tmp_path / "cache")
         cache.write({}, Measurement(result), {})

@@ -267,7 +267,7 @@ def test_a_context_that_is_too_long_loses_its_beginning(scorer):
         row.append(token)
 
 
-def test_batches_are_halved_when_memory_runs_out(scorer, monkeypatch):
+def test_batches_are_halved_when_memory_runs_out(scorer, monkeypatch, caplog):
     contexts = [[index + 1, 5, 6] for index in range(8)]
     expected, _ = greedy_continuations(scorer, contexts, n_tokens=2, description="test")
     write, sizes = greedy_words._write_batch, []
@@ -282,6 +282,7 @@ def test_batches_are_halved_when_memory_runs_out(scorer, monkeypatch):
     monkeypatch.setattr(scorer, "batch_tokens", 40)
     assert greedy_continuations(scorer, contexts, n_tokens=2, description="test") == (expected, 0)
     assert sizes == [8, 4, 2, 2, 2, 2]
+    assert "forward passes have 10 tokens now" in caplog.text
 
 
 def test_logits_that_are_not_numbers_are_no_accuracy(texts):
