@@ -34,7 +34,7 @@ FLOORS = {
     "generation": "torch transformers",
     "tracking": "accelerate wandb",
     "training": "accelerate filelock huggingface_hub numpy tabulate torch tqdm transformers",
-    "interchange": "huggingface_hub numpy safetensors torch transformers",
+    "interchange": "fastapi huggingface_hub numpy safetensors torch transformers",
     "reports": "huggingface_hub matplotlib plotly safetensors tabulate yaml",
     "hub": "huggingface_hub transformers",
     "doctor": "huggingface_hub packaging psutil torch",

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from modeling_gpt2scratch.common.activity import activity, tell
-from modeling_gpt2scratch.common.errors import named, one_line
+from modeling_gpt2scratch.common.errors import in_words, named
 from modeling_gpt2scratch.common.interruptions import EXIT_CODE, Interruptible
 
 PROGRAM = "gpt2scratch launch"
@@ -55,8 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         end(f"process {rank}", failure.exitcode)
     except SignalException as error:
         sys.exit(128 + error.sigval)
-    except (ValueError, OSError) as error:  # a configuration that does not fit
-        sys.exit(f"{PROGRAM}: error: {one_line(error)}")
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        # A configuration that does not fit, or another machine that cannot be reached.
+        sys.exit(f"{PROGRAM}: error: {in_words(error)}")
 
 
 def leave_to_the_processes(number: int, frame: FrameType | None) -> None:

@@ -105,7 +105,8 @@ class OneLineErrorParser(argparse.ArgumentParser):
 def with_underscores(part: str) -> str:
     """A flag under its own name, `--max_steps=3` for --max-steps=3; anything else as it is."""
     flag, equals, value = part.partition("=")
-    return f"--{flag[2:].replace('-', '_')}{equals}{value}" if flag.startswith("--") else part
+    is_flag = re.fullmatch(r"--[\w-]+", flag)  # and no text that begins like one
+    return f"--{flag[2:].replace('-', '_')}{equals}{value}" if is_flag else part
 
 
 def say_when_interrupted(program: str) -> None:

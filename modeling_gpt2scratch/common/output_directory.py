@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from .atomic_files import new_directory
+from .atomic_files import PARTIAL_SUFFIX, new_directory
 from .errors import one_line
 
 LOCK_NAME = "run.lock"  # held by a run, in its directory
 STATUS_NAME = "status.json"  # what a run says of itself
-PARTIAL_SUFFIX = ".partial"  # of what was not complete when its process was killed
 MAX_MARKER_BYTES = 2**26  # a manifest of very many shards has half of it
 ELSEWHERE = "choose another"
 REPLACE = f"{ELSEWHERE} or add --overwrite"
@@ -136,7 +135,7 @@ def writable_directory(path: str | Path, *, flag: str, is_made: bool = True) -> 
     """
     expected = "expected a directory that can be written to"
     place = resolved(path, flag=flag, expected=expected)
-    _require_writable(place, expected)
+    _require_writable(place, expected, remedy=f"{ELSEWHERE} {flag}")
     if is_made:
         with _in_words(path, flag):
             place.mkdir(parents=True, exist_ok=True)
@@ -176,7 +175,8 @@ def resolved(path: str | Path, *, flag: str = "--output_dir", expected: str | No
         if existing.is_dir():
             return place
     new = f"expected {flag} {path} to be new or a directory" if existing == place else MAKEABLE
-    raise OutputError(f"{expected or new}, found a file: {existing}; {ELSEWHERE}")
+    remedy = f"{ELSEWHERE} {flag}" if expected else ELSEWHERE
+    raise OutputError(f"{expected or new}, found a file: {existing}; {remedy}")
 
 
 def require_free(
@@ -339,7 +339,7 @@ def _is_within(path: Path, directory: Path) -> bool:
     return directory.is_dir() and any(way.exists() and way.samefile(directory) for way in ways)
 
 
-def _require_writable(place: Path, expected: str) -> None:
+def _require_writable(place: Path, expected: str, *, remedy: str = ELSEWHERE) -> None:
     """Refuses a directory in which no file can be made, or which cannot itself be made.
 
     Raises:
@@ -354,7 +354,7 @@ def _require_writable(place: Path, expected: str) -> None:
             return
     except OSError as error:
         found = error.strerror
-    raise OutputError(f"{expected}, found {found}: {existing}; {ELSEWHERE}")
+    raise OutputError(f"{expected}, found {found}: {existing}; {remedy}")
 
 
 @contextlib.contextmanager

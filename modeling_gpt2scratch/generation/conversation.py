@@ -38,6 +38,9 @@ def converse(
             except KeyboardInterrupt:
                 print()
                 raise
+            except UnicodeDecodeError as error:
+                print(f"expected text in {error.encoding}, found {error.reason}; type it again")
+                continue
             if prompt.strip() == END:
                 return
             try:

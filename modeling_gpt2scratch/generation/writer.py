@@ -4,8 +4,6 @@ What it writes does not end with the model's positions: when they are full, the 
 forgotten. As long as they are not, it writes what `generate` gives.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Sequence

@@ -2,11 +2,12 @@
 
 That program knows only classes of transformers itself, and names to its clients what it finds in
 the Hub's cache. So a stock copy of the model is kept in a cache of the same layout. As a module,
-this is the program with a GPT-2 that ends with its last position:
+this is the program with requests that fit the model:
 
     python -m modeling_gpt2scratch.interchange.serving CACHE NAME [--host HOST] [--port PORT]
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -15,18 +16,20 @@ import shutil
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
-import transformers
-from transformers import GPT2LMHeadModel
+import torch
+from transformers import BatchEncoding, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_gpt2scratch import __version__
 from modeling_gpt2scratch.checkpoints.checkpoint import find_model
 from modeling_gpt2scratch.checkpoints.retention import CHECKPOINT_PREFIX
 from modeling_gpt2scratch.common.atomic_files import publish_directory
 from modeling_gpt2scratch.common.checksums import file_sha256
-from modeling_gpt2scratch.common.output_directory import writable_directory
+from modeling_gpt2scratch.common.output_directory import PARTIAL_SUFFIX, writable_directory
 from modeling_gpt2scratch.common.sampling import SAMPLING
+from modeling_gpt2scratch.evaluation.scoring.encoding import prefix_token
 
 from .conversion import read_run, save_converted, to_gpt2
 from .foreign_checkpoints import ConversionError
@@ -39,6 +42,7 @@ CHAT_TEMPLATE = "{{ messages[-1]['content'] }}"
 MAX_NAME_CHARACTERS = 90  # the Hub has a limit
 KEY = re.compile("[0-9a-f]{40}")
 MAX_COPIES = 4  # the least recently served ones go
+MAX_COPYING_SECONDS = 86_400  # whoever began earlier was killed
 
 
 def copy_for_serving(source: Path, root: Path) -> tuple[Path, str]:
@@ -65,7 +69,8 @@ def copy_for_serving(source: Path, root: Path) -> tuple[Path, str]:
         tokenizer.chat_template = tokenizer.chat_template or CHAT_TEMPLATE
         if not model.generation_config.do_sample:  # else a client's temperature has no effect
             model.generation_config.update(**SAMPLING)
-        with tempfile.TemporaryDirectory(dir=root, ignore_cleanup_errors=True) as partial:
+        options = {"suffix": PARTIAL_SUFFIX, "ignore_cleanup_errors": True}
+        with tempfile.TemporaryDirectory(dir=root, **options) as partial:
             folder = Path(partial) / f"models--{name}"
             (folder / "snapshots" / key).mkdir(parents=True)
             save_converted(to_gpt2(model), tokenizer, folder / "snapshots" / key)
@@ -74,12 +79,21 @@ def copy_for_serving(source: Path, root: Path) -> tuple[Path, str]:
             if not cache.is_dir():  # another process may have been faster
                 publish_directory(Path(partial), cache)
     os.utime(cache)
-    # Whatever else is there is not ours, or is being made by another process.
+    _prune(root)
+    return cache, name
+
+
+def _prune(root: Path) -> None:
+    """Deletes all copies but the last, and what was interrupted; whatever else is there stays."""
     copies = [path for path in root.iterdir() if KEY.fullmatch(path.name)]
     copies.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    for copy in copies[MAX_COPIES:]:
-        shutil.rmtree(copy, ignore_errors=True)
-    return cache, name
+    old = copies[MAX_COPIES:]
+    for path in root.glob(f"*{PARTIAL_SUFFIX}"):
+        with contextlib.suppress(FileNotFoundError):  # another process has completed it
+            if path.stat().st_mtime < time.time() - MAX_COPYING_SECONDS:
+                old.append(path)
+    for path in old:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _key_of(source: Path, name: str) -> str:
@@ -99,30 +113,67 @@ def _name_for(source: Path) -> str:
     return "-".join(words)[:MAX_NAME_CHARACTERS].strip("-.") or "model"
 
 
-class _GPT2(GPT2LMHeadModel):
-    """GPT-2 that ends with its last position.
+def fit_request(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: BatchEncoding,
+    generation_config: GenerationConfig,
+) -> None:
+    """Changes a request so that it has a first token, and ends with the model's last position.
 
     `transformers serve` asks for 1,024 new tokens where a client names no number. Beyond the last
-    position, the stock class fails; on a GPU, it takes the whole program with it.
-    """
+    position, GPT-2 fails; on a GPU, it takes the whole program with it.
 
-    def _prepare_generated_length(self, generation_config, *args, **kwargs):
-        prepared = super()._prepare_generated_length(generation_config, *args, **kwargs)
-        # The last token needs no position itself.
-        prepared.max_length = min(prepared.max_length, self.config.n_positions + 1)
-        return prepared
+    Raises:
+        ValueError: if the prompt itself has more tokens than the model has positions.
+    """
+    if inputs["input_ids"].shape[-1] == 0:  # the beginning of a document
+        inputs["input_ids"] = torch.tensor([[prefix_token(tokenizer)]], device=model.device)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    n_given, n_positions = inputs["input_ids"].shape[-1], model.config.n_positions
+    if n_given > n_positions:
+        raise ValueError(
+            f"expected a prompt of at most {n_positions:,} tokens, found {n_given:,}; shorten it"
+        )
+    n_left = n_positions + 1 - n_given  # the last token needs no position itself
+    n_asked = generation_config.max_new_tokens
+    generation_config.max_new_tokens = n_left if n_asked is None else min(n_asked, n_left)
 
 
 def main() -> None:
     """Serves until somebody ends it, or the program that started it is gone."""
+    from transformers.cli.serving import utils
     from transformers.cli.transformers import main as transformers_cli
 
     cache, name, *options = sys.argv[1:]
     os.chdir(cache)  # a directory of this name would come before the copy
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    transformers.GPT2LMHeadModel = _GPT2
+    utils.GenerateManager = _fitting(utils.GenerateManager)
     sys.argv = ["transformers", "serve", name, *options]
     transformers_cli()
+
+
+def _fitting(manager: type) -> type:
+    """The class that generates for all of the server's handlers, with requests that fit."""
+    from fastapi import HTTPException
+
+    def fit(*request) -> None:
+        try:
+            fit_request(*request)
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from error
+
+    class FittingManager(manager):
+        def generate_streaming(self, model, processor, inputs, gen_config, *args, **kwargs):
+            fit(model, processor, inputs, gen_config)
+            return super().generate_streaming(model, processor, inputs, gen_config, *args, **kwargs)
+
+        def generate_non_streaming(self, model, processor, inputs, gen_config, *args, **kwargs):
+            fit(model, processor, inputs, gen_config)
+            request = (model, processor, inputs, gen_config)
+            return super().generate_non_streaming(*request, *args, **kwargs)
+
+    return FittingManager
 
 
 def _end_with_parent() -> None:

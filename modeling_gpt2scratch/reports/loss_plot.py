@@ -113,8 +113,17 @@ def _draw(
     """What was logged as `name`, over `x`; a value that is no number leaves a gap."""
     points = [row for row in rows if name in row]
     values = [row[name] if isinstance(row[name], int | float) else math.nan for row in points]
+    if style == "-" and (alone := points_alone(values)):
+        options |= {"marker": ".", "markevery": alone}
     (line,) = axes.plot([row[x] for row in points], values, style, **options)
     return line
+
+
+def points_alone(values: Sequence[float]) -> list[int]:
+    """Where a number has no number beside it, and a line would not show it."""
+    is_number = [False, *map(math.isfinite, values), False]
+    around = zip(is_number, is_number[1:], is_number[2:], strict=False)
+    return [index for index, found in enumerate(around) if found == (False, True, False)]
 
 
 def _losses(run: Path, logged: Sequence[dict], x: str = "step") -> list[dict]:

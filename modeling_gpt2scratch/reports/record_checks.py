@@ -17,7 +17,7 @@ from .scores import NATS, estimates_of
 
 ENVIRONMENT_KEYS = ("device", "mixed_precision", "python", "torch", "transformers", "accelerate")
 ENVIRONMENT_KEYS += ("gpt2scratch", "commit")
-OTHER_ARGUMENT_KEYS = ("format", "version")
+OTHER_ARGUMENT_KEYS = ("format", "version", "init_from_is_local")
 MAX_WORD = 200  # characters
 # Of a model's results, each with an entry for each task.
 BY_TASK = ("configs", "versions", "n-shot", "higher_is_better", "n-samples")

@@ -24,6 +24,7 @@ from modeling_gpt2scratch.data.shards.manifest import Manifest, Split
 from modeling_gpt2scratch.data.sources.dataset_argument import NAMED_CORPORA
 from modeling_gpt2scratch.data.sources.mixture import parse_mixture
 from modeling_gpt2scratch.data.sources.readers import COMPRESSIONS, READERS
+from modeling_gpt2scratch.data.tokens.names import BYTES, GPT2, TRAINED_PREFIX
 from modeling_gpt2scratch.tracking.metrics import METRICS_NAME, read_metrics
 from modeling_gpt2scratch.training.configuration import RUN_CONFIG_NAME, TrainConfig
 from modeling_gpt2scratch.training.directory import (
@@ -147,6 +148,11 @@ def public_name(name: str) -> str:
     return name if name in NAMED_CORPORA or is_hub_name(name) else Path(name).name
 
 
+def _marked_name(name: str, *, is_on_hub: bool) -> str:
+    """The name on the Hub, or the last part of a path, which may be `gpt2` too, marked as local."""
+    return name if is_on_hub else f"{Path(name).name} (local)"
+
+
 def is_hub_name(name: str) -> bool:
     """Whether a name leads to the Hub, by the rules of `dataset_argument.py`."""
     is_file = Path(name).suffix in (*READERS, *COMPRESSIONS) or Path(name).exists()
@@ -209,8 +215,10 @@ def _public_arguments(arguments: dict) -> dict:
         for name, value in arguments.items()
         if name in choices or (name in known and isinstance(value, int | float))
     }
-    if arguments.get("init_from"):
-        public["init_from"] = public_name(arguments["init_from"])
+    if name := arguments.get("init_from"):
+        # Earlier versions did not record it; of theirs, what is a directory now is no Hub name.
+        is_on_hub = is_hub_name(name) and not arguments.get("init_from_is_local")
+        public["init_from"] = _marked_name(name, is_on_hub=is_on_hub)
     return public
 
 
@@ -288,9 +296,11 @@ def _data_record(manifests: Sequence[Manifest], shares: Sequence[float | None]) 
         parts = [manifest.splits[name] for manifest in manifests if name in manifest.splits]
         totals = (sum(getattr(part, total) for part in parts) for total in TOTALS)
         splits[name] = Split(*totals, shards=())
+    tokenizer = manifests[0].tokenizer["name"]  # the same for all
+    is_known = tokenizer in (GPT2, BYTES) or tokenizer.startswith(TRAINED_PREFIX)
     return DataRecord(
         sources=tuple(sources),
-        tokenizer=public_name(manifests[0].tokenizer["name"]),  # the same for all
+        tokenizer=_marked_name(tokenizer, is_on_hub=is_known or is_hub_name(tokenizer)),
         splits=splits,
         is_weighted=shares != [None] * len(shares),
     )

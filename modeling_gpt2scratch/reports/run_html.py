@@ -4,13 +4,14 @@ plotly draws, and its script is part of the page.
 """
 
 import html
+import math
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from modeling_gpt2scratch.evaluation.results.html_page import html_page, html_table
 
-from .loss_plot import PANELS
+from .loss_plot import PANELS, points_alone
 
 HTML_NAME = "report.html"
 LOSSES = {"loss": ("training loss", "lines"), "eval_loss": ("validation loss", "lines+markers")}
@@ -103,6 +104,10 @@ def _trace(rows: Sequence[dict], name: str, title: str, *, axis: str, mode: str)
     trace = {"type": "scatter", "mode": mode, "name": title, "xaxis": "x", "yaxis": axis}
     trace["x"] = [row["step"] for row in points]
     trace["y"] = [row[name] if isinstance(row[name], int | float) else None for row in points]
+    alone = points_alone([math.nan if value is None else value for value in trace["y"]])
+    if mode == "lines" and alone:
+        sizes = [5 if index in alone else 0 for index in range(len(points))]
+        trace |= {"mode": "lines+markers", "marker": {"size": sizes}}
     return trace | {"line": {"width": 1.5}, "showlegend": name in LOSSES}
 
 

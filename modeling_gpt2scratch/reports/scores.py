@@ -5,8 +5,6 @@ data sets. A number is listed if it was measured on the whole official data and 
 model card has all others as well.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import yaml

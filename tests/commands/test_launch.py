@@ -5,16 +5,28 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch.distributed
+from accelerate.commands import launch as accelerate_launch
 from support.paths import REPOSITORY
 from support.processes import PATIENCE, run_process
+from support.programs.warm_python import warm_python
+
+from modeling_gpt2scratch.commands import launch as command
 
 pytestmark = pytest.mark.gate
 
 
-def launch(config: str, *words: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "modeling_gpt2scratch", "launch"]
-    path = Path("accelerate_configs", config)
-    return run_process([*command, "--config_file", str(path), *words], cwd=REPOSITORY)
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory):
+    """Runs `gpt2scratch launch` in a Python whose imports are done; a script has one of its own."""
+    with warm_python(tmp_path_factory.mktemp("warm")) as commands:
+
+        def launch(config: str | Path, *words: str) -> subprocess.CompletedProcess:
+            path = Path("accelerate_configs", config)
+            command = [commands / "gpt2scratch", "launch", "--config_file", path, *words]
+            return run_process(command, cwd=REPOSITORY)
+
+        yield launch
 
 
 @pytest.fixture
@@ -36,7 +48,7 @@ def script(tmp_path) -> Path:
 @pytest.mark.parametrize(
     ("config", "process"), [("cpu.yaml", "the process"), ("cpu_2proc.yaml", "process 1")]
 )
-def test_the_end_of_a_script_is_the_end_of_the_launch(script, config, process):
+def test_the_end_of_a_script_is_the_end_of_the_launch(launch, script, config, process):
     for code, line in (
         (0, ""),
         (1, "script.py: error: mine\n"),
@@ -57,7 +69,8 @@ def test_sigterm_before_any_process_has_begun_ends_the_launch():
 
 
 def test_a_configuration_that_is_not_there_is_one_line():
-    launched = launch("no_such.yaml", "script.py")
+    command = [sys.executable, "-m", "modeling_gpt2scratch", "launch"]
+    launched = run_process([*command, "--config_file", "no_such.yaml", "script.py"], cwd=REPOSITORY)
     (line,) = launched.stderr.splitlines()
     assert launched.returncode == 1
     assert line.startswith("gpt2scratch launch: error: ") and "no_such.yaml" in line
@@ -71,16 +84,34 @@ def test_a_configuration_that_is_not_there_is_one_line():
         ("[1]", "AttributeError: 'list' object"),
     ],
 )
-def test_a_configuration_that_is_none_is_one_line(tmp_path, content, found):
+def test_a_configuration_that_is_none_is_one_line(launch, tmp_path, content, found):
     path = tmp_path / "own.yaml"
     path.write_text(content)
-    launched = run_process(
-        [sys.executable, "-m", "modeling_gpt2scratch", "launch", "--config_file", path, "script.py"]
-    )
+    launched = launch(path, "script.py")
     (line,) = launched.stderr.splitlines()
     assert launched.returncode == 1
     assert line.startswith(f"gpt2scratch launch: error: --config_file: {path}: cannot be read: ")
     assert found in line
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("DeepSpeed is not installed"),
+        RuntimeError("no backend\nfor fp8"),
+        torch.distributed.DistNetworkError("the client socket has timed out"),
+    ],
+)
+def test_a_launch_that_cannot_begin_is_one_line(monkeypatch, error):
+    def launch_command(arguments):
+        raise error
+
+    monkeypatch.setattr(accelerate_launch, "launch_command", launch_command)
+    monkeypatch.setattr(command.signal, "signal", lambda number, handler: None)
+    with pytest.raises(SystemExit) as ending:
+        command.main(["script.py"])
+    said = " ".join(str(error).split())
+    assert ending.value.code == f"gpt2scratch launch: error: {type(error).__name__}: {said}"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support.damaged_files import add_hostile_code
 from support.paths import REPOSITORY
+from support.programs.warm_python import warm_python
 from support.terminal import terminal
 from support.tiny_models import tiny_model, tiny_stock_model, tiny_tokenizer
 from support.token_directories import CORPUS, before, write_foreign, write_ours
@@ -19,9 +20,18 @@ from modeling_gpt2scratch.checkpoints.checkpoint import save_model
 
 pytestmark = pytest.mark.gate
 
-PREPARE, TRAIN = ["prepare_data.py"], ["train_accelerate.py"]
-COMPARE = ["evaluate/compare.py"]
-GPT2SCRATCH = ["-m", "modeling_gpt2scratch"]
+PREPARE, TRAIN = ["python", "prepare_data.py"], ["python", "train_accelerate.py"]
+COMPARE = ["python", "evaluate/compare.py"]
+GPT2SCRATCH = ["gpt2scratch"]
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory):
+    """Directory for the front of PATH: a Python whose imports are done."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")  # is read at the import
+        with warm_python(tmp_path_factory.mktemp("warm")) as directory:
+            yield directory
 
 
 @pytest.fixture(scope="module")
@@ -95,12 +105,15 @@ NAMES = list(commands(Path(), Path()))
     [(name, "through a pipe") for name in NAMES]
     + [(name, "at the keyboard") for name in NAMES[:3]],
 )
-def test_nobody_is_asked_and_no_code_is_run(hostile, tmp_path, name, way):
+def test_nobody_is_asked_and_no_code_is_run(hostile, warm, tmp_path, name, way):
     home, traps = hostile
-    words = [sys.executable, *map(str, commands(home, tmp_path / "out")[name])]
-    piped = f"yes | {shlex.join(words)}"
+    command = [str(word) for word in commands(home, tmp_path / "out")[name]]
+    python = Path(sys.executable).parent
+    if way == "through a pipe":
+        python = warm  # at a keyboard it would not own the terminal
+        command = ["bash", "-o", "pipefail", "-c", f"yes | {shlex.join(command)}"]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "RAYON_NUM_THREADS": "1"}
-    command = words if way == "at the keyboard" else ["bash", "-o", "pipefail", "-c", piped]
+    environment |= {"PATH": f"{python}:{os.environ['PATH']}"}
     with terminal(command, cwd=REPOSITORY, env=environment) as screen:
         code = screen.wait()  # without a key typed
     # Whom nobody reads, `yes` ends with SIGPIPE.

@@ -14,6 +14,7 @@ from support.tiny_models import CORPUS, END_OF_TEXT, tiny_stock_model, tiny_toke
 
 from modeling_gpt2scratch import GPT2ScratchForCausalLM
 from modeling_gpt2scratch.commands.sample import main
+from modeling_gpt2scratch.generation.conversation import converse
 from modeling_gpt2scratch.generation.writer import Sampling, load_writer
 
 COMMAND = [sys.executable, "-m", "modeling_gpt2scratch", "sample"]
@@ -187,6 +188,16 @@ def test_prompts_are_typed_stopped_remembered_and_left_with_one_line(run_dir, ca
         assert session.wait() == 0
     lines = (directory / "sample_history").read_text().splitlines()
     assert lines == ["the cat sat", "on the mat", "the cat sat", "exit"]
+
+
+def test_a_line_that_is_no_text_leaves_the_session_open(monkeypatch, capsys, tmp_path):
+    stdin = io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8")
+    lines = iter([stdin.readline, lambda: "exit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines)())
+    sampling = Sampling(temperature=0, top_k=0, top_p=1, max_new_tokens=1)
+    converse([], sampling, n=1, seed=0, history=tmp_path / "history")
+    found = "expected text in utf-8, found invalid start byte; type it again"
+    assert capsys.readouterr().out.splitlines() == [INVITATION, found]
 
 
 @pytest.mark.gate

@@ -18,6 +18,7 @@ from support.tiny_models import tiny_stock_model, tiny_tokenizer
 
 from modeling_gpt2scratch import GPT2ScratchForCausalLM
 from modeling_gpt2scratch.commands import serve
+from modeling_gpt2scratch.common.user_cache import user_cache
 
 COMMAND = [sys.executable, "-m", "modeling_gpt2scratch", "serve"]
 ADDRESS = r"answers at (http://\S+) \(Ctrl-C ends it\)\s+(curl .*?\}')\s"
@@ -94,6 +95,19 @@ def test_a_model_that_cannot_be_served_is_one_line(message, tmp_path):
     assert line.endswith(": expected a gpt2scratch model, found gpt2")
 
 
+def test_a_cache_that_cannot_be_used_is_named_or_passed_over(
+    message, monkeypatch, run_dir, tmp_path
+):
+    pytest.importorskip("uvicorn")
+    (tmp_path / "cache").touch()
+    code, line = message(run_dir, "--port", 0)
+    assert (code, line.count("\n")) == (1, 0)
+    assert line.endswith(f"found a file: {tmp_path}/cache; choose another XDG_CACHE_HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert user_cache() == tmp_path / ".cache" / "gpt2scratch"
+
+
 def greedy(run_dir, n_new: int) -> tuple[str, int]:
     """What `generate` gives after the prompt, and the number of tokens of the prompt."""
     tokenizer = tiny_tokenizer()
@@ -102,6 +116,22 @@ def greedy(run_dir, n_new: int) -> tuple[str, int]:
     ids = model.generate(**inputs, do_sample=False, max_new_tokens=n_new)[0]
     n_prompt = inputs["input_ids"].shape[1]
     return tokenizer.decode(ids[n_prompt:], skip_special_tokens=True), n_prompt
+
+
+def check_options(client, request: dict, text: str) -> None:
+    """What the page `talk-to-a-model.md` says of OpenAI's options: some have no effect."""
+    import openai
+
+    ignored = {"n": 2, "echo": True, "logprobs": 1, "presence_penalty": 1, "best_of": 2}
+    (choice,) = client.completions.create(**request, **ignored, max_tokens=30).choices
+    assert choice.text == text
+    with pytest.raises(openai.BadRequestError):
+        client.completions.create(**request | {"prompt": [PROMPT]})
+    with pytest.raises(openai.UnprocessableEntityError):
+        client.completions.create(**request, extra_body={"top_k": 3})
+    stop = text[5:8]
+    answer = client.completions.create(**request, max_tokens=30, stop=[stop])
+    assert stop in answer.choices[0].text and text.startswith(answer.choices[0].text)
 
 
 @pytest.mark.gate
@@ -118,7 +148,7 @@ def test_openais_client_gets_what_generate_gives_until_ctrl_c_ends_both(run_dir,
         text, n_prompt = greedy(run_dir, 30)
         answer = client.completions.create(**request, max_tokens=30)
         assert answer.choices[0].text == text
-        assert answer.usage.prompt_tokens == n_prompt
+        assert (answer.usage.prompt_tokens, answer.choices[0].finish_reason) == (n_prompt, "length")
         parts = list(client.completions.create(**request, max_tokens=30, stream=True))
         assert "".join(part.choices[0].text for part in parts) == text
         assert len(parts) > 20
@@ -126,6 +156,21 @@ def test_openais_client_gets_what_generate_gives_until_ctrl_c_ends_both(run_dir,
         # A client that names no number of tokens gets what fits the model.
         answer = client.completions.create(**request)
         assert answer.choices[0].text == greedy(run_dir, 49 - n_prompt)[0]
+        assert answer.choices[0].finish_reason == "length"
+        *_, last = client.completions.create(**request, stream=True)
+        assert last.choices[0].finish_reason == "length"
+        too_long = request | {"prompt": PROMPT * 30}
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.completions.create(**too_long)
+        assert "a prompt of at most 48 tokens, found " in refused.value.response.json()["detail"]
+        with pytest.raises(openai.BadRequestError):
+            client.completions.create(**too_long, stream=True)
+        answer = client.completions.create(**request | {"prompt": ""}, max_tokens=3)
+        assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (1, 3)
+        empty = [{"role": "user", "content": ""}]
+        answer = client.chat.completions.create(model="tiny", messages=empty, max_tokens=3)
+        assert answer.usage.prompt_tokens == 1
+        check_options(client, request, text)
         chat = [{"role": "system", "content": "be kind"}, {"role": "user", "content": PROMPT}]
         answer = client.chat.completions.create(
             model="tiny", messages=chat, temperature=0, max_tokens=30

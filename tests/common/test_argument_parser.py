@@ -75,6 +75,7 @@ def test_a_flag_is_spelled_with_underscores_or_hyphens(spelled):
     parser.add_argument("--name")
     arguments = parser.parse_args([spelled, "--name", "a-b"])
     assert (arguments.max_steps, arguments.name) == (3, "a-b")
+    assert parser.parse_args(["--name", "-- a non-null b"]).name == "-- a non-null b"
 
 
 @pytest.mark.parametrize("spelled", ["--no_careful", "--no-careful", "--careful=false"])

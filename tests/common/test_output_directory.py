@@ -155,8 +155,9 @@ def test_a_place_without_the_right_to_write_is_one_line(place, monkeypatch):
         patch.setattr(tempfile, "TemporaryFile", refuse)
         expected = f"made and written to, found Permission denied: {place}; choose another"
         assert expected in refusal(place / "out" / "a")
-        with pytest.raises(OutputError, match="that can be written to, found Permission denied"):
-            writable_directory(place / "out", flag="--output_dir")
+        expected = "that can be written to, found Permission denied: .*; choose another XDG_"
+        with pytest.raises(OutputError, match=expected):
+            writable_directory(place / "out", flag="XDG_CACHE_HOME")
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda path, mode: path != place / "old")
         (place / "old").mkdir()

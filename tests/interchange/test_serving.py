@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from support.tiny_models import random_ids, tiny_stock_model, tiny_tokenizer, ti
 from transformers import AutoTokenizer, GenerationConfig, GPT2LMHeadModel
 
 from modeling_gpt2scratch.interchange.foreign_checkpoints import ConversionError
-from modeling_gpt2scratch.interchange.serving import _GPT2, MAX_COPIES, copy_for_serving
+from modeling_gpt2scratch.interchange.serving import MAX_COPIES, copy_for_serving, fit_request
 
 
 @pytest.fixture
@@ -94,6 +95,17 @@ def test_a_checkpoint_has_the_name_of_its_run_and_the_least_recent_copies_go(run
     assert copies[-1].is_dir() and len([*served.iterdir()]) == MAX_COPIES
 
 
+def test_what_an_interrupted_copy_left_is_deleted_the_day_after(run_dir, tmp_path):
+    served = tmp_path / "served"
+    others = [served / name for name in ("of-today.partial", "left.partial", "tmp-of-others")]
+    for path in others:
+        (path / "models--x").mkdir(parents=True)
+    for path in others[1:]:
+        os.utime(path, (1, time.time() - 90_000))
+    cache, _ = copy_for_serving(run_dir, served)
+    assert sorted(served.iterdir()) == sorted([cache, others[0], others[2]])
+
+
 def test_what_cannot_be_served_leaves_nothing_behind(run_dir, tmp_path):
     (run_dir / "tokenizer_config.json").unlink()
     with pytest.raises(ConversionError, match="expected a tokenizer beside the model, found none"):
@@ -105,14 +117,22 @@ def test_what_cannot_be_served_leaves_nothing_behind(run_dir, tmp_path):
     assert [*(tmp_path / "served").glob("*")] == []
 
 
-def test_the_served_model_ends_with_its_last_position(tmp_path):
-    tiny_stock_model().save_pretrained(tmp_path)
-    model = _GPT2.from_pretrained(tmp_path)
-    ids = random_ids(1, 9)
-    options = {"do_sample": False, "eos_token_id": None}
-    whole = model.generate(ids, **options, max_new_tokens=1024)
-    assert whole.shape == (1, 49)  # of 48 positions; the last token needs none
-    stock = GPT2LMHeadModel.from_pretrained(tmp_path)
-    assert torch.equal(whole, stock.generate(ids, **options, max_new_tokens=40))
-    with pytest.raises(ValueError, match="Input length of input_ids is 60"):
-        model.generate(random_ids(1, 60), **options, max_new_tokens=1024)
+@pytest.mark.parametrize(("asked", "n_new"), [(1024, 40), (None, 40), (5, 5)])
+def test_a_request_ends_with_the_last_position_of_the_model(asked, n_new):
+    model = tiny_stock_model()
+    inputs = {"input_ids": random_ids(1, 9)}
+    options = GenerationConfig(max_new_tokens=asked, do_sample=False, eos_token_id=None)
+    fit_request(model, tiny_tokenizer(), inputs, options)
+    assert options.max_new_tokens == n_new  # of 48 positions; the last token needs none
+    assert model.generate(**inputs, generation_config=options).shape == (1, 9 + n_new)
+    too_long = {"input_ids": random_ids(1, 60)}
+    with pytest.raises(ValueError, match="expected a prompt of at most 48 tokens, found 60"):
+        fit_request(model, tiny_tokenizer(), too_long, options)
+
+
+def test_a_request_without_a_prompt_begins_a_document():
+    tokenizer = tiny_tokenizer()
+    inputs = tokenizer("", return_tensors="pt")
+    fit_request(tiny_stock_model(), tokenizer, inputs, options := GenerationConfig())
+    assert inputs["input_ids"].tolist() == [[tokenizer.bos_token_id]]
+    assert inputs["attention_mask"].tolist() == [[1]] and options.max_new_tokens == 48

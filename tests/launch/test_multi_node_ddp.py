@@ -107,21 +107,40 @@ def test_how_a_job_starts_is_up_to_the_script(cluster, flag):
 
 @pytest.mark.parametrize(
     "place",
-    ["--output_dir {}", "--output_dir={}", "--output-dir {}", "{}/second.yaml", "other"],
+    [
+        *("--output_dir {}", "--output_dir={}", "--output-dir {}", "{}/second.yaml", "other"),
+        *("{}/quoted.yaml", "{}/blank.yaml", "{}/short.yml", "--output_dir {}/../link"),
+    ],
 )
 def test_a_job_looks_where_the_run_writes(cluster, place):
-    output_dir = cluster / "run"
-    (output_dir).mkdir()
+    output_dir = cluster / ("my run" if "blank" in place else "run")
+    recipes = cluster / "recipes"
+    output_dir.mkdir()
+    recipes.mkdir()
+    (cluster / "link").symlink_to(output_dir)
+    (recipes / "quoted.yaml").write_text(f'output_dir: "{output_dir}"  # shared\n')
+    (recipes / "blank.yaml").write_text(f"output_dir: {output_dir}  # shared\n")
+    (recipes / "short.yml").write_text(f"output_dir: {output_dir} \n")
     (cluster / "first.yaml").write_text(f"data: d\noutput_dir: {cluster}/elsewhere\n")
-    (output_dir / "second.yaml").write_text(f"output_dir: {output_dir}\n")
-    (cluster / "bin" / "srun").write_text(f"#!/bin/bash\nmkdir {output_dir}/checkpoint-4\nexit 1\n")
-    arguments = place.format(output_dir).split()
+    (recipes / "second.yaml").write_text(f"output_dir: {output_dir}\n")
+    made = f"mkdir '{output_dir}/checkpoint-4'"
+    (cluster / "bin" / "srun").write_text(f"#!/bin/bash\n{made}\nexit 1\n")
+    arguments = place.format(recipes if place.startswith("{}") else output_dir).split()
     if place == "other":  # a recipe without the key changes nothing
         (cluster / "other.yaml").write_text("seed: 3\n")
-        arguments = [str(output_dir / "second.yaml"), str(cluster / "other.yaml")]
+        arguments = [str(recipes / "second.yaml"), str(cluster / "other.yaml")]
     process = run_slurm_script(cluster / "first.yaml", *arguments)
     assert process.returncode == 0, process.stderr
     assert (cluster / "requeued").exists()
+
+
+def test_a_job_keeps_what_its_user_exported(cluster, monkeypatch):
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "900")
+    monkeypatch.delenv("NCCL_DEBUG", raising=False)
+    line = 'echo "$TORCH_ELASTIC_SHUTDOWN_TIMEOUT $NCCL_DEBUG"'
+    (cluster / "bin" / "srun").write_text(f"#!/bin/bash\n{line}\nexit 1\n")
+    (cluster / "recipe.yaml").write_text(f"output_dir: {cluster}/run\n")
+    assert run_slurm_script(cluster / "recipe.yaml").stdout == "900 WARN\n"
 
 
 def test_the_slurm_script_is_what_shellcheck_would_have_it():

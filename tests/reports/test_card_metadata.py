@@ -28,11 +28,26 @@ def test_a_fine_tuned_model_names_the_one_it_began_with(run):
         ("gpt2", "openai-community/gpt2"),
         ("someone/tales@step-100", "someone/tales"),
         ("/home/me/runs/old", None),
+        ("/home/me/runs/gpt2", None),
     ):
         (run / "train_config.json").write_text(json.dumps(arguments | {"init_from": name}))
         assert card_of(run).data.base_model == expected
         others = f"those of the data and of `{expected}`" if expected else "that of the data"
         assert f"None is stated for the weights; see {others}." in card_of(run).text
+
+
+def test_a_model_that_began_with_a_local_one_names_none_wherever_it_is_published(run):
+    arguments = json.loads((run / "train_config.json").read_text())
+    arguments |= {"init_from": "runs/gpt2", "init_from_is_local": True}
+    (run / "train_config.json").write_text(json.dumps(arguments))
+    card = card_of(run)
+    assert card.data.base_model is None and "runs/gpt2" not in str(card)
+    assert "trained from the weights of `gpt2 (local)`" in card.text
+    content = json.loads((run / "data_manifest.json").read_text())
+    for name, said in (("gpt2", "GPT-2's own"), ("/home/me/gpt2", "`gpt2 (local)`")):
+        content["tokenizer"]["name"] = name
+        (run / "data_manifest.json").write_text(json.dumps(content))
+        assert f"Tokenizer: {said}." in card_of(run).text
 
 
 @pytest.mark.parametrize(

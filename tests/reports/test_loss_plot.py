@@ -1,11 +1,15 @@
 """The picture of loss curves."""
 
 import json
+import math
 
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from modeling_gpt2scratch.commands.plot import main
+from modeling_gpt2scratch.reports.loss_plot import _draw, points_alone
+from modeling_gpt2scratch.reports.run_html import _trace
 
 
 @pytest.fixture
@@ -42,6 +46,16 @@ def test_losses_are_drawn_over_steps_or_over_the_tokens_of_each_run(
     main(["--runs", *map(str, runs), "--output", str(output), "--x", x])
     assert drawn == expected
     assert output.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_number_without_a_number_beside_it_is_drawn_as_a_point(tmp_path):
+    assert points_alone([5.0]) == [0]
+    assert points_alone([5.0, math.nan, 4.0, math.nan, 3.0, 2.0]) == [0, 2]
+    axes = Figure().subplots()
+    line = _draw(axes, [{"step": 1, "loss": 5.0}], "loss", "-")
+    assert (line.get_marker(), line.get_markevery()) == (".", [0])
+    trace = _trace([{"step": 1, "loss": 5.0}], "loss", "loss", axis="y", mode="lines")
+    assert (trace["mode"], trace["marker"]["size"]) == ("lines+markers", [5])
 
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):

@@ -326,7 +326,10 @@ def test_a_card_has_every_argument_that_the_model_depends_on_and_no_other(run):
 
 def test_a_model_that_began_with_other_weights_does_not_claim_to_be_from_scratch(run):
     arguments = json.loads((run / "train_config.json").read_text())
-    for name, said in (("openai-community/gpt2", "openai-community/gpt2"), ("/home/me/a", "a")):
+    for name, said in (
+        ("openai-community/gpt2", "openai-community/gpt2"),
+        ("/home/me/a", "a (local)"),
+    ):
         (run / "train_config.json").write_text(json.dumps(arguments | {"init_from": name}))
         card = card_of(run).text
         assert f"trained from the weights of `{said}` with GPT2Scratch on 2,560 tokens" in card
