@@ -1,5 +1,6 @@
 """The benchmarks run and print what they promise; what they measure is not judged here."""
 
+import runpy
 import sys
 from pathlib import Path
 
@@ -22,6 +23,13 @@ def run(script, *arguments):
         [sys.executable, Path("benchmarks", script), *map(str, arguments)],
         cwd=REPOSITORY,
     )
+
+
+def run_here(monkeypatch, script, *arguments):
+    """A benchmark in this process, which is quicker if it has nothing to train."""
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")  # as Python does
+    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+    runpy.run_path(str(REPOSITORY / "benchmarks" / script), run_name="__main__")
 
 
 def table_of(process):
@@ -72,7 +80,7 @@ def test_the_evaluation_benchmark_prints_a_ratio_for_each_kind_of_request(monkey
     if not TIKTOKEN_CACHE.is_dir():
         pytest.skip(f"needs GPT-2's tokenizer in {TIKTOKEN_CACHE}")
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(TIKTOKEN_CACHE))
-    arguments = "--model gpt2 --cbt_examples 0 --hellaswag_examples 1 --lambada_examples 1"
+    arguments = "--model tiny --cbt_examples 0 --hellaswag_examples 1 --lambada_examples 1"
     arguments += " --blimp_examples 2"
     rows = table_of(run("evaluation.py", *arguments.split(), "--repeats", "1"))
     assert [row[0] for row in rows] == ["hellaswag", "lambada", "blimp"]
@@ -113,27 +121,28 @@ def test_the_preparation_benchmark_prints_three_ways_that_count_the_same_tokens(
 
 
 def test_the_optimizer_benchmark_trains_what_is_missing_and_prints_a_row_for_each_run(
-    small_data, tmp_path
+    small_data, tmp_path, monkeypatch, capfd
 ):
     sizes = "--n_layer 1 --n_head 1 --n_embd 8 --n_positions 16 --total_batch_tokens 32"
     grid = "--adamw_rates 0.01 --muon_rates 0.02 --max_steps 20 --micro_batch_size 2"
     table = tmp_path / "curves.csv"
     arguments = f"{sizes} {grid} --eval_tokens 32 --mixed_precision no --csv {table}".split()
-    process = run("optimizers.py", "--data", small_data, "--output_dir", tmp_path, *arguments)
+    arguments += ["--data", small_data, "--output_dir", tmp_path]
+    process = run("optimizers.py", *arguments)
     rows = table_of(process)
     assert [row[:4] for row in rows] == [
         ["adamw", "0.01", "20", "640"],
         ["muon", "0.02", "14", "448"],
     ]
     assert "Muon's best on 70% of the tokens minus AdamW's best: " in process.stdout
-    again = run("optimizers.py", "--data", small_data, "--output_dir", tmp_path, *arguments)
-    assert again.stdout == process.stdout and "training" not in again.stderr
+    run_here(monkeypatch, "optimizers.py", *arguments)
+    again = capfd.readouterr()
+    assert again.out == process.stdout and "training" not in again.err
     last = table.read_text().splitlines()[-1].split(",")
     assert last[:4] == ["muon", "0.02", "14", "448"] and float(last[-1]) > 0
-    arguments += ["--n_embd", 16]
-    other = run("optimizers.py", "--data", small_data, "--output_dir", tmp_path, *arguments)
-    assert other.returncode == 1
-    assert "with n_embd = 16, found one with 8; give another --output_dir" in other.stderr
+    refusal = "with n_embd = 16, found one with 8; give another --output_dir"
+    with pytest.raises(SystemExit, match=refusal):
+        run_here(monkeypatch, "optimizers.py", *arguments, "--n_embd", 16)
 
 
 @on_linux
@@ -161,7 +170,9 @@ def test_the_benchmark_of_a_busy_machine_prints_each_way_to_wait_and_what_is_to_
     assert "stays 0.39 beside busy processes (goal: at least 0.35), 0.29 if they" in printed
 
 
-def test_a_search_makes_what_is_missing_and_shows_the_best_first(small_data, tmp_path):
+def test_a_search_makes_what_is_missing_and_shows_the_best_first(
+    small_data, tmp_path, monkeypatch, capfd
+):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         f"data: {small_data}\nn_layer: 1\nn_head: 1\nn_embd: 8\nn_positions: 16\n"
@@ -177,14 +188,15 @@ def test_a_search_makes_what_is_missing_and_shows_the_best_first(small_data, tmp
         metrics = read_metrics(tmp_path / "runs" / f"learning_rate-{rate}" / METRICS_NAME)
         losses = [row["eval_loss"] for row in metrics if "eval_loss" in row]
         assert lowest == f"{min(losses):.4f}"
-    again = run("search.py", *arguments)
-    assert again.stdout == process.stdout and "training" not in again.stderr
-    other = run("search.py", *arguments[:7], "optimizer=adamw", *arguments[8:])
-    assert (
-        other.returncode == 1 and "found one with muon; give another --output_dir" in other.stderr
-    )
-    refused = run("search.py", *arguments[:4], "--vary", "no_such=1")
-    assert refused.returncode == 2 and "found 'no_such=1'" in refused.stderr
+    run_here(monkeypatch, "search.py", *arguments)
+    again = capfd.readouterr()
+    assert again.out == process.stdout and "training" not in again.err
+    other = [*arguments[:7], "optimizer=adamw", *arguments[8:]]
+    with pytest.raises(SystemExit, match="found one with muon; give another --output_dir"):
+        run_here(monkeypatch, "search.py", *other)
+    with pytest.raises(SystemExit, match="2"):
+        run_here(monkeypatch, "search.py", *arguments[:4], "--vary", "no_such=1")
+    assert "found 'no_such=1'" in capfd.readouterr().err
 
 
 def test_runs_of_a_search_that_differ_in_their_seed_share_a_row(capsys):
