@@ -2,8 +2,8 @@
 
 Reads documents, tokenizes them in several processes, shuffles them, holds some out for validation
 and writes a directory of shards with their tokenizer and a manifest. The directory appears under
-its name only when it is complete. A run that was stopped in any way, a full disk included, goes on
-where it was when the same command is given again, to the same bytes.
+its name only when it is complete. If it stops for any reason, even a full disk, run the same
+command again: it continues where it was and writes the same bytes.
 """
 
 import sys

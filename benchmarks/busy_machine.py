@@ -30,7 +30,7 @@ from modeling_gpt2scratch.common.threads import (
     n_cores,
 )
 
-OURS, AS_TORCH = "ours", "as torch starts"
+OURS, AS_TORCH = "ours", "torch's default"
 # Name -> what is in the environment; ours chooses for itself.
 WAYS = {
     AS_TORCH: {},

@@ -1,6 +1,6 @@
 """Compare language models on tasks: one Markdown table on stdout, one results.json.
 
-    python evaluate/compare.py --models out/export gpt2 --tasks val lambada --val_data data/shards
+    python evaluate/compare.py --models runs/quickstart --tasks val --val_data data/docstrings
 
 Exit code 0 if every model has every number, 1 if a cell of the table says why it has none, 2 for
 bad arguments.

@@ -15,7 +15,7 @@ VERBS = {
     "launch": "start a script on several processes, as accelerate launch does",
     "shards": "inspect, verify, adopt, convert, merge and publish token shards",
     "convert": "exchange models with transformers' gpt2, nanoGPT and llm.c",
-    "sample": "let models write, in one go or prompt by prompt",
+    "sample": "generate text, in one go or prompt by prompt",
     "serve": "serve a model through an OpenAI-compatible API",
     "publish": "upload a run to the Hugging Face Hub",
     "report": "write a page about a run, with its curves",

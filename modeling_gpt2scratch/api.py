@@ -103,8 +103,8 @@ def compare(
     """Measures models on tasks, prints the table and writes results.json.
 
     Args:
-        models: directories or Hub names, or one of them.
-        tasks: names, or "all" alone.
+        models: one directory or Hub name, or a list of them.
+        tasks: task names, or just "all".
         arguments: the others of `evaluate/compare.py`, as keywords.
 
     Returns:

@@ -59,7 +59,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         title="directions", dest="direction", required=True, metavar="DIRECTION"
     )
     for direction, source, help in (
-        ("to-gpt2", "RUN", "a run of ours -> stock gpt2"),
+        ("to-gpt2", "RUN", "one of our runs -> stock gpt2"),
         ("from-nanogpt", "CKPT.PT", "a checkpoint of nanoGPT or build-nanogpt -> ours"),
         ("from-llmc", "MODEL.BIN", "a checkpoint of llm.c -> ours"),
     ):
@@ -74,7 +74,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         if direction == "from-nanogpt":
             help = "attention heads, if the file has only weights"
             own.add_argument("--n_head", metavar="INTEGER", type=number(int, 1), help=help)
-            help = "activation, if it is not that of the repository's code today"
+            help = "activation, if it differs from the one in the repository's current code"
             own.add_argument("--activation", choices=ACTIVATIONS, help=help)
             help = "rows of the embedding to keep"
             own.add_argument("--vocab_size", metavar="INTEGER", type=number(int, 1), help=help)

@@ -23,8 +23,8 @@ STATUS_WIDTH, TEXT_WIDTH = 9, 100
 class DoctorConfig:
     """Every argument of this command."""
 
-    output_dir: str = argument("directory in which runs are to write", default=".")
-    timeout_seconds: float = argument("for each check", default=50.0)
+    output_dir: str = argument("directory that runs will write to", default=".")
+    timeout_seconds: float = argument("time limit of each check, in seconds", default=50.0)
 
     def __post_init__(self):
         if not 10 <= self.timeout_seconds <= 3600:  # processes start, which takes five seconds

@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             from torch.distributed.elastic.agent.server import api as agent
             from torch.distributed.elastic.multiprocessing import SignalException
             from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+            from torch.distributed.elastic.rendezvous import RendezvousError
         parser = launch_command_parser()
         parser.prog = PROGRAM
         arguments = parser.parse_args(argv)
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         end(f"process {rank}", failure.exitcode)
     except SignalException as error:
         sys.exit(128 + error.sigval)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError, RendezvousError) as error:
         # A configuration that does not fit, or another machine that cannot be reached.
         sys.exit(f"{PROGRAM}: error: {in_words(error)}")
 

@@ -33,4 +33,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"written: {write_report(run)}")
         status = read_status(run)
         if status and status["status"] == FAILED:
-            print(f"{run} has failed: {status.get('message', 'no reason is known')}")
+            print(f"{run} has failed: {status.get('message', 'no reason recorded')}")

@@ -1,8 +1,9 @@
-"""Lets models write: `gpt2scratch sample runs/quickstart --prompt "Returns the"`.
+"""Generates text: `gpt2scratch sample runs/quickstart --prompt "Returns the"`.
 
 MODEL is a run, one of its checkpoints, or any causal language model of transformers, in a directory
-or on the Hub (OWNER/NAME or OWNER/NAME@REVISION). Several write on from the same prompts with the
-same seeds. Without a prompt, you type one after the other. The same seed gives the same text.
+or on the Hub (OWNER/NAME or OWNER/NAME@REVISION). Several models continue the same prompts
+with the same seeds. Without a prompt, you type prompts one by one. The same seed gives the same
+text.
 """
 
 import argparse
@@ -106,7 +107,7 @@ def _write(arguments: argparse.Namespace, prompts: Sequence[str]) -> None:
             writers = [load_writer(name, trust_remote_code=trust) for name in arguments.models]
         for name, writer in zip(arguments.models, writers, strict=True):
             if Path(writer.name) != Path(name):
-                tell(f"{name}: not finished, {writer.name} writes", file=sys.stderr)
+                tell(f"{name}: the run has not finished; using {writer.name}", file=sys.stderr)
         names = ("temperature", "top_k", "top_p", "max_new_tokens")
         sampling = Sampling(**{name: getattr(arguments, name) for name in names})
         texts = {"n": arguments.num_samples, "seed": arguments.seed}

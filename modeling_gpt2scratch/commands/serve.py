@@ -29,7 +29,7 @@ NEEDED = ("fastapi", "uvicorn", "openai", "pydantic")
 CACHE_FOLDER = "served"
 SERVER = "modeling_gpt2scratch.interchange.serving"
 POLL_SECONDS = 0.2
-ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # to listen at, and to connect to
+ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # to listen on, and to connect to
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -62,9 +62,9 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments."""
     parser = OneLineErrorParser(prog=PROGRAM, description=__doc__)
     parser.add_argument("model", metavar="DIR", type=Path, help="model to serve")
-    help = "address to listen at; 0.0.0.0 lets other machines in"
+    help = "address to listen on; 0.0.0.0 lets other machines in"
     parser.add_argument("--host", metavar="ADDRESS", default="127.0.0.1", help=help)
-    help = "port to listen at, 0 for any that is free"
+    help = "port to listen on, 0 for any that is free"
     parser.add_argument(
         "--port", metavar="INTEGER", type=number(int, 0, 65_535), default=8000, help=help
     )
@@ -85,7 +85,7 @@ def _free_port(host: str, port: int) -> int:
             return probe.getsockname()[1]
     except OSError as error:
         raise OSError(
-            f"expected to listen at {host}, port {port}, found {error.strerror}; choose another "
+            f"expected to listen on {host}, port {port}, found {error.strerror}; choose another "
             f"--host or --port"
         ) from error
 

@@ -7,10 +7,10 @@
     gpt2scratch shards merge DIR
     gpt2scratch shards publish --data DIR --repository you/my-data
 
-`inspect` describes data directories and single token files, whoever wrote them. `verify` holds a
-data directory against its manifest and prints every fault. `adopt` lets you train on files of
-build-nanogpt, llm.c, modded-nanogpt and nanoGPT where they lie: it writes a manifest beside them.
-`convert` copies such files to a data directory of ours, or writes llm.c's files of one.
+`inspect` describes data directories and single token files, whoever wrote them. `verify` checks
+a data directory against its manifest and prints every problem. `adopt` lets you train on files of
+build-nanogpt, llm.c, modded-nanogpt and nanoGPT in place: it writes a manifest beside them.
+`convert` copies such files to a data directory of ours, or writes one as llm.c's files.
 `merge` completes what the tasks of a datatrove pipeline wrote. `publish` makes a data directory a
 data set of the Hugging Face Hub.
 """
@@ -52,9 +52,9 @@ TOKENS_SHOWN = 32
 NO_HEADER = "the files have no header, whatever their names"
 PUBLISHING = """Makes a data directory a data set of the Hugging Face Hub.
 
-Shards go first, a few to a commit, the manifest and a data set card last. A push that was cut off
-has no manifest, and nobody takes it for complete; the same command goes on where it was, and what
-is there with the same checksum is not sent again. Log in before, with `hf auth login` or HF_TOKEN.
+Shards go first, a few to a commit, the manifest and a data set card last. An interrupted push has
+no manifest, so nobody mistakes it for a complete data set. Run the same command again: it
+continues, and skips files whose checksum matches. Log in first, with `hf auth login` or HF_TOKEN.
 `--dry_run DIR` only writes the card and the manifest, and needs neither login nor network.
 """
 

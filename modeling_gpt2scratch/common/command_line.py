@@ -131,7 +131,9 @@ def parse_config(
         origins |= dict.fromkeys(given, (n_recipes, None))
         for name in _outdated(config_class, entries, origins):
             later = " or ".join(f"--{other}" for other in config_class.only_until[name])
-            parser.note(f"{origins[name][1]}: {name} is left out, as {later} came after it")
+            parser.note(
+                f"{origins[name][1]}: {name} is ignored, because {later} was given after it"
+            )
             del entries[name], origins[name]
         in_front = [flag for name in entries.keys() - given for flag in _flags(name, entries[name])]
         namespace, left = parser.parse_known_args([*in_front, *flags])
@@ -219,7 +221,7 @@ def raw_recipe(path: str, *, flag: str) -> dict[str, Any]:
             kind = "a directory" if Path(path).is_dir() else "no file"
             raise ValueError(f"{expected} {kind}; name a file, or a flag: --{flag} {path}")
         if Path(path).suffix.lower() not in (".yaml", ".yml"):
-            kind = "another ending than .yaml or .yml; if it is no recipe, name it by its flag"
+            kind = "no .yaml or .yml file; if it is not a recipe, pass it with its flag"
             raise ValueError(f"{expected} {kind}: --{flag} {path}")
         if size > MAX_RECIPE_BYTES:
             raise ValueError(f"{expected} {size:,} bytes of something")
@@ -342,7 +344,7 @@ def _stray(part: str, known: Sequence[str]) -> str:
     if part.startswith("--"):
         return f"unknown flag {_with_hint(_name_of(part), known, '--')}"
     is_of_pattern = Path(part).exists() and Path(part).suffix not in (".yaml", ".yml")
-    hint = "; if the shell put files in place of a pattern, write it in quotes" * is_of_pattern
+    hint = "; if the shell expanded a pattern, quote it" * is_of_pattern
     return f"expected recipes before all flags and one value for each, found {part!r}{hint}"
 
 

@@ -109,8 +109,8 @@ def _end_last_line(descriptor: int, path: Path) -> int:
         number = content.count(b"\n") + 1
         found = _shown(content[start:])
         warn(
-            f"{path}:{number}: expected a whole line, found {found}, the end of which is missing; "
-            f"it is cut off"
+            f"{path}:{number}: expected a complete line, found {found}, whose end is missing; the "
+            f"line is removed"
         )
         return start
     os.write(descriptor, b"\n")

@@ -168,7 +168,7 @@ def resolved(path: str | Path, *, flag: str = "--output_dir", expected: str | No
         for part in (given := Path(os.path.abspath(path)), *given.parents):
             if part.is_symlink() and not part.exists():
                 raise OutputError(
-                    f"expected {flag} to name a directory, found a link to nothing: {part} -> "
+                    f"expected {flag} to name a directory, found a broken link: {part} -> "
                     f"{os.readlink(part)}; remove it or {ELSEWHERE}"
                 )
         existing = nearest_existing(place)

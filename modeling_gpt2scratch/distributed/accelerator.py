@@ -117,7 +117,7 @@ def prepare_accelerator(
         return
     if optimizer != "adamw":
         raise LaunchError(
-            f"expected --optimizer adamw under DeepSpeed, whose slices are no matrices, found "
+            f"expected --optimizer adamw under DeepSpeed, whose slices are not matrices, found "
             f"{optimizer}; use accelerate_configs/fsdp2.yaml"
         )
     config = accelerator.state.deepspeed_plugin.deepspeed_config

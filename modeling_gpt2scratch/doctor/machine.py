@@ -80,7 +80,9 @@ def check_devices() -> Finding:
     if shutil.which("nvidia-smi"):
         built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU only"
         found = f"nvidia-smi, but no GPU for torch, which was built for {built}"
-        return Finding("failed", found, "install the torch of this driver: pytorch.org/get-started")
+        return Finding(
+            "failed", found, "install a torch build for this driver: pytorch.org/get-started"
+        )
     return Finding("ok", f"no GPU; {host}")
 
 
@@ -204,7 +206,9 @@ def check_directory(output_dir: str) -> Finding:
     free = shutil.disk_usage(existing).free
     found = f"{free / GIB:.0f} GiB free in {existing}"
     if free < 4 * CHECKPOINT_BYTES:
-        advice = f"a checkpoint of GPT-2 small has {CHECKPOINT_BYTES / GIB:.1f} GiB; make room"
+        advice = (
+            f"a checkpoint of GPT-2 small takes {CHECKPOINT_BYTES / GIB:.1f} GiB; free some space"
+        )
         return Finding("warning", found, advice)
     return Finding("ok", found)
 

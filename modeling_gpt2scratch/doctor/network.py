@@ -28,7 +28,7 @@ def check_tokenizer() -> Finding:
     try:
         tokenizer = load_tokenizer(GPT2)
     except TokenizerError as error:
-        return Finding("warning", "not to be had", str(error).partition("; ")[2])
+        return Finding("warning", "not available", str(error).partition("; ")[2])
     return Finding("ok", f"{len(tokenizer):,} entries")
 
 

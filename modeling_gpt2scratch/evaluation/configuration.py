@@ -74,7 +74,7 @@ class CompareArguments:
         default=None,
     )
     data_dir: str | None = argument(
-        "directory with the official files, in it or below", group=DATA, default=None
+        "directory that holds the official files, at any depth", group=DATA, default=None
     )
     batch_tokens: str = argument(
         "padded tokens of one forward pass; halved when memory runs out",

@@ -70,4 +70,4 @@ def _remembered_lines(history: Path) -> Iterator[None]:
             history.parent.mkdir(parents=True, exist_ok=True)
             readline.write_history_file(history)
         except OSError as error:
-            print(f"{history}: the lines are not remembered: {error.strerror}")
+            print(f"{history}: your prompts are not saved: {error.strerror}")

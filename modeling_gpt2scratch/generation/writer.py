@@ -141,9 +141,9 @@ class Writer:
         if (logits < math.inf).all():  # nan is not, and -inf is a token that cannot come
             return logits
         if damaged := not_finite(self._model):
-            raise WriterError(f"expected finite weights, found others in {damaged}")
+            raise WriterError(f"expected finite weights, found nan or infinity in {damaged}")
         dtype = self._model.dtype
-        raise WriterError(f"expected finite logits, found others; is {dtype} too narrow?")
+        raise WriterError(f"expected finite logits, found nan or infinity; is {dtype} too narrow?")
 
 
 class _Stream(TextStreamer):

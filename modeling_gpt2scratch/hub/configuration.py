@@ -14,8 +14,10 @@ class PublishConfig:
     run: str = argument("output directory of a finished run")
     repository: str = argument("OWNER/NAME on the Hub, made if needed; its README.md is replaced")
     private: bool = argument("make the repository private", default=False)
-    license: str | None = argument("of the weights, by the Hub's name for it", default=None)
-    language: str | None = argument("of the training text, by its ISO 639 code", default=None)
+    license: str | None = argument("licence of the weights, by the Hub's name for it", default=None)
+    language: str | None = argument(
+        "language of the training text, as an ISO 639 code", default=None
+    )
     results: str | None = argument(
         "results.json of evaluate/compare.py; the one in the run if not given", default=None
     )

@@ -1,8 +1,8 @@
 """A data directory as a data set of the Hub.
 
-Shards go first, a few to a commit, the manifest and a data set card last. A push that was cut off
-has no manifest, and nobody takes it for complete; the next one goes on where it was, and what is
-there with the same checksum is not sent again. Of an earlier data set, the shards in its manifest
+Shards go first, a few to a commit, the manifest and a data set card last. An interrupted push
+has no manifest, so nobody mistakes it for a complete data set; the next one continues, and skips
+files whose checksum matches. Of an earlier data set, the shards in its manifest
 are deleted and a tokenizer's files; what else is in the repository stays. So do shards of a push
 that was cut off, if the next one has none of their names.
 """

@@ -25,9 +25,9 @@ from transformers import BatchEncoding, GenerationConfig, PreTrainedModel, PreTr
 from modeling_gpt2scratch import __version__
 from modeling_gpt2scratch.checkpoints.checkpoint import find_model
 from modeling_gpt2scratch.checkpoints.retention import CHECKPOINT_PREFIX
-from modeling_gpt2scratch.common.atomic_files import publish_directory
+from modeling_gpt2scratch.common.atomic_files import PARTIAL_SUFFIX, publish_directory
 from modeling_gpt2scratch.common.checksums import file_sha256
-from modeling_gpt2scratch.common.output_directory import PARTIAL_SUFFIX, writable_directory
+from modeling_gpt2scratch.common.output_directory import writable_directory
 from modeling_gpt2scratch.common.sampling import SAMPLING
 from modeling_gpt2scratch.evaluation.scoring.encoding import prefix_token
 
@@ -84,7 +84,7 @@ def copy_for_serving(source: Path, root: Path) -> tuple[Path, str]:
 
 
 def _prune(root: Path) -> None:
-    """Deletes all copies but the last, and what was interrupted; whatever else is there stays."""
+    """Deletes all but the last `MAX_COPIES` copies, and what an interrupted one left long ago."""
     copies = [path for path in root.iterdir() if KEY.fullmatch(path.name)]
     copies.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     old = copies[MAX_COPIES:]

@@ -205,7 +205,7 @@ def _results(results: dict | None, repository: str) -> str:
     if any(is_partial(own, task) for task in own["results"]):
         partial = (
             f"**Partial scores**: `first {arguments['limit']:,}` says that `--limit` cut a task; "
-            f"these are no scores of the whole task.\n\n"
+            f"these are not scores of the whole task.\n\n"
         )
     cut = "".join(
         f"`{task}`: {n:,} samples are longer than this model has room for, and were {what}.\n\n"
@@ -216,7 +216,7 @@ def _results(results: dict | None, repository: str) -> str:
     other = "".join(
         f"`{task}`: measured on {_plain(str(config['dataset_path']))} "
         f"({config['data_status'] or 'not compared'}), which is not known to be the official data: "
-        f"this is no score of `{config['official_dataset']}`.\n\n"
+        f"so this is not a score on `{config['official_dataset']}`.\n\n"
         for task, config in own["configs"].items()
         if task in own["results"] and config["official_dataset"] and not is_official(config)
     )

@@ -38,6 +38,7 @@ from .record_checks import check_arguments, check_environment
 # What is always there.
 ARGUMENT_KEYS = ("max_steps", "total_batch_tokens")
 ROW_KEYS = ("step", "loss", "tokens_per_second")
+LOCAL = " (local)"  # behind the last part of a path, which may be `gpt2` too
 TOTALS = ("n_tokens", "n_documents", "n_bytes")  # of a split
 
 
@@ -149,8 +150,8 @@ def public_name(name: str) -> str:
 
 
 def _marked_name(name: str, *, is_on_hub: bool) -> str:
-    """The name on the Hub, or the last part of a path, which may be `gpt2` too, marked as local."""
-    return name if is_on_hub else f"{Path(name).name} (local)"
+    """The name on the Hub, or the last part of a path, marked as local."""
+    return name if is_on_hub else f"{Path(name).name.removesuffix(LOCAL)}{LOCAL}"
 
 
 def is_hub_name(name: str) -> bool:

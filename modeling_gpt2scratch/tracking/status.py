@@ -21,7 +21,7 @@ from modeling_gpt2scratch.common.errors import one_line
 from modeling_gpt2scratch.common.output_directory import STATUS_NAME, is_in_use
 
 RUNNING, FINISHED, FAILED = "running", "finished", "failed"
-KILLED = "its process ended without a word: it was killed, or its machine stopped"
+KILLED = "its process ended without an error message: it was killed, or its machine stopped"
 
 
 class RunStatus:
@@ -132,7 +132,7 @@ def recorded(
 
     def note(number: int) -> None:
         name = signal.Signals(number).name
-        status.note(f"asked to end by {name}, and not done with it yet", step=step())
+        status.note(f"stopping after {name}, not finished yet", step=step())
 
     try:
         with _heard_at_once(note), _ended_by_sigterm():

@@ -138,7 +138,7 @@ class OptionalTracker(GeneralTracker):
             self.problem = None
             self._attempt(self._inner.finish)
             if self.problem is not None:
-                tell(f"{self.name} did not end well: {self.problem}")
+                tell(f"{self.name} did not close cleanly: {self.problem}")
 
     def _attempt(self, function: Callable, *args, **kwargs) -> None:
         """Calls `function` unless there was a problem before; whatever it raises is one."""

@@ -80,7 +80,7 @@ def surprises(
     if device.type != "cpu" and accelerator.num_processes < n_visible and not n_local:
         notes.append(f"{accelerator.num_processes} of the {n_visible} GPUs here are used")
     if torch.accelerator.is_available() and device.type == "cpu":
-        notes.append("a GPU is here, and the Accelerate configuration says not to use it")
+        notes.append("this machine has a GPU, but the Accelerate configuration says not to use it")
     if config.eval_every and not has_validation:
         notes.append(
             "the data have no validation split, so there is no eval_loss and no sample; prepare "
@@ -147,5 +147,5 @@ def surprises_of_load() -> list[str]:
         return []
     return [
         f"this machine has {cores} core{'s' * (cores != 1)}, and other programs kept {load:g} busy "
-        f"when the run began; it is slower while they work"
+        f"when the run began; the run is slower while they work"
     ]

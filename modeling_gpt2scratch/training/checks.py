@@ -156,7 +156,8 @@ def _check_sizes(config: Any) -> None:
 def _check_schedule(config: Any) -> None:
     """The run ends, warmup and decay fit it, and the rate does not rise at its end."""
     peak, max_steps = config.learning_rate, config.max_steps
-    bound, is_met = f"of at most learning_rate = {peak}", config.min_learning_rate <= peak
+    bound = f"of at most learning_rate = {peak}"
+    is_met = config.min_learning_rate <= peak
     _require(is_met, config, "min_learning_rate", bound, "learning_rate")
     if config.tokens_per_parameter is not None:
         name = "tokens_per_parameter"
@@ -169,7 +170,8 @@ def _check_schedule(config: Any) -> None:
     _require(config.warmup_steps < max_steps, config, "warmup_steps", bound, "max_steps")
     if config.schedule == "wsd":
         left = max_steps - config.warmup_steps
-        bound, is_met = f"of at most the {left} steps after the warmup", config.decay_steps <= left
+        bound = f"of at most the {left} steps after the warmup"
+        is_met = config.decay_steps <= left
         _require(is_met, config, "decay_steps", bound, "max_steps", "warmup_steps")
 
 

@@ -120,7 +120,7 @@ class TrainConfig:
         default=None,
     )
     decay_steps: int | None = argument(
-        "last steps, over which wsd decays; a fifth of max_steps if not given",
+        "steps at the end over which wsd decays; a fifth of max_steps if not given",
         group=OPTIMIZATION,
         default=None,
     )
@@ -144,7 +144,7 @@ class TrainConfig:
         "steps between validations, 0 for never", group=EVALUATION, default=250
     )
     eval_tokens: int = argument(
-        "most validation tokens to read, always the same ones", group=EVALUATION, default=10_485_760
+        "validation tokens to read at most; always the same", group=EVALUATION, default=10_485_760
     )
     patience: int = argument(
         "end the run after this many validations without a lower loss, 0 for never",
@@ -196,7 +196,7 @@ class TrainConfig:
         default="last",
     )
     save_in_background: bool = argument(
-        "train on while a checkpoint is written", group=CHECKPOINTS, default=True
+        "keep training while a checkpoint is written", group=CHECKPOINTS, default=True
     )
     push_to_hub: str | None = argument(
         "OWNER/NAME on the Hub, made if needed, to which push_every uploads checkpoints",
@@ -231,7 +231,7 @@ class TrainConfig:
         default="auto",
     )
     tf32: bool = argument(
-        "multiply float32 matrices in TF32 on GPUs that can", group=HARDWARE, default=True
+        "multiply float32 matrices in TF32 on GPUs that support it", group=HARDWARE, default=True
     )
     compile: Literal["no", "model", "blocks"] = argument(
         "torch.compile the whole model, or each block, which takes less time",
@@ -239,7 +239,7 @@ class TrainConfig:
         default="no",
     )
     attention: Literal["sdpa", "eager"] = argument(
-        "torch's fused attention, or each operation by itself", group=HARDWARE, default="sdpa"
+        "torch's fused attention, or the same in separate steps", group=HARDWARE, default="sdpa"
     )
     activation_checkpointing: bool = argument(
         "recompute activations in the backward pass, to save memory",
@@ -272,12 +272,12 @@ class TrainConfig:
         default=10,
     )
     spike_threshold: float = argument(
-        "a loss so many standard deviations above the mean of the last 128 is a spike, 0 for none",
+        "a loss this many standard deviations above the mean of the last 128 is a spike; 0: none",
         group=GUARD_RAILS,
         default=8.0,
     )
     rollback_on_spike: bool = argument(
-        "return to the last checkpoint after a spike, and leave its data out",
+        "after a spike, return to the last checkpoint and skip the data since then",
         group=GUARD_RAILS,
         default=False,
     )
@@ -285,7 +285,7 @@ class TrainConfig:
         "how long a process waits for another before the run ends", group=GUARD_RAILS, default=30.0
     )
     strict: bool = argument(
-        "end the run where it would go on without a tracker or without compilation",
+        "end the run instead of continuing without a tracker or without compilation",
         group=GUARD_RAILS,
         default=False,
     )

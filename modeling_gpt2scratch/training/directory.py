@@ -65,8 +65,8 @@ def find_resume_point(config: TrainConfig) -> Path | None:
     if problems:
         raise CheckpointError(
             f"{config.output_dir}: expected an undamaged checkpoint that all processes can read, "
-            f"found none of {len(problems)} ({problems[0]}); see to it that all see this "
-            f"directory, or start in another one"
+            f"found none of {len(problems)} ({problems[0]}); make sure that all "
+            f"processes see this directory, or start in another one"
         )
     return None
 
@@ -145,7 +145,7 @@ def prepare_output_dir(
     The result of a run that goes on after its end is no longer that. A checkpoint of it has it.
 
     Args:
-        config: written as it is, every argument resolved.
+        config: every argument resolved; where the first weights are from, as the run began.
         checkpoint: what the run continues from.
         accelerator: of the launch, which says where it runs.
         manifests: of the data. One is copied as `data_manifest.json`, several as
@@ -177,19 +177,19 @@ def leave_later_checkpoints(checkpoint: Path | None, output_dir: Path) -> None:
     What lies beyond it belongs to a continuation that is left here, which is said, and to which
     nothing goes back.
     """
-    if not is_own(checkpoint, output_dir):
+    if checkpoint is None or checkpoint.resolve().parent != output_dir.resolve():
         return
     newest = find_checkpoints(output_dir)[0]
     if newest.name != checkpoint.name:
         write_file(output_dir / LATEST_NAME, f"{checkpoint.name}\n".encode())
-        say(f"{output_dir}: goes on from {checkpoint.name}, and leaves {newest.name}")
+        say(f"{output_dir}: continues from {checkpoint.name}, and no longer uses {newest.name}")
 
 
 def best_checkpoint(output_dir: Path, step: int | None) -> Path:
-    """The checkpoint of `step`, which had the lowest validation loss; None as a step is refused.
+    """The checkpoint of `step`, which had the lowest validation loss.
 
     Raises:
-        CheckpointError: if it is not there.
+        CheckpointError: if `step` is None, or its checkpoint is not there.
     """
     if step is None:
         raise CheckpointError(
@@ -212,7 +212,7 @@ def _origin(config: TrainConfig, checkpoint: Path | None) -> dict[str, str | boo
     if checkpoint is not None:
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
             earlier = json.loads((checkpoint.parent / RUN_CONFIG_NAME).read_bytes())
-            return {name: earlier[name] for name in ("init_from", "init_from_is_local")}
+            return {n: earlier[n] for n in ("init_from", "init_from_is_local") if n in earlier}
     return {"init_from_is_local": Path(config.init_from).exists()}
 
 

@@ -9,6 +9,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -210,12 +211,14 @@ def run_steps(
         values = steps_of_line(run, outcomes, throughput) if outcomes else {}
         if values is None:
             return "spiked"
-        found = None if is_stopped else validate_and_score(run, due, request, bar)
-        is_stopped = found is None
-        values |= found or {}
+        found = {}
+        if not is_stopped:
+            found, is_stopped = validate_and_score(run, due, request, bar)
+        values |= found
         is_best = "eval_loss" in values and progress.best.step == progress.step
-        is_given_up = progress.is_out_of_patience(config.patience)
-        progress.is_owed = is_stopped and (due.validation or due.scores or is_given_up)
+        is_end = progress.is_out_of_patience(config.patience)
+        progress.is_owed = is_stopped and (due.validation or due.scores or is_end)
+        is_given_up = is_end and not is_stopped
         is_save = due.save or (is_best and config.keep_best) or is_given_up
         if is_save or (is_stopped and saved_step != progress.step):
             bar.set_description("saving")
@@ -362,8 +365,10 @@ def due_after(run: TrainingRun) -> Due:
     return Due(line=line, validation=validation, scores=scores, save=save, push=push)
 
 
-def validate_and_score(run: TrainingRun, due: Due, request: StopRequest, bar: tqdm) -> dict | None:
-    """Validation loss, sample and scores as far as they are due; None if asked to stop meanwhile.
+def validate_and_score(
+    run: TrainingRun, due: Due, request: StopRequest, bar: tqdm
+) -> tuple[dict[str, Any], bool]:
+    """Validation loss, sample and scores as far as they are due, and whether a stop left the rest.
 
     Scores are also due where validations end the run. Who asks a run to stop waits for its
     checkpoint.
@@ -388,5 +393,5 @@ def validate_and_score(run: TrainingRun, due: Due, request: StopRequest, bar: tq
             with can_be_left():
                 values |= score(run, run.benchmarks, before_batches=leave_if_asked)
     except Stopped:
-        return None
-    return values
+        return values, True
+    return values, False

@@ -129,7 +129,7 @@ def surprises_of_loss(loss: float, vocab_size: int) -> list[str]:
     expected = math.log(vocab_size)
     if loss <= expected + SURPRISING_LOSS:
         return []
-    return [f"the first loss is {loss:.2f}; fresh weights should have some {expected:.2f}"]
+    return [f"the first loss is {loss:.2f}; fresh weights should give about {expected:.2f}"]
 
 
 def surprises_of_saving(seconds: float) -> list[str]:

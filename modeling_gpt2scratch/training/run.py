@@ -223,7 +223,7 @@ def _progress(config: TrainConfig, checkpoint: Path | None, state: dict) -> Trai
     progress = TrainingProgress.load(state, config)
     if progress.step > config.max_steps:
         raise LaunchError(
-            f"expected --max_steps of at least {progress.step}, where {checkpoint} is, "
+            f"expected --max_steps of at least {progress.step}, the step of {checkpoint}, "
             f"found {config.max_steps}"
         )
     output_dir = Path(config.output_dir)
@@ -328,7 +328,10 @@ def _open_directory(
     lock = OutputLock(output_dir)
     on_main_process(lock.acquire)
     if was_killed(output_dir):
-        say(f"{output_dir}: the last process of this run ended without a word, perhaps by a kill")
+        say(
+            f"{output_dir}: the last process of this run ended without writing a status; it was "
+            f"probably killed"
+        )
     with recorded(output_dir, lambda: progress.step, is_main=accelerator.is_main_process):
         records = _open_records(config, data, accelerator, checkpoint, state, progress)
     return {"lock": lock} | records

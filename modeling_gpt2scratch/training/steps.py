@@ -182,8 +182,9 @@ def _record(run: TrainingRun, outcome: StepOutcome, finding: Finding) -> None:
     if finding.kind == "overflow":
         run.events.write("overflow", step=finding.step, loss_scale=finding.loss_scale)
         say(
-            f"step {finding.step}: left out; the gradient times the loss scale of "
-            f"{finding.loss_scale:g} is too large for fp16, and the scale is halved"
+            f"step {finding.step}: overflow; the gradient times the loss scale "
+            f"{finding.loss_scale:g} is too large for fp16. The step changes nothing, and the "
+            f"scale is halved"
         )
         return
     rank, micro_step = worst_micro_batch(outcome, run.accelerator)

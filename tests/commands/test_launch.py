@@ -10,6 +10,7 @@ from accelerate.commands import launch as accelerate_launch
 from support.paths import REPOSITORY
 from support.processes import PATIENCE, run_process
 from support.programs.warm_python import warm_python
+from torch.distributed.elastic.rendezvous import RendezvousError
 
 from modeling_gpt2scratch.commands import launch as command
 
@@ -98,6 +99,7 @@ def test_a_configuration_that_is_none_is_one_line(launch, tmp_path, content, fou
     "error",
     [
         ImportError("DeepSpeed is not installed"),
+        RendezvousError("no answer"),
         RuntimeError("no backend\nfor fp8"),
         torch.distributed.DistNetworkError("the client socket has timed out"),
     ],

@@ -153,7 +153,7 @@ def test_an_unfinished_run_is_said_to_write_with_a_checkpoint(sample, run_dir, t
     checkpoint = shutil.copytree(run_dir, tmp_path / "checkpoint-7")
     (checkpoint / "training_state.json").write_text("{}")
     _, _, error = sample(tmp_path, "--prompt", "a", "--max_new_tokens", 1)
-    assert error == f"{tmp_path}: not finished, {tmp_path}/checkpoint-7 writes\n"
+    assert error == f"{tmp_path}: the run has not finished; using {tmp_path}/checkpoint-7\n"
 
 
 @pytest.fixture

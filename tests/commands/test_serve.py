@@ -76,7 +76,7 @@ def test_a_port_that_is_taken_is_refused_before_any_work(message):
         code, line = message("none", "--port", port)
     assert code == 1
     assert line == (
-        f"gpt2scratch serve: error: expected to listen at 127.0.0.1, port {port}, found Address "
+        f"gpt2scratch serve: error: expected to listen on 127.0.0.1, port {port}, found Address "
         f"already in use; choose another --host or --port"
     )
     assert message("none", "--port", "70000") == (

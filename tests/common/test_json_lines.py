@@ -119,8 +119,8 @@ def test_a_log_that_was_cut_anywhere_keeps_its_whole_lines_and_takes_the_next(lo
     assert len(warnings) == is_cut
     if is_cut:
         place = f"{log}:{n_whole + 1}"
-        assert warnings[0].startswith(f"warning: {place}: expected a whole line, found {{")
-        assert warnings[0].endswith("it is cut off")
+        assert warnings[0].startswith(f"warning: {place}: expected a complete line, found {{")
+        assert warnings[0].endswith("the line is removed")
 
 
 def _ends() -> list[int]:

@@ -113,8 +113,8 @@ def test_a_path_that_leads_to_no_directory_is_one_line(place):
     for path, found in {
         place / "file": f"found a file: {place / 'file'}",
         place / "file" / "a" / "b": f"found a file: {place / 'file'}",
-        place / "dangling": "found a link to nothing",
-        place / "dangling" / "a": "found a link to nothing",
+        place / "dangling": "found a broken link",
+        place / "dangling" / "a": "found a broken link",
         place / "circle": "found ",
         place / ("x" * 300): "File name too long",
         f"{place}/a\0b": "null byte",

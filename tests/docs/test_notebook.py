@@ -63,7 +63,7 @@ def test_the_notebook_learns_its_stories_and_makes_a_repository_of_the_run(execu
     ratios = dict(re.findall(r"^(\S+): \d\.\d+ bits per byte, (\d\.\d+) times", text, re.MULTILINE))
     assert 1 < float(ratios[RUN]) < float(ratios[CHECKPOINT])
     assert float(ratios[RUN]) < 1.5
-    assert "the difference to checkpoint-250, of perplexities the ratio; p from" in text
+    assert "the difference from checkpoint-250 (for perplexities, the ratio); p from" in text
     assert text.count("(new)") + text.count("(from the text)") == 3
 
     # The same windows, by the loop of the training and by the comparison.

@@ -176,7 +176,7 @@ def test_a_directory_without_a_model_is_named_as_such(arguments, tmp_path):
     (checkpoint / "training_state.json").write_text("{}")
     assert compare.main([*arguments, "--models", str(tmp_path / "empty")]) == 1
     ((_, model),) = results_of(tmp_path)["models"].items()
-    hint = f"; it is a run that has not ended, whose newest model is {checkpoint}"
+    hint = f"; the run has not finished; its newest checkpoint is {checkpoint}"
     assert model["errors"]["val"] == expected + hint
 
 

@@ -138,7 +138,7 @@ def test_sigterm_is_noted_at_once(start, tmp_path, way):
     process.send_signal(signal.SIGTERM)
     found = wait_for(tmp_path, "failed")
     if way == "in a library":
-        message = "asked to end by SIGTERM, and not done with it yet"
+        message = "stopping after SIGTERM, not finished yet"
         assert found == {"status": "failed", "step": 3, "message": message}
         process.kill()  # as launchers do when their patience is over
         process.wait()

@@ -97,3 +97,50 @@ def test_a_finished_run_is_scored_on_what_it_was_not_asked_for_before(
     assert [row["loss"] for row in rows] == losses
     assert {f"{name}/acc" for name in NAMES} <= rows[-1].keys()
     assert (output_dir / "model.safetensors").exists()
+
+
+def test_a_stop_in_the_scores_keeps_the_validation_and_sends_nothing_before_its_scores_are_there(
+    small_data, data_flags, tmp_path, monkeypatch
+):
+    benchmarks = ["--eval_tasks", "lambada", *data_flags[:2]]
+    options = {"eval_every": 3, "eval_tasks_every": 3, "patience": 1, "max_steps": 9}
+
+    def out_of_patience(progress, patience):
+        return progress.step >= 6
+
+    def run(name: str, *arguments: str) -> list[dict]:
+        output_dir = tmp_path / name
+        monkeypatch.setattr(TrainingProgress, "is_out_of_patience", out_of_patience)
+        every = flags(small_data, output_dir, **options)
+        assert run_here(monkeypatch, *every, *benchmarks, *arguments) == 0
+        return read_metrics(output_dir / "metrics.jsonl")
+
+    whole = run("whole")
+    with monkeypatch.context() as patch:
+        has_begun, sent = [], []
+        is_asked, score, save = loop.is_asked_to_stop, loop.score, loop.save
+
+        def score_and_note(run, benchmarks, **arguments):
+            has_begun.append(run.progress.step)
+            return score(run, benchmarks, **arguments)
+
+        def save_and_note(run, *, is_sent):
+            sent.append((run.progress.step, is_sent))
+            return save(run, is_sent=is_sent)
+
+        patch.setattr(loop, "score", score_and_note)
+        patch.setattr(loop, "save", save_and_note)
+        patch.setattr(
+            loop,
+            "is_asked_to_stop",
+            lambda run, request: is_asked(run, request) or 6 in has_begun,
+        )
+        rows = run("stopped")
+    assert rows[-1]["step"] == 6 and "eval_loss" in rows[-1] and "lambada/acc" not in rows[-1]
+    assert (6, True) not in sent and (6, False) in sent
+    state = json.loads((tmp_path / "stopped/checkpoint-6/training_state.json").read_text())
+    assert state["is_owed"] and state["best"]["last_step"] == 6
+    resumed = run("stopped", "--resume", "auto")
+    assert [row["step"] for row in resumed] == [row["step"] for row in whole]
+    for name in ("loss", "eval_loss", "lambada/acc"):
+        assert [row.get(name) for row in resumed] == [row.get(name) for row in whole]

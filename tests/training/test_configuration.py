@@ -217,7 +217,7 @@ def test_what_a_recipe_derived_gives_way_to_a_flag_with_one_line(
 
 def test_a_rate_of_muon_in_a_recipe_holds_until_another_rate_is_given(tmp_path, capsys):
     recipe = {"optimizer": "muon", "learning_rate": 0.01, "muon_learning_rate": 0.007}
-    note = "x.yaml: muon_learning_rate is left out, as --learning_rate came after it"
+    note = "x.yaml: muon_learning_rate is ignored, because --learning_rate was given after it"
     for flags, muon, is_said in (
         ((), 0.007, False),
         (("--learning_rate", "0.03"), 0.03, True),

@@ -239,7 +239,7 @@ def test_damaged_logs_do_not_block_a_run_whose_checkpoint_is_sound(
     printed = capsys.readouterr()
     assert f"warning: {metrics}:3: expected a JSON object, found \ufffd{{oops;" in printed.err
     assert f"warning: {metrics}:6: expected a JSON object, found " in printed.err
-    assert f"warning: {events}:2: expected a whole line, found " in printed.err
+    assert f"warning: {events}:2: expected a complete line, found " in printed.err
     assert (
         f"{metrics}: expected a line for step 8, where checkpoint-8 is, found the last one for "
         f"step 5; the lines between are lost"

@@ -116,7 +116,7 @@ def test_processes_that_were_started_with_other_arguments_are_refused(
 def test_a_first_loss_far_above_that_of_fresh_weights_is_said():
     assert surprises_of_loss(math.log(300) + 0.3, 300) == []
     (sentence,) = surprises_of_loss(9.0, 300)
-    assert sentence == "the first loss is 9.00; fresh weights should have some 5.70"
+    assert sentence == "the first loss is 9.00; fresh weights should give about 5.70"
 
 
 def test_a_save_that_the_launcher_may_not_wait_for_is_said(monkeypatch):

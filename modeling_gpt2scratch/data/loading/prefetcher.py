@@ -63,7 +63,7 @@ class Prefetcher:
         if not isinstance(item, BaseException):
             return item
         self._put(item)  # whoever asks again gets the same answer
-        if isinstance(item, ShardError | OSError):
+        if isinstance(item, OSError):
             raise ShardError(str(item)) from item
         raise item
 

@@ -213,7 +213,7 @@ class RemoteStore:
         try:
             while not wait([future], PATIENCE_SECONDS).done:
                 if self._cache.closed.is_set():
-                    raise ShardError(f"{self.name}: closed while {entry.file} was waited for")
+                    raise ShardError(f"{self.name}: closed while waiting for {entry.file}")
                 if os.environ.get("LOCAL_RANK", "0") == "0":  # one process of each machine
                     seconds = time.monotonic() - started
                     tell(
@@ -233,7 +233,7 @@ class RemoteStore:
         if entry.sha256 not in self._told:
             self._told.add(entry.sha256)
             reason = describe(error.__cause__ or error)
-            hint = "it is needed later, and tried again then"
+            hint = "it will be tried again when it is needed"
             tell(f"{self.label(entry)}: {reason}; {hint}", file=sys.stderr)
 
     def _order_again(self) -> None:

@@ -1,4 +1,4 @@
-"""From a configuration to a data directory; a killed preparation goes on where it was.
+"""From a configuration to a data directory; a killed preparation resumes.
 
 In: a `PrepareConfig`. Out: shards, tokenizer and manifest. As datatrove steps too.
 """

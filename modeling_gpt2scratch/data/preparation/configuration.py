@@ -50,7 +50,7 @@ class PrepareConfig:
         default=DOCSTRINGS,
     )
     subset: str | None = argument(
-        "configuration of a Hub data set: sample-10BT", group=TEXT, default=None
+        "configuration of a Hub data set, such as sample-10BT", group=TEXT, default=None
     )
     text_column: str = argument("field that holds the document", group=TEXT, default="text")
     where: list[str] = argument(
@@ -100,7 +100,7 @@ class PrepareConfig:
     )
     max_tokens: int | None = argument("stop after this many tokens", group=OUTPUT, default=None)
     seed: int = argument(
-        "of the shuffle and the choice of validation documents", group=ORDER, default=0
+        "seed of the shuffle and of the choice of validation documents", group=ORDER, default=0
     )
     overwrite: bool = argument("replace an existing data directory", group=OUTPUT, default=False)
     ignore_free_space: bool = argument(

@@ -87,7 +87,7 @@ def prepare(config: PrepareConfig) -> Manifest:
     made = None if config.overwrite else working.finished(config.recorded())
     if made is not None:
         require_whole(made, sources, config)
-        tell(f"{output_dir}: made before; --overwrite makes it again", file=sys.stderr)
+        tell(f"{output_dir}: already complete; --overwrite makes it again", file=sys.stderr)
         return made
     require_apart(output_dir.resolve(), local_paths(sources))
     with claimed(working.output_dir):

@@ -164,7 +164,7 @@ def _read_with_header(path: Path, head: bytes, n_bytes: int) -> TokenFile:
     if version != known_version:
         raise ShardError(
             f"{path}: expected version {known_version} with magic {magic}, found {version}; "
-            f"write it again with a present version of its program"
+            f"write it again with a current version of its program"
         )
     expected_bytes = HEADER_BYTES + n_tokens * np.dtype(dtype).itemsize
     if n_tokens <= 0 or n_bytes != expected_bytes:

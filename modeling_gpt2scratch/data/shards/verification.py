@@ -1,4 +1,4 @@
-"""Holds a data directory against its manifest, and names everything that does not fit."""
+"""Checks a data directory against its manifest, and names everything that does not fit."""
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor

@@ -89,7 +89,7 @@ def parse_condition(text: str) -> Condition:
     value = _value(written, text)
     if name not in ("==", "!=") and _kind(value) not in ("a number", "a text"):
         raise ValueError(
-            f"expected a number or a text behind {name} in --where {text!r}, found {_shown(value)}"
+            f"expected a number or a text after {name} in --where {text!r}, found {_shown(value)}"
         )
     return Condition(column, name, value)
 

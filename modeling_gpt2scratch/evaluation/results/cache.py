@@ -121,8 +121,8 @@ class ResultCache:
         """Keeps nothing from now on."""
         self._can_write = False
         tell(
-            f"{self._directory}: expected to keep results here, found {found}; going on "
-            "without, so an interrupted evaluation measures them again",
+            f"{self._directory}: expected to keep results here, found {found}; continuing "
+            "without a cache, so an interrupted evaluation measures everything again",
             file=sys.stderr,
         )
 

@@ -169,8 +169,8 @@ def _counts(test: PairedTest) -> str:
         return f"exact McNemar test: right here alone {first:,}, in the baseline alone {second:,}"
     low, high = found["mean_difference_low"], found["mean_difference_high"]
     return (
-        f"paired bootstrap: {found['mean_difference']:+.4g} nats to the baseline in a sample, 95 % "
-        f"interval {low:+.4g} to {high:+.4g}"
+        f"paired bootstrap: {found['mean_difference']:+.4g} nats from the baseline per sample, "
+        f"95 % interval {low:+.4g} to {high:+.4g}"
     )
 
 

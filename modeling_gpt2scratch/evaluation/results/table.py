@@ -105,8 +105,8 @@ def table_notes(
         notes.append(f"Weights and activations are in {', '.join(sorted(precisions))} (--dtype).")
     if any(model.has_infinite for model in models):
         notes.append(
-            "inf (e^N): a perplexity too large for a number, of N nats per token or word; words "
-            "are what stands between spaces, so that Japanese or Chinese text has few."
+            "inf (e^N): a perplexity too large for a number, of N nats per token or word; a word "
+            "is what stands between spaces, so Japanese or Chinese text has few."
         )
     cells = [cell for model in models for cell in model.tasks.values()]
     if n_cached := sum(cell.is_from_cache for cell in cells):
@@ -134,9 +134,9 @@ def _difference_notes(
         tested = any(row.test for row in rows)
         how = (
             "; p from a test on the same examples (exact McNemar for accuracies, paired bootstrap "
-            "for losses), by Holm's method corrected for the tests of the column"
+            "for losses), corrected by Holm's method for the tests of the column"
         )
-        what = f"the difference to {baseline}, of perplexities the ratio"
+        what = f"the difference from {baseline} (for perplexities, the ratio)"
         yield f"In parentheses: {what}{how * tested}."
     compared = {row for model in differences.values() for row in model}
     others = [model for model in models if model.name in differences]
@@ -203,7 +203,7 @@ def _cut_notes(models: Sequence[ModelMeasurements], titles: Mapping[str, str]) -
             if n_left_out := details.get("n_left_out", 0):
                 yield (
                     f"{task}: {titles[model.name]} has no room for {n_left_out:,} samples, which "
-                    f"are left out; its score is of the others."
+                    f"are left out; its score covers the rest."
                 )
 
 

@@ -94,8 +94,8 @@ def base_of_adapter(name: str) -> str | None:
             return str(place)
     if base.startswith((".", "/", "~")):
         raise ValueError(
-            f"{path}: expected the adapter's model in {base}, found none from here or from there; "
-            f"write where it is, or {MERGE_HINT}"
+            f"{path}: expected the adapter's model in {base}, found none relative to the current "
+            f"directory or to the adapter; correct the path, or {MERGE_HINT}"
         )
     return base
 

@@ -46,7 +46,7 @@ class CausalModel:
             self._head = model.get_output_embeddings()
         takes = inspect.signature(model.base_model.forward).parameters
         self._cache_name = "cache" if "cache" in takes else "past_key_values"
-        # The precision of the model explains relative differences up to this.
+        # Relative differences up to this are the rounding of the model's precision.
         self._tolerance = max(1e-3, 4 * torch.finfo(model.dtype).eps)
         self._check_head()
 
@@ -98,7 +98,9 @@ class CausalModel:
         input_ids = torch.arange(n_tokens, device=self.model.device)[None]
         expected = self.model(input_ids=input_ids, use_cache=False).logits.float()
         if not torch.isfinite(expected).all():
-            raise ValueError(f"{type(self.model).__name__}: expected finite logits, found others")
+            raise ValueError(
+                f"{type(self.model).__name__}: expected finite logits, found nan or infinity"
+            )
         self._require_causal(input_ids, expected)
         found = self._without_head(input_ids, expected)
         if found is None:

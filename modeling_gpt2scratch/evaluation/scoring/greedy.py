@@ -98,7 +98,7 @@ def _write_batch(
     for n_written in range(n_tokens):
         logits, cache = scorer.next_logits(input_ids, cache)  # (B, V)
         if not torch.isfinite(logits).all():
-            raise ValueError("expected finite logits, found others")
+            raise ValueError("expected finite logits, found nan or infinity")
         if n_written == 0 and first_excluded:
             logits[:, first_excluded] = -torch.inf
         next_ids = logits.argmax(dim=-1, keepdim=True)

@@ -136,7 +136,7 @@ def require_model(name: str, *, trust_remote_code: bool) -> None:
     if Path(name).is_dir():
         if not Path(name, "config.json").is_file():
             newest = find_checkpoint(Path(name))
-            hint = f"; it is a run that has not ended, whose newest model is {newest}"
+            hint = f"; the run has not finished; its newest checkpoint is {newest}"
             raise ValueError(
                 f"expected a model, found a directory without config.json{hint if newest else ''}"
             )

@@ -169,7 +169,7 @@ class CausalScorer(CausalModel):
     def halve_batch_tokens(self) -> None:
         """Halves `batch_tokens` after a forward pass for which the device lacked the memory.
 
-        Call it behind the `except` block, whose exception keeps the tensors of the failed pass.
+        Call it after the `except` block: until then the exception keeps the pass's tensors alive.
         """
         self.batch_tokens //= 2
         clear_device_cache()

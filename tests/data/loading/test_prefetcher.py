@@ -31,6 +31,17 @@ def test_the_thread_uses_the_gpu_of_its_process(monkeypatch, device):
     assert chosen == ([3] if device == "cuda:3" else [])
 
 
+def test_a_disk_that_fails_is_an_error_of_the_data():
+    class Failing(Counting):
+        def batch(self, step, micro_step):
+            raise OSError("Input/output error")
+
+    with Prefetcher(Failing()) as batches:
+        for _ in range(2):  # and so for whoever asks again
+            with pytest.raises(ShardError, match="^Input/output error$"):
+                next(batches)
+
+
 def test_a_prefetcher_yields_the_batches_from_its_step_on(data):
     loader = loader_of(LocalStore(data))
     with Prefetcher(loader, start_step=7) as batches:

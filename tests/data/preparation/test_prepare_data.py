@@ -63,7 +63,7 @@ def test_a_pattern_that_the_shell_replaced_is_named(tmp_path, run_script, monkey
         (tmp_path / name).write_text("text")
     code, (error,) = run_script("out", "a.txt", "b.txt")  # of `--dataset *.txt`
     assert (code, names_in(tmp_path)) == (2, ["a.txt", "b.txt"])
-    assert "found 'b.txt'; if the shell put files in place of a pattern, write it in qu" in error
+    assert "found 'b.txt'; if the shell expanded a pattern, quote it" in error
 
 
 def test_an_existing_data_directory_is_kept_unless_it_may_be_overwritten(

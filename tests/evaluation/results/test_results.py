@@ -128,7 +128,10 @@ def test_the_table_has_differences_in_parentheses_and_published_numbers_apart(pa
     assert row[1].ratio == pytest.approx(far.value(*row[0]) / baseline.value(*row[0]))
     assert "45.99" not in " ".join(acc) and "0.4599" not in " ".join(acc)
     notes = " ".join(notes_of(pair, published=published, sources=sources))
-    assert "the difference to first, of perplexities the ratio; p from a test on the same" in notes
+    assert (
+        "the difference from first (for perplexities, the ratio); p from a test on the same"
+        in notes
+    )
     assert "Published, not measured here: lm-evaluation-harness" in notes
 
 
@@ -172,7 +175,7 @@ def test_columns_have_the_shortest_names_and_the_notes_whole_ones(pair):
         "b/final: runs/b/final",
         "± is one standard error.",
     ]
-    assert notes[3].startswith("In parentheses: the difference to b/final, of perplexities")
+    assert notes[3].startswith("In parentheses: the difference from b/final (for perplexities")
 
 
 def test_a_precision_other_than_float32_is_said(pair):
@@ -207,7 +210,7 @@ def test_a_row_in_which_only_the_baseline_has_no_number_is_said(pair):
         }
         other = replace(model, tasks=model.tasks | {"hellaswag": model.tasks["lambada"]})
         notes = notes_of([replace(baseline, tasks=tasks), other], tasks=("lambada", "hellaswag"))
-        assert notes[-2].startswith("In parentheses: the difference to first")
+        assert notes[-2].startswith("In parentheses: the difference from first")
         assert notes[-1] == (
             f"No differences for lambada{where}: "
             "the baseline, first, has no number to compare with."

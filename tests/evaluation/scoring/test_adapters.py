@@ -113,9 +113,9 @@ def test_an_adapter_without_its_model_says_where_that_was_looked_for():
     if not CASE.is_dir():
         pytest.skip(f"needs {CASE}")
     assert problem(CASE) == (
-        f"{CASE}/adapter_config.json: expected the adapter's model in ../run, found none from here "
-        f"or from there; write where it is, or merge the adapter into its model first "
-        f"(PeftModel.merge_and_unload)"
+        f"{CASE}/adapter_config.json: expected the adapter's model in ../run, found none relative "
+        f"to the current directory or to the adapter; correct the path, or merge the adapter into "
+        f"its model first (PeftModel.merge_and_unload)"
     )
     with pytest.raises(ValueError, match="expected the adapter's model"):
         checksums_of(str(CASE))
