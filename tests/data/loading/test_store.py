@@ -160,8 +160,8 @@ def test_a_download_in_advance_that_failed_is_said_once_and_tried_again(
         assert server.requests["train_000002.bin"] == 3
         lines = [x for x in capfd.readouterr().err.splitlines() if x.startswith(server.address)]
         assert lines == [
-            f"{server.address}/train_000002.bin: expected the file, found none; it is needed "
-            f"later, and tried again then"
+            f"{server.address}/train_000002.bin: expected the file, found none; it will be "
+            f"tried again when it is needed"
         ]
 
 

@@ -157,8 +157,7 @@ def test_contexts_that_a_model_has_no_room_for_are_counted(pair):
     pair[1].tasks["lambada"].result.details.update(n_truncated=3, n_left_out=2)
     assert notes_of(pair)[-2:] == [
         "lambada: second has no room for 3 of 40 contexts; their beginnings were cut off.",
-        "lambada: second has no room for 2 samples, which are left out; its score is of the "
-        "others.",
+        "lambada: second has no room for 2 samples, which are left out; its score covers the rest.",
     ]
 
 
