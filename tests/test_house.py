@@ -3,6 +3,7 @@
 import ast
 import functools
 import graphlib
+import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -206,3 +207,20 @@ def test_no_file_is_too_long_and_no_function_either():
     if (n_lines := len(readme.read_text(encoding="utf-8").splitlines())) > MAX_README_LINES:
         too_long["README.md"] = n_lines
     assert not too_long, too_long
+
+
+def test_what_others_call_comes_before_what_only_its_own_file_calls():
+    """Among definitions without other statements between them, which may need what is above."""
+    out_of_order = []
+    for module, file in MODULES.items():
+        for is_run, nodes in itertools.groupby(
+            tree_of(file).body,
+            key=lambda node: isinstance(
+                node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+            ),
+        ):
+            names = [node.name for node in nodes] if is_run else []
+            is_private = [name.startswith("_") and not name.startswith("__") for name in names]
+            if is_private != sorted(is_private):
+                out_of_order.append(module)
+    assert not out_of_order

@@ -126,17 +126,6 @@ def prune(output_dir: Path, **rule: int | None) -> None:
         shutil.rmtree(hidden, ignore_errors=True)  # what cannot go now goes at the next start
 
 
-def _out_of_the_way(path: Path, name: str) -> Path:
-    """A directory under a hidden name that no save uses; it can be renamed while it is in use."""
-    hidden = path.with_name(f"{name}{PRUNED_SUFFIX}")
-    for number in itertools.count(2):
-        if not hidden.exists():  # as an earlier one does that could not be deleted
-            break
-        hidden = path.with_name(f"{name}.{number}{PRUNED_SUFFIX}")
-    os.rename(path, hidden)
-    return hidden
-
-
 def put_back_replaced(output_dir: Path) -> None:
     """Returns a checkpoint to its place if a save was killed before its successor stood there."""
     for path in output_dir.glob(f".{CHECKPOINT_PREFIX}*{OLD_SUFFIX}"):
@@ -161,3 +150,14 @@ def clear_leftovers(output_dir: Path) -> None:
                     f"{path}: expected to delete what an earlier process left, found that some of "
                     f"it cannot be deleted; it is tried again at the next start"
                 )
+
+
+def _out_of_the_way(path: Path, name: str) -> Path:
+    """A directory under a hidden name that no save uses; it can be renamed while it is in use."""
+    hidden = path.with_name(f"{name}{PRUNED_SUFFIX}")
+    for number in itertools.count(2):
+        if not hidden.exists():  # as an earlier one does that could not be deleted
+            break
+        hidden = path.with_name(f"{name}.{number}{PRUNED_SUFFIX}")
+    os.rename(path, hidden)
+    return hidden

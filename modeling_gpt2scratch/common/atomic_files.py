@@ -92,6 +92,17 @@ def new_files(directory: Path) -> Iterator[Path]:
         fsync(directory)
 
 
+def fsync(path: Path) -> None:
+    """Flushes one file or folder; Windows cannot open folders and needs no flush for them."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextlib.contextmanager
 def _partial_directory(partial: Path) -> Iterator[Path]:
     """An empty directory that is gone afterwards; a killed attempt may have left an old one."""
@@ -108,14 +119,3 @@ def _fsync_tree(directory: Path) -> None:
     for file in sorted(directory.rglob("*")):
         fsync(file)
     fsync(directory)
-
-
-def fsync(path: Path) -> None:
-    """Flushes one file or folder; Windows cannot open folders and needs no flush for them."""
-    if path.is_dir() and os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

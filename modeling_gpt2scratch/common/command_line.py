@@ -192,22 +192,6 @@ def with_place(message: str) -> str:
     return message if value is None else f"{_places[value]}: {message}"
 
 
-class _RecipeLoader(yaml.BaseLoader):
-    """Every scalar as the text that stands there; a key that stands twice is refused.
-
-    YAML's own types would make `no` a false, and leave 3e-4 a text.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key, _ in node.value:
-            if str(key.value) in seen:
-                line = key.start_mark.line + 1
-                raise yaml.YAMLError(f"the key {key.value!r} again in line {line}; leave one out")
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
 def raw_recipe(path: str, *, flag: str) -> dict[str, Any]:
     """The entries of a recipe, every value as a text; `flag` may have been left out before `path`.
 
@@ -242,6 +226,22 @@ def raw_recipe(path: str, *, flag: str) -> dict[str, Any]:
         kind = {list: "a list", str: "a single value"}.get(type(recipe), "nothing")
         raise ValueError(f"{path}: expected `key: value` lines, found {kind}")
     return recipe
+
+
+class _RecipeLoader(yaml.BaseLoader):
+    """Every scalar as the text that stands there; a key that stands twice is refused.
+
+    YAML's own types would make `no` a false, and leave 3e-4 a text.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                line = key.start_mark.line + 1
+                raise yaml.YAMLError(f"the key {key.value!r} again in line {line}; leave one out")
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
 
 def _read_recipe(path: str, config_class: type) -> dict[str, str | list[str]]:

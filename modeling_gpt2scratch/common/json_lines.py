@@ -93,6 +93,19 @@ def append_json_line(path: Path, row: dict) -> None:
         os.close(descriptor)
 
 
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict:
+    """An `object_pairs_hook` for JSON that lets no key stand twice.
+
+    Raises:
+        ValueError: "what was found in its place".
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} twice")
+    return found
+
+
 def _end_last_line(descriptor: int, path: Path) -> int:
     """The size of a file whose last line is now ended, or cut off if it is no whole object."""
     size = os.fstat(descriptor).st_size
@@ -115,19 +128,6 @@ def _end_last_line(descriptor: int, path: Path) -> int:
         return start
     os.write(descriptor, b"\n")
     return size + 1
-
-
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict:
-    """An `object_pairs_hook` for JSON that lets no key stand twice.
-
-    Raises:
-        ValueError: "what was found in its place".
-    """
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} twice")
-    return found
 
 
 def _object_of(line: bytes) -> dict:

@@ -312,6 +312,11 @@ def is_in_use(directory: Path) -> bool:
     return False
 
 
+def nearest_existing(place: Path) -> Path:
+    """What is there of an absolute path: itself, or what it would be made in."""
+    return next(path for path in (place, *place.parents) if os.path.lexists(path))
+
+
 def _counts_for_nothing(path: Path) -> bool:
     """Whether a killed process left this before it was complete, or a run that never began.
 
@@ -324,11 +329,6 @@ def _counts_for_nothing(path: Path) -> bool:
     is_partial = path.name.startswith(".") and path.name.endswith(PARTIAL_SUFFIX)
     is_ours = path.name == PARTIAL_SUFFIX or path.name.startswith(".checkpoint-")
     return is_partial and (is_ours or not path.is_dir())
-
-
-def nearest_existing(place: Path) -> Path:
-    """What is there of an absolute path: itself, or what it would be made in."""
-    return next(path for path in (place, *place.parents) if os.path.lexists(path))
 
 
 def _is_within(path: Path, directory: Path) -> bool:

@@ -134,6 +134,85 @@ def prepare_accelerator(
         config["bf16"]["check_grad_overflow"] = True
 
 
+def describe_environment(accelerator: Accelerator) -> dict[str, str | int]:
+    """Where a run takes place, as JSON values that name no machine and no user."""
+    return {
+        "device": device_name(accelerator.device),
+        "processes": accelerator.num_processes,
+        "mixed_precision": accelerator.mixed_precision,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "accelerate": accelerate.__version__,
+    } | own_version()
+
+
+def own_version() -> dict[str, str]:
+    """The version of this package and, in a checkout, its commit; "-dirty" if files differ."""
+    root = Path(__file__).parents[2]
+    version = {"gpt2scratch": __version__}
+    if (root / ".git").exists():
+        options = ("--always", "--dirty", "--abbrev=40", "--exclude=*")
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            command = ["git", "-C", root, "describe", *options]
+            found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+            version["commit"] = found.stdout.strip()
+    return version
+
+
+@contextlib.contextmanager
+def ending(accelerator: Accelerator) -> Iterator[None]:
+    """Ends trackers and process group after the block; the first alone if a device waits for ever.
+
+    What the block raises has `is_first` afterwards: whether no other process had the same before.
+
+    DDP must be gone before its process group: as the group's last owner it would wait, inside
+    Python's lock, for a gloo thread that may itself wait for that lock. So what the block made
+    has to be local to a function that it calls.
+    """
+    is_stalled = False
+    try:
+        yield
+        accelerator.wait_for_everyone()
+    except BaseException as error:
+        is_stalled = isinstance(error, StalledError) and accelerator.device.type != "cpu"
+        error.is_first = is_first_to_say(f"{type(error).__name__}: {error}")
+        traceback.clear_frames(error.__traceback__)
+        raise
+    finally:
+        if is_stalled:  # freeing the device's memory would wait for the process that hangs
+            for tracker in accelerator.trackers:
+                tracker.finish()
+        else:
+            accelerator.free_memory()
+            accelerator.end_training()
+        # What all Accelerators of a process share; without it, another run can begin here.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+
+def choose_precision(requested: str) -> str | None:
+    """The precision to hand to Accelerate; None leaves it to Accelerate's own configuration.
+
+    "auto" is what that configuration says if it says anything, else bf16 on accelerators that have
+    it. Its launcher says "no" as well where nobody has said anything, so that counts as nothing.
+    """
+    if requested != "auto":
+        return requested
+    if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
+        return None
+    if os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true":
+        return "no"
+    device = available_device()
+    return "bf16" if device.type != "cpu" and has_bf16(device) else "no"
+
+
+def asks_for_fp8(mixed_precision: str) -> bool:
+    """Whether this argument, or with "auto" Accelerate's configuration, wants fp8."""
+    configured = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    return (configured if mixed_precision == "auto" else mixed_precision) == "fp8"
+
+
 def _refuse_split_models(accelerator: Accelerator) -> None:
     """Refuses what Accelerate would pass over: the processes would train several models apart.
 
@@ -240,82 +319,3 @@ def _shard_on_cpu(accelerator: Accelerator, plugin: FullyShardedDataParallelPlug
     PartialState._shared_state["distributed_type"] = DistributedType.FSDP
     accelerator.state.distributed_type = DistributedType.FSDP
     accelerator.state.fsdp_plugin = plugin
-
-
-def describe_environment(accelerator: Accelerator) -> dict[str, str | int]:
-    """Where a run takes place, as JSON values that name no machine and no user."""
-    return {
-        "device": device_name(accelerator.device),
-        "processes": accelerator.num_processes,
-        "mixed_precision": accelerator.mixed_precision,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "accelerate": accelerate.__version__,
-    } | own_version()
-
-
-def own_version() -> dict[str, str]:
-    """The version of this package and, in a checkout, its commit; "-dirty" if files differ."""
-    root = Path(__file__).parents[2]
-    version = {"gpt2scratch": __version__}
-    if (root / ".git").exists():
-        options = ("--always", "--dirty", "--abbrev=40", "--exclude=*")
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            command = ["git", "-C", root, "describe", *options]
-            found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-            version["commit"] = found.stdout.strip()
-    return version
-
-
-@contextlib.contextmanager
-def ending(accelerator: Accelerator) -> Iterator[None]:
-    """Ends trackers and process group after the block; the first alone if a device waits for ever.
-
-    What the block raises has `is_first` afterwards: whether no other process had the same before.
-
-    DDP must be gone before its process group: as the group's last owner it would wait, inside
-    Python's lock, for a gloo thread that may itself wait for that lock. So what the block made
-    has to be local to a function that it calls.
-    """
-    is_stalled = False
-    try:
-        yield
-        accelerator.wait_for_everyone()
-    except BaseException as error:
-        is_stalled = isinstance(error, StalledError) and accelerator.device.type != "cpu"
-        error.is_first = is_first_to_say(f"{type(error).__name__}: {error}")
-        traceback.clear_frames(error.__traceback__)
-        raise
-    finally:
-        if is_stalled:  # freeing the device's memory would wait for the process that hangs
-            for tracker in accelerator.trackers:
-                tracker.finish()
-        else:
-            accelerator.free_memory()
-            accelerator.end_training()
-        # What all Accelerators of a process share; without it, another run can begin here.
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-
-
-def choose_precision(requested: str) -> str | None:
-    """The precision to hand to Accelerate; None leaves it to Accelerate's own configuration.
-
-    "auto" is what that configuration says if it says anything, else bf16 on accelerators that have
-    it. Its launcher says "no" as well where nobody has said anything, so that counts as nothing.
-    """
-    if requested != "auto":
-        return requested
-    if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
-        return None
-    if os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true":
-        return "no"
-    device = available_device()
-    return "bf16" if device.type != "cpu" and has_bf16(device) else "no"
-
-
-def asks_for_fp8(mixed_precision: str) -> bool:
-    """Whether this argument, or with "auto" Accelerate's configuration, wants fp8."""
-    configured = os.environ.get("ACCELERATE_MIXED_PRECISION")
-    return (configured if mixed_precision == "auto" else mixed_precision) == "fp8"

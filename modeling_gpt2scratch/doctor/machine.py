@@ -169,30 +169,6 @@ def check_nccl(*, timeout_seconds: float) -> Finding:
     return _all_reduce(backend, n_processes=len(devices), timeout_seconds=timeout_seconds)
 
 
-def _all_reduce(backend: str, *, n_processes: int, timeout_seconds: float) -> Finding:
-    """Starts torchrun on `all_reduce.py`, in the way in which `accelerate launch` does."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_processes}"]
-    program = ["-m", "modeling_gpt2scratch.doctor.all_reduce", backend, str(timeout_seconds)]
-    process = subprocess.Popen(
-        [sys.executable, *launcher, *program],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    try:
-        output, _ = process.communicate(timeout=timeout_seconds)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # which torchrun hands on to its processes
-        output = f"no answer within {timeout_seconds:g} seconds"
-    if process.returncode == 0:
-        return Finding("ok", f"{n_processes} processes add their numbers")
-    errors = [line for line in output.splitlines() if "Error" in line] or output.splitlines()[-1:]
-    variable = "GLOO_SOCKET_IFNAME" if backend == "gloo" else "NCCL_SOCKET_IFNAME, NCCL_DEBUG=INFO"
-    advice = f"a firewall, or the wrong network interface: set {variable}"
-    return Finding("failed", " ".join(errors[:1])[:200], advice)
-
-
 def check_directory(output_dir: str) -> Finding:
     """Files can be written, flushed and renamed where runs are to be, and there is room."""
     existing = nearest_existing(Path(output_dir).absolute())
@@ -237,3 +213,27 @@ def check_open_files() -> Finding:
         advice = f"ulimit -n {most}; a process holds every shard that it has read open"
         return Finding("warning", found, advice)
     return Finding("ok", found)
+
+
+def _all_reduce(backend: str, *, n_processes: int, timeout_seconds: float) -> Finding:
+    """Starts torchrun on `all_reduce.py`, in the way in which `accelerate launch` does."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_processes}"]
+    program = ["-m", "modeling_gpt2scratch.doctor.all_reduce", backend, str(timeout_seconds)]
+    process = subprocess.Popen(
+        [sys.executable, *launcher, *program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    try:
+        output, _ = process.communicate(timeout=timeout_seconds)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # which torchrun hands on to its processes
+        output = f"no answer within {timeout_seconds:g} seconds"
+    if process.returncode == 0:
+        return Finding("ok", f"{n_processes} processes add their numbers")
+    errors = [line for line in output.splitlines() if "Error" in line] or output.splitlines()[-1:]
+    variable = "GLOO_SOCKET_IFNAME" if backend == "gloo" else "NCCL_SOCKET_IFNAME, NCCL_DEBUG=INFO"
+    advice = f"a firewall, or the wrong network interface: set {variable}"
+    return Finding("failed", " ".join(errors[:1])[:200], advice)

@@ -232,23 +232,6 @@ def parse_arguments(
         refuse(file_problem(error))
 
 
-def _include_path(argv: Sequence[str]) -> str | None:
-    """The directory of tasks that flags or recipes name, which have more flags.
-
-    Whatever is wrong with a recipe is said when all of it is read.
-    """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--include_path", nargs="?")
-    given = first.parse_known_args([with_underscores(part) for part in argv])[0].include_path
-    recipes = itertools.takewhile(lambda part: not part.startswith("-"), argv)
-    for path in reversed(list(recipes)) if given is None else ():
-        with contextlib.suppress(ValueError):
-            place = raw_recipe(path, flag="models").get("include_path")
-            if isinstance(place, str) and place not in EMPTY:
-                return place
-    return given or None  # an empty text is refused with all the rest
-
-
 def open_output_dir(config: CompareArguments) -> Path:
     """The directory of the results, made if there is none.
 
@@ -282,3 +265,20 @@ def refuse(problem: str) -> NoReturn:
     if os.environ.get("LOCAL_RANK", "0") == "0":
         tell(f"{PROGRAM}: error: {redacted(problem)}", file=sys.stderr)
     sys.exit(2)
+
+
+def _include_path(argv: Sequence[str]) -> str | None:
+    """The directory of tasks that flags or recipes name, which have more flags.
+
+    Whatever is wrong with a recipe is said when all of it is read.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--include_path", nargs="?")
+    given = first.parse_known_args([with_underscores(part) for part in argv])[0].include_path
+    recipes = itertools.takewhile(lambda part: not part.startswith("-"), argv)
+    for path in reversed(list(recipes)) if given is None else ():
+        with contextlib.suppress(ValueError):
+            place = raw_recipe(path, flag="models").get("include_path")
+            if isinstance(place, str) and place not in EMPTY:
+                return place
+    return given or None  # an empty text is refused with all the rest

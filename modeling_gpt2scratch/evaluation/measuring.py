@@ -102,25 +102,6 @@ def evaluate_model(
     clear_device_cache(garbage_collection=True)
 
 
-def _look_up(
-    model: ModelMeasurements,
-    tasks: Mapping[str, Task],
-    config: CompareArguments,
-    cache: ResultCache,
-    processes: ProcessGroup,
-) -> dict[str, dict[str, Any]]:
-    """Fills `model` with its checksums and what the cache has; returns the cache's key by task."""
-    model.files, model.commit, code = processes.from_main(lambda: _identify(model.name, config))
-    keys = {name: cache_key(model.files, code, name, task, config) for name, task in tasks.items()}
-    hits = processes.from_main(
-        lambda: {name: cache.read(key) for name, key in keys.items() if model.files}
-    )
-    for name, hit in hits.items():
-        if hit is not None:
-            model.tasks[name], model.description = hit
-    return keys
-
-
 def cache_key(
     files: Mapping[str, str], code: str | None, name: str, task: Task, config: CompareArguments
 ) -> dict[str, Any]:
@@ -138,6 +119,25 @@ def cache_key(
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+
+
+def _look_up(
+    model: ModelMeasurements,
+    tasks: Mapping[str, Task],
+    config: CompareArguments,
+    cache: ResultCache,
+    processes: ProcessGroup,
+) -> dict[str, dict[str, Any]]:
+    """Fills `model` with its checksums and what the cache has; returns the cache's key by task."""
+    model.files, model.commit, code = processes.from_main(lambda: _identify(model.name, config))
+    keys = {name: cache_key(model.files, code, name, task, config) for name, task in tasks.items()}
+    hits = processes.from_main(
+        lambda: {name: cache.read(key) for name, key in keys.items() if model.files}
+    )
+    for name, hit in hits.items():
+        if hit is not None:
+            model.tasks[name], model.description = hit
+    return keys
 
 
 def _identify(name: str, config: CompareArguments) -> tuple[dict[str, str], str | None, str | None]:

@@ -146,32 +146,6 @@ class Writer:
         raise WriterError(f"expected finite logits, found nan or infinity; is {dtype} too narrow?")
 
 
-class _Stream(TextStreamer):
-    """Prints words as they are complete, over several calls of `generate`."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._is_terminal = sys.stdout.isatty()
-
-    def show(self, input_ids: Tensor) -> None:
-        """Prints the prompt itself: (1, T)."""
-        self.next_tokens_are_prompt = False
-        self.put(input_ids)
-        self.next_tokens_are_prompt = True
-
-    def end(self) -> None:
-        """One call is over; the next one has its prompt from what was printed."""
-        self.next_tokens_are_prompt = True
-
-    def finish(self) -> None:
-        """Prints what is left, and the end of the line."""
-        super().end()
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        text = printable(text) if self._is_terminal else text  # a model of bytes may write any
-        super().on_finalized_text(text, stream_end=stream_end)
-
-
 def load_writer(name: str, *, trust_remote_code: bool) -> Writer:
     """The model of a run, of a checkpoint or of the Hub, on the accelerator if there is one.
 
@@ -209,3 +183,29 @@ def write_samples(
                 if parts:
                     print(f"=== {', '.join(parts)} ===", flush=True)
                 writer.write(prompt, sampling, seed=seed + sample)
+
+
+class _Stream(TextStreamer):
+    """Prints words as they are complete, over several calls of `generate`."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._is_terminal = sys.stdout.isatty()
+
+    def show(self, input_ids: Tensor) -> None:
+        """Prints the prompt itself: (1, T)."""
+        self.next_tokens_are_prompt = False
+        self.put(input_ids)
+        self.next_tokens_are_prompt = True
+
+    def end(self) -> None:
+        """One call is over; the next one has its prompt from what was printed."""
+        self.next_tokens_are_prompt = True
+
+    def finish(self) -> None:
+        """Prints what is left, and the end of the line."""
+        super().end()
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        text = printable(text) if self._is_terminal else text  # a model of bytes may write any
+        super().on_finalized_text(text, stream_end=stream_end)

@@ -105,27 +105,6 @@ def largest_by_trying(trial: Trial, sizes: list[int]) -> int:
     return next((size for size in sizes if _fits(trial, size)), 0)
 
 
-def _fits(trial: Trial, n_rows: int) -> bool:
-    """Whether two micro-steps fit beside what the optimizer will need."""
-    device = trial.accelerator.device
-    clear_device_cache(garbage_collection=True)  # of what the exception of a trial before held
-    try:
-        n_bytes = (STATE_PER_WEIGHT - 1) * trial.weight_bytes
-        n_bytes += int(GPU_RESERVE * total_memory(device))
-        reserve = torch.empty(n_bytes, dtype=torch.uint8, device=device)
-        for _ in range(2):  # the second has the gradients of the first beside it
-            trial(n_rows)
-        torch.accelerator.synchronize(device)
-        del reserve
-    except RuntimeError as error:
-        if not should_reduce_batch_size(error):
-            raise
-        return False
-    finally:
-        trial.model.zero_grad()
-    return True
-
-
 def largest_by_estimate(trial: Trial, sizes: list[int]) -> int:
     """The first of the sizes, which fall, whose tensors fit in this process's share of memory.
 
@@ -152,3 +131,24 @@ def tensor_bytes(trial: Trial, n_rows: int) -> int:
     peak = tracker.get_tracker_snapshot("peak")[trial.accelerator.device]["Total"]
     trial.model.zero_grad()
     return peak - trial.weight_bytes
+
+
+def _fits(trial: Trial, n_rows: int) -> bool:
+    """Whether two micro-steps fit beside what the optimizer will need."""
+    device = trial.accelerator.device
+    clear_device_cache(garbage_collection=True)  # of what the exception of a trial before held
+    try:
+        n_bytes = (STATE_PER_WEIGHT - 1) * trial.weight_bytes
+        n_bytes += int(GPU_RESERVE * total_memory(device))
+        reserve = torch.empty(n_bytes, dtype=torch.uint8, device=device)
+        for _ in range(2):  # the second has the gradients of the first beside it
+            trial(n_rows)
+        torch.accelerator.synchronize(device)
+        del reserve
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+        return False
+    finally:
+        trial.model.zero_grad()
+    return True

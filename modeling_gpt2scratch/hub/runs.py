@@ -112,22 +112,6 @@ def write_repository(
         write_file(folder / name, text.encode())
 
 
-def _require_tokenizer_of_data(run: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuses a tokenizer that gives other ids than those that the model was trained on.
-
-    Raises:
-        SourceError: if the run has a copy of its data's manifest, and that knows another one.
-    """
-    for manifest in run_manifests(run)[:1]:  # all sources of a mixture have the same
-        expected = manifest.vocabulary
-        if (found := vocabulary_of(tokenizer)) != expected:
-            raise SourceError(
-                f"{run / TOKENIZER_NAME}: expected the tokenizer of the run's data, with entries, "
-                f"end of text and fingerprint {expected}, found {found}; copy it from the data or "
-                f"from a checkpoint"
-            )
-
-
 def upload(folder: Path, repository: str, *, private: bool) -> str:
     """Makes one commit of the folder and returns the address of the repository.
 
@@ -163,6 +147,22 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
     except (ValueError, RuntimeError) as error:  # metadata that the Hub refuses, or its uploader
         raise SourceError(f"{repository}: {error}") from error
     return url
+
+
+def _require_tokenizer_of_data(run: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuses a tokenizer that gives other ids than those that the model was trained on.
+
+    Raises:
+        SourceError: if the run has a copy of its data's manifest, and that knows another one.
+    """
+    for manifest in run_manifests(run)[:1]:  # all sources of a mixture have the same
+        expected = manifest.vocabulary
+        if (found := vocabulary_of(tokenizer)) != expected:
+            raise SourceError(
+                f"{run / TOKENIZER_NAME}: expected the tokenizer of the run's data, with entries, "
+                f"end of text and fingerprint {expected}, found {found}; copy it from the data or "
+                f"from a checkpoint"
+            )
 
 
 def _write_records(records: RunRecords, folder: Path) -> None:

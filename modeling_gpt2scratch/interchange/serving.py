@@ -83,36 +83,6 @@ def copy_for_serving(source: Path, root: Path) -> tuple[Path, str]:
     return cache, name
 
 
-def _prune(root: Path) -> None:
-    """Deletes all but the last `MAX_COPIES` copies, and what an interrupted one left long ago."""
-    copies = [path for path in root.iterdir() if KEY.fullmatch(path.name)]
-    copies.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    old = copies[MAX_COPIES:]
-    for path in root.glob(f"*{PARTIAL_SUFFIX}"):
-        with contextlib.suppress(FileNotFoundError):  # another process has completed it
-            if path.stat().st_mtime < time.time() - MAX_COPYING_SECONDS:
-                old.append(path)
-    for path in old:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _key_of(source: Path, name: str) -> str:
-    """What a copy depends on, as a sha256 that is cut to the length of a commit's."""
-    files = sorted({file for pattern in SOURCES for file in source.glob(pattern)})
-    checksums = {file.name: file_sha256(file) for file in files}
-    content = json.dumps([__version__, name, checksums])
-    return hashlib.sha256(content.encode()).hexdigest()[:40]
-
-
-def _name_for(source: Path) -> str:
-    """The name of the run in the letters that the Hub allows, with the step of a checkpoint."""
-    path = source.resolve()
-    is_checkpoint = path.name.startswith(CHECKPOINT_PREFIX)
-    name = f"{path.parent.name}-{path.name}" if is_checkpoint else path.name
-    words = re.findall(r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*", name)
-    return "-".join(words)[:MAX_NAME_CHARACTERS].strip("-.") or "model"
-
-
 def fit_request(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -151,6 +121,36 @@ def main() -> None:
     utils.GenerateManager = _fitting(utils.GenerateManager)
     sys.argv = ["transformers", "serve", name, *options]
     transformers_cli()
+
+
+def _prune(root: Path) -> None:
+    """Deletes all but the last `MAX_COPIES` copies, and what an interrupted one left long ago."""
+    copies = [path for path in root.iterdir() if KEY.fullmatch(path.name)]
+    copies.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    old = copies[MAX_COPIES:]
+    for path in root.glob(f"*{PARTIAL_SUFFIX}"):
+        with contextlib.suppress(FileNotFoundError):  # another process has completed it
+            if path.stat().st_mtime < time.time() - MAX_COPYING_SECONDS:
+                old.append(path)
+    for path in old:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _key_of(source: Path, name: str) -> str:
+    """What a copy depends on, as a sha256 that is cut to the length of a commit's."""
+    files = sorted({file for pattern in SOURCES for file in source.glob(pattern)})
+    checksums = {file.name: file_sha256(file) for file in files}
+    content = json.dumps([__version__, name, checksums])
+    return hashlib.sha256(content.encode()).hexdigest()[:40]
+
+
+def _name_for(source: Path) -> str:
+    """The name of the run in the letters that the Hub allows, with the step of a checkpoint."""
+    path = source.resolve()
+    is_checkpoint = path.name.startswith(CHECKPOINT_PREFIX)
+    name = f"{path.parent.name}-{path.name}" if is_checkpoint else path.name
+    words = re.findall(r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*", name)
+    return "-".join(words)[:MAX_NAME_CHARACTERS].strip("-.") or "model"
 
 
 def _fitting(manager: type) -> type:

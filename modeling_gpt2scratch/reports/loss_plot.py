@@ -80,6 +80,13 @@ def draw_curves(run: Path, logged: Sequence[dict]) -> bytes:
     return _picture(figure, "png", dpi=110)
 
 
+def points_alone(values: Sequence[float]) -> list[int]:
+    """Where a number has no number beside it, and a line would not show it."""
+    is_number = [False, *map(math.isfinite, values), False]
+    around = zip(is_number, is_number[1:], is_number[2:], strict=False)
+    return [index for index, found in enumerate(around) if found == (False, True, False)]
+
+
 def _figure(inches: tuple[float, float]) -> Figure:
     """An empty picture."""
     from matplotlib.figure import Figure  # without pyplot nothing asks for a display
@@ -117,13 +124,6 @@ def _draw(
         options |= {"marker": ".", "markevery": alone}
     (line,) = axes.plot([row[x] for row in points], values, style, **options)
     return line
-
-
-def points_alone(values: Sequence[float]) -> list[int]:
-    """Where a number has no number beside it, and a line would not show it."""
-    is_number = [False, *map(math.isfinite, values), False]
-    around = zip(is_number, is_number[1:], is_number[2:], strict=False)
-    return [index for index, found in enumerate(around) if found == (False, True, False)]
 
 
 def _losses(run: Path, logged: Sequence[dict], x: str = "step") -> list[dict]:

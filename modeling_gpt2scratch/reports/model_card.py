@@ -131,6 +131,38 @@ def model_card(
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
 
 
+def origin_of_weights(records: RunRecords) -> str:
+    """Where training started: "from scratch", or with other weights."""
+    name = records.arguments.get("init_from")
+    return f"from the weights of `{name}`" if name else "from scratch"
+
+
+def is_shown(name: str, arguments: dict) -> bool:
+    """Whether the model depends on this argument, and no other section has it."""
+    other, value = DEPENDENT_ARGUMENTS.get(name, (None, None))
+    return name not in HIDDEN_ARGUMENTS and arguments.get(other, value) == value
+
+
+def data_links(data: DataRecord) -> str:
+    """The sources in words."""
+    return " and ".join(_source_link(source) for source in data.sources)
+
+
+def tokenizer_in_words(name: str) -> str:
+    """What a card calls the tokenizer of this name."""
+    if name == GPT2:
+        return "GPT-2's own"
+    if name == BYTES:
+        return "the 256 bytes and `<|endoftext|>`"
+    is_trained = name.startswith(TRAINED_PREFIX)
+    return "a byte-level BPE trained on the training split" if is_trained else f"`{name}`"
+
+
+def pipe_table(headers: list[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table with every cell as it is given."""
+    return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)
+
+
 def _licence(license: str | None, base_model: str | None) -> str:
     """A sentence about the weights."""
     if license:
@@ -161,23 +193,6 @@ def _introduction(records: RunRecords) -> str:
         f"base model: it continues a text, and was not taught to answer or to follow "
         f"instructions.\n\n{pipe_table(['', ''], sizes)}"
     )
-
-
-def origin_of_weights(records: RunRecords) -> str:
-    """Where training started: "from scratch", or with other weights."""
-    name = records.arguments.get("init_from")
-    return f"from the weights of `{name}`" if name else "from scratch"
-
-
-def is_shown(name: str, arguments: dict) -> bool:
-    """Whether the model depends on this argument, and no other section has it."""
-    other, value = DEPENDENT_ARGUMENTS.get(name, (None, None))
-    return name not in HIDDEN_ARGUMENTS and arguments.get(other, value) == value
-
-
-def data_links(data: DataRecord) -> str:
-    """The sources in words."""
-    return " and ".join(_source_link(source) for source in data.sources)
 
 
 def _results(results: dict | None, repository: str) -> str:
@@ -349,18 +364,3 @@ def _limits(records: RunRecords) -> str:
 def _number(value: float) -> str:
     """Four decimals; from a million on, scientific notation."""
     return f"{value:.4f}" if value < 1e6 else f"{value:.4e}"
-
-
-def tokenizer_in_words(name: str) -> str:
-    """What a card calls the tokenizer of this name."""
-    if name == GPT2:
-        return "GPT-2's own"
-    if name == BYTES:
-        return "the 256 bytes and `<|endoftext|>`"
-    is_trained = name.startswith(TRAINED_PREFIX)
-    return "a byte-level BPE trained on the training split" if is_trained else f"`{name}`"
-
-
-def pipe_table(headers: list[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table with every cell as it is given."""
-    return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)

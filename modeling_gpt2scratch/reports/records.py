@@ -149,11 +149,6 @@ def public_name(name: str) -> str:
     return name if name in NAMED_CORPORA or is_hub_name(name) else Path(name).name
 
 
-def _marked_name(name: str, *, is_on_hub: bool) -> str:
-    """The name on the Hub, or the last part of a path, marked as local."""
-    return name if is_on_hub else f"{Path(name).name.removesuffix(LOCAL)}{LOCAL}"
-
-
 def is_hub_name(name: str) -> bool:
     """Whether a name leads to the Hub, by the rules of `dataset_argument.py`."""
     is_file = Path(name).suffix in (*READERS, *COMPRESSIONS) or Path(name).exists()
@@ -177,6 +172,52 @@ def is_source_on_hub(source: dict) -> bool:
     """
     is_local = bool(source.get("bytes")) and not source.get("revision")
     return not is_local and is_hub_name(str(source["name"]))
+
+
+def run_manifests(run: Path) -> list[Manifest]:
+    """The run's copies of its data's manifests, one for each source of `--data`, in their order.
+
+    Raises:
+        ShardError: if one cannot be read.
+    """
+    if (run / DATA_MANIFEST_NAME).exists():
+        return [Manifest.load(run, DATA_MANIFEST_NAME)]
+    names = map(DATA_MANIFEST_OF_SOURCE.format, itertools.count(1))
+    found = itertools.takewhile(lambda name: (run / name).exists(), names)
+    return [Manifest.load(run, name) for name in found]
+
+
+def sources_of(manifest: Manifest) -> list[dict]:
+    """What a data set was made from; other programs' files and pipelines name only a data set.
+
+    Raises:
+        KeyError: if it does not say.
+    """
+    named = {"name": manifest.arguments["dataset"]} if not manifest.sources else {}
+    return manifest.sources or [manifest.arguments | named]
+
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file.
+
+    Raises:
+        RecordsError: if there is none in it.
+        OSError: if it cannot be read.
+    """
+    if path.exists() and not path.is_file():  # a pipe would not end
+        raise RecordsError(f"{path}: expected a JSON file, found something else")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise RecordsError(f"{path}: expected JSON, found {error}") from error
+    if not isinstance(content, dict):
+        raise RecordsError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def _marked_name(name: str, *, is_on_hub: bool) -> str:
+    """The name on the Hub, or the last part of a path, marked as local."""
+    return name if is_on_hub else f"{Path(name).name.removesuffix(LOCAL)}{LOCAL}"
 
 
 def _read_arguments(path: Path) -> dict:
@@ -241,19 +282,6 @@ def _best_step(run: Path) -> int | None:
     return step if isinstance(step, int) else None
 
 
-def run_manifests(run: Path) -> list[Manifest]:
-    """The run's copies of its data's manifests, one for each source of `--data`, in their order.
-
-    Raises:
-        ShardError: if one cannot be read.
-    """
-    if (run / DATA_MANIFEST_NAME).exists():
-        return [Manifest.load(run, DATA_MANIFEST_NAME)]
-    names = map(DATA_MANIFEST_OF_SOURCE.format, itertools.count(1))
-    found = itertools.takewhile(lambda name: (run / name).exists(), names)
-    return [Manifest.load(run, name) for name in found]
-
-
 def _read_data(run: Path, arguments: dict) -> DataRecord | None:
     """The data of the run, None if the run has no copy of a manifest.
 
@@ -307,16 +335,6 @@ def _data_record(manifests: Sequence[Manifest], shares: Sequence[float | None]) 
     )
 
 
-def sources_of(manifest: Manifest) -> list[dict]:
-    """What a data set was made from; other programs' files and pipelines name only a data set.
-
-    Raises:
-        KeyError: if it does not say.
-    """
-    named = {"name": manifest.arguments["dataset"]} if not manifest.sources else {}
-    return manifest.sources or [manifest.arguments | named]
-
-
 def _weighted(
     sources: Sequence[dict], share: float | None, *, is_alone: bool
 ) -> Iterator[tuple[dict, float | None]]:
@@ -330,21 +348,3 @@ def _weighted(
         elif len(sources) == 1:
             weight = None  # the only one
         yield source, weight
-
-
-def read_json(path: Path) -> dict:
-    """The object in a JSON file.
-
-    Raises:
-        RecordsError: if there is none in it.
-        OSError: if it cannot be read.
-    """
-    if path.exists() and not path.is_file():  # a pipe would not end
-        raise RecordsError(f"{path}: expected a JSON file, found something else")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise RecordsError(f"{path}: expected JSON, found {error}") from error
-    if not isinstance(content, dict):
-        raise RecordsError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content

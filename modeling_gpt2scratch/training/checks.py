@@ -108,6 +108,20 @@ def check_output_dir(config: Any, marker: Marker) -> Path:
         raise ArgumentError("output_dir", problem=str(error)) from None
 
 
+def is_own(checkpoint: Path | None, output_dir: Path) -> bool:
+    """Whether a checkpoint, if there is one, is of the run in `output_dir`, or that run itself."""
+    place = checkpoint and checkpoint.resolve()
+    return place is not None and output_dir.resolve() in (place, place.parent)
+
+
+def in_use_message(output_dir: Path) -> str:
+    """What to say of a directory in which a run is at work."""
+    return (
+        f"expected no other run in {output_dir}, found one that is still going on; wait for it, "
+        f"stop it, or choose another --output_dir"
+    )
+
+
 def _remedy(has_checkpoints: bool) -> str:
     """What to do if a run is in the directory, and is neither continued nor replaced."""
     if _is_restarted():  # which refuses --overwrite
@@ -245,17 +259,3 @@ def _check_data(config: Any) -> None:
 def _can_be_read(name: str | None) -> bool:
     """Whether this is a directory of data, of a model or of a run."""
     return name is not None and any(Path(name, content).is_file() for content in CONTENTS)
-
-
-def is_own(checkpoint: Path | None, output_dir: Path) -> bool:
-    """Whether a checkpoint, if there is one, is of the run in `output_dir`, or that run itself."""
-    place = checkpoint and checkpoint.resolve()
-    return place is not None and output_dir.resolve() in (place, place.parent)
-
-
-def in_use_message(output_dir: Path) -> str:
-    """What to say of a directory in which a run is at work."""
-    return (
-        f"expected no other run in {output_dir}, found one that is still going on; wait for it, "
-        f"stop it, or choose another --output_dir"
-    )

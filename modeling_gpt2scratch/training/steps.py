@@ -177,6 +177,26 @@ def measure(run: TrainingRun, throughput: Throughput) -> dict[str, float]:
     return values
 
 
+def report(run: TrainingRun, bar: tqdm, values: dict) -> None:
+    """Sends the values to the trackers and shows them as a line."""
+    step = run.progress.step
+    if not run.lock.is_lost:  # else the run ends at the next step, on all processes alike
+        try:
+            run.accelerator.log(values, step=step)
+        except OSError as error:  # such as a disk that is full for a while
+            say(f"warning: step {step} is not logged: {file_problem(error)}; the run goes on")
+    shown = [
+        f"{name} {format(value, FORMATS.get(name, '.4g'))}"
+        for name, value in values.items()
+        if name not in UNSHOWN
+    ]
+    say(f"step {step}: {', '.join(shown)}")
+    if "loss" in values:
+        bar.set_postfix(loss=f"{values['loss']:.4g}")
+    if "sample" in values:
+        say(f"step {step}, sample:\n{textwrap.indent(printable(values['sample']), '    ')}")
+
+
 def _record(run: TrainingRun, outcome: StepOutcome, finding: Finding) -> None:
     """Writes down a step that was not as usual, with the place of its worst data."""
     if finding.kind == "overflow":
@@ -197,23 +217,3 @@ def _record(run: TrainingRun, outcome: StepOutcome, finding: Finding) -> None:
         f"step {finding.step}: {finding.kind}, loss {finding.loss:.4g}, gradient norm "
         f"{finding.grad_norm:.4g}; data of process {rank} from {source}/{file}, token {token}"
     )
-
-
-def report(run: TrainingRun, bar: tqdm, values: dict) -> None:
-    """Sends the values to the trackers and shows them as a line."""
-    step = run.progress.step
-    if not run.lock.is_lost:  # else the run ends at the next step, on all processes alike
-        try:
-            run.accelerator.log(values, step=step)
-        except OSError as error:  # such as a disk that is full for a while
-            say(f"warning: step {step} is not logged: {file_problem(error)}; the run goes on")
-    shown = [
-        f"{name} {format(value, FORMATS.get(name, '.4g'))}"
-        for name, value in values.items()
-        if name not in UNSHOWN
-    ]
-    say(f"step {step}: {', '.join(shown)}")
-    if "loss" in values:
-        bar.set_postfix(loss=f"{values['loss']:.4g}")
-    if "sample" in values:
-        say(f"step {step}, sample:\n{textwrap.indent(printable(values['sample']), '    ')}")

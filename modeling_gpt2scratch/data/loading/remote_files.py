@@ -159,20 +159,6 @@ class RemoteFiles:
         )
 
 
-class _Limit(Callback):
-    """Ends a download that brings more bytes than the file can have."""
-
-    def __init__(self, max_bytes: int):
-        super().__init__()
-        self._max_bytes = max_bytes
-
-    def relative_update(self, inc: int = 1) -> None:
-        """Counts what has come."""
-        super().relative_update(inc)
-        if self.value > self._max_bytes:
-            raise TooLarge(f"expected at most {self._max_bytes:,} bytes, found more")
-
-
 def judge(error: BaseException) -> TemporaryFailure | None:
     """Why a failure may be gone at the next try, None if it cannot be."""
     if isinstance(error, FileNotFoundError | PermissionError | ImportError | MemoryError):
@@ -199,3 +185,17 @@ def describe(error: BaseException) -> str:
     if isinstance(error, ValueError):  # of a check, which says what it expected
         return one_line(error)
     return f"expected the file, found {named(error)}"
+
+
+class _Limit(Callback):
+    """Ends a download that brings more bytes than the file can have."""
+
+    def __init__(self, max_bytes: int):
+        super().__init__()
+        self._max_bytes = max_bytes
+
+    def relative_update(self, inc: int = 1) -> None:
+        """Counts what has come."""
+        super().relative_update(inc)
+        if self.value > self._max_bytes:
+            raise TooLarge(f"expected at most {self._max_bytes:,} bytes, found more")

@@ -187,6 +187,22 @@ def tail_of(lengths: array, fraction: float, *, least: int = 0) -> HeldOut | Non
     return HeldOut(TAIL, document, start - int(starts[document]), n_all - start, n_all)
 
 
+def none_in(n_documents: dict[str, int], config: PrepareConfig) -> SourceError:
+    """The error for text of which nothing can be held out, or nothing else is left."""
+    n_all = sum(n_documents.values())
+    if n_all == 0:
+        return SourceError(f"{config.dataset}: expected documents, found none")
+    split = "val" if n_documents["val"] == 0 else "train"
+    tail = ", or --split tail" if config.split == DOCUMENTS else ""
+    tail = ", or leave out --max_tokens" if config.split == AUTO and config.max_tokens else tail
+    limit = ", or raise --limit_documents" if config.limit_documents else ""
+    return SourceError(
+        f"{config.dataset}: expected documents in both splits, found none of {n_all} in {split!r} "
+        f"at --val_fraction {config.val_fraction}; change it, --seed, or give more documents"
+        f"{limit}{tail} (0 holds none out)"
+    )
+
+
 def _count(
     stream: DocumentStream,
     config: PrepareConfig,
@@ -247,19 +263,3 @@ def _texts(stream: DocumentStream, bar: tqdm) -> Iterator[str]:
     for batch in stream:
         yield from batch.documents
         bar.update(sum(map(len, batch.documents)))
-
-
-def none_in(n_documents: dict[str, int], config: PrepareConfig) -> SourceError:
-    """The error for text of which nothing can be held out, or nothing else is left."""
-    n_all = sum(n_documents.values())
-    if n_all == 0:
-        return SourceError(f"{config.dataset}: expected documents, found none")
-    split = "val" if n_documents["val"] == 0 else "train"
-    tail = ", or --split tail" if config.split == DOCUMENTS else ""
-    tail = ", or leave out --max_tokens" if config.split == AUTO and config.max_tokens else tail
-    limit = ", or raise --limit_documents" if config.limit_documents else ""
-    return SourceError(
-        f"{config.dataset}: expected documents in both splits, found none of {n_all} in {split!r} "
-        f"at --val_fraction {config.val_fraction}; change it, --seed, or give more documents"
-        f"{limit}{tail} (0 holds none out)"
-    )

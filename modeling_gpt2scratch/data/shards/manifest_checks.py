@@ -59,11 +59,6 @@ def says_held_out(file: str) -> bool:
     return False
 
 
-def _words_of(name: str) -> str:
-    """A name in small letters, with a blank between the words of `camelCase`."""
-    return CAMEL_CASE.sub(" ", name).lower()
-
-
 def check_content(content: dict) -> None:
     """Refuses a manifest, as JSON values, of which a part is missing, impossible or contradicted.
 
@@ -109,6 +104,11 @@ def check_content(content: dict) -> None:
                 f"expected at most {n_tokens} documents in split {name!r}, found "
                 f"{split['n_documents']}; {AGAIN}"
             )
+
+
+def _words_of(name: str) -> str:
+    """A name in small letters, with a blank between the words of `camelCase`."""
+    return CAMEL_CASE.sub(" ", name).lower()
 
 
 def _check_origin(content: dict) -> None:

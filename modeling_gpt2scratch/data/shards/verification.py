@@ -76,6 +76,31 @@ def problems_of(directory: Path, *, fast: bool = False) -> list[str]:
     return problems
 
 
+def read_whole(path: Path, entry: ShardEntry, manifest: Manifest) -> Found:
+    """Reads a shard once, for its checksum, its largest id and its documents."""
+    sha256 = hashlib.sha256()
+    n_documents = position = 0
+    out_of_range = None
+    for tokens in read_pieces(path, shard_layout(entry, manifest.vocab_size), sha256):
+        n_documents += int(np.count_nonzero(tokens == manifest.end_of_text_id))
+        first = first_stranger(tokens, manifest.vocab_size)
+        if out_of_range is None and first is not None:
+            out_of_range = f"{tokens[first]} at token {position + first}"
+        position += len(tokens)
+    problems = []
+    if sha256.hexdigest() != entry.sha256:
+        problems.append(
+            f"{path}: expected sha256 {entry.sha256}, found {sha256.hexdigest()}; the file was "
+            f"damaged or replaced, copy it again or prepare the data again"
+        )
+    if out_of_range:
+        problems.append(
+            f"{path}: expected ids below {manifest.vocab_size}, found {out_of_range}; prepare the "
+            f"data again"
+        )
+    return Found(problems, n_documents)
+
+
 def _layout_problems(directory: Path, manifest: Manifest) -> list[str]:
     """What else is in the directory."""
     problems = [unlisted(file) for file in unlisted_files(directory, manifest)]
@@ -109,28 +134,3 @@ def _verify_shard(directory: Path, entry: ShardEntry, manifest: Manifest, fast: 
         return Found([str(error)])
     except (OSError, ValueError) as error:  # it is being replaced, or the disk fails
         return Found([f"{path}: cannot be read: {error}"])
-
-
-def read_whole(path: Path, entry: ShardEntry, manifest: Manifest) -> Found:
-    """Reads a shard once, for its checksum, its largest id and its documents."""
-    sha256 = hashlib.sha256()
-    n_documents = position = 0
-    out_of_range = None
-    for tokens in read_pieces(path, shard_layout(entry, manifest.vocab_size), sha256):
-        n_documents += int(np.count_nonzero(tokens == manifest.end_of_text_id))
-        first = first_stranger(tokens, manifest.vocab_size)
-        if out_of_range is None and first is not None:
-            out_of_range = f"{tokens[first]} at token {position + first}"
-        position += len(tokens)
-    problems = []
-    if sha256.hexdigest() != entry.sha256:
-        problems.append(
-            f"{path}: expected sha256 {entry.sha256}, found {sha256.hexdigest()}; the file was "
-            f"damaged or replaced, copy it again or prepare the data again"
-        )
-    if out_of_range:
-        problems.append(
-            f"{path}: expected ids below {manifest.vocab_size}, found {out_of_range}; prepare the "
-            f"data again"
-        )
-    return Found(problems, n_documents)

@@ -94,6 +94,53 @@ def open_sources(
     return sources
 
 
+def describe_files(sources: Sequence[Source]) -> list[list]:
+    """What identifies the input, as JSON values: an unfinished preparation goes on with no other.
+
+    Returns:
+        Name, size and version of each file: the checksum of a file of the Hub, the time of the last
+        change of a local one.
+    """
+    return [
+        [file.name, file.n_bytes, _version(file)] for source in sources for file in source.files
+    ]
+
+
+def local_paths(sources: Sequence[Source]) -> list[Path]:
+    """The files that the user has put where they are."""
+    files = (file for source in sources for file in source.files)
+    return [file.path for file in files if isinstance(file, LocalFile)]
+
+
+def describe_sources(sources: Sequence[Source]) -> list[dict]:
+    """What the manifest says about the input."""
+    return [
+        {
+            "name": source.name,
+            "subset": source.subset,
+            "revision": source.revision,
+            "weight": source.weight,
+            "files": len(source.files),
+            "bytes": sum(file.n_bytes for file in source.files) or None,  # as stored, if known
+            # What decides the content of a corpus that is neither local nor of the Hub.
+            "version": next((f.revision for f in source.files if isinstance(f, NAMED)), None),
+        }
+        for source in sources
+    ]
+
+
+def estimated_bytes(
+    sources: Sequence[Source], *, max_tokens: int | None = None, keeps_downloads: bool = False
+) -> int:
+    """Roughly how much disk the shards and downloads of a preparation need."""
+    files = [file for source in sources for file in source.files]
+    shards = sum(file.n_bytes * _growth(file.name) for file in files)
+    if max_tokens is not None:
+        shards = min(shards, 4 * max_tokens)
+    downloads = sorted((f.n_bytes for f in files if isinstance(f, HubFile)), reverse=True)
+    return int(shards) + sum(downloads[: None if keeps_downloads else 2 * FILES_AT_ONCE])
+
+
 def _open_source(
     name: str, subset: str | None, text_column: str, revisions: Mapping[str, str | None]
 ) -> Source:
@@ -169,59 +216,12 @@ def _hub_source(data: Preset, revisions: Mapping[str, str | None]) -> Source:
     )
 
 
-def describe_files(sources: Sequence[Source]) -> list[list]:
-    """What identifies the input, as JSON values: an unfinished preparation goes on with no other.
-
-    Returns:
-        Name, size and version of each file: the checksum of a file of the Hub, the time of the last
-        change of a local one.
-    """
-    return [
-        [file.name, file.n_bytes, _version(file)] for source in sources for file in source.files
-    ]
-
-
 def _version(file: File) -> str | int | None:
     if isinstance(file, LocalFile):
         return file.path.stat().st_mtime_ns
     if isinstance(file, HubFile):  # a new commit may well have left the file as it was
         return file.sha256 or file.blob_id
     return file.revision
-
-
-def local_paths(sources: Sequence[Source]) -> list[Path]:
-    """The files that the user has put where they are."""
-    files = (file for source in sources for file in source.files)
-    return [file.path for file in files if isinstance(file, LocalFile)]
-
-
-def describe_sources(sources: Sequence[Source]) -> list[dict]:
-    """What the manifest says about the input."""
-    return [
-        {
-            "name": source.name,
-            "subset": source.subset,
-            "revision": source.revision,
-            "weight": source.weight,
-            "files": len(source.files),
-            "bytes": sum(file.n_bytes for file in source.files) or None,  # as stored, if known
-            # What decides the content of a corpus that is neither local nor of the Hub.
-            "version": next((f.revision for f in source.files if isinstance(f, NAMED)), None),
-        }
-        for source in sources
-    ]
-
-
-def estimated_bytes(
-    sources: Sequence[Source], *, max_tokens: int | None = None, keeps_downloads: bool = False
-) -> int:
-    """Roughly how much disk the shards and downloads of a preparation need."""
-    files = [file for source in sources for file in source.files]
-    shards = sum(file.n_bytes * _growth(file.name) for file in files)
-    if max_tokens is not None:
-        shards = min(shards, 4 * max_tokens)
-    downloads = sorted((f.n_bytes for f in files if isinstance(f, HubFile)), reverse=True)
-    return int(shards) + sum(downloads[: None if keeps_downloads else 2 * FILES_AT_ONCE])
 
 
 def _growth(name: str) -> float:

@@ -95,6 +95,20 @@ def docstrings(num_workers: int) -> list[str]:
     return [text for text in found if len(text) >= MIN_DOCSTRING_CHARACTERS]
 
 
+def docstrings_of(file: Path) -> list[str]:
+    """Docstrings of one source file, in the order of `ast.walk`; none if it does not parse."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # other people's invalid escape sequences
+        try:
+            tree = ast.parse(file.read_bytes())
+        except (SyntaxError, ValueError):
+            return []
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = (node for node in ast.walk(tree) if isinstance(node, documented))
+    texts = (ast.get_docstring(node) for node in nodes)
+    return [well_formed(text) for text in texts if text]
+
+
 def _version_of(package: str) -> str:
     """The version of an installed package."""
     try:
@@ -114,17 +128,3 @@ def _folder_of(package: str) -> Path:
 def _prose_of_files(files: list[Path]) -> list[str]:
     """The prose of the docstrings of some source files, one after another."""
     return [prose_of(text) for file in files for text in docstrings_of(file)]
-
-
-def docstrings_of(file: Path) -> list[str]:
-    """Docstrings of one source file, in the order of `ast.walk`; none if it does not parse."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # other people's invalid escape sequences
-        try:
-            tree = ast.parse(file.read_bytes())
-        except (SyntaxError, ValueError):
-            return []
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    nodes = (node for node in ast.walk(tree) if isinstance(node, documented))
-    texts = (ast.get_docstring(node) for node in nodes)
-    return [well_formed(text) for text in texts if text]

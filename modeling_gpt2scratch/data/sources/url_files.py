@@ -27,10 +27,6 @@ SILENCE_SECONDS = 20  # after which a connection is given up
 MAX_ATTEMPTS = 5
 
 
-class _OtherContentError(Exception):
-    """A download that is not the file."""
-
-
 @dataclass(frozen=True)
 class UrlFile:
     """A file of known content, with the interface of those of the Hub."""
@@ -96,6 +92,10 @@ class UrlFile:
             return f"{len(content):,} bytes{more} in place of {self.n_bytes:,}"
         found = hashlib.sha256(content).hexdigest()
         return None if found == self.sha256 else f"sha256 {found} in place of {self.sha256}"
+
+
+class _OtherContentError(Exception):
+    """A download that is not the file."""
 
 
 def _judge(error: BaseException) -> TemporaryFailure | None:

@@ -128,23 +128,6 @@ def parts_words_as_gpt2(tokenizer: dict) -> bool:
     return is_gpt2s and is_plain and not parts.get("add_prefix_space")
 
 
-def _byte_ids(document: str) -> np.ndarray:
-    """The values of the bytes."""
-    return np.frombuffer(document.encode(), dtype=np.uint8)
-
-
-def _pieces(document: str) -> list[str]:
-    """The document, cut where GPT-2's pre-tokenization parts a long run of white space.
-
-    A million before a word are more than tiktoken's regular expression can bear: it takes all but
-    the last, which goes with the word, and remembers every step on the way.
-    """
-    runs = re.finditer(f"[{WHITE_SPACE}]{{{LONG_CHARACTERS},}}", document)
-    # At the end of the text no word follows, and the run is one piece.
-    cuts = [run.end() - 1 for run in runs if run.end() < len(document)]
-    return [document[start:end] for start, end in pairwise([0, *cuts, len(document)])]
-
-
 @dataclass(frozen=True)
 class EncodedDocuments:
     """Some documents in their order, as workers return them."""
@@ -221,6 +204,23 @@ def use_one_thread() -> None:
     """Keeps the `tokenizers` library from starting a thread for each core in each worker."""
     os.environ["RAYON_NUM_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _byte_ids(document: str) -> np.ndarray:
+    """The values of the bytes."""
+    return np.frombuffer(document.encode(), dtype=np.uint8)
+
+
+def _pieces(document: str) -> list[str]:
+    """The document, cut where GPT-2's pre-tokenization parts a long run of white space.
+
+    A million before a word are more than tiktoken's regular expression can bear: it takes all but
+    the last, which goes with the word, and remembers every step on the way.
+    """
+    runs = re.finditer(f"[{WHITE_SPACE}]{{{LONG_CHARACTERS},}}", document)
+    # At the end of the text no word follows, and the run is one piece.
+    cuts = [run.end() - 1 for run in runs if run.end() < len(document)]
+    return [document[start:end] for start, end in pairwise([0, *cuts, len(document)])]
 
 
 def _failures(encoder: DocumentEncoder, documents: list[str]) -> dict[int, str]:

@@ -75,55 +75,6 @@ def load_tokenizer(name: str, *, known: str = KNOWN_NAMES) -> PreTrainedTokenize
     return tokenizer
 
 
-def _main_file(name: str) -> Path:
-    """The `tokenizer.json` that this name means, if it is one of files here."""
-    return Path(name) if Path(name).is_file() else Path(name, TOKENIZER_NAME)
-
-
-def _from_files(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer that its `tokenizer.json` says; without one, that of transformers.
-
-    transformers 5 makes the tokenizers that it knows from vocabulary and merges, and its own rules
-    take the place of those in the file.
-    """
-    if Path(name).is_file():
-        return PreTrainedTokenizerFast(tokenizer_file=name)
-    repository, revision = split_revision(name)
-    tokenizer = AutoTokenizer.from_pretrained(
-        repository, revision=revision, trust_remote_code=False
-    )
-    try:
-        file = cached_file(repository, TOKENIZER_NAME, revision=revision)
-    except OSError:
-        return tokenizer
-    own = Tokenizer.from_file(file)
-    if not tokenizer.is_fast or _rules_of(tokenizer.backend_tokenizer) == _rules_of(own):
-        return tokenizer
-    # Settings may leave it to the class which tokens have a role.
-    roles = {
-        role: token
-        for role, token in tokenizer.special_tokens_map.items()
-        if isinstance(token, str) and own.token_to_id(token) is not None
-    }
-    return PreTrainedTokenizerFast.from_pretrained(
-        repository, revision=revision, trust_remote_code=False, **roles
-    )
-
-
-def _rules_of(tokenizer: Tokenizer) -> list:
-    """What decides, beside vocabulary and merges, the ids of a text and the text of ids.
-
-    Files of the same rules differ in what has no effect there: "" for none, and offsets.
-    """
-    state = json.loads(tokenizer.to_str(), object_hook=lambda part: part | {"trim_offsets": None})
-    options = {*state["model"]} - {"vocab", "merges"}
-    model = {key: state["model"][key] for key in options if state["model"][key]}
-    decoder = state["decoder"] or {}
-    if decoder.get("type") == "ByteLevel":  # whose options are for encoding
-        decoder = "ByteLevel"
-    return [model, state["normalizer"], state["pre_tokenizer"], decoder]
-
-
 def problem_of_files(name: str, error: Exception, known: str = KNOWN_NAMES) -> str:
     """In one line, which file of a tokenizer is the reason for an error at loading it."""
     is_file = Path(name).is_file()
@@ -161,24 +112,6 @@ def byte_tokenizer() -> GPT2Tokenizer:
     hidden = iter(range(0x100, 0x200))
     vocabulary = {chr(byte if byte in plain else next(hidden)): byte for byte in range(256)}
     return GPT2Tokenizer(vocab=vocabulary | {END_OF_TEXT: 256}, merges=[])
-
-
-def _load_gpt2() -> GPT2Tokenizer:
-    """GPT-2's tokenizer from the files that tiktoken keeps."""
-    try:
-        merges = read_file_cached(GPT2_FILES + "vocab.bpe", GPT2_MERGES_SHA256)
-        vocabulary = read_file_cached(GPT2_FILES + "encoder.json", GPT2_VOCABULARY_SHA256)
-    except (OSError, ValueError) as error:
-        raise TokenizerError(
-            f"gpt2: expected tiktoken's vocab.bpe and encoder.json, found "
-            f"{type(error).__name__}; on a machine without a network, set TIKTOKEN_CACHE_DIR to a "
-            f"copy of the cache of a machine where tiktoken.get_encoding('gpt2') has run"
-        ) from error
-    # The first line of vocab.bpe names its version.
-    pairs = [tuple(line.split()) for line in merges.decode().splitlines()[1:] if line]
-    return GPT2Tokenizer(
-        vocab=json.loads(vocabulary), merges=pairs, model_max_length=GPT2_N_POSITIONS
-    )
 
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int) -> GPT2Tokenizer:
@@ -250,6 +183,73 @@ def manifest_entries(name: str, tokenizer: PreTrainedTokenizerBase) -> dict:
 def tokenizer_spec(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """What a `DocumentEncoder` needs to know of a tokenizer: "gpt2", "bytes", or its JSON."""
     return name if name in (GPT2, BYTES) else tokenizer.backend_tokenizer.to_str()
+
+
+def _main_file(name: str) -> Path:
+    """The `tokenizer.json` that this name means, if it is one of files here."""
+    return Path(name) if Path(name).is_file() else Path(name, TOKENIZER_NAME)
+
+
+def _from_files(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that its `tokenizer.json` says; without one, that of transformers.
+
+    transformers 5 makes the tokenizers that it knows from vocabulary and merges, and its own rules
+    take the place of those in the file.
+    """
+    if Path(name).is_file():
+        return PreTrainedTokenizerFast(tokenizer_file=name)
+    repository, revision = split_revision(name)
+    tokenizer = AutoTokenizer.from_pretrained(
+        repository, revision=revision, trust_remote_code=False
+    )
+    try:
+        file = cached_file(repository, TOKENIZER_NAME, revision=revision)
+    except OSError:
+        return tokenizer
+    own = Tokenizer.from_file(file)
+    if not tokenizer.is_fast or _rules_of(tokenizer.backend_tokenizer) == _rules_of(own):
+        return tokenizer
+    # Settings may leave it to the class which tokens have a role.
+    roles = {
+        role: token
+        for role, token in tokenizer.special_tokens_map.items()
+        if isinstance(token, str) and own.token_to_id(token) is not None
+    }
+    return PreTrainedTokenizerFast.from_pretrained(
+        repository, revision=revision, trust_remote_code=False, **roles
+    )
+
+
+def _rules_of(tokenizer: Tokenizer) -> list:
+    """What decides, beside vocabulary and merges, the ids of a text and the text of ids.
+
+    Files of the same rules differ in what has no effect there: "" for none, and offsets.
+    """
+    state = json.loads(tokenizer.to_str(), object_hook=lambda part: part | {"trim_offsets": None})
+    options = {*state["model"]} - {"vocab", "merges"}
+    model = {key: state["model"][key] for key in options if state["model"][key]}
+    decoder = state["decoder"] or {}
+    if decoder.get("type") == "ByteLevel":  # whose options are for encoding
+        decoder = "ByteLevel"
+    return [model, state["normalizer"], state["pre_tokenizer"], decoder]
+
+
+def _load_gpt2() -> GPT2Tokenizer:
+    """GPT-2's tokenizer from the files that tiktoken keeps."""
+    try:
+        merges = read_file_cached(GPT2_FILES + "vocab.bpe", GPT2_MERGES_SHA256)
+        vocabulary = read_file_cached(GPT2_FILES + "encoder.json", GPT2_VOCABULARY_SHA256)
+    except (OSError, ValueError) as error:
+        raise TokenizerError(
+            f"gpt2: expected tiktoken's vocab.bpe and encoder.json, found "
+            f"{type(error).__name__}; on a machine without a network, set TIKTOKEN_CACHE_DIR to a "
+            f"copy of the cache of a machine where tiktoken.get_encoding('gpt2') has run"
+        ) from error
+    # The first line of vocab.bpe names its version.
+    pairs = [tuple(line.split()) for line in merges.decode().splitlines()[1:] if line]
+    return GPT2Tokenizer(
+        vocab=json.loads(vocabulary), merges=pairs, model_max_length=GPT2_N_POSITIONS
+    )
 
 
 def _highest_id_in(path: Path) -> int:

@@ -74,14 +74,6 @@ def model_code(name: str, *, trust_remote_code: bool) -> str | None:
     return _sha256(sorted(Path(module.__file__).parent.glob(f"*_{config.model_type}.py")))
 
 
-def _sha256(paths: list[Path]) -> str:
-    """Of names and contents."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
-
-
 def checksums_of(name: str) -> dict[str, str]:
     """The sha256 of each file of a model's weights, config, code and tokenizer, by file name.
 
@@ -111,6 +103,14 @@ def hub_commit(name: str) -> str | None:
     """The commit of the Hub that a model's files in the local cache are of, None of a directory."""
     directory = _directory_of(name)
     return directory.name if directory.parent.name == "snapshots" else None
+
+
+def _sha256(paths: list[Path]) -> str:
+    """Of names and contents."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def _directory_of(name: str) -> Path:

@@ -121,6 +121,38 @@ def table_notes(
     return [*notes, *_published_notes(published, sources)]
 
 
+def format_cell(
+    measurement: Measurement | None,
+    metric: str,
+    difference: Difference | None = None,
+    *,
+    is_first: bool = True,
+    errors: Sequence[str] = (),
+) -> str:
+    """Text of one cell; the number of its error in `errors` stands in the task's first row only."""
+    if measurement is None:
+        return "interrupted" if is_first else NO_VALUE
+    if measurement.result is None:
+        return f"error [{errors.index(measurement.error) + 1}]" if is_first else NO_VALUE
+    estimate = measurement.result.estimates.get(metric)
+    if estimate is None:
+        return NO_VALUE
+    return format_estimate(estimate) + ("" if difference is None else _in_parentheses(difference))
+
+
+def format_estimate(estimate: Estimate) -> str:
+    """Value and standard error; of what is too large for a number, the exponent."""
+    if estimate.nats is not None:
+        return f"inf (e^{estimate.nats:,.1f})"
+    stderr = "" if estimate.stderr is None else f" ± {format_number(estimate.stderr)}"
+    return format_number(estimate.value) + stderr
+
+
+def format_number(value: float) -> str:
+    """Four decimals, as lm-evaluation-harness has it; from a million on, scientific notation."""
+    return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4e}"
+
+
 def _difference_notes(
     tasks: Mapping[str, type[Task]],
     models: Sequence[ModelMeasurements],
@@ -217,38 +249,6 @@ def _published_notes(
         reasons = "; ".join(dict.fromkeys(number.note for number in numbers if number.note))
         star = f". * {reasons}" if reasons else ""
         yield f"Published, not measured here: {source}, {sources[source]} ({where}){star}."
-
-
-def format_cell(
-    measurement: Measurement | None,
-    metric: str,
-    difference: Difference | None = None,
-    *,
-    is_first: bool = True,
-    errors: Sequence[str] = (),
-) -> str:
-    """Text of one cell; the number of its error in `errors` stands in the task's first row only."""
-    if measurement is None:
-        return "interrupted" if is_first else NO_VALUE
-    if measurement.result is None:
-        return f"error [{errors.index(measurement.error) + 1}]" if is_first else NO_VALUE
-    estimate = measurement.result.estimates.get(metric)
-    if estimate is None:
-        return NO_VALUE
-    return format_estimate(estimate) + ("" if difference is None else _in_parentheses(difference))
-
-
-def format_estimate(estimate: Estimate) -> str:
-    """Value and standard error; of what is too large for a number, the exponent."""
-    if estimate.nats is not None:
-        return f"inf (e^{estimate.nats:,.1f})"
-    stderr = "" if estimate.stderr is None else f" ± {format_number(estimate.stderr)}"
-    return format_number(estimate.value) + stderr
-
-
-def format_number(value: float) -> str:
-    """Four decimals, as lm-evaluation-harness has it; from a million on, scientific notation."""
-    return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4e}"
 
 
 def _in_parentheses(difference: Difference) -> str:

@@ -36,30 +36,6 @@ def adapter_config(name: str) -> Path | None:
     return _adapter_config_of_hub(name)
 
 
-@functools.cache  # each request may be made again for half a minute where there is no network
-def _adapter_config_of_hub(name: str) -> Path | None:
-    """As `adapter_config`, for a name that is no directory here."""
-    if "/" in name and Path(name).parent.is_dir():  # a directory whose name is mistyped?
-        tell(
-            f"{name}: no directory of this name; asking {redacted(constants.ENDPOINT)}",
-            file=sys.stderr,
-        )
-    options = dict.fromkeys(
-        (
-            "_raise_exceptions_for_gated_repo",
-            "_raise_exceptions_for_missing_entries",
-            "_raise_exceptions_for_connection_errors",
-        ),
-        False,
-    )
-    try:
-        repository, revision = split_revision(name)
-        path = cached_file(repository, ADAPTER_NAME, revision=revision, **options)
-    except (OSError, ValueError):  # no such repository; loading will say it
-        return None
-    return Path(path) if path else None
-
-
 def base_of_adapter(name: str) -> str | None:
     """The model that an adapter was trained on; None if `name` is no adapter.
 
@@ -119,3 +95,27 @@ def add_adapter(model: PreTrainedModel, name: str) -> None:
     if report.missing_keys or report.unexpected_keys:
         found = [*sorted(report.missing_keys)[:1], *sorted(report.unexpected_keys)[:1]]
         raise ValueError(f"{misfit} other tensors: {' and '.join(found)}")
+
+
+@functools.cache  # each request may be made again for half a minute where there is no network
+def _adapter_config_of_hub(name: str) -> Path | None:
+    """As `adapter_config`, for a name that is no directory here."""
+    if "/" in name and Path(name).parent.is_dir():  # a directory whose name is mistyped?
+        tell(
+            f"{name}: no directory of this name; asking {redacted(constants.ENDPOINT)}",
+            file=sys.stderr,
+        )
+    options = dict.fromkeys(
+        (
+            "_raise_exceptions_for_gated_repo",
+            "_raise_exceptions_for_missing_entries",
+            "_raise_exceptions_for_connection_errors",
+        ),
+        False,
+    )
+    try:
+        repository, revision = split_revision(name)
+        path = cached_file(repository, ADAPTER_NAME, revision=revision, **options)
+    except (OSError, ValueError):  # no such repository; loading will say it
+        return None
+    return Path(path) if path else None

@@ -168,17 +168,6 @@ def require_model(name: str, *, trust_remote_code: bool) -> None:
         raise
 
 
-def _nearest(name: str) -> str:
-    """The name that was perhaps meant, in a few words; empty if there is none."""
-    if name in WELL_KNOWN:
-        return ""
-    parent = Path(name).parent
-    folders = {path.name: str(path) for path in parent.glob("*/")} if parent.is_dir() else {}
-    known = folders | {own: own for own in WELL_KNOWN}
-    near = difflib.get_close_matches(Path(name).name, known, n=1)
-    return f"; did you mean {known[near[0]]}?" if near else ""
-
-
 def load_tokenizer(name: str, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model.
 
@@ -232,3 +221,14 @@ def describe_model(scorer: CausalScorer) -> dict[str, Any]:
         "max_length": scorer.context_tokens,
         "vocabulary_sha256": hashlib.sha256(json.dumps(tokens).encode()).hexdigest(),
     }
+
+
+def _nearest(name: str) -> str:
+    """The name that was perhaps meant, in a few words; empty if there is none."""
+    if name in WELL_KNOWN:
+        return ""
+    parent = Path(name).parent
+    folders = {path.name: str(path) for path in parent.glob("*/")} if parent.is_dir() else {}
+    known = folders | {own: own for own in WELL_KNOWN}
+    near = difflib.get_close_matches(Path(name).name, known, n=1)
+    return f"; did you mean {known[near[0]]}?" if near else ""

@@ -63,17 +63,6 @@ def head_product(head: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
     return torch.mm(hidden_states, head.weight.t(), out=places[:, :n_vocab])
 
 
-def _is_plain_linear(head: nn.Module) -> bool:
-    """Whether a module is a float32 matrix and nothing else: no subclass, hook or other forward."""
-    return (
-        type(head) is nn.Linear
-        and head.bias is None
-        and type(head.weight) is nn.Parameter
-        and head.weight.dtype == torch.float32
-        and not (head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head))
-    )
-
-
 def padded(rows: Sequence[np.ndarray]) -> np.ndarray:
     """Rows as one (B, T) int64 array, zeros on the right.
 
@@ -83,3 +72,14 @@ def padded(rows: Sequence[np.ndarray]) -> np.ndarray:
     for target, row in zip(input_ids, rows, strict=True):
         target[: len(row)] = row
     return input_ids
+
+
+def _is_plain_linear(head: nn.Module) -> bool:
+    """Whether a module is a float32 matrix and nothing else: no subclass, hook or other forward."""
+    return (
+        type(head) is nn.Linear
+        and head.bias is None
+        and type(head.weight) is nn.Parameter
+        and head.weight.dtype == torch.float32
+        and not (head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head))
+    )

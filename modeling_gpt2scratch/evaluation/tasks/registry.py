@@ -76,6 +76,22 @@ def known_tasks(include_path: str | None = None) -> dict[str, type[Task]]:
     return tasks
 
 
+def resolve_tasks(names: Sequence[str], known: Sequence[str]) -> list[str]:
+    """The tasks called `names`, "task" or "task:protocol"; `all` is every one of them.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest, or one that occurs twice.
+    """
+    if list(names) == [ALL]:
+        return list(known)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"--tasks: {_unknown(name, known)}")
+    if len(set(names)) != len(names):
+        raise ValueError(f"--tasks: expected each once, found {' '.join(names)}")
+    return list(names)
+
+
 def _modules_in(include_path: str) -> Iterable[Path]:
     """The Python files of a directory, by name."""
     paths = sorted(Path(include_path).glob("*.py"))
@@ -97,22 +113,6 @@ def _add(tasks: dict[str, type[Task]], module: ModuleType, place: str) -> None:
         if missing := [part for part in PARTS_OF_TASK if not hasattr(kind, part)]:
             raise TaskError(f"{place}: expected {missing[0]} of the task {name!r}, found none")
         tasks[name] = kind
-
-
-def resolve_tasks(names: Sequence[str], known: Sequence[str]) -> list[str]:
-    """The tasks called `names`, "task" or "task:protocol"; `all` is every one of them.
-
-    Raises:
-        ValueError: for an unknown name, with the nearest, or one that occurs twice.
-    """
-    if list(names) == [ALL]:
-        return list(known)
-    for name in names:
-        if name not in known:
-            raise ValueError(f"--tasks: {_unknown(name, known)}")
-    if len(set(names)) != len(names):
-        raise ValueError(f"--tasks: expected each once, found {' '.join(names)}")
-    return list(names)
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:

@@ -212,6 +212,23 @@ def read_rows(
         yield place, _well_formed(row)
 
 
+def encoding_of(number: int) -> str:
+    """UTF-8, which Windows marks at the beginning of a file, and so in line 1."""
+    return "utf-8-sig" if number == 1 else "utf-8"
+
+
+def lines_of(file: IO[bytes], name: str) -> Iterator[bytes]:
+    """The lines of the file that is called `name`, none of which may fill the memory."""
+    for number in itertools.count(1):
+        line = file.readline(MAX_LINE_BYTES + 1)
+        if not line:
+            return
+        if len(line) > MAX_LINE_BYTES:
+            expected = f"expected a line of at most {MAX_LINE_BYTES:,} bytes"
+            raise ValueError(f"{name}, line {number}: {expected}, found more")
+        yield line
+
+
 def _well_formed(value: Any) -> Any:
     """The same value with every text in it well formed."""
     if isinstance(value, str):
@@ -251,23 +268,6 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, object]]:
     """What is in the lines."""
     with path.open("rb") as lines:
         yield from _read_json_lines(str(path), lines)
-
-
-def encoding_of(number: int) -> str:
-    """UTF-8, which Windows marks at the beginning of a file, and so in line 1."""
-    return "utf-8-sig" if number == 1 else "utf-8"
-
-
-def lines_of(file: IO[bytes], name: str) -> Iterator[bytes]:
-    """The lines of the file that is called `name`, none of which may fill the memory."""
-    for number in itertools.count(1):
-        line = file.readline(MAX_LINE_BYTES + 1)
-        if not line:
-            return
-        if len(line) > MAX_LINE_BYTES:
-            expected = f"expected a line of at most {MAX_LINE_BYTES:,} bytes"
-            raise ValueError(f"{name}, line {number}: {expected}, found more")
-        yield line
 
 
 def _read_json_lines(name: str, file: IO[bytes]) -> Iterator[tuple[str, object]]:

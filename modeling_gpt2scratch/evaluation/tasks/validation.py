@@ -247,13 +247,6 @@ def bytes_of_tokens(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     return lengths
 
 
-def _normalization_of(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], str]:
-    """What a tokenizer does to a text before it looks at it, as some compose its accents (NFC)."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    normalizer = getattr(backend, "normalizer", None)
-    return normalizer.normalize_str if normalizer is not None else lambda text: text
-
-
 def read_split(directory: Path, manifest: Manifest) -> ValidationSplit:
     """Split `val` of a shard directory, every length and checksum of its manifest verified.
 
@@ -302,6 +295,13 @@ def cut_windows(token_ids: np.ndarray, window_tokens: int) -> list[np.ndarray]:
         return [token_ids]
     starts = range(0, n_windows * window_tokens, window_tokens)
     return [token_ids[start : start + window_tokens + 1] for start in starts]
+
+
+def _normalization_of(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], str]:
+    """What a tokenizer does to a text before it looks at it, as some compose its accents (NFC)."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    normalizer = getattr(backend, "normalizer", None)
+    return normalizer.normalize_str if normalizer is not None else lambda text: text
 
 
 TASKS: dict[str, type[ValidationTask]] = {
