@@ -27,7 +27,7 @@ SUM_ROWS = {"cpu": 4096}
 # into it. So the sum is one of smaller hidden states, of which those below 2^-8 lose a few bits.
 SUM_SCALE = {torch.float16: 2.0**-6}
 # 50,257 is odd. With a few places more, each row of logits begins at a whole cache line, and a CPU
-# with AVX-512 multiplies up to 1.5 times as fast. Tensor cores want as many rows of the weight.
+# with AVX-512 multiplies faster. Tensor cores want as many rows of the weight.
 ALIGNED_LOGITS = {"cpu": 64}
 ALIGNED_WEIGHT = {"cuda": 64}
 
@@ -162,7 +162,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        """Scales what the forward pass found, in place: a copy takes a CPU a twentieth of a step.
+        """Scales what the forward pass found, in place, without a copy.
 
         Nothing holds the gradients afterwards, so that autograd adds to them in place as well.
 

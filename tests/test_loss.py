@@ -98,6 +98,24 @@ def test_weights_in_bfloat16_sum_their_gradient_in_float32():
     torch.testing.assert_close(found.float(), exact, atol=3e-3, rtol=3e-2)
 
 
+@pytest.mark.parametrize(("is_compiling", "n_chunks"), [(False, 16), (True, 8)])
+def test_a_compiled_batch_is_cut_into_eight_chunks_at_most(monkeypatch, is_compiling, n_chunks):
+    monkeypatch.setitem(loss_gpt2scratch.CHUNK_TOKENS, "cpu", 4)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: is_compiling)
+    taken = []
+    forward = loss_gpt2scratch._LinearCrossEntropy.forward
+
+    def counting(ctx, hidden_states, weight, targets, dtype, is_grad_enabled, chunk_tokens, *more):
+        taken.append(-(-len(targets) // chunk_tokens))
+        return forward(
+            ctx, hidden_states, weight, targets, dtype, is_grad_enabled, chunk_tokens, *more
+        )
+
+    monkeypatch.setattr(loss_gpt2scratch._LinearCrossEntropy, "forward", staticmethod(counting))
+    linear_cross_entropy(*inputs(64))
+    assert taken == [n_chunks]
+
+
 def test_num_items_in_batch_divides_the_sum():
     tensors = inputs(10, ignored=[3])
     torch.testing.assert_close(

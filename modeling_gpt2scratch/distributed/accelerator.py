@@ -58,13 +58,13 @@ def make_accelerator(
     _join_after_restart(timeout)
     precision = choose_precision(mixed_precision)
     plugin = _fsdp_plugin(precision)
+    # Shards are reduced on each micro-step, or every process would hold whole gradients.
+    accumulation = {"sync_with_dataloader": False, "sync_each_batch": plugin is not None}
     accelerator = Accelerator(
         # Without a GPU, torchrun's processes must be told to meet on the CPU, or each is alone.
         cpu=not torch.accelerator.is_available(),
         mixed_precision=precision,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=1, sync_with_dataloader=False
-        ),
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, **accumulation),
         fsdp_plugin=plugin,
         kwargs_handlers=[
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),
@@ -128,6 +128,7 @@ def prepare_accelerator(
         # Summed in bfloat16, as DeepSpeed would, small gradients are lost.
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32"},
+        "timers": {"throughput": {"enabled": False}},  # it waits for the GPU before each forward
     }
     if accelerator.mixed_precision == "bf16":
         # Without this look for what is not finite, such a gradient would be applied.
@@ -177,7 +178,8 @@ def ending(accelerator: Accelerator) -> Iterator[None]:
     except BaseException as error:
         is_stalled = isinstance(error, StalledError) and accelerator.device.type != "cpu"
         error.is_first = is_first_to_say(f"{type(error).__name__}: {error}")
-        traceback.clear_frames(error.__traceback__)
+        for one in filter(None, (error, error.__cause__)):  # such as torch's own lack of memory
+            traceback.clear_frames(one.__traceback__)
         raise
     finally:
         if is_stalled:  # freeing the device's memory would wait for the process that hangs

@@ -7,6 +7,7 @@ Intel's `xpu`, Ascend's `npu`. What only one kind has is behind its own module.
 import functools
 
 import torch
+from torch import Tensor
 
 # The CPU's instructions for products of bfloat16: x86, then ARM.
 CPU_BF16 = ("amx_bf16", "avx512_bf16", "sve_bf16", "bf16")
@@ -62,6 +63,15 @@ def has_pinned_memory(device: torch.device) -> bool:
         return torch.empty(1, pin_memory=True).is_pinned()
     except (RuntimeError, NotImplementedError):
         return False
+
+
+def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Copies of a batch from the host; it goes on meanwhile if their memory may be pinned.
+
+    From other memory the device could read what has been written there since (MPS does).
+    """
+    is_pinned = has_pinned_memory(device)
+    return {name: ids.to(device, non_blocking=is_pinned) for name, ids in batch.items()}
 
 
 @functools.cache

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch.nn.parallel import DistributedDataParallel as DDP
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
@@ -24,6 +25,7 @@ from modeling_gpt2scratch.common.activity import activity, progress_bar
 from modeling_gpt2scratch.common.interruptions import Stopped, StopRequest
 from modeling_gpt2scratch.data.loading.prefetcher import Prefetcher
 from modeling_gpt2scratch.distributed.accelerator import asks_for_fp8, ending, make_accelerator
+from modeling_gpt2scratch.distributed.device import to_device
 from modeling_gpt2scratch.distributed.processes import on_main_process, say
 from modeling_gpt2scratch.hardware.devices import keep_freed_memory, require_fp8
 from modeling_gpt2scratch.hardware.profiling import profiler
@@ -56,7 +58,7 @@ def train(config: TrainConfig) -> str:
         MendableError, OSError: what the user can mend, on every process alike.
     """
     transformers_logging.disable_progress_bar()  # one for each checkpoint file is too many
-    # torch then takes its memory in huge pages; small ones cost CPU runs a third of their time.
+    # torch then takes its memory in huge pages; small ones slow CPU runs down.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if not torch.accelerator.is_available():
         keep_freed_memory()
@@ -107,7 +109,8 @@ def train_from(
         ):
             run_preflight(run, before=state.get("config", {}))
             with StopRequest() as request:
-                end = make_steps(run, request)
+                with preflight.fitting_in_memory(run.loader.micro_batch_size):
+                    end = make_steps(run, request)
                 with activity("saving"):
                     run.writer.wait()
                     if end == "finished":
@@ -300,11 +303,10 @@ def train_step(run: TrainingRun, batches: Prefetcher, request: StopRequest) -> S
     for _ in range(run.loader.micro_steps):
         try:
             with request.raising() if is_alone else contextlib.nullcontext():
-                batch = next(batches)  # it may be long in coming
+                batch = to_device(next(batches), accelerator.device)  # it may be long in coming
         except Stopped:
             return None
-        batch = {name: ids.to(accelerator.device, non_blocking=True) for name, ids in batch.items()}
-        # `accumulate` synchronises gradients on the last micro-step only, and `backward` divides
+        # `accumulate` synchronises replicas on the last micro-step only, and `backward` divides
         # by the number of micro-steps; all have equally many tokens, so the mean is exact.
         with accelerator.accumulate(run.wrapped_model):
             micro_loss = run.wrapped_model(**batch).loss
@@ -314,7 +316,8 @@ def train_step(run: TrainingRun, batches: Prefetcher, request: StopRequest) -> S
                 grad_norm = clip_gradients(run.wrapped_model, accelerator, config.max_grad_norm)
                 loss = accelerator.reduce(torch.stack(micro_losses).mean(), "mean")
                 loss_scale = update_weights(run.optimizer, accelerator, loss, grad_norm)
-            run.optimizer.zero_grad()
+            # A gradient of DDP's is a view of its bucket; None would end that, for a second copy.
+            run.optimizer.zero_grad(set_to_none=not isinstance(run.wrapped_model, DDP))
     return StepOutcome(
         step=progress.step + 1,
         data_step=progress.data_step,

@@ -4,15 +4,17 @@ What would end a run at its first validation or its first checkpoint, hours late
 Weights, moments and the random numbers of the run stay as they are.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
+from collections.abc import Iterator
 
 import numpy as np
-import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
 from modeling_gpt2scratch.checkpoints.weight_files import not_finite
@@ -76,21 +78,12 @@ def try_one_batch(
     """
     require_different_data(loader, step)
     batch = loader.batch(step, 0)
-    try:
+    with fitting_in_memory(loader.micro_batch_size):
         loss = model(**{name: ids.to(accelerator.device) for name, ids in batch.items()}).loss
         mean = accelerator.reduce(loss.detach(), "mean").item()
         # DeepSpeed's backward would make a step.
         if accelerator.distributed_type != DistributedType.DEEPSPEED:
             loss.backward()
-    except torch.OutOfMemoryError as error:
-        size = loader.micro_batch_size
-        less = f"give a --micro_batch_size below {size}"
-        if size == 1:
-            less = "try --activation_checkpointing true or a smaller model"
-        raise LaunchError(
-            f"expected a micro-batch of {size} rows to fit in memory, found "
-            f"{str(error).splitlines()[0]}; {less}"
-        ) from error
     missing = [
         name
         for name, parameter in model.named_parameters()
@@ -106,6 +99,27 @@ def try_one_batch(
             f"expected a gradient of every parameter, found none of {', '.join(missing[:3])}"
         )
     return mean
+
+
+@contextlib.contextmanager
+def fitting_in_memory(micro_batch_size: int) -> Iterator[None]:
+    """Within the block, the error of a device that runs out of memory says what to do.
+
+    Raises:
+        LaunchError: in place of what torch raises, which has a class of its own on CUDA alone.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+        less = f"give a --micro_batch_size below {micro_batch_size}"
+        if micro_batch_size == 1:
+            less = "try --activation_checkpointing true or a smaller model"
+        raise LaunchError(
+            f"expected a micro-batch of {micro_batch_size} rows to fit in memory, found "
+            f"{str(error).splitlines()[0]}; {less}"
+        ) from error
 
 
 def require_different_data(loader: ShardLoader, step: int) -> None:
@@ -138,8 +152,10 @@ def surprises_of_saving(seconds: float) -> list[str]:
     After a signal, torch's launcher kills its processes when a time is over, in which they have to
     finish a step, too.
     """
-    limit = float(os.environ.get(SHUTDOWN_TIMEOUT, "30"))
-    if not dist.is_torchelastic_launched() or 2 * seconds < limit:
+    if not dist.is_torchelastic_launched():
+        return []
+    limit = float(os.environ.get(SHUTDOWN_TIMEOUT, "30"))  # the launcher has read it, too
+    if 2 * seconds < limit:
         return []
     return [
         f"a checkpoint took {seconds:.0f} s, and the launcher kills its processes {limit:g} s "

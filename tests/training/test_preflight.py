@@ -69,9 +69,16 @@ def test_a_parameter_without_a_gradient_is_refused_by_name(accelerator, loader):
         try_one_batch(model, loader, accelerator, step=0)
 
 
-def test_a_micro_batch_that_does_not_fit_says_what_to_do(accelerator, loader):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"),
+        RuntimeError("MPS backend out of memory (tried to allocate 2 GiB"),
+    ],
+)
+def test_a_micro_batch_that_does_not_fit_says_what_to_do(accelerator, loader, error):
     def forward(**batch):
-        raise torch.OutOfMemoryError("out of memory. Tried to allocate 2 GiB\nmore")
+        raise error
 
     with pytest.raises(LaunchError, match=r"2 rows to fit .*; give a --micro_batch_size below 2$"):
         try_one_batch(forward, loader, accelerator, step=0)

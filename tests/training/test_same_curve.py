@@ -2,13 +2,23 @@
 
 import re
 import shutil
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from support.paths import REPOSITORY
-from support.training_runs import OVERFITTING, flags, launch, require_same_curve, run_here
+from support.processes import run_process
+from support.training_runs import (
+    OVERFITTING,
+    flags,
+    launch,
+    launcher_of,
+    require_same_curve,
+    run_here,
+)
 
+from modeling_gpt2scratch import GPT2ScratchForCausalLM
 from modeling_gpt2scratch.tracking.metrics import read_metrics
 
 pytestmark = pytest.mark.gate
@@ -53,6 +63,42 @@ def test_replicas_and_shards_have_the_curve_of_one_process(
     assert whole.keys() == shared.keys()
     for name, weight in whole.items():
         torch.testing.assert_close(shared[name], weight, atol=1e-3, rtol=1e-3, msg=name)
+
+
+def test_gradients_are_reduced_once_a_step(small_data, tmp_path):
+    arguments = flags(small_data, tmp_path / "run", **PLAIN, micro_batch_size=4)
+    program = ["tests/support/programs/counted_reductions.py", tmp_path / "count"]
+    command = [sys.executable, *launcher_of("cpu_2proc.yaml"), *program, *arguments]
+    process = run_process(command, cwd=REPOSITORY)
+    assert process.returncode == 0, process.stderr
+    assert re.search(r"[2-9] micro-", process.stdout), process.stdout
+    n_reductions, n_gradients = map(int, (tmp_path / "count").read_text().split())
+    n_parameters = len([*GPT2ScratchForCausalLM.from_pretrained(tmp_path / "run").parameters()])
+    assert (n_reductions, n_gradients) == (12, n_parameters)
+
+
+@pytest.fixture(scope="module")
+def wide_run(small_data, tmp_path_factory):
+    """Runs two processes in bf16, with parameters that fill several of DDP's buckets."""
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on the CPU, and there is no g++")
+    sizes = {"n_layer": 3, "n_embd": 256, "n_head": 4, "micro_batch_size": 4, "max_steps": 3}
+    options = PLAIN | sizes | {"eval_every": 0, "save_every": 0, "mixed_precision": "bf16"}
+
+    def wide_run(compile):
+        output_dir = tmp_path_factory.mktemp("wide") / compile
+        arguments = flags(small_data, output_dir, **options, compile=compile, strict=True)
+        process = launch(*arguments, config="cpu_2proc.yaml")
+        assert process.returncode == 0, process.stderr
+        return [row["loss"] for row in read_metrics(output_dir / "metrics.jsonl")]
+
+    return wide_run
+
+
+def test_compiled_replicas_have_the_losses_of_eager_ones(wide_run):
+    expected = wide_run("no")
+    assert len(expected) == 3
+    assert wide_run("model") == pytest.approx(expected, abs=2e-2)
 
 
 def continued_by_two(small_data, one_process, output_dir, config):

@@ -132,6 +132,15 @@ def test_a_compiled_model_is_saved_under_its_own_names(small_data, tmp_path, mon
     assert GPT2ScratchForCausalLM.from_pretrained(output_dir).num_parameters() > 0
 
 
+@pytest.mark.parametrize(("given", "found"), [("0", "0"), ("", ""), (None, "1")])
+def test_memory_is_taken_in_huge_pages_unless_the_user_says_no(tmp_path, monkeypatch, given, found):
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+    if given is not None:
+        monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", given)
+    assert run_here(monkeypatch, *flags(tmp_path / "none", tmp_path / "run")) == 1
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == found
+
+
 @pytest.mark.gate
 def test_wandb_in_offline_mode_logs_beside_the_jsonl(small_data, tmp_path):
     pytest.importorskip("wandb", reason="the extra `wandb` is not installed")
@@ -198,13 +207,31 @@ def test_a_damaged_shard_is_refused_by_name(
     assert not (tmp_path / "run").exists()
 
 
+def test_memory_that_gives_out_later_is_one_line_with_what_to_do(
+    small_data, tmp_path, monkeypatch, capsys
+):
+    def train_step(run, *others):
+        if run.progress.step == 1:  # the optimizer's moments are there now
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return original(run, *others)
+
+    original = loop.train_step
+    monkeypatch.setattr(loop, "train_step", train_step)
+    arguments = flags(small_data, tmp_path / "run", micro_batch_size=4)
+    code, error = refusal(monkeypatch, capsys, *arguments)
+    assert code == 2 and "found CUDA out of memory. Tried" in error
+    assert error.endswith("; give a --micro_batch_size below 4")
+
+
 def test_a_lost_loss_stops_the_run_before_it_saves(small_data, tmp_path, monkeypatch, capsys):
     # Each step multiplies the weights by -9, until float32 has no number for them.
     steps = {"learning_rate": 1, "weight_decay": 10, "max_steps": 60, "save_every": 15}
     arguments = flags(small_data, tmp_path / "run", eval_every=0, **steps)
     code, error = refusal(monkeypatch, capsys, *arguments)
     assert code == 1 and "expected a finite" in error
-    for weights in (tmp_path / "run").glob("checkpoint-*/model.safetensors"):
+    saved = [*(tmp_path / "run").glob("checkpoint-*/model.safetensors")]
+    assert saved
+    for weights in saved:
         assert all(torch.isfinite(tensor).all() for tensor in load_file(weights).values())
 
 

@@ -6,9 +6,11 @@ import numpy as np
 import torch
 from torch import nn
 
-# Positions that pass through the head together. 128 rows of 50,257 float32 logits are 26 MB, which
-# malloc can reuse; for arrays above 32 MB glibc asks the kernel for fresh pages every time.
-HEAD_ROWS = 128
+# Positions that pass through the head together. On a CPU 128 rows of 50,257 float32 logits are 26
+# MB, which malloc can reuse; for arrays above 32 MB glibc asks the kernel for fresh pages every
+# time. Elsewhere few large kernels are better than many small ones.
+HEAD_ROWS = {"cpu": 128}
+DEFAULT_HEAD_ROWS = 2048
 CACHE_LINE = 16  # float32 numbers
 
 
@@ -30,13 +32,14 @@ def score_tokens(
         ValueError: for log-probs that are not finite.
     """
     all_nats, greedy = [], []
-    firsts = torch.arange(0, len(hidden_states) + HEAD_ROWS, HEAD_ROWS, device=sources.device)
+    n_rows = HEAD_ROWS.get(hidden_states.device.type, DEFAULT_HEAD_ROWS)
+    firsts = torch.arange(0, len(hidden_states) + n_rows, n_rows, device=sources.device)
     sizes = torch.searchsorted(sources, firsts).diff().tolist()
     for chunk, rows, own_targets in zip(
-        hidden_states.split(HEAD_ROWS), sources.split(sizes), targets.split(sizes), strict=True
+        hidden_states.split(n_rows), sources.split(sizes), targets.split(sizes), strict=True
     ):
-        logits = head(chunk).float()  # (up to HEAD_ROWS, V)
-        rows = rows % HEAD_ROWS
+        logits = head(chunk).float()  # (up to n_rows, V)
+        rows = rows % n_rows
         largest, likeliest = logits.max(dim=-1)
         own = logits[rows, own_targets]
         # Cross-entropy in place: a second array of this size costs more than the arithmetic.
@@ -53,7 +56,7 @@ def head_product(head: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
     """`head(hidden_states)` where no gradient is wanted: (N, C) -> (N, V).
 
     A float32 product on a CPU is made into rows that begin at whole cache lines. Where V is odd,
-    as GPT-2's is, AVX-512 takes up to 1.5 times as long for rows without gaps.
+    as GPT-2's is, AVX-512 takes longer for rows without gaps.
     """
     is_float32 = hidden_states.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     if not (_is_plain_linear(head) and is_float32 and hidden_states.device.type == "cpu"):

@@ -65,7 +65,7 @@ def test_scores_are_the_same_in_any_number_of_passes(head, states, monkeypatch):
     targets[4] = log_probs[4].argmax()
     expected = -log_probs.gather(1, targets[:, None]).squeeze(1)
     for rows in (1, 2, 3, 128):
-        monkeypatch.setattr(token_scores, "HEAD_ROWS", rows)
+        monkeypatch.setitem(token_scores.HEAD_ROWS, "cpu", rows)
         nats, is_argmax = score_tokens(
             lambda chunk: head_product(head, chunk), states, sources, targets
         )
