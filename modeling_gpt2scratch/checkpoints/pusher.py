@@ -212,7 +212,9 @@ class RevisionPusher:
             return
         self._failed.clear()
         seconds = round(time.perf_counter() - started, 1)
-        self._record("pushed", step, repository=self._repository, commit=commit, seconds=seconds)
+        self._record_event(
+            "pushed", step=step, repository=self._repository, commit=commit, seconds=seconds
+        )
         tell(f"step {step}: {'sent to' if commit else 'is already at'} {what}")
 
     def _push(self, folder: Path, step: int) -> str | None:
@@ -255,13 +257,7 @@ class RevisionPusher:
     def _note_failure(self, step: int, problem: str) -> None:
         """Says what went wrong, in one line, and notes it among the events."""
         warn(f"{problem}; the run is not affected")
-        self._record("push_failed", step, message=problem)
-
-    def _record(self, event: str, step: int, **values) -> None:
-        try:
-            self._record_event(event, step=step, **values)
-        except OSError as error:  # the disk is full, or the run's directory gone
-            warn(one_line(error))
+        self._record_event("push_failed", step=step, message=problem)
 
 
 def _problem(what: str, error: Exception) -> str:

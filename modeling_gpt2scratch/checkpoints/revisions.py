@@ -7,7 +7,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from modeling_gpt2scratch.common.activity import warn
 from modeling_gpt2scratch.common.checksums import CHECKSUMS_NAME, damage, read_checksums
-from modeling_gpt2scratch.common.errors import SourceError
+from modeling_gpt2scratch.common.errors import SourceError, named
 from modeling_gpt2scratch.common.hub_requests import (
     PUSH_HINTS,
     blob_id,
@@ -54,6 +54,8 @@ def prepare_repository(repository: str, *, private: bool, is_own: bool) -> None:
             raise LaunchError(str(error)) from error
         warn(f"{repository}: {reason_of(cause)}; checkpoints are kept until the Hub answers")
         return
+    except (ValueError, RuntimeError) as error:  # a token that is none, or a proxy's own page
+        raise LaunchError(f"{repository}: expected the Hub, found {named(error)}") from error
     found = [name for name in branches if name.startswith(REVISION_PREFIX)]
     if found and not is_own:
         raise LaunchError(

@@ -31,6 +31,8 @@ UNCLEAR = re.compile(
     r"([A-Za-z][\w+.-]{1,30}://?)"
     rf"(?:[^/?#:@\s]*:[^/?#\s]*@[^/?#@,\s]+/|[^/?#:@\s]+:{NUMBER}+/)[^?#,\s]*@"
 )
+# An address whose query nobody would find, because a space ends an address.
+WITH_A_SPACE = re.compile(r"[A-Za-z][\w+.-]{1,30}://[^\s,]*\s[^?#,]*[?#]\S*=")
 MAIN = "main"  # a repository's branch, if none is named
 HOST_AND_PORT = re.compile(r"[^/]+:\d+")
 
@@ -50,8 +52,10 @@ def store_credentials(text: str) -> str:
     """A text as it may be recorded; the secrets of its addresses are kept for `with_credentials`.
 
     Raises:
-        ValueError: if nobody could say where the password of an address ends.
+        ValueError: if nobody could say where the password of an address ends, or its query begins.
     """
+    if WITH_A_SPACE.match(text):
+        raise ValueError("expected an address that writes a space as %20, found one with a space")
     if any(UNCLEAR.match(match[0]) for match in ADDRESS.finditer(text)):
         raise ValueError(
             f"expected an address that writes @ as %40 in its path, and @ and / as %40 and %2F in "

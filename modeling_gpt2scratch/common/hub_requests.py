@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tenacity
 from huggingface_hub import HfApi, RepoFile, get_token
@@ -18,9 +18,9 @@ from huggingface_hub.errors import (  # the first is of httpx or its successor, 
     HTTPError,
     OfflineModeIsEnabled,
 )
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import get_session, validate_repo_id
 
-from .errors import SourceError, named
+from .errors import SourceError, named, one_line
 from .retries import Retries, TemporaryFailure, asked_wait, is_temporary, retrying, status_of
 
 Result = TypeVar("Result")
@@ -41,6 +41,7 @@ PUSH_HINTS = {
     404: "there is no such user or organization, or this login may not see it",
 }
 DEFAULT_RETRIES = Retries()
+SILENCE_SECONDS = 300.0  # after which a server that says nothing is asked again
 
 
 class DamagedFileError(Exception):
@@ -136,6 +137,7 @@ def with_retries(
         SourceError: if the Hub refuses, or still fails in the end. Whatever else `request` raises
             passes unchanged.
     """
+    _wait_for_no_silent_server()
     logging.getLogger("huggingface_hub.utils._http").addFilter(_hint_at_login)
     attempts = retrying(what, _judge, retries, stop=lambda state: _is_enough(state, retries))
     try:
@@ -169,8 +171,10 @@ def reason_of(error: BaseException) -> str:
     status = status_of(error)
     if status is None:
         return named(error)
-    answer = getattr(error, "server_message", None) or error.response.reason_phrase
-    return f"the Hub answered {status} {' '.join(answer.split())}".rstrip()
+    # aiohttp's errors have no response, and a server may answer with a whole page.
+    answer = getattr(error, "server_message", None)
+    answer = answer or getattr(getattr(error, "response", None), "reason_phrase", "")
+    return f"the Hub answered {status} {one_line(Exception(answer)) if answer else ''}".rstrip()
 
 
 def unreadable(repository: str, error: BaseException) -> SourceError:
@@ -178,6 +182,24 @@ def unreadable(repository: str, error: BaseException) -> SourceError:
     return SourceError(
         f"{repository}: expected a data set of the Hub that can be read, found {named(error)}"
     )
+
+
+def _wait_for_no_silent_server() -> None:
+    """Gives requests of `huggingface_hub` a limit where they have none.
+
+    Its API waits for ever: for a server that accepts and does not answer, or a lost connection.
+    """
+    hooks = get_session().event_hooks["request"]
+    if _set_limit not in hooks:
+        hooks.append(_set_limit)
+
+
+def _set_limit(request: Any) -> None:
+    """Limits the silence that a request of httpx puts up with."""
+    limits = request.extensions.get("timeout", {})
+    if all(seconds is None for seconds in limits.values()):
+        names = ("connect", "read", "write", "pool")
+        request.extensions["timeout"] = dict.fromkeys(names, SILENCE_SECONDS)
 
 
 def _judge(error: BaseException) -> TemporaryFailure | None:

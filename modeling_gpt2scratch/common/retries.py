@@ -4,7 +4,6 @@ Waits double from the first to the longest, unless the server says how long to w
 announced on stderr in one line.
 """
 
-import random
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,11 +55,12 @@ def retrying(
         options: of `tenacity.Retrying`.
     """
 
+    backoff = tenacity.wait_exponential(retries.first_wait_seconds, retries.longest_wait_seconds)
+    backoff += tenacity.wait_random(0, retries.jitter_seconds)
+
     def wait(state: tenacity.RetryCallState) -> float:
         asked = judge(state.outcome.exception()).wait_seconds
-        doubled = retries.first_wait_seconds * 2.0 ** min(state.attempt_number - 1, 60)
-        jitter = random.uniform(0, retries.jitter_seconds)
-        return min(doubled, retries.longest_wait_seconds) + jitter if asked is None else asked
+        return backoff(state) if asked is None else asked
 
     def is_enough(state: tenacity.RetryCallState) -> bool:
         return state.upcoming_sleep > retries.give_up_after_seconds or stop(state)
@@ -95,10 +95,10 @@ def is_temporary(status: int) -> bool:
 
 
 def asked_wait(error: BaseException) -> float | None:
-    """Seconds after which the server wants to be asked again, if it says so."""
+    """Seconds after which the server wants to be asked again, if it says so; 0 says nothing."""
     headers = getattr(getattr(error, "response", error), "headers", None) or {}
     limit = parse_ratelimit_headers(headers)
     if limit is not None and limit.remaining == 0:
         return limit.reset_in_seconds + 1.0
     seconds = headers.get("Retry-After", "")
-    return float(seconds) if seconds.isdigit() else None
+    return (float(seconds) or None) if seconds.isdecimal() else None

@@ -127,21 +127,22 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
         url = call(partial(make_repository, repository, repo_type="model", private=private))
         paths = (path for path in folder.rglob("*") if path.is_file())
         names = sorted(path.relative_to(folder).as_posix() for path in paths)
-        outdated = [
-            name
-            for name in call(partial(api.list_repo_files, repository))
-            if (name in (*RECORD_FILES, *OUTDATED_FILES) or name.startswith(OWN_EVAL_RESULTS))
-            and name not in names
-        ]
-        # Not `upload_folder`, which makes several commits of a large folder.
-        call(
-            lambda: api.create_commit(
-                repository,
-                [CommitOperationAdd(name, folder / name) for name in names]
-                + [CommitOperationDelete(name) for name in outdated],
-                commit_message="Publish a run of GPT2Scratch",
-            )
-        )
+
+        def commit() -> None:
+            # Listed at each try: one whose answer was lost may have been made.
+            outdated = [
+                name
+                for name in api.list_repo_files(repository)
+                if (name in (*RECORD_FILES, *OUTDATED_FILES) or name.startswith(OWN_EVAL_RESULTS))
+                and name not in names
+            ]
+            operations = [CommitOperationAdd(name, folder / name) for name in names]
+            operations += [CommitOperationDelete(name) for name in outdated]
+            message = "Publish a run of GPT2Scratch"
+            # Not `upload_folder`, which makes several commits of a large folder.
+            api.create_commit(repository, operations, commit_message=message)
+
+        call(commit)
     except SourceError:
         raise
     except (ValueError, RuntimeError) as error:  # metadata that the Hub refuses, or its uploader

@@ -329,6 +329,8 @@ def test_a_run_is_refused_without_a_login_a_right_or_a_place_of_its_own(hub, mon
     prepare_repository(REPOSITORY, private=False, is_own=True)
     monkeypatch.setenv("HF_TOKEN", "hf_status_403")
     assert "use a token with write access to the repository" in problem()
+    monkeypatch.setenv("HF_TOKEN", "“hf_quoted”")
+    assert problem().startswith(f"{REPOSITORY}: expected the Hub, found UnicodeEncodeError: ")
     monkeypatch.delenv("HF_TOKEN")
     assert problem().startswith("expected a login at the Hub, found none")
 

@@ -90,6 +90,14 @@ def test_secrets_leave_a_text_and_come_back_for_its_client(text, expected, known
         assert {address: with_credentials(address) for address in known} == known
 
 
+def test_an_address_with_a_space_before_its_query_is_refused_without_a_word_of_it():
+    with pytest.raises(ValueError, match="writes a space as %20, found one with a space$"):
+        store_credentials("https://host/my data?sig=hunter2")
+    for text in ("https://host/a:0.7, https://host/b:0.3", "see https://host/a b? c", "a b?c=d"):
+        assert store_credentials(text) == text
+    assert "hunter2" not in store_credentials("https://h/a:0.7, https://h/b?sig=hunter2:0.3")
+
+
 @pytest.mark.parametrize(
     "password", ["p@ss", "p/ss", "p#ss", "p?ss", "p,ss", "my pass", "pass:word"]
 )

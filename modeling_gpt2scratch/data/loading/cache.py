@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from modeling_gpt2scratch.common.activity import tell
 from modeling_gpt2scratch.common.atomic_files import PARTIAL_SUFFIX, fsync
+from modeling_gpt2scratch.common.errors import file_problem
 
 SUFFIX = ".bin"
 
@@ -72,7 +73,8 @@ class ShardCache:
         with self.lock(name):
             if path.is_file() and path.stat().st_size == n_bytes:
                 try:
-                    os.utime(path)  # used just now
+                    with contextlib.suppress(PermissionError):  # of another user's
+                        os.utime(path)  # used just now
                     if check:
                         check(path)
                     return path
@@ -103,9 +105,14 @@ class ShardCache:
         self._make_folders()  # somebody may have deleted the cache
         lock = FileLock(self._locks / f"{name}.lock", timeout=1)
         while not self.closed.is_set():
-            with contextlib.suppress(Timeout):
+            try:
                 lock.acquire()
                 break
+            except Timeout:
+                continue
+            except PermissionError as error:
+                problem = f"{file_problem(error)}; choose another --data_cache"
+                raise OSError(problem) from error
         else:
             raise Closed
         try:

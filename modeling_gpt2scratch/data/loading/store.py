@@ -26,6 +26,7 @@ from modeling_gpt2scratch.common.activity import tell
 from modeling_gpt2scratch.common.addresses import store_credentials
 from modeling_gpt2scratch.common.atomic_files import write_file
 from modeling_gpt2scratch.common.checksums import file_sha256
+from modeling_gpt2scratch.common.errors import content_instead
 from modeling_gpt2scratch.data.shards.directory import load_manifest, open_shard, shard_bytes
 from modeling_gpt2scratch.data.shards.format import ShardError, check_token_ids
 from modeling_gpt2scratch.data.shards.manifest import (
@@ -321,7 +322,8 @@ def check_shard(path: Path, *, entry: ShardEntry, n_bytes: int) -> None:
     """
     n_found = path.stat().st_size
     if n_found != n_bytes:
-        raise ShardError(f"expected {n_bytes:,} bytes, found {n_found:,}")
+        found = content_instead(path) or f"{n_found:,}"
+        raise ShardError(f"expected {n_bytes:,} bytes, found {found}")
     found = file_sha256(path)
     if found != entry.sha256:
         raise OtherContent(f"expected sha256 {entry.sha256[:16]}..., found {found[:16]}...")
@@ -332,4 +334,4 @@ def _check_json(path: Path) -> None:
     try:
         json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ShardError(f"expected JSON, found {error}") from None
+        raise ShardError(f"expected JSON, found {content_instead(path) or error}") from None

@@ -25,6 +25,7 @@ anew. `gpt2scratch shards merge DIR` merges as well.
 """
 
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,7 +96,7 @@ class ShardWriterStep(PipelineStep):
                 f"expected a tokenizer that exists, found {tokenizer!r}; train one on a part of "
                 f"the text with prepare_data.py and name its output directory"
             )
-        self.output_dir = Path(output_dir)
+        self.output_dir = _directory(output_dir)
         self.arguments = {
             "dataset": dataset,
             "tokenizer": tokenizer,
@@ -199,7 +200,7 @@ class MergeManifests(PipelineStep):
 
     def __init__(self, output_dir: str | Path):
         super().__init__()
-        self.output_dir = Path(output_dir)
+        self.output_dir = _directory(output_dir)
 
     def run(
         self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1
@@ -215,3 +216,14 @@ class MergeManifests(PipelineStep):
             )
         yield from data or ()
         merge_parts(self.output_dir)
+
+
+def _directory(place: str | Path) -> Path:
+    """A directory that all tasks share.
+
+    Raises:
+        ValueError: for an address such as s3://bucket, which would become a folder of that name.
+    """
+    if re.match(r"[A-Za-z][\w+.-]+:/", str(place)):
+        raise ValueError(f"expected a directory that all tasks share, found the address {place}")
+    return Path(place)

@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME
+from modeling_gpt2scratch.data.shards.manifest_checks import is_printable
 
 from .docstrings import DOCSTRINGS, DocstringFile
 from .file_queue import File
@@ -70,7 +71,8 @@ def open_sources(
         revisions: of streamed data sets of the Hub, the commit at which one that was begun goes on.
 
     Raises:
-        SourceError: if there is no such file or data set, a name means two, or `subset` none.
+        SourceError: if there is no such file or data set, a name means two or cannot be printed,
+            or `subset` means none.
         ValueError: if the weights do not sum to 1.
     """
     sources = [
@@ -79,6 +81,12 @@ def open_sources(
         )
         for name, weight in parse_mixture(dataset, flag="--dataset")
     ]
+    for source in sources:
+        if not is_printable(source.name):  # which would stand in the manifest
+            raise SourceError(
+                f"expected --dataset with names of printable characters, found {source.name!r}; "
+                f"rename the file"
+            )
     if subset is not None and subset not in [source.subset for source in sources]:
         raise SourceError(
             f"expected --subset for a data set of the Hub that names none, found {subset} for "

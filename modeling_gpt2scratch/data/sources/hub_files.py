@@ -8,6 +8,7 @@ Only names travel until `fetch`; what it returns has the size and the checksum t
 
 import difflib
 import re
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -200,9 +201,11 @@ def _list_once(repository: str, subset: str | None, revision: str | None) -> lis
     import datasets
 
     sha = HfApi().dataset_info(repository, revision=revision, expand=["sha"]).sha
-    source = f"hf://datasets/{repository}"  # never a local directory of that name
+    # Never a local directory of that name, nor what an earlier download left in a cache.
+    source = f"hf://datasets/{repository}"
     try:
-        builder = datasets.load_dataset_builder(source, subset, revision=sha)
+        with tempfile.TemporaryDirectory() as empty:
+            builder = datasets.load_dataset_builder(source, subset, revision=sha, cache_dir=empty)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise SourceError(
             f"{repository}: {one_line(error)} Check the name, or {LOGIN_HINT}"

@@ -1,6 +1,7 @@
 """A data set of the Hub whose files only the `datasets` library can read, streamed."""
 
 import contextlib
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,10 +60,11 @@ class HubStream:
         rules = RowRules(text_column=self.text_column, where=tuple(where))
         bad_rows = bad_rows or BadRows()
         n_rows = skip_rows
+        # Never a local directory of that name, nor what an earlier download left in a cache.
+        source, empty = f"hf://datasets/{self.repository}", tempfile.TemporaryDirectory()
+        options = {"split": "train", "streaming": True, "revision": self.revision}
         try:
-            rows = datasets.load_dataset(
-                self.repository, self.subset, split="train", streaming=True, revision=self.revision
-            )
+            rows = datasets.load_dataset(source, self.subset, cache_dir=empty.name, **options)
             # An iterator that is only dropped may leave threads that keep the process from ending.
             with contextlib.closing(iter(rows.skip(skip_rows))) as iterator:
                 for n_rows, row in enumerate(iterator, start=skip_rows + 1):
@@ -75,3 +77,5 @@ class HubStream:
             raise
         except Exception as error:  # of the network, the file system, or any file format
             raise unreadable(f"{self.repository}{behind(n_rows)}", error) from error
+        finally:
+            empty.cleanup()

@@ -9,6 +9,7 @@ import threading
 
 import pytest
 import torch
+from filelock import FileLock
 from support.counting_shards import N_SHARDS, SHARD_BYTES, batches_of, cache_of, opened
 from support.processes import PATIENCE
 from support.servers.faulty_server import delay, serve
@@ -81,6 +82,16 @@ def test_who_waits_for_a_lock_is_freed_when_the_cache_closes(tmp_path):
         closing.start()
         with pytest.raises(Closed):
             cache.get("a", 100, download=lambda path: None)
+
+
+def test_a_cache_of_another_user_says_which_flag_chooses_one(tmp_path, monkeypatch):
+    def acquire(self, **options):
+        raise PermissionError(errno.EACCES, "Permission denied", self.lock_file)
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    cache = ShardCache(tmp_path, limit_bytes=300)
+    with pytest.raises(OSError, match=r"a\.lock: .* denied; choose another --data_cache"):
+        cache.get("a", 100, download=lambda path: None)
 
 
 def test_a_download_under_way_has_its_place_in_the_cache(tmp_path):

@@ -23,7 +23,7 @@ from support.token_directories import edit_manifest
 
 from modeling_gpt2scratch.data.loading import store as store_module
 from modeling_gpt2scratch.data.loading.loader import TokenWindows
-from modeling_gpt2scratch.data.loading.store import LocalStore, RemoteStore
+from modeling_gpt2scratch.data.loading.store import LocalStore, RemoteStore, check_shard
 from modeling_gpt2scratch.data.shards.adoption import adopt
 from modeling_gpt2scratch.data.shards.directory import load_own_tokenizer
 from modeling_gpt2scratch.data.shards.format import ShardError
@@ -94,6 +94,15 @@ def test_a_remote_directory_without_a_manifest_is_refused_by_its_address(data, t
     with serve(data) as server, pytest.raises(ShardError) as caught:
         RemoteStore(server.address, cache_of(tmp_path / "cache"))
     assert str(caught.value).startswith(f"{server.address}/manifest.json: expected gpt2scratch-")
+
+
+def test_a_pointer_in_place_of_a_shard_is_named(data):
+    entry = Manifest.load(data).splits["train"].shards[0]
+    path = data / entry.file
+    n_bytes = path.stat().st_size
+    path.write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ShardError, match=r"expected [\d,]+ bytes, found a Git-LFS pointer; run"):
+        check_shard(path, entry=entry, n_bytes=n_bytes)
 
 
 def test_a_changed_data_set_is_fetched_anew_and_an_unchanged_one_is_not(data, tmp_path):

@@ -276,6 +276,13 @@ def test_an_argument_out_of_range_is_refused_before_any_task_starts(tmp_path, ch
         ShardWriterStep(tmp_path, **changes)
 
 
+@pytest.mark.parametrize("kind", [ShardWriterStep, MergeManifests])
+def test_an_address_is_no_directory(kind):
+    for address in ("s3://bucket/data", Path("hf://datasets/user/data")):
+        with pytest.raises(ValueError, match="expected a directory that all tasks share, found th"):
+            kind(address)
+
+
 def test_merging_in_several_tasks_is_refused(tmp_path):
     with pytest.raises(ValueError, match="expected MergeManifests in a pipeline with tasks=1"):
         list(MergeManifests(tmp_path).run(None, 0, 2))

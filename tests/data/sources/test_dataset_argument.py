@@ -38,6 +38,14 @@ def test_one_bad_file_of_a_glob_is_refused_before_any_is_read(tmp_path):
     assert str(caught.value).startswith(f"{path}: ")
 
 
+@pytest.mark.parametrize("letter", ["\n", "\r", "\t\n", "\x1b", "\u2028", "\x85"])
+def test_a_name_that_no_manifest_could_hold_is_refused(tmp_path, letter):
+    path = written(tmp_path / f"two{letter}lines.txt", b"text")
+    for dataset in (path, tmp_path / f"two{letter}*"):
+        with pytest.raises(SourceError, match="expected --dataset with names of printable char"):
+            open_sources(str(dataset))
+
+
 def test_a_name_that_leads_nowhere_is_compared_with_the_presets(tmp_path, monkeypatch):
     def list_files(repository, **keywords):
         raise SourceError(f"{repository}: the Hub answered 404 Not Found")

@@ -2,9 +2,11 @@
 
 import contextlib
 import hashlib
+import math
 import os
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from support.hub_data import CARD, FILES, REPOSITORY, hub_file, parquet
 from support.servers import fake_hub
 from support.servers.fake_hub_handler import commit_of
 
+from modeling_gpt2scratch.common import hub_requests
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.common.hub_requests import MAX_DAMAGED_DOWNLOADS
 from modeling_gpt2scratch.common.retries import Retries
@@ -54,6 +57,17 @@ def test_a_subset_is_what_the_data_set_card_says(serve):
     assert (files[0].n_bytes, files[0].revision) == (len(content), fake_hub.COMMIT)
     assert files[0].sha256 == hashlib.sha256(content).hexdigest()
     assert not [line for line in hub.requests if re.match("GET .*parquet", line)]
+
+
+def test_a_hub_that_accepts_and_never_answers_is_asked_again_and_given_up(serve, monkeypatch):
+    monkeypatch.setattr(hub_requests, "SILENCE_SECONDS", 0.3)
+    hub, never = serve(FILES), threading.Event()
+    hub.fail("GET /api/datasets", never, times=math.inf)
+    try:
+        with pytest.raises(SourceError, match=r"ReadTimeout.*2 times; run the same command again"):
+            list_files(REPOSITORY, retries=Retries(0.1, 0.1, give_up_after_seconds=0.1))
+    finally:
+        never.set()
 
 
 def test_files_without_a_card_are_found_by_their_names(serve):

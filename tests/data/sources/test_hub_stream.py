@@ -51,6 +51,13 @@ def test_rows_are_counted_and_can_be_skipped(read):
     assert read(files, skip_rows=7) == []
 
 
+def test_a_local_directory_of_the_same_name_is_not_read(read, tmp_path, monkeypatch):
+    (tmp_path / REPOSITORY).mkdir(parents=True)
+    (tmp_path / REPOSITORY / "train.json").write_bytes(jsonl("another text"))
+    monkeypatch.chdir(tmp_path)
+    assert read({"train/0.json": jsonl(*TEXTS[:2])}) == [(1, TEXTS[0]), (2, TEXTS[1])]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
