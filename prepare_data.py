@@ -6,7 +6,6 @@ its name only when it is complete. If it stops for any reason, even a full disk,
 command again: it continues where it was and writes the same bytes.
 """
 
-import sys
 from pathlib import Path
 
 PROGRAM = "prepare_data.py"
@@ -21,7 +20,7 @@ def main() -> None:
     with readable_output(), Interruptible(PROGRAM) as ctrl_c:
         # `--help` needs only these.
         from modeling_gpt2scratch.common.command_line import parse_config, with_place
-        from modeling_gpt2scratch.common.errors import MendableError, last_line
+        from modeling_gpt2scratch.common.errors import ending_in_one_line
         from modeling_gpt2scratch.data.preparation.configuration import PrepareConfig
 
         config = parse_config(PrepareConfig, description=__doc__)
@@ -31,7 +30,7 @@ def main() -> None:
             from modeling_gpt2scratch.data.preparation.prepare import prepare
             from modeling_gpt2scratch.hub.datasets import push_data
 
-        try:
+        with ending_in_one_line(PROGRAM, placed=with_place):
             if config.push_to_hub:
                 require_login()
             manifest = prepare(config)
@@ -44,10 +43,6 @@ def main() -> None:
                 repository, private = config.push_to_hub, config.private
                 with activity("uploading"):
                     print(push_data(Path(config.output_dir), repository, private=private))
-        except BrokenPipeError:
-            raise
-        except (MendableError, OSError) as error:
-            sys.exit(f"{PROGRAM}: error: {with_place(last_line(error))}")
 
 
 if __name__ == "__main__":

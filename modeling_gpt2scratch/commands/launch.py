@@ -32,7 +32,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             from torch.distributed.elastic.agent.server import api as agent
             from torch.distributed.elastic.multiprocessing import SignalException
             from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-            from torch.distributed.elastic.rendezvous import RendezvousError
         parser = launch_command_parser()
         parser.prog = PROGRAM
         arguments = parser.parse_args(argv)
@@ -56,8 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         end(f"process {rank}", failure.exitcode)
     except SignalException as error:
         sys.exit(128 + error.sigval)
-    except (ValueError, OSError, ImportError, RuntimeError, RendezvousError) as error:
-        # A configuration that does not fit, or another machine that cannot be reached.
+    except Exception as error:
+        # A configuration that does not fit, or another machine that cannot be reached: Accelerate
+        # and torch raise whatever they meet.
         sys.exit(f"{PROGRAM}: error: {in_words(error)}")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from modeling_gpt2scratch.common.activity import activity, tell
 from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser, number
-from modeling_gpt2scratch.common.errors import last_line
+from modeling_gpt2scratch.common.errors import ending_in_one_line
 from modeling_gpt2scratch.common.interruptions import Interruptible
 from modeling_gpt2scratch.common.sampling import TEMPERATURE, TOP_K
 from modeling_gpt2scratch.common.threads import let_waiting_threads_rest
@@ -27,12 +27,8 @@ STANDARD_INPUT = "-"
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, writes, and turns what is wrong with the input into one line and an exit code."""
     arguments = _parse_arguments(argv)
-    try:
+    with ending_in_one_line(PROGRAM, ValueError):
         _write(arguments, [*arguments.prompt, *_prompts_of(arguments.prompts_file)])
-    except BrokenPipeError:  # nothing to mend
-        raise
-    except (ValueError, OSError) as error:
-        sys.exit(f"{PROGRAM}: error: {last_line(error)}")
 
 
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

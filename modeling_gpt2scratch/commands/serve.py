@@ -19,7 +19,7 @@ from pathlib import Path
 
 from modeling_gpt2scratch.common.activity import activity
 from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser, number
-from modeling_gpt2scratch.common.errors import last_line
+from modeling_gpt2scratch.common.errors import ending_in_one_line
 from modeling_gpt2scratch.common.interruptions import Interruptible
 from modeling_gpt2scratch.common.threads import let_waiting_threads_rest
 from modeling_gpt2scratch.common.user_cache import user_cache
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     let_waiting_threads_rest()
     with Interruptible(PROGRAM) as ctrl_c:
-        try:
+        with ending_in_one_line(PROGRAM, ValueError):
             port = _free_port(arguments.host, arguments.port)
             with activity(f"copying {arguments.model} as a stock gpt2"):
                 with ctrl_c.ending_at_once():
@@ -51,10 +51,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                     from modeling_gpt2scratch.interchange.serving import copy_for_serving
                 quiet_transformers()
                 cache, name = copy_for_serving(arguments.model, user_cache() / CACHE_FOLDER)
-        except BrokenPipeError:
-            raise
-        except (ValueError, OSError) as error:
-            sys.exit(f"{PROGRAM}: error: {last_line(error)}")
         _serve(cache, name, arguments.host, port)
 
 

@@ -89,6 +89,11 @@ class OneLineErrorParser(argparse.ArgumentParser):
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None):
         """As in argparse."""
         args = [with_underscores(part) for part in (sys.argv[1:] if args is None else args)]
+        for part in args:
+            try:
+                part.encode()
+            except UnicodeEncodeError:  # what is recorded could not be written
+                self.error(f"expected arguments in UTF-8, found {ascii(part)}")
         return super().parse_known_args(args, namespace)
 
     def note(self, message: str) -> None:

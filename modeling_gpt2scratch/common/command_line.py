@@ -15,6 +15,7 @@ written: the argument that is a directory to be made, in which no recipe may be.
 import argparse
 import dataclasses
 import difflib
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -210,13 +211,14 @@ def raw_recipe(path: str, *, flag: str) -> dict[str, Any]:
         if size > MAX_RECIPE_BYTES:
             raise ValueError(f"{expected} {size:,} bytes of something")
         recipe = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_RecipeLoader)
+        json.dumps(recipe, ensure_ascii=False).encode()  # YAML lets "\\ud800" pass for a text
     except FileNotFoundError:
         directory, name = Path(path).parent, Path(path).name
         beside = [file.name for file in directory.glob("*.y*ml")]
         close = difflib.get_close_matches(name, beside, n=1)
         hint = f"did you mean {directory / close[0]}?" if close else f"you are in {Path.cwd()}"
         raise ValueError(f"{expected} no file; {hint}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{expected} {reason}") from None
     except RecursionError:

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .addresses import redacted
@@ -63,14 +63,22 @@ def last_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def ending_in_one_line(program: str) -> Iterator[None]:
-    """Within the block, what the user can mend ends the program in one line and with code 1."""
+def ending_in_one_line(
+    program: str, *kinds: type[Exception], placed: Callable[[str], str] = str
+) -> Iterator[None]:
+    """Within the block, what the user can mend ends the program in one line and with code 1.
+
+    Args:
+        program: its name, at the head of the line.
+        kinds: errors that count as mendable besides `MendableError` and `OSError`.
+        placed: adds to a message where its cause stands.
+    """
     try:
         yield
     except BrokenPipeError:  # who reads the output, such as `head`, has enough: nothing to mend
         raise
-    except (MendableError, OSError) as error:
-        sys.exit(f"{program}: error: {last_line(error)}")
+    except (MendableError, OSError, *kinds) as error:
+        sys.exit(f"{program}: error: {placed(last_line(error))}")
 
 
 def content_instead(path: Path) -> str | None:

@@ -158,8 +158,8 @@ def _require_types(row: dict, texts: Sequence[str] | None) -> None:
 
 
 def _fits_a_float(number: int | float) -> bool:
-    """Whether whoever computes with a number meets no OverflowError."""
-    return isinstance(number, float) or abs(number) <= sys.float_info.max
+    """Whether whoever computes with a number meets no OverflowError, infinity or NaN."""
+    return abs(number) <= sys.float_info.max
 
 
 def _require_count(row: dict, key: str) -> None:

@@ -45,7 +45,7 @@ def load_of_others() -> float:
 
     Where the system does not count them (macOS, Windows), the cores that are busy.
     """
-    n_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    n_processes = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)  # a script may leave it empty
     try:
         others = []
         for _ in range(N_LOOKS):  # the load average would be a minute late

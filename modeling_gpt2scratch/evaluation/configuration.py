@@ -4,22 +4,14 @@ import argparse
 import contextlib
 import dataclasses
 import itertools
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, NoReturn
 
 from modeling_gpt2scratch.checkpoints.retention import STATE_NAME
-from modeling_gpt2scratch.common.activity import tell
-from modeling_gpt2scratch.common.addresses import (
-    redact_fields,
-    redacted,
-    split_revision,
-    take_arguments,
-)
-from modeling_gpt2scratch.common.argument_parser import with_underscores
+from modeling_gpt2scratch.common.addresses import redact_fields, split_revision, take_arguments
+from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser, with_underscores
 from modeling_gpt2scratch.common.command_line import (
     EMPTY,
     ArgumentError,
@@ -262,9 +254,7 @@ def default_output_dir(model: str) -> str:
 
 def refuse(problem: str) -> NoReturn:
     """Ends the program as its parser does: in one line of each machine."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        tell(f"{PROGRAM}: error: {redacted(problem)}", file=sys.stderr)
-    sys.exit(2)
+    OneLineErrorParser(prog=PROGRAM).error(problem)
 
 
 def _include_path(argv: Sequence[str]) -> str | None:

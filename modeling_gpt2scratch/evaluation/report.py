@@ -24,6 +24,8 @@ from .results.table import markdown_table, table_notes
 from .tasks.samples import NO_CHECKSUM, UNCHECKED
 from .tasks.task import Task
 
+MAX_FOLDER_BYTES = 200  # of its name; a file system takes 255
+
 
 @dataclass
 class Comparison:
@@ -83,7 +85,7 @@ def report(
         write_file(output_dir / PAGE_NAME, page)
     except ImportError as error:  # of the page, on a machine with little more than torch
         tell(f"no {PAGE_NAME}: {error}", file=sys.stderr)
-    except OSError as error:
+    except (OSError, UnicodeEncodeError) as error:
         problem = f"--output_dir: expected to write to {output_dir}, found {error}"
     print(table, "", *notes, sep="\n")
     if problem:
@@ -160,15 +162,16 @@ def write_files(
     """
     models, tasks = comparison.models, comparison.tasks
     now = datetime.now(UTC)
-    shared = {"batch_size": config.batch_tokens, "device": config.device}
+    shared = {"batch_size": config.tokens_of_pass, "device": config.device}
     shared |= {"limit": config.limit, "dtype": config.dtype}
     sources = {name: task.data.source(config.selection(name)) for name, task in tasks.items()}
     contents = [
         model_content(model, tasks, config=shared, sources=sources, date=now.timestamp())
         for model in models
     ]
+    parsed = {"tasks": list(config.kinds), "batch_tokens": config.tokens_of_pass}
     content = results_content(
-        dataclasses.asdict(config) | {"tasks": list(config.kinds)},
+        dataclasses.asdict(config) | parsed,
         contents,
         date=now.isoformat(timespec="seconds"),
         is_complete=comparison.is_complete,
@@ -176,8 +179,13 @@ def write_files(
     )
     _write(output_dir / RESULTS_FILE, content)
     stamp = now.strftime("%Y-%m-%dT%H-%M-%S.%f")
+    taken: set[Path] = set()
     for model, content in zip(models, contents, strict=True):
-        folder = output_dir / HARNESS_FOLDER / content["model_name_sanitized"]
+        name = content["model_name_sanitized"].encode()[-MAX_FOLDER_BYTES:].decode(errors="ignore")
+        folder = output_dir / HARNESS_FOLDER / name
+        while folder in taken:  # runs/a/b and runs/a__b
+            folder = folder.with_name(f"{folder.name}_")
+        taken.add(folder)
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / f"results_{stamp}.json", content)
         if config.log_samples:

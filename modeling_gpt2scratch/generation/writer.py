@@ -87,7 +87,7 @@ class Writer:
             torch.manual_seed(seed)
             stream.show(input_ids)
             self._continue(input_ids, sampling, stream)
-        except (RuntimeError, ValueError, IndexError) as error:  # torch has no class of its own
+        except Exception as error:  # torch and tokenizers have no classes of their own
             raise WriterError(f"{self.name}: cannot write: {in_words(error)}") from error
         finally:
             stream.finish()

@@ -115,7 +115,7 @@ def largest_by_estimate(trial: Trial, sizes: list[int]) -> int:
     sizes = [size for size in sizes if size <= most]
     if sizes == [1]:
         return 1
-    budget = CPU_SHARE * available_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    budget = CPU_SHARE * available_memory() / int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
     of_one, of_two = tensor_bytes(trial, 1), tensor_bytes(trial, 2)
     rest = budget - STATE_PER_WEIGHT * trial.weight_bytes - of_one
     n_rows = 1 + max(0, int(rest / max(1, of_two - of_one)))

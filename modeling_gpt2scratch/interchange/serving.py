@@ -36,6 +36,7 @@ from .foreign_checkpoints import ConversionError
 
 # What of a run is in its copy.
 SOURCES = ("config.json", "generation_config.json", "model*.safetensors*", "tokenizer*.json")
+SOURCES += ("pytorch_model*", "vocab.*", "merges.txt")
 SOURCES += ("*.jinja", "special_tokens_map.json", "added_tokens.json")
 # For clients that only chat; the model writes on from the last message.
 CHAT_TEMPLATE = "{{ messages[-1]['content'] }}"

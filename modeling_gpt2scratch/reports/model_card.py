@@ -14,6 +14,8 @@ from tabulate import tabulate
 
 from modeling_gpt2scratch.data.sources.docstrings import DOCSTRINGS
 from modeling_gpt2scratch.data.tokens.names import BYTES, GPT2, TRAINED_PREFIX
+from modeling_gpt2scratch.evaluation.results.published_numbers import OPENAI_MODELS
+from modeling_gpt2scratch.evaluation.results.table import format_number
 
 from .scores import (
     NATS,
@@ -55,7 +57,6 @@ DEPENDENT_ARGUMENTS = {
     "decay_steps": ("schedule", "wsd"),
     "spike_threshold": ("rollback_on_spike", True),
 }
-OPENAI_MODELS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 USAGE = """\
 ## How to use
 
@@ -209,7 +210,8 @@ def _results(results: dict | None, repository: str) -> str:
             for key, (value, stderr) in estimates_of(cell).items():
                 metric = key.removesuffix(NATS)
                 arrow = "↑" if measured["higher_is_better"][task][metric] else "↓"
-                text = _number(value) + ("" if stderr is None else f" ± {_number(stderr)}")
+                text = format_number(value)
+                text += "" if stderr is None else f" ± {format_number(stderr)}"
                 text = f"e^{text}" if key != metric else text  # too large for a number
                 row = [task, protocol, samples, f"{metric} {arrow}", model, text]
                 rows.setdefault((task, metric), []).append(row)
@@ -359,8 +361,3 @@ def _limits(records: RunRecords) -> str:
             f"on WebText, 40 GB of text or some ten billion tokens; how often was not published."
         )
     return "## Limits\n\n" + "\n".join(f"- {point}" for point in points)
-
-
-def _number(value: float) -> str:
-    """Four decimals; from a million on, scientific notation."""
-    return f"{value:.4f}" if value < 1e6 else f"{value:.4e}"

@@ -31,6 +31,7 @@ from .run_html import HTML_NAME, run_html
 TITLE = "Report of a training run"
 REPORT_NAME = "report.md"
 CURVES_NAME = "curves.png"
+MAX_SECONDS = 1e9  # of a training, three decades; more is a damaged number
 
 # What decided the result, in one line; the rest is in train_config.json.
 SETTINGS = (
@@ -196,8 +197,9 @@ def _results(
 
 def _costs(rows: Sequence[dict]) -> Iterator[tuple[str, str]]:
     """Time, speed and memory."""
-    if "elapsed_seconds" in rows[-1]:
-        yield "Time in training", str(timedelta(seconds=round(rows[-1]["elapsed_seconds"])))
+    seconds = rows[-1].get("elapsed_seconds")
+    if seconds is not None and 0 <= seconds < MAX_SECONDS:
+        yield "Time in training", str(timedelta(seconds=round(seconds)))
     shares = {"mfu": "Model FLOP/s utilisation, median", "data_wait": "Waiting for data, median"}
     if speeds := _values(rows, "tokens_per_second"):
         yield "Tokens per second, median", f"{statistics.median(speeds):,.0f}"

@@ -8,7 +8,9 @@ from pathlib import Path
 from accelerate import PartialState
 from accelerate.tracking import GeneralTracker, on_main_process
 
+from modeling_gpt2scratch.common.activity import warn
 from modeling_gpt2scratch.common.atomic_files import write_json_lines
+from modeling_gpt2scratch.common.errors import file_problem
 from modeling_gpt2scratch.common.json_lines import append_json_line, read_json_lines
 
 METRICS_NAME = "metrics.jsonl"
@@ -49,7 +51,7 @@ class JsonlTracker(GeneralTracker):
         """Drops the lines after a step to which the run goes back."""
         rows = [row for row in read_metrics(self._path) if row["step"] <= step]
         self.last_step = max((row["step"] for row in rows), default=0)
-        self._replace(rows)
+        write_json_lines(self._path, rows)
 
     @on_main_process
     def store_init_configuration(self, values: dict) -> None:
@@ -63,9 +65,6 @@ class JsonlTracker(GeneralTracker):
             return
         rows = read_metrics(self._path)
         rows[-1] |= finite(values)
-        self._replace(rows)
-
-    def _replace(self, rows: list[dict]) -> None:
         write_json_lines(self._path, rows)
 
 
@@ -85,7 +84,10 @@ class EventLog:
             return
         now = datetime.now(UTC).isoformat(timespec="seconds")
         row = {"time": now, "event": event, "step": step} | finite(values)
-        append_json_line(self._path, row)
+        try:
+            append_json_line(self._path, row)
+        except OSError as error:  # such as a disk that is full for a while
+            warn(f"{event} at step {step} is not logged: {file_problem(error)}; the run goes on")
 
 
 def finite(values: dict) -> dict:

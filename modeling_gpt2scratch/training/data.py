@@ -233,9 +233,9 @@ def _refuse_uneven_shares(config: TrainConfig, world_size: int, micro_batch_size
             advice = f"--micro_batch_size can be {fitting}"
         nearest = max(1, round(config.total_batch_tokens / divisor)) * divisor
         raise LaunchError(
-            f"expected --total_batch_tokens divisible by sequence_length x micro_batch_size x "
-            f"processes = {config.sequence_length} x {micro_batch_size} x {world_size} = "
-            f"{divisor}, found {config.total_batch_tokens}; {advice}. In a new run, "
+            f"--total_batch_tokens: expected a number divisible by sequence_length x "
+            f"micro_batch_size x processes = {config.sequence_length} x {micro_batch_size} x "
+            f"{world_size} = {divisor}, found {config.total_batch_tokens}; {advice}. In a new run, "
             f"--total_batch_tokens can be {nearest}"
         )
 

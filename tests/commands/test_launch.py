@@ -101,6 +101,7 @@ def test_a_configuration_that_is_none_is_one_line(launch, tmp_path, content, fou
         ImportError("DeepSpeed is not installed"),
         RendezvousError("no answer"),
         RuntimeError("no backend\nfor fp8"),
+        AttributeError("'int' object has no attribute 'split'"),
         torch.distributed.DistNetworkError("the client socket has timed out"),
     ],
 )

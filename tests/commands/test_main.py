@@ -126,8 +126,9 @@ def test_the_package_runs_as_a_module_without_a_warning(ours):
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("words", [["--help"], ["shards", "inspect", "LICENSE", "LICENSE"]])
-def test_a_reader_who_has_enough_ends_the_command_without_a_word(words, unbuffered):
+@pytest.mark.parametrize("words", [["--help"], ["shards", "inspect", "DATA", "DATA"]])
+def test_a_reader_who_has_enough_ends_the_command_without_a_word(words, unbuffered, ours):
+    words = [str(ours) if word == "DATA" else word for word in words]
     read, write = os.pipe()
     os.close(read)
     environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
@@ -138,7 +139,7 @@ def test_a_reader_who_has_enough_ends_the_command_without_a_word(words, unbuffer
             **{"cwd": REPOSITORY, "env": environment},
         )
     assert process.returncode in (0, 1)
-    assert "Broken pipe" not in process.stderr and "BrokenPipe" not in process.stderr
+    assert process.stderr == ""
 
 
 @pytest.mark.parametrize(

@@ -130,8 +130,8 @@ def check_options(client, request: dict, text: str) -> None:
     with pytest.raises(openai.UnprocessableEntityError):
         client.completions.create(**request, extra_body={"top_k": 3})
     stop = text[5:8]
-    answer = client.completions.create(**request, max_tokens=30, stop=[stop])
-    assert stop in answer.choices[0].text and text.startswith(answer.choices[0].text)
+    (choice,) = client.completions.create(**request, max_tokens=30, stop=[stop]).choices
+    assert stop in choice.text and text.startswith(choice.text) and choice.text != text
 
 
 @pytest.mark.gate

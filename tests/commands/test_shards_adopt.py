@@ -80,6 +80,19 @@ def test_files_are_read_where_they_lie(tmp_path, run, tokenizer, tokenizer_dir, 
     assert task.encode(task.tokenizer, None).tolist() == val
 
 
+@pytest.mark.parametrize("name", ["data\\\\train.npy", "train\n.npy", "train\udce9.npy"])
+def test_a_file_whose_name_no_manifest_could_hold_is_refused(tmp_path, run, tokenizer_dir, name):
+    directory = tmp_path / "foreign"
+    directory.mkdir()
+    np.save(directory / "train.npy", np.array([269, 5], dtype=np.uint16))
+    (directory / "train.npy").rename(directory / name)
+    for verb in (("adopt", directory), ("convert", directory, tmp_path / "out", "--to", "ours")):
+        code, (line,) = run(*verb, "--tokenizer", tokenizer_dir)
+        assert code == 1
+        assert line.endswith(f"names that any system can hold, found {name!r}; rename it")
+    assert not (directory / "manifest.json").exists() and not (tmp_path / "out").exists()
+
+
 def test_files_of_several_formats_and_types_are_one_stream(tmp_path, run, tokenizer_dir):
     directory = tmp_path / "mixed"
     directory.mkdir()

@@ -68,6 +68,15 @@ def test_help_names_the_defaults_that_there_are_and_what_must_be_given(capsys, m
         assert said in text
 
 
+def test_a_name_that_is_not_utf_8_is_refused(capsys):
+    parser = OneLineErrorParser(prog="test")
+    parser.add_argument("files", nargs="*")
+    with pytest.raises(SystemExit, match="^2$"):
+        parser.parse_args(["café.txt", "caf\udce9.txt"])
+    expected = r"test: error: expected arguments in UTF-8, found 'caf\udce9.txt'"
+    assert capsys.readouterr().err == f"{expected}\n"
+
+
 @pytest.mark.parametrize("spelled", ["--max_steps=3", "--max-steps=3"])
 def test_a_flag_is_spelled_with_underscores_or_hyphens(spelled):
     parser = OneLineErrorParser()

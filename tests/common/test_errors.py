@@ -26,6 +26,15 @@ def test_what_the_user_can_mend_ends_a_command_in_one_line(error):
     assert ended.value.code == "gpt2scratch plot: error: a.txt: empty"
 
 
+def test_a_command_may_name_more_kinds_and_say_where_the_cause_stands():
+    with (
+        pytest.raises(SystemExit) as ended,
+        ending_in_one_line("p.py", ValueError, placed="in a.yaml: {}".format),
+    ):
+        raise ValueError("no number")
+    assert ended.value.code == "p.py: error: in a.yaml: no number"
+
+
 @pytest.mark.parametrize("kind", [BrokenPipeError, ValueError, KeyboardInterrupt])
 def test_what_nobody_can_mend_is_passed_on(kind):
     with pytest.raises(kind), ending_in_one_line("gpt2scratch plot"):

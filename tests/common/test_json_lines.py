@@ -89,7 +89,11 @@ def test_lines_whose_numbers_do_not_rise_are_left_out_and_no_others(log, steps, 
 
 
 @pytest.mark.parametrize(
-    "value", ['"loss": "2.5"', '"loss": [2.5]', f'"loss": {10**400}', '"sample": 2.5']
+    "value",
+    [
+        *('"loss": "2.5"', '"loss": [2.5]', '"sample": 2.5'),
+        *(f'"loss": {10**400}', '"loss": NaN', '"loss": -Infinity', '"loss": Infinity'),
+    ],
 )
 def test_a_text_in_place_of_a_number_and_a_number_that_no_float_holds_are_bad_lines(log, value):
     with open(log, "ab") as file:

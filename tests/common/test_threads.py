@@ -72,6 +72,7 @@ def test_the_load_is_of_this_moment_and_leaves_out_the_processes_of_this_launch(
     assert load("0.00 0.00 0.00 1/150 77\n") == 0.0
     assert load("0.00 0.00 0.00 5/150 77\n", LOCAL_WORLD_SIZE="4") == 1.0
     assert load("0.00 0.00 0.00 2/150 77\n", LOCAL_WORLD_SIZE="4") == 0.0
+    assert load("0.00 0.00 0.00 2/150 77\n", LOCAL_WORLD_SIZE="") == 1.0
 
 
 def test_threads_of_its_own_are_no_load_of_others(load):

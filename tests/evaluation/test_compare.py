@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from support.evaluation import compare
 from support.paths import REPOSITORY
 
 from modeling_gpt2scratch.evaluation.configuration import default_output_dir
+from modeling_gpt2scratch.reports.record_checks import check_evaluation
 
 N_PASSAGES = 12
 
@@ -248,3 +250,30 @@ def test_an_output_directory_that_is_a_file_is_a_bad_argument(inputs, tmp_path, 
         )
     assert caught.value.code == 2
     assert "--output_dir: expected a directory" in capsys.readouterr().err
+
+
+def test_another_programs_results_are_never_replaced(inputs, arguments, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    path = tmp_path / "out" / "results.json"
+    path.write_text('{"results": {}}')
+    with pytest.raises(SystemExit) as caught:
+        compare.main(["--models", str(inputs / "first"), *arguments])
+    assert caught.value.code == 2
+    assert "out to hold results of compare.py or none, found" in capsys.readouterr().err
+    assert path.read_text() == '{"results": {}}'
+
+
+def test_models_whose_names_make_one_folder_or_none_have_folders_of_their_own(
+    inputs, arguments, tmp_path
+):
+    long = tmp_path / ("x" * 120) / ("y" * 120) / "model"
+    models = [tmp_path / "a" / "b", tmp_path / "a__b", long]
+    for model in models:
+        shutil.copytree(inputs / "first", model)
+    options = ("--limit", "2", "--batch_tokens", "64")
+    assert compare.main(["--models", *map(str, models), *arguments, *options]) in (None, 0)
+    folders = list((tmp_path / "out" / "lm_eval_results").iterdir())
+    assert len(folders) == 3 and all(len([*folder.iterdir()]) == 1 for folder in folders)
+    content = results_of(tmp_path)
+    assert content["arguments"]["batch_tokens"] == 64
+    check_evaluation(content["arguments"], {})  # as `publish` will

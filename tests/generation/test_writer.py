@@ -6,7 +6,14 @@ import sys
 import pytest
 import torch
 from support.tiny_models import CORPUS, END_OF_TEXT, SIZES, TOKENS, tiny_stock_model, tiny_tokenizer
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from modeling_gpt2scratch import GPT2ScratchForCausalLM
 from modeling_gpt2scratch.generation.writer import (
@@ -201,6 +208,13 @@ def test_a_token_that_the_model_has_no_embedding_for_is_one_line(directories, to
     tokenizer.add_tokens([f"<{number}>" for number in range(100)])
     with pytest.raises(WriterError, match=r"^model: cannot write: IndexError: index out of range"):
         Writer("model", model_of(directories["stock"]), tokenizer).write("<99>", CHOSEN, seed=0)
+
+
+def test_a_prompt_that_the_tokenizer_has_no_tokens_for_is_one_line(directories):
+    words = WordLevel({letter: number for number, letter in enumerate("abc")}, unk_token="<?>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words))
+    with pytest.raises(WriterError, match=r"^model: cannot write: Exception: WordLevel error"):
+        Writer("model", model_of(directories["ours"]), tokenizer).write("Hello", CHOSEN, seed=0)
 
 
 def test_a_model_that_lacks_a_tensor_does_not_write(tmp_path, tokenizer):

@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 from huggingface_hub import scan_cache_dir
+from safetensors.torch import load_file
 from support.tiny_models import random_ids, tiny_stock_model, tiny_tokenizer, tiny_twins
 from transformers import AutoTokenizer, GenerationConfig, GPT2LMHeadModel
 
@@ -79,6 +80,19 @@ def test_a_copy_is_made_once_for_the_same_files(run_dir, tmp_path):
     assert other != cache and name == "my-run-2"
     assert GPT2LMHeadModel.from_pretrained(snapshot_of(other)[1]).config.n_layer == 1
     assert sorted(served.iterdir()) == sorted([cache, other])
+
+
+def test_weights_and_vocabularies_of_any_format_make_another_copy(run_dir, tmp_path):
+    served = tmp_path / "served"
+    state = load_file(run_dir / "model.safetensors")
+    (run_dir / "model.safetensors").unlink()
+    torch.save(state, run_dir / "pytorch_model.bin")
+    first, _ = copy_for_serving(run_dir, served)
+    state["transformer.ln_f.bias"] += 1
+    torch.save(state, run_dir / "pytorch_model.bin")
+    second, _ = copy_for_serving(run_dir, served)
+    (run_dir / "merges.txt").write_text("#version: 0.2\n")
+    assert len({first, second, copy_for_serving(run_dir, served)[0]}) == 3
 
 
 def test_a_checkpoint_has_the_name_of_its_run_and_the_least_recent_copies_go(run_dir, tmp_path):

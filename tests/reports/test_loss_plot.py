@@ -72,6 +72,7 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
     ("output", "problem"),
     [
         ("loss.foo", "expected a picture that ends in .png, .svg or .pdf, found .foo"),
+        ("loss.pgf", "expected a picture that ends in .png, .svg or .pdf, found .pgf"),
         ("new/loss", "expected a picture that ends in .png, .svg or .pdf, found no ending"),
         ("file/loss.png", "file: expected to read or write it, found File exists"),
         ("file/new/loss.png", "file/new: expected to read or write it, found Not a directory"),

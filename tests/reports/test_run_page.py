@@ -120,6 +120,12 @@ def test_an_old_run_with_losses_only_has_a_report(tmp_path):
     assert ("Steps", "1 of 1") in cells_of(report)
 
 
+@pytest.mark.parametrize("seconds", [1e300, -5.0, None])
+def test_a_time_that_is_none_is_left_out(run, seconds):
+    write_lines(run / "metrics.jsonl", [*ROWS, ROWS[2] | {"step": 40, "elapsed_seconds": seconds}])
+    assert "Time in training" not in write_report(run).read_text()
+
+
 def test_what_is_no_run_is_one_line(tmp_path):
     with pytest.raises(SystemExit) as stop:
         main(["--run", str(tmp_path)])

@@ -15,7 +15,7 @@ from support.paths import REPOSITORY
 from support.processes import run_process
 
 from modeling_gpt2scratch.tracking import trackers
-from modeling_gpt2scratch.tracking.metrics import JsonlTracker, read_metrics
+from modeling_gpt2scratch.tracking.metrics import EventLog, JsonlTracker, read_metrics
 from modeling_gpt2scratch.tracking.trackers import TrackerError, start_trackers
 
 KEY = "k" * 40
@@ -218,6 +218,13 @@ def test_a_full_disk_keeps_no_values_from_the_other_trackers(tmp_path, monkeypat
     with pytest.raises(IsADirectoryError):
         accelerator.log(VALUES, step=1)
     assert failing.calls.count("log") == 1
+
+
+def test_an_event_that_cannot_be_written_is_said_and_ends_nothing(tmp_path, capsys):
+    EventLog(tmp_path / "none" / "events.jsonl").write("skipped", step=3)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: skipped at step 3 is not logged: ")
+    assert line.endswith("; the run goes on")
 
 
 def test_wandb_without_credentials_is_left_out_and_asks_nothing(tmp_path, monkeypatch, capsys):

@@ -125,14 +125,14 @@ class PrepareConfig:
             non_negative=("seed", "min_characters"),
         )
         if self.shard_tokens > MAX_SHARD_TOKENS:
-            raise ValueError(
-                f"expected --shard_tokens of at most {MAX_SHARD_TOKENS}, found {self.shard_tokens}"
-            )
+            problem = f"expected at most {MAX_SHARD_TOKENS}, found {self.shard_tokens}"
+            raise ArgumentError("shard_tokens", problem=problem)
         if self.num_workers is not None and self.num_workers > MAX_WORKERS:
             problem = f"expected at most {MAX_WORKERS} processes, found {self.num_workers}"
             raise ArgumentError("num_workers", problem=problem)
         if not 0 <= self.val_fraction < 1:
-            raise ValueError(f"expected --val_fraction in [0, 1), found {self.val_fraction}")
+            problem = f"expected a number in [0, 1), found {self.val_fraction}"
+            raise ArgumentError("val_fraction", problem=problem)
         if self.split == TAIL and self.max_tokens is not None:
             raise ArgumentError(
                 *("split", "max_tokens"),

@@ -7,6 +7,7 @@ are written block by block (`blocks.py`), last comes the manifest; then the dire
 import dataclasses
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
@@ -139,16 +140,16 @@ def require_whole(made: Manifest, sources: list[Source], config: PrepareConfig) 
     if problems := problems_of(Path(config.output_dir), fast=True):
         raise OutputError(f"{problems[0]}; add --overwrite to make the data again")
     inputs = [*local_paths(sources), *tokenizer_files(config)]
-    newest = max((path.stat().st_mtime for path in inputs), default=0)
+    # A file from the future says nothing of when it was written.
+    times = (path.stat().st_mtime for path in inputs)
+    newest = max((moment for moment in times if moment <= time.time()), default=0)
     made_at = (Path(config.output_dir) / MANIFEST_NAME).stat().st_mtime
-    now = describe_sources(sources)
-    for source, before in zip(now, made.sources, strict=False):
-        if before.get("revision") is None:  # of a streamed data set in earlier versions
-            source["revision"] = None
-    if now != made.sources or newest > made_at:
+    if describe_sources(sources) != made.sources or newest > made_at:
+        upload = f"`gpt2scratch shards publish --data {config.output_dir}` uploads them as they are"
         raise OutputError(
             f"{config.output_dir}: expected the data that this command made, found that their "
-            "input has changed since; choose another directory or add --overwrite"
+            f"input has changed since; choose another directory or add --overwrite"
+            f"{f'; {upload}' if config.push_to_hub else ''}"
         )
 
 

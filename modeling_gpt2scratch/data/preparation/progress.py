@@ -239,10 +239,6 @@ def _first_difference(progress: Progress, arguments: dict, inputs: list) -> str 
         found, wanted = progress.arguments.get(name), arguments.get(name)
         if found != wanted:
             return f"--{name} {found} instead of {wanted}"
-    # Earlier versions did not note the files of a tokenizer.
-    place = Path(arguments["tokenizer"])
-    if not any(Path(entry[0]).parent == place for entry in progress.inputs):
-        inputs = [entry for entry in inputs if Path(entry[0]).parent != place]
     # As JSON, because the saved inputs went through it.
     found, wanted = (json.dumps(entries) for entries in (progress.inputs, inputs))
     if found != wanted:

@@ -13,7 +13,7 @@ from modeling_gpt2scratch.data.tokens.names import GPT2
 from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer
 
 from .format import ShardError
-from .manifest_checks import says_held_out, splits_named
+from .manifest_checks import is_file_name, says_held_out, splits_named
 from .token_files import TokenFile
 
 PICKLE_NAME = "meta.pkl"  # nanoGPT's table of characters, which is never read: pickles are programs
@@ -99,12 +99,18 @@ def files_by_split(
         may_be_silent: a name that says nothing makes a file of the training split.
 
     Raises:
-        ShardError: if a name does not say, or no training files are left.
+        ShardError: if a name does not say or cannot be recorded, or no training files are left.
     """
     # By their places, so that none counts twice in two ways to its folder.
     of_val, of_both = (
         {path.parent.resolve() / path.name: path for path in given} for given in (val, paths)
     )
+    for path in (*of_val.values(), *of_both.values()):
+        if not is_file_name(path.name):  # which would stand in the manifest
+            raise ShardError(
+                f"{path.parent}: expected files that are not hidden, with names that any system "
+                f"can hold, found {path.name!r}; rename it"
+            )
     splits = {"train": [], "val": list(of_val.values())}
     for place, path in of_both.items():
         if place in of_val:

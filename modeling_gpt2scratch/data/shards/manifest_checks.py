@@ -44,6 +44,18 @@ class ManifestError(ShardError):
     """A manifest that cannot be true."""
 
 
+def is_printable(value: Any) -> bool:
+    """Whether it is a line of text that moves no cursor, which the name of a source must be."""
+    return isinstance(value, str) and printable(value) == value and len(value.splitlines()) < 2
+
+
+def is_file_name(text: str) -> bool:
+    """Whether it names a file in a directory, on any system; hidden ones are unfinished."""
+    # Separators, drives and what leads upwards leave another name, or none.
+    is_name = text != "" and PureWindowsPath(text).name == text
+    return is_name and not text.startswith(".") and text.isprintable()
+
+
 def splits_named(file: str) -> list[str]:
     """The splits that the name of a file says it belongs to."""
     return [split for split, words in SPLITS.items() if words.search(_words_of(file))]
@@ -116,7 +128,7 @@ def _check_origin(content: dict) -> None:
     for source in _value(content, "sources", list) if "sources" in content else []:
         if not isinstance(source, dict) or not isinstance(source.get("name"), str):
             raise _incomplete("each of the sources with its name", source)
-        _require_type(source, ("name", "subset", "revision"), _is_printable, "a printable text")
+        _require_type(source, ("name", "subset", "revision"), is_printable, "a printable text")
         _require_type(source, ("weight",), _is_share, "a number")
     if "held_out" in content:
         _value(content, "held_out", dict)
@@ -130,10 +142,6 @@ def _require_type(source: dict, keys: Sequence[str], is_right: Callable, wanted:
     for key in keys:
         if source.get(key) is not None and not is_right(source[key]):
             raise _incomplete(f"{wanted} as {key} of each of the sources", source[key])
-
-
-def _is_printable(value: Any) -> bool:
-    return isinstance(value, str) and printable(value) == value and len(value.splitlines()) < 2
 
 
 def _is_share(value: Any) -> bool:
@@ -154,9 +162,7 @@ def _check_split(split: dict, name: str, is_own: bool) -> None:
 def _check_entry(entry: dict, split: str, is_own: bool) -> None:
     """One shard: the name of a file beside the manifest, its size and checksum."""
     file = _value(entry, "file", str, f" of a shard of split {split!r}")
-    # Separators, drives and what leads upwards, on any system; hidden files are unfinished.
-    is_name = file != "" and PureWindowsPath(file).name == file
-    if not is_name or file.startswith(".") or not file.isprintable():
+    if not is_file_name(file):
         raise ManifestError(
             f"expected the name of a file in its directory, found {_shown(file)}; {AGAIN}"
         )

@@ -179,7 +179,8 @@ def load_tokenizer(name: str, *, trust_remote_code: bool) -> PreTrainedTokenizer
         tokenizer = AutoTokenizer.from_pretrained(
             repository, revision=revision, trust_remote_code=trust_remote_code
         )
-        has_words = bool(tokenizer("a")["input_ids"])  # transformers makes an empty one of no files
+        # transformers makes one of no files that knows special tokens alone.
+        has_words = bool(tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys())
     except Exception as error:  # tokenizers raises nothing more special for a broken file
         reason = textwrap.shorten(problem_of_files(name, error), 200)
         raise ValueError(NO_TOKENIZER.format(f" that loads ({reason})")) from error

@@ -7,7 +7,7 @@ smuggle in and no tokenizer takes, is U+FFFD.
 import itertools
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -105,17 +105,46 @@ class SampleData:
     def rows(
         self, source: str, *, columns: dict[str, type], limit: int | None
     ) -> Iterator[tuple[str, dict]]:
-        """What `read_rows` reads; subset, files and revision are those of `hub_name` alone."""
-        is_official = source == self.hub_name
-        return read_rows(
-            source,
-            columns=columns,
-            split=self.split,
-            limit=limit,
-            revision=self.revision if is_official else None,
-            subset=self.subset if is_official else None,
-            files=self.files if is_official else (),
-        )
+        """Each of the first `limit` rows, after the name of its place, for an error message.
+
+        Args:
+            source: a .jsonl file, a directory or an archive (.zip) of such, a text file (.txt,
+                .raw, .tokens) whose lines are the rows of one column `text`, or the name of a Hub
+                data set.
+            columns: what a row must have, with its type; a file may have others beside them.
+            limit: rows to read, None for all.
+
+        Raises:
+            FileNotFoundError: for the name of a file that is not there.
+            ValueError: for a line or a row that is not as above.
+        """
+        path = Path(source)
+        if path.suffix in (*TEXT_SUFFIXES, ".jsonl", ".zip") and not path.exists():
+            raise FileNotFoundError(f"expected a file {path}, found none")
+        if path.suffix in TEXT_SUFFIXES:
+            rows = _read_lines(path, limit)
+        elif path.is_dir():
+            files = sorted(path.glob("*.jsonl"))
+            rows = islice(chain.from_iterable(map(_read_jsonl, files)), limit)
+        elif path.suffix == ".zip":
+            rows = islice(_read_zip(path), limit)
+        elif path.suffix == ".jsonl" or path.is_file():
+            rows = islice(_read_jsonl(path), limit)
+        else:
+            rows = self._read_hub(source, limit)
+        for place, row in rows:
+            if not isinstance(row, dict):
+                raise ValueError(
+                    f"{place}: expected an object with {', '.join(columns)}, "
+                    f"found {type(row).__name__}"
+                )
+            for name, kind in columns.items():
+                if not isinstance(row.get(name), kind):
+                    raise ValueError(
+                        f"{place}: expected an object with a {kind.__name__} `{name}`, "
+                        f"found {sorted(row)}"
+                    )
+            yield place, _well_formed(row)
 
     def status(self, sha256: str, n_samples: int) -> str:
         """What is known of samples with this digest; other samples are measured all the same.
@@ -158,58 +187,18 @@ class SampleData:
             return f"expected {self.file} with {self.n_samples:,} samples, found {int(n_samples):,}"
         return None
 
+    def _read_hub(self, name: str, limit: int | None) -> Iterator[tuple[str, object]]:
+        """The first `limit` rows; subset, files and revision are those of `hub_name` alone."""
+        from datasets import load_dataset  # takes a second, which a local file need not pay
 
-def read_rows(
-    source: str,
-    *,
-    columns: dict[str, type],
-    split: str,
-    limit: int | None,
-    revision: str | None,
-    subset: str | None = None,
-    files: Sequence[str] = (),
-) -> Iterator[tuple[str, dict]]:
-    """Each of the first `limit` rows, after the name of its place, for an error message.
-
-    Args:
-        source: a .jsonl file, a directory or an archive (.zip) of such, a text file (.txt, .raw,
-            .tokens) whose lines are the rows of one column `text`, or the name of a Hub data set.
-        columns: what a row must have, with its type; a file may have others beside them.
-        split: of the Hub data set.
-        limit: rows to read, None for all.
-        revision: commit of the Hub data set, None for the newest.
-        subset: of the Hub data set, None for its only one.
-        files: patterns of the files to read from the Hub data set, all of it if there are none.
-
-    Raises:
-        FileNotFoundError: for the name of a file that is not there.
-        ValueError: for a line or a row that is not as above.
-    """
-    path = Path(source)
-    if path.suffix in (*TEXT_SUFFIXES, ".jsonl", ".zip") and not path.exists():
-        raise FileNotFoundError(f"expected a file {path}, found none")
-    if path.suffix in TEXT_SUFFIXES:
-        rows = _read_lines(path, limit)
-    elif path.is_dir():
-        rows = islice(chain.from_iterable(map(_read_jsonl, sorted(path.glob("*.jsonl")))), limit)
-    elif path.suffix == ".zip":
-        rows = islice(_read_zip(path), limit)
-    elif path.suffix == ".jsonl" or path.is_file():
-        rows = islice(_read_jsonl(path), limit)
-    else:
-        rows = _read_hub(source, split, limit, revision, subset, files)
-    for place, row in rows:
-        if not isinstance(row, dict):
-            raise ValueError(
-                f"{place}: expected an object with {', '.join(columns)}, found {type(row).__name__}"
-            )
-        for name, kind in columns.items():
-            if not isinstance(row.get(name), kind):
-                raise ValueError(
-                    f"{place}: expected an object with a {kind.__name__} `{name}`, "
-                    f"found {sorted(row)}"
-                )
-        yield place, _well_formed(row)
+        options: dict = {}
+        if name == self.hub_name:
+            options = {"name": self.subset, "revision": self.revision}
+            if self.files:
+                options["data_files"] = {self.split: list(self.files)}
+        rows = load_dataset(name, split=self.split, **options)
+        for number, row in enumerate(islice(rows, limit), start=1):
+            yield f"{name}, row {number}", row
 
 
 def encoding_of(number: int) -> str:
@@ -280,20 +269,3 @@ def _read_json_lines(name: str, file: IO[bytes]) -> Iterator[tuple[str, object]]
             yield place, parse_json(line.decode(encoding_of(number)))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{place}: expected JSON: {error}") from error
-
-
-def _read_hub(
-    name: str,
-    split: str,
-    limit: int | None,
-    revision: str | None,
-    subset: str | None,
-    files: Sequence[str],
-) -> Iterator[tuple[str, object]]:
-    """The first `limit` rows of a data set."""
-    from datasets import load_dataset  # takes a second, which a local file need not pay
-
-    options = {"data_files": {split: list(files)}} if files else {}
-    rows = load_dataset(name, subset, split=split, revision=revision, **options)
-    for number, row in enumerate(islice(rows, limit), start=1):
-        yield f"{name}, row {number}", row

@@ -274,8 +274,7 @@ def read_split(directory: Path, manifest: Manifest) -> ValidationSplit:
         digest.update(content)
         if (found := hashlib.sha256(content).hexdigest()) != entry.sha256:
             raise ShardError(f"{shard}: expected sha256 {entry.sha256}, found {found}")
-    pieces = [piece.astype(np.int32) for piece in pieces]
-    token_ids = np.concatenate([np.empty(0, dtype=np.int32), *pieces])
+    token_ids = np.concatenate([piece.astype(np.int32) for piece in pieces])
     return ValidationSplit(token_ids, manifest.end_of_text_id, digest.hexdigest())
 
 

@@ -9,6 +9,7 @@ from support.browser.html_pages import HOSTILE, Page, in_chromium
 
 from modeling_gpt2scratch.evaluation import CompareConfig
 from modeling_gpt2scratch.evaluation.report import Comparison, report
+from modeling_gpt2scratch.evaluation.results import comparison_page
 from modeling_gpt2scratch.evaluation.results.measurements import Measurement, ModelMeasurements
 from modeling_gpt2scratch.evaluation.tasks.lambada import TASKS as LAMBADA_TASKS
 from modeling_gpt2scratch.evaluation.tasks.multiple_choice import Question
@@ -36,6 +37,12 @@ def model(name: str, right: list[int] | None) -> ModelMeasurements:
     return ModelMeasurements(
         name, tasks={task: Measurement(result) for task, result in cells.items()}
     )
+
+
+def test_of_a_long_sample_the_end_is_shown():
+    text = "".join(f"{number} " for number in range(999))
+    shown = comparison_page._end(text)
+    assert shown[:2] == "… " and text.endswith(shown[2:]) and len(shown) == 1_002
 
 
 @pytest.fixture

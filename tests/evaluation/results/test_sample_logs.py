@@ -1,6 +1,6 @@
 """What is logged of each sample, where lm-evaluation-harness has no such protocol.
 
-What it has, `test_evaluate_harness.py` compares with its own files.
+What it has, `tasks/test_harness.py` compares with its own files.
 """
 
 import json

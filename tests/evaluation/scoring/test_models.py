@@ -12,10 +12,17 @@ from support import evaluation as tiny
 from support.damaged_files import DAMAGES, add_hostile_code, damaged, lfs_pointer, spoil_config
 from support.servers import fake_hub
 from support.tiny_models import tiny_stock_model, tiny_tokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
 from modeling_gpt2scratch.common.errors import in_words
 from modeling_gpt2scratch.evaluation.results.fingerprints import checksums_of
-from modeling_gpt2scratch.evaluation.scoring.models import describe_model, load_scorer
+from modeling_gpt2scratch.evaluation.scoring.models import (
+    describe_model,
+    load_scorer,
+    load_tokenizer,
+)
 from modeling_gpt2scratch.evaluation.scoring.processes import ProcessGroup
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
 
@@ -124,6 +131,19 @@ def test_vocabularies_are_the_same_whose_tokens_are_whatever_the_special_ones():
     scorers = [CausalScorer(tiny.tiny_gpt2(t), t, batch_tokens=64) for t in tokenizers]
     plain, with_bos, smaller = (describe_model(s)["vocabulary_sha256"] for s in scorers)
     assert plain == with_bos != smaller
+
+
+def test_a_tokenizer_of_few_letters_is_one_and_an_empty_one_is_none(tmp_path):
+    letters = {letter: number for number, letter in enumerate("ACGT")}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(BPE(letters, [])), eos_token="<|endoftext|>"
+    )
+    tokenizer.save_pretrained(tmp_path / "dna")
+    found = load_tokenizer(str(tmp_path / "dna"), trust_remote_code=False)
+    assert found("GATTACA")["input_ids"] == [2, 0, 3, 3, 0, 1, 0]
+    tiny_stock_model().save_pretrained(tmp_path / "none")
+    with pytest.raises(ValueError, match="expected a tokenizer beside the model, found none"):
+        load_tokenizer(str(tmp_path / "none"), trust_remote_code=False)
 
 
 def test_a_tokenizer_with_an_id_that_would_fill_the_memory_is_refused(stock, processes):

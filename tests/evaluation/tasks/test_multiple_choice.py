@@ -155,5 +155,6 @@ def test_a_part_of_a_data_set_is_asked_for_by_name(monkeypatch):
     ArcEasyTask.load(Selection())
     ArcEasyTask.load(Selection(place="another/set"))
     (first, second) = asked
-    assert first == (("allenai/ai2_arc", "ARC-Easy"), {"split": "test", "revision": None})
-    assert second[0] == ("another/set", None)
+    official = {"name": "ARC-Easy", "split": "test", "revision": None}
+    assert first == (("allenai/ai2_arc",), official)
+    assert second == (("another/set",), {"split": "test"})

@@ -79,6 +79,21 @@ def test_ptb_is_per_word_and_line_end(tmp_path, scorer):
     )
 
 
+@pytest.mark.parametrize("name", ["ptb", "1bw"])
+def test_line_ends_of_windows_are_plain_ones(tmp_path, name):
+    plain = TASKS[name].from_source(write(tmp_path, PTB.encode()), limit=None)
+    content = PTB.replace("\n", "\r\n").encode()
+    assert (
+        TASKS[name].from_source(write(tmp_path, content), limit=None).documents == plain.documents
+    )
+
+
+def test_where_bytes_count_line_ends_of_windows_are_two(tmp_path):
+    content = "the cat \u00e9\r\nsat\r\n".encode() * 200
+    task = TASKS["enwik8"].from_source(write(tmp_path, content), limit=None)
+    assert sum(document.n_bytes for document in task.documents) == len(content)
+
+
 def test_a_tokenizer_adds_nothing_to_a_document_but_its_beginning(tmp_path):
     tokenizer = tiny.eos_tokenizer()
     scorer = CausalScorer(tiny.tiny_gpt2(tokenizer, n_positions=64), tokenizer, batch_tokens=512)
