@@ -116,7 +116,7 @@ def test_the_installed_package_prepares_trains_and_compares(bin, work):
     assert (work / "run" / "results.json").exists()
 
 
-def test_the_console_command_has_every_verb(bin, work):
+def test_the_console_command_has_its_verbs(bin, work):
     def gpt2scratch(words: str, **options) -> str:
         return run(bin / "gpt2scratch", *words.split(), cwd=work, **options)
 

@@ -58,7 +58,8 @@ def test_a_smoke_test_runs_every_part_and_writes_the_page(tmp_path):
     parts = json.loads((tmp_path / "gpu_day.json").read_text())["parts"]
     assert all(part["status"] == "finished" for part in parts.values())
     results = {name: part["results"] for name, part in parts.items()}
-    assert not {"failed", "error"} & results["machine"]["tests"].keys()
+    tests = results["machine"]["tests"]
+    assert tests and tests.keys() <= {"passed", "skipped"}
     for part in ("steps", "larger_steps"):
         assert not results[part].get("problems") and len(results[part]["contestants"]) == 7
     losses = results["losses"]["losses"]

@@ -146,7 +146,7 @@ ANOTHER_TOKENIZER = {
     "post_processor.*": "what it adds to a text is not asked for",
 }
 # What stands in a message for the file.
-BY_ARGUMENT, BY_TOKENIZER = ("--",), ("tokenizer beside the shards",)
+BY_ARGUMENT, BY_TOKENIZER = (": --",), ("tokenizer beside the shards",)
 BY_NAME = (*BY_ARGUMENT, "gpt2: ")  # which is the tokenizer where a recipe names none
 BY_SHARDS = (".bin: ", *BY_TOKENIZER)  # where these contradict the manifest
 

@@ -74,11 +74,12 @@ def test_ctrl_c_at_any_moment_is_one_line_whose_command_goes_on(
 ):
     arguments = flags(small_data, tmp_path / "run", **OPTIONS)
     command = f"{start} train_accelerate.py {shlex.join(arguments)}"
-    generator = random.Random(start)
+    generator, n_interrupted = random.Random(start), 0
     for moment in generator.sample(MOMENTS, n_times):
         found_code, output = interrupt(command, moment, generator.uniform(0, SECONDS))
         if found_code == 0:  # too late
             continue
+        n_interrupted += 1
         assert found_code == code, output
         (line,) = re.findall(r"^.*train_accelerate\.py: (.*)\r$", output, re.MULTILINE)
         said, _, advice = line.partition("; go on with: ")
@@ -89,6 +90,7 @@ def test_ctrl_c_at_any_moment_is_one_line_whose_command_goes_on(
         assert start.startswith("accelerate") or not re.search("Traceback|death signal", output)
         assert advice.startswith(command), output
         command = advice
+    assert n_interrupted
     with terminal(as_run(command)) as shown:
         assert shown.wait() == 0, shown.output
     found = curve(tmp_path / "run")
