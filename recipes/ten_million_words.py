@@ -3,10 +3,11 @@
     python recipes/ten_million_words.py --corpus corpus --output_file data/ten_million_words.jsonl
 
 `corpus` holds `.jsonl.zst` files of rows with a field `text`: `c4_sample`, `fineweb_sample`,
-`openstax` and `classic_books_*`, the books with a field `year`. Each paragraph becomes a document,
-because a model that scores single sentences should have seen many beginnings. Headings, lists and
-lines of menus are left out: a paragraph has a few words and ends as a sentence does. Documents are
-taken in a fixed order until a source's share is full, so the same corpus gives the same file.
+`openstax` and `classic_books_*`, the books with a field `year`. A paragraph becomes a document, and
+of every second paragraph each sentence does, because a model that scores single sentences should
+have seen many of them. Headings, lists and lines of menus are left out: a paragraph has a few words
+and ends as a sentence does. Texts are taken in a fixed order until a source's share is full, so the
+same corpus gives the same file.
 """
 
 import hashlib
@@ -32,6 +33,11 @@ SHARES = {
 FIRST_YEAR = 1880  # of a book: older English is too far from that of the tests
 MIN_WORDS = 4
 END_OF_SENTENCE = re.compile(r"[.!?][\"'”’)]*$")
+# The space between two sentences: not after an initial or a title, and before no small letter.
+BETWEEN_SENTENCES = re.compile(
+    r"(?:(?<=[.!?])|(?<=[.!?][\"'”’)]))"
+    r"(?<!\b[A-Z]\.)(?<!\b[DMS][rst]\.)(?<!\bMrs\.) (?=[A-Z\"'“‘(])"
+)
 
 
 @dataclass(frozen=True)
@@ -58,9 +64,18 @@ def main() -> None:
         n_left -= n_words
         print(f"{pattern}: {n_words:,} words")
     Path(config.output_file).parent.mkdir(parents=True, exist_ok=True)
-    rows = ({"text": text} for text in chosen)
+    rows = ({"text": text} for text in documents(chosen))
     write_json_lines(Path(config.output_file), rows, ensure_ascii=False)
-    print(f"{MAX_WORDS - n_left:,} words in {len(chosen):,} paragraphs in {config.output_file}")
+    print(f"{MAX_WORDS - n_left:,} words of {len(chosen):,} paragraphs in {config.output_file}")
+
+
+def documents(chosen: list[str]) -> Iterator[str]:
+    """The paragraphs as documents: one whole, the sentences of the next one by one, and so on."""
+    for i, paragraph in enumerate(chosen):
+        if i % 2 == 0:
+            yield paragraph
+        else:
+            yield from BETWEEN_SENTENCES.split(paragraph)
 
 
 def paragraphs(corpus: Path, pattern: str) -> Iterator[str]:

@@ -62,6 +62,20 @@ def test_paragraphs_that_end_as_sentences_are_taken_and_books_that_are_not_too_o
     assert sorted(texts[:-2]) == sorted(f"This is the text of page {page}." for page in pages)
 
 
+def test_every_second_paragraph_is_cut_into_its_sentences():
+    whole = "It rained. Nobody came."
+    cut = '"Is Dr. J. Smith in?" she asked. "No." He left at 5 p.m. on foot. (So they say.) Why?'
+    assert list(ten_million_words.documents([whole, cut, whole])) == [
+        whole,
+        '"Is Dr. J. Smith in?" she asked.',
+        '"No."',
+        "He left at 5 p.m. on foot.",
+        "(So they say.)",
+        "Why?",
+        whole,
+    ]
+
+
 @pytest.mark.parametrize("n_words", [7, 40, 100, 10_000])
 def test_there_are_never_more_words_than_allowed(n_words, corpus, tmp_path, monkeypatch):
     shares = {"c4_sample": 50, "classic_books_*": n_words}
