@@ -179,7 +179,9 @@ def test_a_data_set_of_pages_and_the_file_are_one(config, monkeypatch):
 
     asked = []
     pages = datasets.Dataset.from_dict({"page": split_pages(FILE.split("\n"))})
-    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: asked.append(a) or pages)
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *a, **k: asked.append((*a, k["name"])) or pages
+    )
     of_hub = WikitextTask.load(Selection())
     of_file = WikitextTask.load(config)
     assert of_hub.documents == of_file.documents
