@@ -230,6 +230,12 @@ def raw_recipe(path: str, *, flag: str) -> dict[str, Any]:
     return recipe
 
 
+def goes_with(found: Any, values: tuple) -> bool:
+    """Whether the value of another argument is one of those that `only_with` asks for."""
+    chosen = found if isinstance(found, list) else [found]
+    return bool(found) if values is GIVEN else any(one in values for one in chosen)
+
+
 class _RecipeLoader(yaml.BaseLoader):
     """Every scalar as the text that stands there; a key that stands twice is refused.
 
@@ -367,8 +373,7 @@ def _refuse_without_effect(config: Any, origins: Origins) -> None:
     """Refuses arguments that change nothing, because of what another one says."""
     for name, (other, values) in getattr(config, "only_with", {}).items():
         found = getattr(config, other)
-        chosen = found if isinstance(found, list) else [found]
-        has_effect = any(one in values for one in chosen) if values is not GIVEN else bool(found)
+        has_effect = goes_with(found, values)
         # Who switches a part of a recipe off with a flag need not edit the recipe for the rest.
         was_switched_off = origins.get(other, (-1,))[0] > origins.get(name, (-1,))[0]
         if name in origins and not has_effect and not was_switched_off:

@@ -81,18 +81,16 @@ def require_agreement(value: Any, what: str) -> None:
             )
 
 
-def require_expected(found: dict[str, int], expected: dict[str, int | None]) -> None:
+def require_expected(what: str, found: int, expected: int | None) -> None:
     """Refuses a launch that is not the one the recipe was written for.
 
     Args:
-        found: numbers by what they count.
-        expected: the same, None where any number will do.
+        what: is counted.
+        found: how many there are.
+        expected: how many there must be, None for any number.
 
     Raises:
-        LaunchError: at the first that differs.
+        LaunchError: if they differ.
     """
-    for name, number in found.items():
-        if expected[name] not in (None, number):
-            raise LaunchError(
-                f"expected {expected[name]:,} {name} as --expect_{name} says, found {number:,}"
-            )
+    if expected not in (None, found):
+        raise LaunchError(f"expected {expected:,} {what} as --expect_{what} says, found {found:,}")

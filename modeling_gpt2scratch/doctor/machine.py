@@ -25,6 +25,7 @@ from modeling_gpt2scratch.distributed.device import (
     has_bf16,
     lacking,
 )
+from modeling_gpt2scratch.hardware.compilation import missing_for_compilation
 from modeling_gpt2scratch.hardware.devices import GIB, available_memory
 
 PACKAGE = "gpt2scratch"
@@ -145,11 +146,10 @@ def check_compilation() -> Finding:
         close = torch.allclose(torch.compile(function)(x), function(x), atol=1e-6)
     except Exception as error:  # inductor, dynamo and compilers raise dozens of kinds
         cause = error.__cause__ or error
-        missing = "a C++ compiler (g++, clang)" if device.type == "cpu" else "triton"
+        missing = missing_for_compilation(device)
+        install = f"install {missing}, which it needs, or " if missing else ""
         found = " ".join(f"{type(cause).__name__}: {cause}".split())[:200]
-        return Finding(
-            "warning", found, f"install {missing}, which it needs, or train with --compile no"
-        )
+        return Finding("warning", found, f"{install}train with --compile no")
     if not close:
         return Finding("failed", "code that computes something else", "train with --compile no")
     return Finding("ok", f"compiles for {device.type}")

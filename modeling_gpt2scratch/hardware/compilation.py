@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 
 from modeling_gpt2scratch.distributed.processes import LaunchError
 
+NOT_COMPILED = "not compiled"
+
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
     """Keeps only the inputs of the blocks; what is inside is computed again on the way back.
@@ -40,12 +42,12 @@ def compile_model(model: nn.Module, how: str, *, device: torch.device, strict: b
             several machines may differ in that; see `on_all_processes`.
     """
     if how == "no":
-        return "not compiled"
+        return NOT_COMPILED
     missing = missing_for_compilation(device)
     if missing and strict:
         raise LaunchError(f"expected {missing} for --compile {how}, found none; install it")
     if missing:
-        return f"not compiled: no {missing}"
+        return f"{NOT_COMPILED}: no {missing}"
     if how == "model":
         model.compile()
         return "compiled as a whole"

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from tabulate import tabulate
 
+from modeling_gpt2scratch.common.command_line import goes_with
 from modeling_gpt2scratch.data.sources.docstrings import DOCSTRINGS
 from modeling_gpt2scratch.data.tokens.names import BYTES, GPT2, TRAINED_PREFIX
 from modeling_gpt2scratch.evaluation.results.published_numbers import OPENAI_MODELS
 from modeling_gpt2scratch.evaluation.results.table import format_number
+from modeling_gpt2scratch.training.configuration import TrainConfig
 
 from .scores import (
     NATS,
@@ -36,27 +38,15 @@ PICTURE_NAME = "loss.png"
 HIDDEN_ARGUMENTS = (
     *("model", "n_layer", "n_head", "n_embd", "n_positions", "init_from"),
     *("verify", "data_cache_gb", "data_retry_seconds", "eval_every", "eval_tasks_every"),
-    *(
-        "eval_tasks_limit",
-        "save_every",
-        "keep_checkpoints",
-        "keep_every",
-        "keep_best",
-        "save_in_background",
-    ),
-    *("push_every", "private"),
+    *("eval_tasks_limit", "save_every", "keep_checkpoints", "keep_every", "keep_best"),
+    *("save_in_background", "push_every", "private", "overwrite"),
     *("log_every", "max_skipped_steps", "timeout_minutes", "preflight", "expect_processes"),
     "tokens_per_parameter",  # by now it is max_steps
     *("expect_parameters", "strict", "attention", "activation_checkpointing"),
     *("peak_tflops", "profile"),
-    "overwrite",
 )
-# Arguments that count only if another one has this value.
-DEPENDENT_ARGUMENTS = {
-    "muon_learning_rate": ("optimizer", "muon"),
-    "decay_steps": ("schedule", "wsd"),
-    "spike_threshold": ("rollback_on_spike", True),
-}
+# Those that count only beside certain values of another one.
+DEPENDENT_ARGUMENTS = {**TrainConfig.only_with, "spike_threshold": ("rollback_on_spike", (True,))}
 USAGE = """\
 ## How to use
 
@@ -140,8 +130,9 @@ def origin_of_weights(records: RunRecords) -> str:
 
 def is_shown(name: str, arguments: dict) -> bool:
     """Whether the model depends on this argument, and no other section has it."""
-    other, value = DEPENDENT_ARGUMENTS.get(name, (None, None))
-    return name not in HIDDEN_ARGUMENTS and arguments.get(other, value) == value
+    other, values = DEPENDENT_ARGUMENTS.get(name, (None, ()))
+    is_used = other not in arguments or goes_with(arguments[other], values)
+    return name not in HIDDEN_ARGUMENTS and is_used
 
 
 def data_links(data: DataRecord) -> str:

@@ -8,11 +8,13 @@ from accelerate.utils import DistributedType
 from tabulate import tabulate
 from torch import nn
 
+from modeling_gpt2scratch.common.command_line import goes_with
 from modeling_gpt2scratch.common.threads import load_of_others, n_cores
 from modeling_gpt2scratch.distributed.device import device_name, has_bf16, lacking
 from modeling_gpt2scratch.hardware.compilation import missing_for_compilation
 from modeling_gpt2scratch.optim.optimizer import describe_groups
 
+from .checks import MAY_CHANGE
 from .configuration import TrainConfig
 from .run import TrainingRun
 
@@ -23,12 +25,6 @@ KINDS = {
     DistributedType.MULTI_GPU: "DDP",
 }
 PRECISIONS = {"no": "float32"}
-# What shapes the losses and may change within a run.
-MAY_CHANGE = (
-    *("learning_rate", "muon_learning_rate", "schedule", "max_steps", "warmup_steps"),
-    *("decay_steps", "min_learning_rate", "weight_decay", "max_grad_norm", "mixed_precision"),
-    "eval_tokens",
-)
 
 
 def banner(run: TrainingRun, notes: Sequence[str]) -> str:
@@ -79,8 +75,14 @@ def surprises(
     n_local = torch.distributed.get_node_local_rank(fallback_rank=0) if n_visible else 0
     if device.type != "cpu" and accelerator.num_processes < n_visible and not n_local:
         notes.append(f"{accelerator.num_processes} of the {n_visible} GPUs here are used")
+    is_large = model.num_parameters() > 50_000_000
     if torch.accelerator.is_available() and device.type == "cpu":
         notes.append("this machine has a GPU, but the Accelerate configuration says not to use it")
+    elif is_large and device.type == "cpu":
+        notes.append(
+            "torch finds no GPU, so this model trains on the CPU; if there is one, see "
+            "`gpt2scratch doctor`"
+        )
     if config.eval_every and not has_validation:
         notes.append(
             "the data have no validation split, so there is no eval_loss and no sample; prepare "
@@ -91,7 +93,6 @@ def surprises(
             f"positions from {length} on are not trained; in a new run, --n_positions {length} "
             f"makes the model end there"
         )
-    is_large = model.num_parameters() > 50_000_000
     if is_large and config.total_batch_tokens < 2**18 and config.init_from is None:
         notes.append(
             f"a batch of {config.total_batch_tokens:,} tokens is small for a model of this size; "
@@ -120,21 +121,21 @@ def surprises(
     return notes
 
 
-def surprises_of_resuming(config: TrainConfig, before: dict) -> list[str]:
-    """A sentence about each argument that shapes the losses and was another one until now.
+def surprises_of_resuming(config: TrainConfig, accelerator: Accelerator, before: dict) -> list[str]:
+    """A sentence about each argument that shapes losses or scores and was another one until now.
 
     Args:
         config: from here on.
+        accelerator: whose precision is what `mixed_precision` "auto" means here.
         before: the arguments that the checkpoint was made with, empty if there is none.
     """
-    has_no_effect = {
-        name
-        for name, (other, values) in config.only_with.items()
-        if getattr(config, other) not in values
-    }
-    now = {name: getattr(config, name) for name in MAY_CHANGE if name not in has_no_effect}
+    now = {n: getattr(config, n) for n in (*MAY_CHANGE, "max_steps", "eval_tasks_limit")}
+    now["mixed_precision"] = accelerator.mixed_precision
+    for name, (other, values) in config.only_with.items():
+        if not goes_with(getattr(config, other), values):
+            now.pop(name, None)
     return [
-        f"--{name} was {before[name]} until here, and is {value} from here on"
+        f"--{name} was {_brief(before[name])} until here, and is {_brief(value)} from here on"
         for name, value in now.items()
         if before.get(name, value) != value
     ]
@@ -149,3 +150,8 @@ def surprises_of_load() -> list[str]:
         f"this machine has {cores} core{'s' * (cores != 1)}, and other programs kept {load:g} busy "
         f"when the run began; the run is slower while they work"
     ]
+
+
+def _brief(value: object) -> str:
+    """A value as one would write it, without a float's rounding."""
+    return f"{value:g}" if isinstance(value, float) else str(value)

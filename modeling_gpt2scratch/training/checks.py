@@ -27,7 +27,7 @@ POSITIVE = (
 )
 NON_NEGATIVE = (
     *("min_learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "dropout", "seed"),
-    *("eval_every",),
+    "eval_every",
     *("eval_tasks_every", "save_every", "keep_checkpoints", "keep_every", "shuffle_shards"),
     *("spike_threshold", "patience", "push_every"),
 )
@@ -43,6 +43,11 @@ AT_MOST = {
 }
 MAX_TOKENS = 2**53  # of a whole run; beyond, floating-point numbers cannot count
 CONTENTS = (MANIFEST_NAME, "config.json", STATE_NAME)  # of directories that a run reads
+# What shapes the losses and may change within a run.
+MAY_CHANGE = (
+    *("learning_rate", "muon_learning_rate", "schedule", "warmup_steps", "decay_steps"),
+    *("min_learning_rate", "weight_decay", "max_grad_norm", "mixed_precision", "eval_tokens"),
+)
 EVAL_TASKS = ("lambada", "hellaswag", "blimp")
 TRACKERS = ("wandb", "tensorboard", "trackio")
 

@@ -304,7 +304,7 @@ class TrainConfig:
         "hellaswag_data": ("eval_tasks", ("hellaswag",)),
         "blimp_data": ("eval_tasks", ("blimp",)),
         "private": ("push_to_hub", GIVEN),
-        "project": ("report_to", GIVEN),
+        "project": ("report_to", ("wandb", "trackio")),
     }
 
     # What a recipe says of its own model holds for no other, and there is one length of a run.
@@ -312,7 +312,8 @@ class TrainConfig:
         **dict.fromkeys(("max_steps", "warmup_steps", "decay_steps"), ("tokens_per_parameter",)),
         "tokens_per_parameter": ("max_steps",),
         "muon_learning_rate": ("learning_rate",),  # who tries another rate means the matrices
-        "expect_parameters": ("model", "init_from", "n_layer", "n_head", "n_embd", "n_positions"),
+        "expect_parameters": ("model", "init_from", *SIZES),
+        **dict.fromkeys(SIZES, ("model", "init_from")),
     }
 
     # What a recipe derives from other values gives way to those that were given after it.

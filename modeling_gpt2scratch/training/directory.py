@@ -28,7 +28,7 @@ from modeling_gpt2scratch.distributed.accelerator import describe_environment
 from modeling_gpt2scratch.distributed.processes import LaunchError, on_main_process, say
 from modeling_gpt2scratch.tracking.status import STATUS_NAME
 
-from .checks import in_use_message, is_own
+from .checks import MAY_CHANGE, in_use_message, is_own
 from .configuration import RUN_CONFIG_NAME, RUN_MARKER, TrainConfig
 
 DATA_MANIFEST_NAME = "data_manifest.json"  # a copy, for when the data are gone or elsewhere
@@ -139,6 +139,7 @@ def prepare_output_dir(
     manifests: Sequence[Path],
     *,
     is_done: bool,
+    was_done: bool,
 ) -> None:
     """Puts a record of what the run is into its directory; `--overwrite` empties that first.
 
@@ -150,7 +151,8 @@ def prepare_output_dir(
         accelerator: of the launch, which says where it runs.
         manifests: of the data. One is copied as `data_manifest.json`, several as
             `data_manifest-1.json` and so on.
-        is_done: whether no step is left to make.
+        is_done: whether nothing is left to do.
+        was_done: whether no step is left to make, with other arguments than those made until now.
     """
     output_dir = Path(config.output_dir)
     own = is_own(checkpoint, output_dir)
@@ -161,9 +163,12 @@ def prepare_output_dir(
         for name in (WEIGHTS_NAME, "config.json"):
             (output_dir / name).unlink(missing_ok=True)
     record = RUN_MARKER.content() | dataclasses.asdict(config) | _origin(config, checkpoint)
+    is_trained = own and was_done  # and keeps the record of how and where
+    if is_trained:
+        earlier = _recorded(checkpoint)
+        record |= {name: earlier[name] for name in MAY_CHANGE if name in earlier}
     write_json(output_dir / RUN_CONFIG_NAME, record)
-    # A run that is done keeps the record of where it was trained.
-    if not (own and is_done and (output_dir / ENVIRONMENT_NAME).exists()):
+    if not (is_trained and (output_dir / ENVIRONMENT_NAME).exists()):
         write_json(output_dir / ENVIRONMENT_NAME, describe_environment(accelerator))
     for number, manifest in enumerate(manifests, start=1):
         is_alone = len(manifests) == 1
@@ -209,11 +214,17 @@ def _origin(config: TrainConfig, checkpoint: Path | None) -> dict[str, str | boo
     """Where the first weights are from; later, nobody can tell a directory from a Hub name."""
     if config.init_from is None:
         return {}
-    if checkpoint is not None:
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-            earlier = json.loads((checkpoint.parent / RUN_CONFIG_NAME).read_bytes())
-            return {n: earlier[n] for n in ("init_from", "init_from_is_local") if n in earlier}
+    if checkpoint is not None and (earlier := _recorded(checkpoint)):
+        return {n: earlier[n] for n in ("init_from", "init_from_is_local") if n in earlier}
     return {"init_from_is_local": Path(config.init_from).exists()}
+
+
+def _recorded(checkpoint: Path) -> dict:
+    """The arguments of the run that a checkpoint is of, empty if they cannot be read."""
+    with contextlib.suppress(OSError, ValueError):
+        earlier = json.loads((checkpoint.parent / RUN_CONFIG_NAME).read_bytes())
+        return earlier if isinstance(earlier, dict) else {}
+    return {}
 
 
 def _identity_of(path: Path) -> tuple[int, int] | None:

@@ -73,7 +73,7 @@ def train(config: TrainConfig) -> str:
         timeout_minutes=config.timeout_minutes,
     )
     with contextlib.closing(data), ending(accelerator):
-        preflight.require_same_arguments(config, accelerator)
+        preflight.require_launch(config, accelerator)
         with activity("looking for a checkpoint"):
             checkpoint, state = find_resume_point(config), {}
         if checkpoint:
@@ -136,7 +136,7 @@ def train_from(
 def run_preflight(run: TrainingRun, before: dict) -> None:
     """Says what is about to run, after a checkpoint of other arguments `before`, and tries it."""
     config, accelerator, progress = run.config, run.accelerator, run.progress
-    notes = surprises_of_load() + surprises_of_resuming(config, before)
+    notes = surprises_of_load() + surprises_of_resuming(config, accelerator, before)
     notes += surprises(config, accelerator, run.model, has_validation=bool(run.validation))
     if config.preflight:
         with activity("trying everything once"):

@@ -10,7 +10,6 @@ import math
 import os
 from collections.abc import Iterator
 
-import numpy as np
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object
@@ -19,7 +18,7 @@ from torch import nn
 
 from modeling_gpt2scratch.checkpoints.weight_files import not_finite
 from modeling_gpt2scratch.data.loading.loader import ShardLoader
-from modeling_gpt2scratch.distributed.processes import LaunchError
+from modeling_gpt2scratch.distributed.processes import LaunchError, require_expected
 from modeling_gpt2scratch.optim.newton_schulz import iteration_dtype
 
 from .configuration import TrainConfig
@@ -38,12 +37,19 @@ REMEDIES = {
 }
 
 
-def require_same_arguments(config: TrainConfig, accelerator: Accelerator) -> None:
-    """Refuses processes of which one was started with another argument, or computes otherwise.
+def require_launch(config: TrainConfig, accelerator: Accelerator) -> None:
+    """Refuses a launch that the arguments do not fit.
+
+    Processes of which one was started with another argument, or computes otherwise, are one.
 
     Raises:
         LaunchError: on every process alike.
     """
+    require_expected("processes", accelerator.num_processes, config.expect_processes)
+    if config.compile == "model" and accelerator.distributed_type == DistributedType.FSDP:
+        raise LaunchError(
+            "expected --compile blocks under FSDP2, which gathers weights between them, found model"
+        )
     own = {f"--{k}": v for k, v in dataclasses.asdict(config).items() if k not in PLACES}
     own["--resume"] = config.resume if config.resume in ("none", "auto") else "a checkpoint"
     own[PRECISION] = str(accelerator.mixed_precision)
@@ -76,7 +82,6 @@ def try_one_batch(
     Raises:
         LaunchError: if it does not fit in memory, or anything is not finite.
     """
-    require_different_data(loader, step)
     batch = loader.batch(step, 0)
     with fitting_in_memory(loader.micro_batch_size):
         loss = model(**{name: ids.to(accelerator.device) for name, ids in batch.items()}).loss
@@ -120,22 +125,6 @@ def fitting_in_memory(micro_batch_size: int) -> Iterator[None]:
             f"expected a micro-batch of {micro_batch_size} rows to fit in memory, found "
             f"{str(error).splitlines()[0]}; {less}"
         ) from error
-
-
-def require_different_data(loader: ShardLoader, step: int) -> None:
-    """Refuses processes that would read the same rows.
-
-    Raises:
-        LaunchError: on every process alike.
-    """
-    rows = loader.rows(step, 0)
-    rows_of_all = np.concatenate(gather_object([rows]))
-    n_different = len(np.unique(rows_of_all))
-    if n_different != len(rows_of_all):
-        raise LaunchError(
-            f"expected every process to read rows of its own, found {n_different} different ones "
-            f"among {len(rows_of_all)}; check the ranks of the launcher"
-        )
 
 
 def surprises_of_loss(loss: float, vocab_size: int) -> list[str]:

@@ -90,11 +90,13 @@ class TrainingProgress:
         before = state.get("config", {})
         if before.get("eval_tokens", config.eval_tokens) != config.eval_tokens:
             progress.forget_best("losses of other --eval_tokens do not compare")
-        # A run that was done has something left to do if its end is now here, or if a task or the
-        # repository is new.
+        # A run that was done has something left to do if its end is now here, or if a task, the
+        # number of its examples or the repository is new.
         n_steps, tasks, repository = config.max_steps, config.eval_tasks, config.push_to_hub
         is_other_end = progress.step == n_steps != before.get("max_steps", n_steps)
         is_new = {*tasks} - {*before.get("eval_tasks", tasks)}
+        limit = config.eval_tasks_limit
+        is_new = is_new or (tasks and before.get("eval_tasks_limit", limit) != limit)
         is_new = is_new or (repository and repository != before.get("push_to_hub", repository))
         progress.is_owed |= progress.was_done and bool(is_other_end or is_new)
         return progress

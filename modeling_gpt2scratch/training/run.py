@@ -37,7 +37,11 @@ from modeling_gpt2scratch.distributed.processes import (
 )
 from modeling_gpt2scratch.distributed.zero_state import prepare_for_training
 from modeling_gpt2scratch.evaluation.tasks.task import Task
-from modeling_gpt2scratch.hardware.compilation import checkpoint_activations, compile_model
+from modeling_gpt2scratch.hardware.compilation import (
+    NOT_COMPILED,
+    checkpoint_activations,
+    compile_model,
+)
 from modeling_gpt2scratch.hardware.devices import device_peak_flops, use_tf32
 from modeling_gpt2scratch.hardware.micro_batch import find_micro_batch_size
 from modeling_gpt2scratch.modeling_gpt2scratch import GPT2ScratchForCausalLM
@@ -90,7 +94,9 @@ class TrainingRun:
     def checkpoint_contents(self) -> dict:
         """What a checkpoint holds, as arguments of the writer."""
         state = self.data.identity() | self.config.identity() | self.progress.to_state()
-        state |= {"trackers": self.tracker_ids, "config": dataclasses.asdict(self.config)}
+        arguments = dataclasses.asdict(self.config)
+        arguments["mixed_precision"] = self.accelerator.mixed_precision  # what "auto" was
+        state |= {"trackers": self.tracker_ids, "config": arguments}
         if self.accelerator.scaler is not None:
             state["loss_scale"] = self.accelerator.scaler.state_dict()  # numbers
         return {
@@ -124,17 +130,15 @@ def open_run(
         ValueError, OSError: on every process alike, if the parts do not fit together.
     """
     require_agreement((data.identity(), state), "data and checkpoint")
-    on_main_process(_prepare_hub, config, checkpoint, state)
+    _require_validation(config, data)
     progress = _progress(config, checkpoint, state)
     model, tokenizer, loader, validation = _model_and_data(config, data, accelerator, checkpoint)
-    if (config.keep_best or config.patience) and not validation:
-        raise LaunchError(
-            "expected data with a validation split for --keep_best, --final best or --patience, "
-            "found none; prepare them with --val_fraction above 0"
-        )
+    on_main_process(_prepare_hub, config, checkpoint, state)  # when nothing else is refused
     if checkpoint:
         load_weights(checkpoint, model)
     wrapped_model, optimizer, compiled = _prepare(config, accelerator, model, loader)
+    if compiled.startswith(NOT_COMPILED):  # which is recorded, whatever was asked for
+        config = dataclasses.replace(config, compile="no")
     if checkpoint:
         load_optimizer(checkpoint, model, optimizer.optimizer)
     _load_loss_scale(accelerator, state)
@@ -236,6 +240,15 @@ def _progress(config: TrainConfig, checkpoint: Path | None, state: dict) -> Trai
     return progress
 
 
+def _require_validation(config: TrainConfig, data: TrainingData) -> None:
+    """Refuses data without a validation split where its losses decide something."""
+    if (config.keep_best or config.patience) and not data.validation():
+        raise LaunchError(
+            "expected data with a validation split for --keep_best, --final best or --patience, "
+            "found none; prepare them with --val_fraction above 0"
+        )
+
+
 def _prepare_hub(config: TrainConfig, checkpoint: Path | None, state: dict) -> None:
     """Refuses a repository that checkpoints cannot go to, or another run's."""
     if config.push_to_hub is not None:
@@ -264,10 +277,7 @@ def _model_and_data(
     model = on_all_processes(make_model, config, checkpoint, **vocabulary)
     if config.init_from:
         require_agreement(sum_of_weights(model), "weights of --init_from")
-    require_expected(
-        {"processes": world_size, "parameters": model.num_parameters()},
-        {"processes": config.expect_processes, "parameters": config.expect_parameters},
-    )
+    require_expected("parameters", model.num_parameters(), config.expect_parameters)
     if config.activation_checkpointing:
         checkpoint_activations(model)
     if opened is None:
@@ -296,10 +306,6 @@ def _prepare(
         optimizer=config.optimizer,
     )
     use_tf32(config.tf32)
-    if config.compile == "model" and accelerator.distributed_type == DistributedType.FSDP:
-        raise LaunchError(
-            "expected --compile blocks under FSDP2, which gathers weights between them, found model"
-        )
     compiled = on_all_processes(
         compile_model, model, config.compile, device=accelerator.device, strict=config.strict
     )
@@ -347,8 +353,10 @@ def _open_records(
 ) -> dict[str, Any]:
     """As `_open_directory`, in a directory that this run has taken."""
     output_dir, step = Path(config.output_dir), progress.step
-    is_done, manifests = progress.is_done(config), data.manifest_files
-    on_main_process(prepare_output_dir, config, checkpoint, accelerator, manifests, is_done=is_done)
+    ends = {"is_done": progress.is_done(config), "was_done": progress.was_done}
+    on_main_process(
+        prepare_output_dir, config, checkpoint, accelerator, data.manifest_files, **ends
+    )
     on_main_process(leave_later_checkpoints, checkpoint, output_dir)
     writer = CheckpointWriter(
         output_dir,

@@ -114,10 +114,10 @@ def test_a_log_that_cannot_be_written_ends_no_run(monkeypatch):
 
 
 def test_a_launch_that_is_not_the_expected_one_is_refused_by_name():
-    found = {"processes": 8, "parameters": 124_439_808}
-    require_expected(found, {"processes": None, "parameters": 124_439_808})
+    require_expected("parameters", 124_439_808, 124_439_808)
+    require_expected("processes", 8, None)
     with pytest.raises(LaunchError, match="expected 16 processes as --expect_processes says"):
-        require_expected(found, {"processes": 16, "parameters": None})
+        require_expected("processes", 8, 16)
 
 
 @pytest.mark.parametrize("local_rank", [0, 1])

@@ -218,9 +218,16 @@ def test_a_compiler_that_is_missing_is_named(monkeypatch):
         raise RuntimeError("backend") from FileNotFoundError("no g++")
 
     monkeypatch.setattr(torch, "compile", refuse)
-    finding = machine_checks.check_compilation()
-    assert finding.status == "warning" and "no g++" in finding.found
-    assert "--compile no" in finding.advice
+    for missing, advice in (
+        ("C compiler", "install C compiler, which it needs, or train with --compile no"),
+        (None, "train with --compile no"),
+    ):
+        monkeypatch.setattr(
+            machine_checks, "missing_for_compilation", lambda device, missing=missing: missing
+        )
+        finding = machine_checks.check_compilation()
+        assert finding.status == "warning" and "no g++" in finding.found
+        assert finding.advice == advice
 
 
 def test_products_and_bf16_of_this_machine_are_well():

@@ -312,7 +312,7 @@ def test_a_card_has_every_argument_that_the_model_depends_on_and_no_other(run):
     hidden = set(HIDDEN_ARGUMENTS) | set(DEPENDENT_ARGUMENTS) | free_text
     assert set(arguments) - hidden == {
         *("sequence_length", "total_batch_tokens", "micro_batch_size", "max_steps", "optimizer"),
-        *("learning_rate", "schedule", "min_learning_rate", "warmup_steps", "weight_decay"),
+        *("learning_rate", "schedule", "warmup_steps", "weight_decay"),
         *("max_grad_norm", "dropout", "seed", "shuffle_shards", "document_mask", "eval_tokens"),
         *("rollback_on_spike", "mixed_precision", "tf32", "compile", "patience", "final"),
     }
@@ -321,7 +321,12 @@ def test_a_card_has_every_argument_that_the_model_depends_on_and_no_other(run):
     (run / "train_config.json").write_text(json.dumps(arguments | changes))
     card = card_of(run).text
     shown = set(re.findall(r"^\| `(\w+)`", card, re.MULTILINE))
-    assert shown == set(arguments) - hidden | {"muon_learning_rate"}
+    used = {"muon_learning_rate", "min_learning_rate"}
+    assert shown == set(arguments) - hidden | used
+    changes |= {"optimizer": "adamw", "schedule": "constant"}
+    (run / "train_config.json").write_text(json.dumps(arguments | changes))
+    shown = set(re.findall(r"^\| `(\w+)`", card_of(run).text, re.MULTILINE))
+    assert shown == set(arguments) - hidden
 
 
 def test_a_model_that_began_with_other_weights_does_not_claim_to_be_from_scratch(run):

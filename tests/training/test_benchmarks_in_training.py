@@ -92,11 +92,20 @@ def test_a_finished_run_is_scored_on_what_it_was_not_asked_for_before(
     arguments = flags(small_data, output_dir, **options)
     assert run_here(monkeypatch, *arguments) == 0
     losses = [row["loss"] for row in read_metrics(output_dir / "metrics.jsonl")]
-    assert run_here(monkeypatch, *arguments, "--eval_tasks", *NAMES, *data_flags) == 0
+    # Nothing is trained with the other rate, so the record keeps the one that was.
+    scoring = [*arguments, "--learning_rate", "3e-4", "--eval_tasks", *NAMES, *data_flags]
+    assert run_here(monkeypatch, *scoring) == 0
+    config = json.loads((output_dir / "train_config.json").read_text())
+    assert config["learning_rate"] == 1e-2 and config["eval_tasks"] == [*NAMES]
     rows = read_metrics(output_dir / "metrics.jsonl")
     assert [row["loss"] for row in rows] == losses
     assert {f"{name}/acc" for name in NAMES} <= rows[-1].keys()
     assert (output_dir / "model.safetensors").exists()
+    calls, again = [], [*scoring, "--preflight", "false"]
+    monkeypatch.setattr(loop, "score", lambda *_, **__: calls.append(1) or {})
+    assert run_here(monkeypatch, *again) == 0 and not calls
+    assert run_here(monkeypatch, *again, "--eval_tasks_limit", "2") == 0 and calls
+    assert json.loads((output_dir / "train_config.json").read_text())["eval_tasks_limit"] == 2
 
 
 def test_a_stop_in_the_scores_keeps_the_validation_and_sends_nothing_before_its_scores_are_there(

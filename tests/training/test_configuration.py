@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from support.tiny_models import tiny_model
 
 from modeling_gpt2scratch.common.command_line import ArgumentError, parse_config
 from modeling_gpt2scratch.training.configuration import TrainConfig
@@ -225,6 +226,23 @@ def test_a_rate_of_muon_in_a_recipe_holds_until_another_rate_is_given(tmp_path, 
     ):
         assert parsed(tmp_path, recipe, *flags).muon_learning_rate == muon
         assert (note in capsys.readouterr().err) == is_said
+
+
+@pytest.mark.parametrize("flag", ["--model=gpt2-medium", "--init_from=model"])
+def test_sizes_of_a_recipe_hold_until_another_model_is_named(tmp_path, capsys, monkeypatch, flag):
+    monkeypatch.chdir(tmp_path)
+    tiny_model(n_embd=16, n_layer=3, n_positions=32).save_pretrained("model")
+    capsys.readouterr()
+    named = (16, 3) if "init_from" in flag else (1024, 24)
+    for flags, sizes in (((), (8, 2)), ((flag,), named)):
+        config = parsed(tmp_path, {"n_embd": 8, "n_layer": 2, "n_head": 2}, *flags)
+        assert (config.n_embd, config.n_layer) == sizes
+        found = capsys.readouterr().err.splitlines()
+        assert [line.partition("x.yaml: ")[2] for line in found] == [
+            f"{name} is ignored, because --model or --init_from was given after it"
+            for name in ("n_layer", "n_head", "n_embd")
+            if flags
+        ]
 
 
 def test_a_lowest_rate_gives_way_also_where_the_steps_are_not_known_yet(tmp_path, capsys):

@@ -5,21 +5,21 @@ import json
 import math
 from dataclasses import asdict
 
-import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from support.tiny_models import tiny_model
 
 from modeling_gpt2scratch.data.loading.loader import ShardLoader, TokenWindows
 from modeling_gpt2scratch.distributed.processes import LaunchError
 from modeling_gpt2scratch.training import banner, preflight
 from modeling_gpt2scratch.training.banner import surprises
+from modeling_gpt2scratch.training.checks import MAY_CHANGE
 from modeling_gpt2scratch.training.configuration import TrainConfig
 from modeling_gpt2scratch.training.preflight import (
-    require_different_data,
-    require_same_arguments,
+    require_launch,
     surprises_of_loss,
     surprises_of_saving,
     try_one_batch,
@@ -87,12 +87,6 @@ def test_a_micro_batch_that_does_not_fit_says_what_to_do(accelerator, loader, er
         try_one_batch(forward, loader, accelerator, step=0)
 
 
-def test_processes_that_would_read_the_same_rows_are_refused(loader, monkeypatch):
-    monkeypatch.setattr(preflight, "gather_object", lambda rows: rows + [np.array([1, 2])])
-    with pytest.raises(LaunchError, match="found 3 different ones among 4"):
-        require_different_data(loader, 0)
-
-
 def test_processes_that_were_started_with_other_arguments_are_refused(
     accelerator, tmp_path, monkeypatch
 ):
@@ -102,9 +96,9 @@ def test_processes_that_were_started_with_other_arguments_are_refused(
         """Compares our arguments with those of a process 1, which was started with changes."""
         sent = []
         monkeypatch.setattr(preflight, "gather_object", lambda own: sent.extend(own) or own)
-        require_same_arguments(TrainConfig(**options | changes), accelerator)
+        require_launch(TrainConfig(**options | changes), accelerator)
         monkeypatch.setattr(preflight, "gather_object", lambda own: own + sent)
-        require_same_arguments(TrainConfig(**options), accelerator)
+        require_launch(TrainConfig(**options), accelerator)
 
     require_same()
     require_same(data="elsewhere", output_dir=str(tmp_path / "own"))
@@ -118,6 +112,16 @@ def test_processes_that_were_started_with_other_arguments_are_refused(
     ):
         with pytest.raises(LaunchError, match=message):
             require_same(**changes)
+
+
+def test_a_launch_that_the_arguments_do_not_fit_is_refused(accelerator, tmp_path, monkeypatch):
+    options = {"data": "d", "output_dir": str(tmp_path)}
+    with pytest.raises(LaunchError, match="expected 8 processes as --expect_processes says"):
+        require_launch(TrainConfig(**options, expect_processes=8), accelerator)
+    require_launch(TrainConfig(**options, compile="model", expect_processes=1), accelerator)
+    monkeypatch.setattr(accelerator.state, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(LaunchError, match="expected --compile blocks under FSDP2"):
+        require_launch(TrainConfig(**options, compile="model"), accelerator)
 
 
 def test_a_first_loss_far_above_that_of_fresh_weights_is_said():
@@ -146,31 +150,43 @@ def test_a_machine_on_which_others_compute_is_said(monkeypatch):
     assert note.startswith("this machine has 2 cores, and other programs kept 7 busy when")
 
 
-def test_arguments_that_shape_the_losses_and_change_at_a_resume_are_said(tmp_path):
+def arguments_of(config, accelerator):
+    """As a checkpoint has them."""
+    return asdict(config) | {"mixed_precision": accelerator.mixed_precision}
+
+
+def test_arguments_that_shape_the_losses_and_change_at_a_resume_are_said(accelerator, tmp_path):
     first = TrainConfig(data="d", output_dir=str(tmp_path), learning_rate=1e-3, max_steps=100)
     then = TrainConfig(data="d", output_dir=str(tmp_path), learning_rate=6e-4, max_steps=200)
-    notes = banner.surprises_of_resuming(then, json.loads(json.dumps(asdict(first))))
+    before = arguments_of(first, accelerator)
+    notes = banner.surprises_of_resuming(then, accelerator, json.loads(json.dumps(before)))
     assert notes[0] == "--learning_rate was 0.001 until here, and is 0.0006 from here on"
     changed = [note.split()[0].removeprefix("--") for note in notes]
-    assert changed == ["learning_rate", "max_steps", "warmup_steps", "min_learning_rate"]
-    assert banner.surprises_of_resuming(first, asdict(first)) == []
-    assert banner.surprises_of_resuming(first, {}) == []
+    assert changed == ["learning_rate", "warmup_steps", "min_learning_rate", "max_steps"]
+    assert notes[2].endswith(" was 0.0001 until here, and is 6e-05 from here on")
+    assert banner.surprises_of_resuming(first, accelerator, before) == []
+    assert banner.surprises_of_resuming(first, accelerator, {}) == []
+    elsewhere = before | {"mixed_precision": "bf16"}  # where "auto" meant this
+    (note,) = banner.surprises_of_resuming(first, accelerator, elsewhere)
+    assert note == "--mixed_precision was bf16 until here, and is no from here on"
 
 
-def test_whatever_shapes_the_losses_and_changes_at_a_resume_is_said(tmp_path):
+def test_whatever_shapes_the_losses_and_changes_at_a_resume_is_said(accelerator, tmp_path):
     base = {"data": "d", "output_dir": str(tmp_path), "optimizer": "muon", "schedule": "wsd"}
     base |= {"max_steps": 100, "warmup_steps": 5, "decay_steps": 50, "min_learning_rate": 0.0}
     changes = {
         **{"learning_rate": 1e-3, "muon_learning_rate": 1e-3, "schedule": "cosine"},
         **{"max_steps": 90, "warmup_steps": 6, "decay_steps": 40, "min_learning_rate": 1e-6},
-        **{"weight_decay": 0.2, "max_grad_norm": 2.0, "mixed_precision": "bf16"},
-        "eval_tokens": 1_000,
+        **{"weight_decay": 0.2, "max_grad_norm": 2.0, "eval_tokens": 1_000},
+        "eval_tasks_limit": 7,
     }
-    assert {*changes} == {*banner.MAY_CHANGE}
+    base["eval_tasks"] = ["lambada"]
+    assert {*changes, "mixed_precision"} == {*MAY_CHANGE, "max_steps", "eval_tasks_limit"}
     for name, value in changes.items():
         base_of = base if name != "learning_rate" else base | {"muon_learning_rate": 3e-4}
         first, then = TrainConfig(**base_of), TrainConfig(**base_of | {name: value})
-        (note,) = banner.surprises_of_resuming(then, asdict(first))
+        before = arguments_of(first, accelerator)
+        (note,) = banner.surprises_of_resuming(then, accelerator, before)
         assert note.startswith(f"--{name} was ")
 
 
@@ -179,6 +195,16 @@ def test_positions_that_no_row_reaches_are_said(accelerator, tmp_path):
     config = TrainConfig(**values, sequence_length=256)
     (note,) = surprises(config, accelerator, tiny_model(), has_validation=True)
     assert note.startswith("positions from 256 on are not trained; ")
+
+
+def test_a_large_model_on_a_cpu_is_said(accelerator, tmp_path, monkeypatch):
+    config = TrainConfig(data="d", output_dir=str(tmp_path))
+    model = tiny_model()
+    options = {"has_validation": True}
+    assert surprises(config, accelerator, model, **options) == []
+    monkeypatch.setattr(model, "num_parameters", lambda: 124_439_808)
+    (note,) = surprises(config, accelerator, model, **options)
+    assert note.startswith("torch finds no GPU, so this model trains on the CPU; ")
 
 
 def test_data_without_a_validation_split_is_said(accelerator, tmp_path):
