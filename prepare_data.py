@@ -26,13 +26,12 @@ def main() -> None:
         config = parse_config(PrepareConfig, description=__doc__)
         ctrl_c.advice = lambda: f"to go on, run again: {started_as()}"
         with ctrl_c.ending_at_once(), activity("loading the libraries"):
-            from modeling_gpt2scratch.common.hub_requests import require_login
             from modeling_gpt2scratch.data.preparation.prepare import prepare
-            from modeling_gpt2scratch.hub.datasets import push_data
+            from modeling_gpt2scratch.hub.datasets import push_data, require_place
 
         with ending_in_one_line(PROGRAM, placed=with_place):
             if config.push_to_hub:
-                require_login()
+                require_place(config.push_to_hub, private=config.private)
             manifest = prepare(config)
             for name, split in manifest.splits.items():
                 documents = f"{split.n_documents:,} document{'s' * (split.n_documents > 1)}"

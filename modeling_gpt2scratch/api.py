@@ -37,14 +37,13 @@ def prepare(**arguments: Any) -> Manifest:
             "process imports the script"
         )
     from modeling_gpt2scratch.common.command_line import from_keywords
-    from modeling_gpt2scratch.common.hub_requests import require_login
     from modeling_gpt2scratch.data.preparation.configuration import PrepareConfig
     from modeling_gpt2scratch.data.preparation.prepare import prepare as prepare_with
-    from modeling_gpt2scratch.hub.datasets import push_data
+    from modeling_gpt2scratch.hub.datasets import push_data, require_place
 
     config = from_keywords(PrepareConfig, arguments)
     if config.push_to_hub:
-        require_login()
+        require_place(config.push_to_hub, private=config.private)
     manifest = prepare_with(config)
     if config.push_to_hub:
         print(push_data(Path(config.output_dir), config.push_to_hub, private=config.private))

@@ -122,6 +122,7 @@ class CompareArguments:
                 raise ArgumentError(
                     data.argument, problem=f"expected {data.help}, for task {name}, found none"
                 )
+        self._require_one_kind_of_data()
         if self.data_dir is not None and not Path(self.data_dir).is_dir():
             raise ArgumentError(
                 "data_dir", problem=f"expected a directory, found none: {self.data_dir}"
@@ -150,6 +151,20 @@ class CompareArguments:
     def tokens_of_pass(self) -> int | Literal["auto"]:
         """`batch_tokens` as the scorer takes it."""
         return "auto" if self.batch_tokens == "auto" else int(self.batch_tokens)
+
+    def _require_one_kind_of_data(self) -> None:
+        """Refuses one file, or data set, for tasks that ask other questions of other files."""
+        wanted: dict[str, dict[SampleData, str]] = {}
+        for name, kind in self.kinds.items():
+            wanted.setdefault(kind.data.argument, {}).setdefault(kind.data, name)
+        for flag, tasks in wanted.items():
+            place, usual = getattr(self, flag), {data.hub_name for data in tasks}
+            if len(tasks) > 1 and not (place is None or place in usual or Path(place).is_dir()):
+                files = ", ".join(data.file for data in tasks)
+                problem = f"expected a directory with {files}, found one place for all: {place}"
+                raise ArgumentError(
+                    flag, problem=f"{problem}; measure {', '.join(tasks.values())} one by one"
+                )
 
 
 def arguments_for(registry: Mapping[str, type[Task]]) -> type[CompareArguments]:

@@ -80,10 +80,9 @@ def evaluate_model(
     if problem := processes.first_problem(problem):
         _note(model, missing, problem, processes)
         return
-    if not model.files:
-        # A model of the Hub whose files are here only now.
-        keys = _look_up(model, tasks, config, cache, processes)
-        missing = [name for name in missing if name not in model.tasks]
+    # Of a model of the Hub, some files may be here only now.
+    keys = _look_up(model, tasks, config, cache, processes)
+    missing = [name for name in missing if name not in model.tasks]
     model.description = describe_model(scorer)
     for name in missing:
         start = time.perf_counter()

@@ -11,6 +11,7 @@ from typing import Any
 
 from modeling_gpt2scratch.common.activity import tell
 from modeling_gpt2scratch.common.atomic_files import write_file, write_json
+from modeling_gpt2scratch.common.errors import file_problem
 
 from .configuration import BARS_NAME, CURVES_NAME, HARNESS_FOLDER, RESULTS_FILE, CompareArguments
 from .results.charts import draw_bars, draw_curves
@@ -194,7 +195,10 @@ def write_files(
         bars = output_dir / BARS_NAME
         if not draw_bars(models, metrics_of(config), bars, limit=config.limit):
             tell(f"no {BARS_NAME}: every number is zero, or there is none", file=sys.stderr)
-        draw_curves([model.name for model in models], output_dir / CURVES_NAME)
+        try:
+            draw_curves([model.name for model in models], output_dir / CURVES_NAME)
+        except OSError as error:  # of a log that cannot be read
+            tell(f"no {CURVES_NAME}: {file_problem(error)}", file=sys.stderr)
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

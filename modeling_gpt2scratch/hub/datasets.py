@@ -38,6 +38,8 @@ PUBLISHED_FILES = (  # some of them
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "chat_template.jinja"),
 )
+AT_START = Retries(give_up_after_seconds=30.0)
+AT_START = Retries(give_up_after_seconds=30.0)
 SHARDS_PER_COMMIT = 10  # some 2 GB; the Hub limits the number of commits in an hour
 
 
@@ -82,6 +84,17 @@ def push_data(
             f"{repository}: {one_line(error)}; run the same command again to go on"
         ) from error
     return url
+
+
+def require_place(repository: str, *, private: bool) -> None:
+    """Makes the repository before hours of work whose result is to go there.
+
+    Raises:
+        SourceError: if there is no login, or the Hub refuses or cannot be reached.
+    """
+    require_login()
+    request = partial(make_repository, repository, repo_type="dataset", private=private)
+    with_retries(request, repository, AT_START, hints=PUSH_HINTS)
 
 
 def read_verified(directory: Path) -> Manifest:

@@ -10,7 +10,6 @@ from support.processes import PATIENCE
 from support.training_runs import curve
 
 from modeling_gpt2scratch import prepare
-from modeling_gpt2scratch.common import hub_requests
 from modeling_gpt2scratch.hub import datasets
 
 # In a fresh process, as only there nothing is loaded yet and no state is there.
@@ -57,12 +56,13 @@ def test_a_notebook_prepares_trains_twice_and_compares(tmp_path, small_data):
 
 def test_prepare_uploads_what_it_was_asked_to(tmp_path, small_data, monkeypatch):
     asked = []
-    monkeypatch.setattr(hub_requests, "require_login", lambda: asked.append("login"))
+    monkeypatch.setattr(datasets, "require_place", lambda *a, **k: asked.append((a, k)))
     monkeypatch.setattr(datasets, "push_data", lambda *a, **k: asked.append((a, k)) or "address")
     text, data = small_data.parent / "documents.txt", tmp_path / "data"
     options = {"tokenizer": "bytes", "num_workers": 1, "push_to_hub": "you/x", "private": True}
     prepare(dataset=text, output_dir=data, **options)
-    assert asked == ["login", ((data, "you/x"), {"private": True})]
+    is_private = {"private": True}
+    assert asked == [(("you/x",), is_private), ((data, "you/x"), is_private)]
 
 
 @pytest.mark.gate

@@ -34,6 +34,7 @@ OF_HUB = re.compile(
     r"(?:hf://|https?://(?:huggingface\.co|hf\.co)/)datasets/([\w.-]+/[\w.-]+?)"
     r"(?:[@?#]|/(?:tree|viewer|blob|resolve)/|/?$)"
 )
+DEFAULT_COLUMN = "text"
 FILES_AT_ONCE = 4  # read in turn, so that neighbouring documents come from different files
 
 
@@ -44,7 +45,7 @@ class Source:
     name: str  # for a data set of the Hub, its repository
     files: Sequence[File]
     weight: float | None = None  # share of the characters; None takes everything
-    text_column: str = "text"
+    text_column: str = DEFAULT_COLUMN
     document_start: str | None = None  # rows are joined; one that matches begins a document
     where: tuple[Condition, ...] = ()
     subset: str | None = None  # of a data set on the Hub
@@ -55,7 +56,7 @@ def open_sources(
     dataset: str,
     *,
     subset: str | None = None,
-    text_column: str = "text",
+    text_column: str = DEFAULT_COLUMN,
     where: Sequence[Condition] = (),
     revisions: Mapping[str, str | None] = MappingProxyType({}),
 ) -> list[Source]:
@@ -91,6 +92,11 @@ def open_sources(
         raise SourceError(
             f"expected --subset for a data set of the Hub that names none, found {subset} for "
             f"{dataset}; leave it out"
+        )
+    if text_column != DEFAULT_COLUMN and text_column not in [s.text_column for s in sources]:
+        raise SourceError(
+            f"expected --text_column for files or a data set of the Hub, found {text_column} for "
+            f"{dataset}, which has a text of its own; leave it out"
         )
     places = [os.path.realpath(path) for path in local_paths(sources)]
     files = (file for source in sources for file in source.files)

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from modeling_gpt2scratch.common.addresses import split_revision
+
 PATH = Path(__file__).with_suffix(".json")
 OPENAI_MODELS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
@@ -39,11 +41,12 @@ def numbers_beside(
 ) -> list[PublishedNumber]:
     """The numbers that belong to these tasks, of the compared models as far as they are OpenAI's.
 
-    Without a model of OpenAI's among them it is the smallest that others are compared with. Models
-    that have no weights anywhere, known by their numbers only, are always there.
+    Without a model of OpenAI's among them it is the smallest that others are compared with. The
+    models of other papers are always there.
     """
     tasks = set(tasks)
-    names = [Path(model).name for model in models]  # of openai-community/gpt2, gpt2
+    # Of openai-community/gpt2@main, gpt2.
+    names = [Path(split_revision(model)[0]).name for model in models]
     shown = [name for name in OPENAI_MODELS if name in names] or [OPENAI_MODELS[0]]
     return [
         number

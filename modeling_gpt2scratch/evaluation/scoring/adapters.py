@@ -60,7 +60,8 @@ def base_of_adapter(name: str) -> str | None:
             f"{MERGE_HINT}"
         )
     try:
-        base = str(json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"])
+        config = json.loads(path.read_text(encoding="utf-8"))
+        base, revision = str(config["base_model_name_or_path"]), config.get("revision")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path}: expected base_model_name_or_path, found {named(error)}; {MERGE_HINT}"
@@ -73,7 +74,7 @@ def base_of_adapter(name: str) -> str | None:
             f"{path}: expected the adapter's model in {base}, found none relative to the current "
             f"directory or to the adapter; correct the path, or {MERGE_HINT}"
         )
-    return base
+    return f"{base}@{revision}" if revision else base
 
 
 def add_adapter(model: PreTrainedModel, name: str) -> None:

@@ -78,11 +78,17 @@ class ProcessGroup:
         device: of the command line; "cpu" keeps the processes off the accelerators.
 
     Raises:
-        SystemExit: with one line, if the launched processes do not know of each other.
+        SystemExit: with one line, if the launched processes do not know of each other, or shall
+            all have one device.
     """
 
     def __init__(self, device: str):
         n_launched = int(os.environ.get("WORLD_SIZE", "1"))
+        if n_launched > 1 and device != "auto" and torch.device(device).index is not None:
+            raise SystemExit(
+                f"expected --device auto or cpu with {n_launched} processes, each of which takes a "
+                f"device of its own, found {device}"
+            )
         # Without an accelerator, processes must be told to meet on the CPU, or each is alone.
         on_cpu = device == "cpu" or not torch.accelerator.is_available()
         self.accelerator = Accelerator(cpu=on_cpu) if n_launched > 1 else None

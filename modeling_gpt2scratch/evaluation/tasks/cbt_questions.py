@@ -17,6 +17,7 @@ from .samples import SampleData, encoding_of, lines_of
 
 HUB_NAME = "cam-cst/cbt"
 REVISION = "refs/convert/parquet"  # the Hub's own copy: CN/validation/0000.parquet and so on
+OFFICIAL_PREFIX = "cbtest_"  # of the files' names
 BLANK = "XXXXX"
 N_SENTENCES = 20
 N_CANDIDATES = 10
@@ -41,7 +42,7 @@ def question_data(category: str, split: str) -> SampleData:
     name, n_samples = SPLITS[split]
     return SampleData(
         argument="cbt_data",
-        file=f"cbtest_{category}_{name}.txt",
+        file=f"{OFFICIAL_PREFIX}{category}_{name}.txt",
         hub_name=HUB_NAME,
         split=split,
         # That branch has no README, without which its folders are no subsets.
@@ -60,8 +61,12 @@ def read_questions(source: str, data: SampleData, *, limit: int | None) -> list[
         limit: questions to read, None for all.
 
     Raises:
-        ValueError: that names the line or row, for anything but a question; for no question at all.
+        ValueError: that names the line or row, for anything but a question; for no question at all,
+            and for an official file of others.
     """
+    name = Path(source).name
+    if name.startswith(OFFICIAL_PREFIX) and name != data.file:
+        raise ValueError(f"{source}: expected {data.file}, found questions of another task")
     if Path(source).suffix == ".txt":
         rows = islice(_read_file(Path(source)), limit)
     else:

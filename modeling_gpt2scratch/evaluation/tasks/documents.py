@@ -58,6 +58,11 @@ class DocumentsTask:
         windows, n_scored, owners = [], [], []
         for index, document in enumerate(self.documents):
             ids = encode_document(scorer.tokenizer, document.text, options=self.encoding)
+            if len(ids) < 2 and document.text.strip():  # which would cost nothing
+                raise ValueError(
+                    f"expected a tokenizer that knows the text, found no token of it in document "
+                    f"{index}: {document.text[:20]!r}"
+                )
             for window, n in rolling_windows(ids, scorer.context_tokens):
                 windows.append(window)
                 n_scored.append(n)

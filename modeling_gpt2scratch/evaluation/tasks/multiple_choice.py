@@ -66,10 +66,18 @@ class MultipleChoiceTask(ABC):
         """The first `limit` questions of a .jsonl file or a Hub data set.
 
         Raises:
-            ValueError: for a row without the task's columns, or no question at all.
+            ValueError: for a row without the task's columns, an answer without text or a right one
+                that is none of them, or no question at all.
         """
-        rows = cls.data.rows(source, columns=cls.columns, limit=limit)
-        questions = [cls.question(place, row) for place, row in rows]
+        questions = []
+        for place, row in cls.data.rows(source, columns=cls.columns, limit=limit):
+            question = cls.question(place, row)
+            if not all(question.answers):
+                raise ValueError(f"{place}: expected answers with text, found {question.answers}")
+            if not 0 <= question.right < len(question.answers):
+                expected = f"a right answer from 0 to {len(question.answers) - 1}"
+                raise ValueError(f"{place}: expected {expected}, found {question.right}")
+            questions.append(question)
         if not questions:
             raise ValueError(f"{source}: expected at least one question, found none")
         return questions

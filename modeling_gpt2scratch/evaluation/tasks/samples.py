@@ -75,7 +75,7 @@ class SampleData:
         if self.is_own:
             return f"your own data, in the format of {self.file}"
         usual = f"{self.file} in --data_dir"
-        usual += f", else {self.hub_name} from the Hub" if self.hub_name else ""
+        usual += f", without it {self.hub_name} from the Hub" if self.hub_name else ""
         return f"a file like {self.file}, a directory with it, or a Hub data set; else {usual}"
 
     def source(self, selection: Selection) -> str:

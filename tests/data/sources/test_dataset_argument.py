@@ -110,6 +110,14 @@ def test_a_subset_that_no_source_takes_is_refused(tmp_path, monkeypatch):
         assert open_sources(dataset, subset="sample-100BT")[-1].subset == "sample-100BT"
 
 
+def test_a_column_that_no_source_has_is_refused(tmp_path):
+    with pytest.raises(SourceError, match="expected --text_column for files or a data set .*found"):
+        open_sources("docstrings", text_column="body")
+    (tmp_path / "a.jsonl").write_text('{"body": "text"}\n')
+    sources = open_sources(f"docstrings,{tmp_path / 'a.jsonl'}", text_column="body")
+    assert [source.text_column for source in sources] == ["text", "body"]
+
+
 def test_a_streamed_data_set_is_read_at_one_commit(monkeypatch):
     heads = iter(("a" * 40, "b" * 40))
     monkeypatch.setattr(dataset_argument, "list_files", lambda *_, **__: [])

@@ -20,6 +20,7 @@ from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
 from modeling_gpt2scratch.evaluation import measuring
 from modeling_gpt2scratch.evaluation.measuring import cache_key
 from modeling_gpt2scratch.evaluation.results import fingerprints
+from modeling_gpt2scratch.evaluation.results.cache import ResultCache
 from modeling_gpt2scratch.evaluation.results.fingerprints import evaluation_code, model_code
 
 PACKAGE = REPOSITORY / "modeling_gpt2scratch"
@@ -111,6 +112,24 @@ def test_an_output_directory_that_cannot_be_written_to_is_a_bad_argument(model, 
     error = capsys.readouterr().err
     assert "--output_dir: expected a directory that can be written to, found" in error
     assert error.count("\n") == 1
+
+
+def test_files_that_come_only_while_a_model_is_loaded_are_in_the_key(model, arguments, monkeypatch):
+    arguments = [*arguments, "--models", str(model)]
+    identify, load = measuring._identify, measuring.load_scorer
+    is_here, keys = [], []
+
+    def identify_what_is_here(name, config):
+        files, *others = identify(name, config)
+        return files if is_here else {"config.json": files["config.json"]}, *others
+
+    monkeypatch.setattr(measuring, "_identify", identify_what_is_here)
+    monkeypatch.setattr(
+        measuring, "load_scorer", lambda *a, **k: is_here.append(1) or load(*a, **k)
+    )
+    monkeypatch.setattr(ResultCache, "write", lambda self, key, *_: keys.append(key))
+    assert compare.main(arguments) == 0
+    assert all("model.safetensors" in key["model"] for key in keys) and keys
 
 
 @pytest.mark.slow

@@ -110,7 +110,9 @@ def test_the_table_has_differences_in_parentheses_and_published_numbers_apart(pa
     tasks = {"lambada": TASKS["lambada"]}
     differences = {"second": differences_of(model, baseline, METRICS)}
     numbers, sources = read_published()
-    published = numbers_beside(numbers, tasks=tasks, models=["first", "openai-community/gpt2-xl"])
+    published = numbers_beside(
+        numbers, tasks=tasks, models=["first", "openai-community/gpt2-xl@main"]
+    )
     options = {"limit": None, "differences": differences, "published": published}
     header, _, acc, perplexity = (
         [cell.strip() for cell in line.strip("|").split("|")]

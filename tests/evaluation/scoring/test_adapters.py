@@ -82,6 +82,15 @@ def test_a_path_that_leads_nowhere_from_here_is_taken_from_the_adapter(adapter, 
     assert loaded(adapter).peft_config
 
 
+def test_the_revision_of_a_model_on_the_hub_is_the_one_that_the_adapter_names(adapter):
+    path = adapter / "adapter_config.json"
+    config = json.loads(path.read_text())
+    for revision, name in ((None, "you/base"), ("step-500", "you/base@step-500")):
+        change = {"base_model_name_or_path": "you/base", "revision": revision}
+        path.write_text(json.dumps(config | change))
+        assert base_of_adapter(str(adapter)) == name
+
+
 def test_the_fingerprint_covers_the_adapter_and_its_model(adapter):
     run = adapter.parent / "run"
     before = checksums_of(str(adapter))

@@ -327,5 +327,9 @@ def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch):
     monkeypatch.setattr(process_group, "Accelerator", lambda cpu: Accelerator(cpu=True))
     for variable in ("RANK", "LOCAL_RANK"):
         monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(
+        SystemExit, match="expected --device auto or cpu with 2 processes, .*cuda:0"
+    ):
+        ProcessGroup("cuda:0")
     with pytest.raises(SystemExit, match="expected 2 processes in one group, as launched, found 1"):
         ProcessGroup("auto")

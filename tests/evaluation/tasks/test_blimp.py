@@ -182,7 +182,7 @@ def test_the_official_archive_has_67_paradigms_and_the_published_accuracies():
         name: term for name, term in terms.items() if name != "overall"
     }
     assert len({pair.phenomenon for pair in pairs}) == 12
-    columns = {"5-gram": "ngram", "LSTM": "lstm", "Transformer-XL": "txl", "GPT-2": "gpt2"}
+    columns = {"5-gram": "ngram", "LSTM": "lstm", "Transformer-XL": "txl", "GPT-2 large": "gpt2"}
     (overall,) = [row for row in rows if row["linguistics_term"] == "overall"]
     numbers = {n.model: n.value for n in read_published()[0] if n.task == "blimp"}
     assert numbers == {name: round(overall[key], 3) for name, key in columns.items()}

@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,8 @@ from support.paths import REPOSITORY
 from support.real.questions import BOOKS, official_text, practice_questions
 from support.servers.fake_hub import serve
 
+from modeling_gpt2scratch.common.command_line import ArgumentError
+from modeling_gpt2scratch.evaluation.configuration import CompareConfig
 from modeling_gpt2scratch.evaluation.results.cache import ResultCache
 from modeling_gpt2scratch.evaluation.results.measurements import Measurement
 from modeling_gpt2scratch.evaluation.scoring.encoding import encode_pairs
@@ -130,7 +133,8 @@ def test_the_task_files_of_the_harness_read_the_data_set(file, hub):
 
     folder = str(REPOSITORY / "evaluate" / "lm_eval_tasks")
     tasks = TaskManager(include_path=folder, include_defaults=False)
-    expected = task_of("cbt-ne", file)
+    same = shutil.copy(file, file.with_name("cbtest_NE_valid_2000ex.txt"))
+    expected = task_of("cbt-ne", same)
     task = tasks.load("cbt_ne")["tasks"]["cbt_ne"]
     for doc, question in zip(task.validation_docs(), expected.questions, strict=True):
         assert (task.doc_to_text(doc), task.doc_to_choice(doc)) == expected.request(question)
@@ -180,6 +184,30 @@ def test_a_wrong_or_cut_file_is_refused_by_its_line(tmp_path, change, message):
     path.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=message):
         read_questions(str(path), DATA, limit=None)
+
+
+def test_questions_of_another_category_are_refused(tmp_path):
+    path = tmp_path / "cbtest_NE_valid_2000ex.txt"
+    path.write_text(official_text([(SENTENCES, "The XXXXX was here .", "king", list(WORDS))]))
+    with pytest.raises(ValueError, match="NE_valid.*expected cbtest_CN_valid_2000ex.txt, found qu"):
+        read_questions(str(path), DATA, limit=None)
+    own = path.rename(tmp_path / "own.txt")
+    assert len(read_questions(str(own), DATA, limit=None)) == 1
+
+
+def test_one_file_is_not_taken_for_several_categories(tmp_path):
+    own = tmp_path / "own.txt"
+    own.touch()
+
+    def config(*tasks, place=str(own)):
+        return CompareConfig(models=["gpt2"], tasks=list(tasks), cbt_data=place)
+
+    for place in (str(own), "someone/else"):
+        with pytest.raises(ArgumentError, match="expected a directory with cbtest_CN_v.*, cbtest_"):
+            config("cbt-cn", "cbt-ne", place=place)
+    config("cbt-cn", "cbt-cn:query-only")
+    config("cbt-cn", "cbt-ne", place=str(tmp_path))
+    config("cbt-cn", "cbt-ne", place=HUB_NAME)
 
 
 def test_empty_candidates_are_no_candidates_and_counted(tmp_path, scorer):

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from support import evaluation as tiny
 from support.paths import SHARED_DATA
+from transformers import PreTrainedTokenizerFast
 
 from modeling_gpt2scratch.data.sources.local_files import read_documents
 from modeling_gpt2scratch.data.tokens.encoder import DocumentEncoder
@@ -27,6 +29,17 @@ def files(tmp_path):
     text.write_text("<|endoftext|>".join([*DOCUMENTS, "\n"]), encoding="utf-8", newline="")
     lines.write_text("".join(json.dumps({"text": d}) + "\n" for d in DOCUMENTS))
     return str(text), str(lines)
+
+
+def test_a_text_of_which_the_tokenizer_knows_nothing_is_refused(tmp_path):
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({"A": 0, "C": 1, "<end>": 2}, []))
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
+    scorer = CausalScorer(tiny.tiny_gpt2(fast, n_positions=16), fast, batch_tokens=60)
+    path = tmp_path / "own.txt"
+    path.write_text("ACCA<|endoftext|>so it is")
+    task = LocalTextTask.load(Selection(place=str(path)))
+    with pytest.raises(ValueError, match="found no token of it in document 1: 'so it is'"):
+        task.evaluate(scorer)
 
 
 def test_text_and_jsonl_are_the_same_documents(files):

@@ -99,6 +99,28 @@ def test_a_bad_question_is_named_by_its_line(tmp_path, task_class, row, change, 
         task_class.read(path, limit=None)
 
 
+@pytest.mark.parametrize(
+    ("answers", "right", "message"),
+    [
+        (("a", "b"), 2, "expected a right answer from 0 to 1, found 2"),
+        (("a", "b"), -1, "expected a right answer from 0 to 1, found -1"),
+        ((), 0, "expected a right answer from 0 to -1"),
+        (("a", ""), 0, "expected answers with text"),
+    ],
+)
+def test_a_question_without_its_right_answer_is_refused_in_any_task(
+    tmp_path, answers, right, message
+):
+    class OwnTask(ArcEasyTask):
+        @classmethod
+        def question(cls, place, row):
+            return Question("Which?", answers, right)
+
+    path = write_jsonl(tmp_path / "rows.jsonl", [ARC])
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 1: " + message):
+        OwnTask.read(path, limit=None)
+
+
 def test_the_file_says_whether_it_is_the_official_one(tmp_path, monkeypatch):
     path = tmp_path / PiqaTask.data.file
     write_jsonl(path, [PIQA] * 3)
