@@ -79,7 +79,8 @@ class CompleteLoadingMixin:
     ):
         """Loads checkpoints in our layout, and in that of transformers' `gpt2`.
 
-        Any number of threads may load at the same time.
+        One thread at a time may load: transformers changes functions and a default of the whole
+        process meanwhile. Others may save.
 
         Raises:
             RuntimeError: if a tensor has another shape, and `ignore_mismatched_sizes` is off.
@@ -97,10 +98,11 @@ class CompleteLoadingMixin:
         # Beside an adapter's weights, `info` no longer has those of the model that it names.
         missing = {*info["missing_keys"], *vars(model).pop("_missing_in_base", ())}
         if output_loading_info:
-            return model, info
+            return model, info | {"missing_keys": missing}
         if model.base_model is not model:  # a head that somebody adds begins at random
             missing = {name for name in missing if name.startswith(OWN_PREFIXES)}
-        if missing and pretrained_model_name_or_path is not None:
+        has_weights = pretrained_model_name_or_path is not None or kwargs.get("state_dict")
+        if missing and has_weights:
             raise ValueError(
                 f"{pretrained_model_name_or_path}: expected all tensors of {cls.__name__}, found "
                 f"none for {', '.join(sorted(missing))}; output_loading_info=True makes them at "
@@ -181,12 +183,14 @@ class LimitedGenerationMixin:
         return prepared
 
     def _validate_generated_length(self, generation_config, input_ids_length: int, *args) -> None:
-        """Refuses to generate beyond the last position."""
-        limit, max_length = self.config.n_positions, generation_config.max_length
-        if max_length > limit + 1:
+        """Refuses to generate beyond the last position, also after what is in a cache."""
+        # Of an attention mask, which also covers the tokens in the cache.
+        n_before = max(input_ids_length, getattr(generation_config, "_mask_length", None) or 0)
+        limit, n_new = self.config.n_positions, generation_config.max_length - input_ids_length
+        if n_before + n_new > limit + 1:
             raise ValueError(
                 f"expected prompt and new tokens to fit n_positions={limit} + 1, found a prompt of "
-                f"{input_ids_length} tokens and max_length={max_length}; lower max_new_tokens"
+                f"{n_before} tokens and max_length={n_before + n_new}; lower max_new_tokens"
             )
         super()._validate_generated_length(generation_config, input_ids_length, *args)
 
@@ -250,6 +254,20 @@ def pop_loss_kwargs(model, arguments: dict[str, Any]) -> dict[str, Any]:
         return {}
     read = inspect.signature(model.loss_function).parameters.keys() - GIVEN_TO_LOSS
     return {name: arguments.pop(name) for name in read & unread}
+
+
+def prepared_mask(mask: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    """A (B, 1, T, S) mask as an attention function takes it; transformers passes it on as it is.
+
+    Args:
+        mask: not 0 where a key may be seen, or of floats, to be added to the scores.
+        dtype: of the scores, where the function can only add a mask to them; else None.
+    """
+    if mask.is_floating_point():
+        return mask
+    if dtype is None:
+        return mask.bool()
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(mask == 0, torch.finfo(dtype).min)
 
 
 def refuse_unread_arguments(model, arguments: Mapping[str, Any], *, are_packed: bool) -> None:

@@ -61,7 +61,7 @@ def linear_cross_entropy(
     dtype = hidden_states.dtype
     if torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
-    targets = targets.flatten().to(hidden_states.device)
+    targets = targets.flatten().to(hidden_states.device, torch.long)
     if num_items_in_batch is None:
         num_items_in_batch = (targets != IGNORED).sum()
     total = _LinearCrossEntropy.apply(

@@ -33,6 +33,7 @@ from .loading_gpt2scratch import (
     LimitedGenerationMixin,
     pop_cache,
     pop_loss_kwargs,
+    prepared_mask,
     refuse_unread_arguments,
 )
 from .loss_gpt2scratch import linear_cross_entropy, takes_hidden_states
@@ -52,15 +53,13 @@ def eager_attention_forward(
 
     Args:
         query: (B, H, T, D); key and value are (B, H, S, D).
-        attention_mask: (B, 1, T, S), added to the scores, or True where a key may be seen.
+        attention_mask: (B, 1, T, S), added to the scores.
 
     Returns:
         The attended values (B, T, H, D) and the probabilities (B, H, T, S).
     """
     scores = query @ key.transpose(-1, -2) * scaling
-    if attention_mask is not None and attention_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-    elif attention_mask is not None:
+    if attention_mask is not None:
         scores = scores + attention_mask
     probabilities = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     probabilities = F.dropout(probabilities, p=dropout, training=module.training)
@@ -208,7 +207,7 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
 
         Args:
             input_ids: (B, T) token ids; exactly one of this and `inputs_embeds`.
-            attention_mask: (B, S) with 0 for padding, or a prepared (B, 1, T, S) mask.
+            attention_mask: (B, S) with 0 for padding, or (B, 1, T, S); see `prepared_mask`.
             position_ids: (T,) or (B, T); if None, after the cached tokens, skipping padding.
                 Where they restart at 0 inside a row, a new document begins, and documents do not
                 see each other (not beside an `attention_mask`, a static cache or one with content,
@@ -269,8 +268,11 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
         if isinstance(cache, Cache) and not (cache.is_compileable or cache.get_seq_length()):
             past_key_values = None
         is_plain = attention_mask is None and position_ids is None and past_key_values is None
-        if is_plain and self.config._attn_implementation == "sdpa":
+        is_sdpa = self.config._attn_implementation == "sdpa"
+        if is_plain and is_sdpa:
             return None
+        if isinstance(attention_mask, Tensor) and attention_mask.ndim == 4:
+            return prepared_mask(attention_mask, None if is_sdpa else inputs_embeds.dtype)
         return create_causal_mask(
             self.config, inputs_embeds, attention_mask, past_key_values, position_ids=position_ids
         )
@@ -290,8 +292,7 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
         columns = torch.arange(n_new, device=inputs_embeds.device) + n_past
         if attention_mask is None or len(attention_mask.shape) != 2:
             return columns
-        attention_mask = attention_mask.to(columns.device)
-        return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, columns]
+        return (attention_mask.to(columns.device).long().cumsum(-1) - 1).clamp(min=0)[:, columns]
 
 
 class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, LimitedGenerationMixin, GenerationMixin):
@@ -346,6 +347,7 @@ class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, LimitedGenerationMixin,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=False if self.training and use_cache is None else use_cache,
+            return_dict=True,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state  # (B, T, C)
@@ -364,10 +366,8 @@ class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, LimitedGenerationMixin,
                     vocab_size=self.config.vocab_size,
                     **kwargs | loss_kwargs,
                 )
-        cache = getattr(outputs, CACHE_NAME)
-        return CausalLMOutputWithPast(
-            loss, logits, cache, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+        cache, states = getattr(outputs, CACHE_NAME), outputs.hidden_states
+        return CausalLMOutputWithPast(loss, logits, cache, states, outputs.attentions)
 
 
 def _kept(hidden_states: Tensor, places: int | Tensor) -> Tensor:

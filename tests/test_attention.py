@@ -109,16 +109,24 @@ def test_a_right_padded_row_gives_the_logits_of_the_row_alone():
         torch.testing.assert_close(found, model(ids[:1, :8]).logits[0], atol=1e-5, rtol=0)
 
 
-def test_a_prepared_boolean_mask_means_the_same_to_eager_and_sdpa():
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64])
+def test_a_prepared_mask_means_the_same_to_every_attention(dtype):
     ids = random_ids(2, 12)
     mask = torch.ones(12, 12, dtype=torch.bool).tril().expand(2, 1, 12, 12).clone()
     mask[:, :, 6:, 2] = False
     with torch.no_grad():
-        eager = model_with("eager")(ids, attention_mask=mask).logits
+        found = model_with("eager")(ids, attention_mask=mask.to(dtype)).logits
         sdpa = model_with("sdpa")(ids, attention_mask=mask).logits
         seeing = model_with("eager")(ids).logits
-    torch.testing.assert_close(eager, sdpa, atol=1e-5, rtol=0)
-    assert not torch.allclose(eager[:, 6:], seeing[:, 6:], atol=1e-2)
+    torch.testing.assert_close(found, sdpa, atol=1e-5, rtol=0)
+    assert not torch.allclose(found[:, 6:], seeing[:, 6:], atol=1e-2)
+    with torch.no_grad():
+        same = model_with("sdpa")(ids, attention_mask=mask.to(dtype)).logits
+    assert torch.equal(same, sdpa)
+    # With such a mask flex attention does not compile on CPUs; it adds what it is given.
+    flex = model_with("flex_attention").transformer
+    added = flex._causal_mask(torch.zeros(2, 12, 1), mask.to(dtype), None, None)
+    assert torch.equal(added, torch.where(mask, 0.0, torch.finfo(torch.float32).min))
 
 
 @pytest.mark.parametrize("is_training", [True, False], ids=["training", "prefill"])

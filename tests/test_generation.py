@@ -291,6 +291,21 @@ def test_text_beyond_n_positions_is_refused_before_it_is_made(model, monkeypatch
     assert not widths
 
 
+def test_text_beyond_n_positions_is_refused_after_a_cache_too(model):
+    ids = random_ids(1, 43)
+    for n_new in (6, 7):
+        cache = model(ids[:, :40], use_cache=True).past_key_values
+        options = {"past_key_values": cache, "attention_mask": torch.ones(1, 43)}
+        options |= {"max_new_tokens": n_new, "min_new_tokens": n_new}
+        if n_new == 7:
+            with pytest.raises(ValueError, match="found a prompt of 43 tokens and max_length=50"):
+                model.generate(ids[:, 40:], **options)
+            continue
+        found = model.generate(ids[:, 40:], **options)
+        expected = generate(model, ids, max_new_tokens=6, min_new_tokens=6)
+        assert torch.equal(found[:, 3:], expected[:, 43:])
+
+
 @pytest.mark.parametrize("way", ["greedy", "beam search", "assisted", "static cache"])
 def test_text_may_fill_every_position_and_one_more_token(twins, way):
     model, theirs = twins

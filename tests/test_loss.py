@@ -214,6 +214,12 @@ def test_the_models_two_losses_and_their_gradients_are_equal():
         torch.testing.assert_close(left, right, atol=1e-5, rtol=0)
 
 
+def test_targets_may_be_of_any_whole_numbers():
+    hidden_states, weight, targets = inputs(9, ignored={3})
+    expected = linear_cross_entropy(hidden_states, weight, targets)
+    assert linear_cross_entropy(hidden_states, weight, targets.int()) == expected
+
+
 def test_targets_of_another_length_are_refused():
     hidden_states, weight = torch.randn(2, 513, 4), torch.randn(7, 4)
     targets = torch.zeros(2, 512, dtype=torch.long)

@@ -282,6 +282,9 @@ def test_what_transformers_reads_is_passed_on():
     with torch.no_grad():
         plain = model(IDS, labels=IDS)
         assert torch.equal(model(IDS, return_dict=False)[0], plain.logits)
+        model.config.return_dict = False
+        assert torch.equal(model(IDS)[0], plain.logits)
+        model.config.return_dict = True
         shown = model(IDS, output_attentions=True, output_hidden_states=True)
         assert [len(shown.attentions), len(shown.hidden_states)] == [2, 3]
         total = model(IDS, labels=IDS, num_items_in_batch=torch.tensor(1)).loss
