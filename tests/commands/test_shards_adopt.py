@@ -20,6 +20,7 @@ from support.token_directories import (
     write_foreign,
     write_ours,
 )
+from transformers import AutoTokenizer
 
 from modeling_gpt2scratch.data.loading.loader import TokenWindows
 from modeling_gpt2scratch.data.shards.manifest import Manifest
@@ -241,6 +242,24 @@ def test_ids_that_are_not_gpt2s_are_not_taken_for_them(tmp_path, run, gpt2_files
         target = [tmp_path / "out"] * (name == "convert")
         code, (line,) = run(name, tmp_path / "data", *target, *options)
         assert code == 1 and expected in line
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_ids_of_more_bytes_are_not_read_as_uint16(tmp_path, run, gpt2_files, dtype):
+    path = tmp_path / "data" / "train.bin"
+    path.parent.mkdir()
+    np.array([50256, *range(1000, 1100)], dtype=dtype).tofile(path)
+    code, (line,) = run("adopt", path.parent, "--tokenizer", "gpt2")
+    assert code == 1 and "train.bin: expected ids of two bytes, found 0 in the place of " in line
+
+
+def test_two_bytes_are_too_few_for_a_large_vocabulary(tmp_path, run, tokenizer_dir):
+    large = AutoTokenizer.from_pretrained(tokenizer_dir)
+    large.add_tokens([f"<{number}>" for number in range(2**16)])
+    large.save_pretrained(tmp_path / "large")
+    write_foreign(tmp_path / "data", "nanogpt", [*range(200)], "train")
+    code, (line,) = run("adopt", tmp_path / "data", "--tokenizer", tmp_path / "large")
+    assert code == 1 and "train.bin: expected 4 bytes per id of the tokenizer" in line
 
 
 def test_one_text_without_an_end_is_no_text_of_characters(tmp_path, run, tokenizer, tokenizer_dir):

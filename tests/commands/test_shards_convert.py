@@ -16,7 +16,7 @@ from support.token_directories import (
     write_foreign,
     write_ours,
 )
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from modeling_gpt2scratch.data.shards.foreign import byte_lengths
@@ -128,6 +128,14 @@ def test_a_byte_level_token_has_the_bytes_of_its_text(tokenizer):
     for document, ids in zip(DOCUMENTS, encode(tokenizer, DOCUMENTS), strict=True):
         assert lengths[ids].sum() == len(document.encode())
     assert lengths[tokenizer.eos_token_id] == 0
+
+
+def test_a_byte_level_unigram_vocabulary_has_lengths_too():
+    vocabulary = [("<end>", 0.0), ("the", -1.0), ("t", -2.0), ("h", -2.0), ("e", -2.0)]
+    backend = Tokenizer(models.Unigram(vocabulary, 0))
+    backend.decoder = decoders.ByteLevel()
+    unigram = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>")
+    assert byte_lengths(unigram, "own").tolist() == [0, 3, 1, 1, 1]
 
 
 def test_a_tokenizer_that_is_not_byte_level_is_refused(tmp_path, run):

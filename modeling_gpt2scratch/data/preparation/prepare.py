@@ -43,7 +43,7 @@ from modeling_gpt2scratch.data.sources.local_files import LocalFile
 from modeling_gpt2scratch.data.sources.url_files import UrlFile
 from modeling_gpt2scratch.data.tokens.encoder import document_digest, is_held_out
 from modeling_gpt2scratch.data.tokens.ids import vocab_size_of
-from modeling_gpt2scratch.data.tokens.names import KNOWN_NAMES_WITH_TEXT, trained_vocab_size
+from modeling_gpt2scratch.data.tokens.names import BYTES, KNOWN_NAMES_WITH_TEXT, trained_vocab_size
 from modeling_gpt2scratch.data.tokens.tokenizer import (
     load_tokenizer,
     manifest_entries,
@@ -161,7 +161,10 @@ def require_free_space(sources: list[Source], config: PrepareConfig) -> None:
     """
     # Where the tail begins is known once all of the text has been read.
     needed = estimated_bytes(
-        sources, max_tokens=config.max_tokens, keeps_downloads=config.split == TAIL
+        sources,
+        max_tokens=config.max_tokens,
+        keeps_downloads=config.split == TAIL,
+        are_bytes=config.tokenizer == BYTES,
     )
     free = shutil.disk_usage(nearest_existing(Path(config.output_dir).absolute().parent)).free
     if free < needed and config.limit_documents is None and not config.ignore_free_space:
@@ -331,7 +334,10 @@ def require_unchanged(config: PrepareConfig, sources: list[Source], progress: Pr
 
     Where not all is read, the rest may change.
     """
-    if config.max_tokens or config.limit_documents:
+    n_tokens = sum(split["n_tokens"] for split in progress.splits.values())
+    n_documents = (progress.position or {}).get("n_documents", 0)
+    is_full = config.max_tokens is not None and n_tokens >= config.max_tokens
+    if is_full or (config.limit_documents is not None and n_documents >= config.limit_documents):
         return
     try:
         before, now = progress.inputs, describe_inputs(config, sources)

@@ -14,7 +14,7 @@ from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer
 
 from .format import ShardError
 from .manifest_checks import is_file_name, says_held_out, splits_named
-from .token_files import TokenFile
+from .token_files import NANOGPT, TokenFile
 
 PICKLE_NAME = "meta.pkl"  # nanoGPT's table of characters, which is never read: pickles are programs
 # Of a file's first tokens: as many as are looked at, and so many that do not look like the
@@ -45,6 +45,7 @@ class ForeignTokenizer:
         self._token_bytes = byte_lengths(self.tokenizer, self.name)
         for file in files:
             file.check_vocabulary(self.vocab_size, tokenizer=self.name)
+            _refuse_wide_ids(file)
         self._refuse_unlikely(files, is_assumed)
 
     def count(self, file: TokenFile, tokens: np.ndarray) -> tuple[int, int]:
@@ -153,11 +154,21 @@ def byte_lengths(tokenizer: PreTrainedTokenizerBase, name: str) -> np.ndarray:
             f"bytes each, found {steps or 'none'}; prepare the text with prepare_data.py instead"
         )
     lengths = np.zeros(vocab_size_of(tokenizer), dtype=np.int64)
-    for token, index in state["model"]["vocab"].items():
+    for token, index in tokenizer.get_vocab().items():
         lengths[index] = len(token)
     for token in state["added_tokens"]:
         lengths[token["id"]] = 0 if token["special"] else len(token["content"].encode())
     return lengths
+
+
+def _refuse_wide_ids(file: TokenFile) -> None:
+    """Refuses ids of 32 or 64 bits in a file without a header, which is read as uint16."""
+    tokens = file.tokens[:TOKENS_JUDGED]
+    if file.format == NANOGPT and len(tokens) >= FEWEST_JUDGED and not tokens[1::2].any():
+        raise ShardError(
+            f"{file.path}: expected ids of two bytes, found 0 in the place of every second one, as "
+            f"in a file of int32 or int64; save them as numpy.uint16"
+        )
 
 
 def _name_in(files: Sequence[TokenFile]) -> str:

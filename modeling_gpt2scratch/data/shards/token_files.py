@@ -76,6 +76,12 @@ class TokenFile:
                 f"{self.path}: expected a vocabulary of {vocab_size} entries as in the tokenizer "
                 f"{tokenizer}, found {self.vocab_size}; name its own with --tokenizer"
             )
+        if token_dtype(vocab_size) == "<u4" and self.dtype.itemsize < 4:
+            raise ShardError(
+                f"{self.path}: expected 4 bytes per id of the tokenizer {tokenizer}, which has "
+                f"{vocab_size:,}, found {self.dtype.itemsize}; name its own with --tokenizer, or "
+                f"save the ids as a .npy file of numpy.uint32"
+            )
 
     def check_ids(self, tokens: np.ndarray, vocab_size: int, *, tokenizer: str) -> None:
         """Refuses ids that the tokenizer does not have.

@@ -144,11 +144,15 @@ def describe_sources(sources: Sequence[Source]) -> list[dict]:
 
 
 def estimated_bytes(
-    sources: Sequence[Source], *, max_tokens: int | None = None, keeps_downloads: bool = False
+    sources: Sequence[Source],
+    *,
+    max_tokens: int | None = None,
+    keeps_downloads: bool = False,
+    are_bytes: bool = False,
 ) -> int:
     """Roughly how much disk the shards and downloads of a preparation need."""
     files = [file for source in sources for file in source.files]
-    shards = sum(file.n_bytes * _growth(file.name) for file in files)
+    shards = sum(file.n_bytes * _growth(file.name) for file in files) * (4 if are_bytes else 1)
     if max_tokens is not None:
         shards = min(shards, 4 * max_tokens)
     downloads = sorted((f.n_bytes for f in files if isinstance(f, HubFile)), reverse=True)
@@ -201,11 +205,12 @@ def _refuse_no_name(name: str) -> None:
             f"expected --dataset with files or the name of a data set of the Hub, found the "
             f"address {name}; {hint}"
         )
-    repository, at, revision = name.partition("@")
+    named, at, revision = name.partition("@")
     if at:
+        repository = "/".join(named.split("/")[:2])
         raise SourceError(
             f"expected --dataset with a data set of the Hub in its newest version, found revision "
-            f"{revision!r}; write {repository}, or download the revision with `hf download "
+            f"{revision!r}; write {named}, or download the revision with `hf download "
             f"{repository} --repo-type dataset --revision {revision} --local-dir DIR` and name "
             f"DIR; there is no file or folder of that name, either"
         )

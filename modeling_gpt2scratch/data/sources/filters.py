@@ -5,6 +5,8 @@ import operator
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
 
 import yaml
 
@@ -123,6 +125,10 @@ def _value(written: str, text: str) -> float | int | str | bool | None:
 
 def _like(value: object, cell: object) -> object:
     """The cell, read as a number or a bool if it is a text and the value to compare with is not."""
+    if isinstance(cell, Decimal) and not isinstance(value, str):
+        return float(cell)
+    if isinstance(cell, date) and isinstance(value, str):  # a time of a day is one, too
+        return cell.isoformat()
     if not isinstance(cell, str) or isinstance(value, str):
         return cell
     if isinstance(value, bool):

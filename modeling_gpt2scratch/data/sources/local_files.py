@@ -133,13 +133,9 @@ def _found(pattern: str) -> list[LocalFile] | None:
             warn(
                 printable(
                     f"{path}: all files are read as training text, also those whose names say "
-                    f"validation or test, such as {held_out[0]}; a glob such as '{path}/train*' "
-                    f"leaves them out"
+                    f"validation or test, such as {held_out[0]}; to leave them out, name the "
+                    f"others, by their folder or a glob"
                 )
-            )
-        if not files:
-            raise SourceError(
-                f"{path}: expected a file ending in {_endings()} below it, found none"
             )
         return files
     if path.exists():
@@ -149,15 +145,34 @@ def _found(pattern: str) -> list[LocalFile] | None:
         return None
     paths = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
     if not paths:
-        raise SourceError(f"{pattern}: expected a file or glob, found nothing there")
+        hint = ""
+        if pattern.startswith("~"):
+            hint = f"; write {os.path.expanduser(pattern)}"
+        elif pattern.count("{") != pattern.count("}"):
+            hint = "; a glob has no {a,b}: write both, with a comma between them"
+        raise SourceError(f"{pattern}: expected a file or glob, found nothing there{hint}")
     return [_local_file(path) for path in _each_once(paths)]
 
 
 def _each_once(paths: Iterable[Path]) -> list[Path]:
-    """The paths without those that lead to a file once more, through a link or a second match."""
+    """The paths without those that lead to a file once more, through a link or a second match.
+
+    Raises:
+        SourceError: if there is a file beside its own compressed form.
+    """
     places: dict[str, Path] = {}
+    texts: dict[Path, Path] = {}
     for path in paths:
-        places.setdefault(os.path.realpath(path), path)
+        place = os.path.realpath(path)
+        if place in places:
+            continue
+        places[place] = path
+        text = path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path
+        if (other := texts.setdefault(text, path)) != path:
+            raise SourceError(
+                f"{path}: expected each text once, found {other} beside it; move one of them away, "
+                f"or name the files by a glob"
+            )
     return list(places.values())
 
 
@@ -200,11 +215,26 @@ def _files_below(directory: Path) -> list[LocalFile]:
         visited.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         paths = [Path(folder, name) for name in names if not name.startswith(".")]
+        for path in paths:
+            if is_readable(path.name) and path.is_symlink() and not path.exists():
+                raise SourceError(
+                    f"{path}: expected a file, found a link to {os.readlink(path)}, which is not "
+                    f"there; bring the file or remove the link"
+                )
+        paths = [path for path in paths if path.exists()]
         found = [path for path in paths if kind_of_file(path) is None]
         files += [path for path in found if is_readable(path.name)]
         others.update(_ending(path) for path in found if not is_readable(path.name))
-    if files and others:
-        endings = ", ".join(f"{ending} ({n:,})" for ending, n in others.most_common(5))
+    endings = ", ".join(f"{ending} ({n:,})" for ending, n in others.most_common(5))
+    if not files:
+        hint = "; rename JSON lines to .jsonl, save data sets with `to_parquet`" if others else ""
+        raise SourceError(
+            printable(
+                f"{directory}: expected a file ending in {_endings()} below it, found "
+                f"{endings or 'none'}{hint}"
+            )
+        )
+    if others:
         warn(printable(f"{directory}: left out, as there is no reader for them: {endings}"))
     return [LocalFile(file) for file in _each_once(sorted(files, key=str))]
 

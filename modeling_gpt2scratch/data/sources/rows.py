@@ -62,7 +62,9 @@ class RowRules:
         if isinstance(text, str):
             return text
         if not isinstance(row, dict):
-            raise self.no_text(place, type(row).__name__)
+            raise SourceError(
+                f"{place}: expected one JSON object per line, found a {type(row).__name__}"
+            )
         if self.text_column not in row:
             raise self.no_text(place, shown_columns(row))
         if text is None:

@@ -9,6 +9,7 @@ import contextlib
 import csv
 import io
 import itertools
+import re
 from collections.abc import Callable, Iterator
 from pathlib import PurePath
 from typing import AnyStr
@@ -21,8 +22,9 @@ from .filters import shown_columns
 from .rows import CHUNK_BYTES, MAX_ROW_BYTES, MAX_TEXT_BYTES, Reading, Rows, not_utf8, too_long
 
 # A byte that is not UTF-8 becomes half a surrogate pair, and so is found with its row.
-NOT_CSV = "{}: expected CSV, found {}"
-MOST_NULS = 0.2  # of the characters of a text
+# What UTF-16 has between letters of Latin, Greek, Cyrillic and others; text has no such characters.
+BETWEEN_LETTERS = re.compile("[\\0-\\x08\\x0e]")
+MOST_BETWEEN_LETTERS = 0.2  # of the characters of a text
 UTF8 = {"encoding": "utf-8", "errors": "surrogateescape"}
 
 
@@ -41,8 +43,8 @@ def read_txt(reading: Reading) -> Rows:
             document = reading.document({reading.text_column: text}, reading.name)
             if document is not None:
                 document = _decoded(document, place)
-                if isinstance(document, str) and text.count("\0") > MOST_NULS * len(text):
-                    problem = "expected text in UTF-8, found zeros between letters, as in UTF-16"
+                if isinstance(document, str) and _is_of_utf16(text):
+                    problem = "expected text in UTF-8, found control characters, as in UTF-16"
                     document = SourceError(f"{place}: {problem}; convert the file first")
                 yield number, document
 
@@ -69,16 +71,13 @@ def read_csv(reading: Reading) -> Rows:
         parser = csv.reader(lines, strict=True)
         columns: list[str] | None = None
         number = 0
-        for cells in _records(parser, lines):
+        for cells in _records(parser, lines, reading.name):
             place = f"{reading.name}:{parser.line_num}"
             if columns is None:
                 columns = _header(cells, reading, place)
                 continue
             number += 1
             if number <= reading.skip_rows:
-                continue
-            if isinstance(cells, csv.Error):
-                yield number, SourceError(NOT_CSV.format(place, cells))
                 continue
             if any(cells[len(columns) :]):  # spreadsheets leave empty ones
                 found = f"{len(cells)} for {len(columns)} in the header"
@@ -91,6 +90,11 @@ def read_csv(reading: Reading) -> Rows:
             document = reading.document(row, place, seen_as=nulls)
             if document is not None:
                 yield number, _decoded(document, place)
+
+
+def _is_of_utf16(text: str) -> bool:
+    """Whether a text has what UTF-16, read as UTF-8, has between its letters."""
+    return len(BETWEEN_LETTERS.findall(text)) > MOST_BETWEEN_LETTERS * len(text)
 
 
 @contextlib.contextmanager
@@ -184,25 +188,30 @@ class _CsvLines(Iterator[str]):
         return line
 
 
-def _records(parser: Iterator[list[str]], lines: _CsvLines) -> Iterator[list[str] | csv.Error]:
-    """The rows of a CSV file, blank ones aside, or what is wrong in their places."""
+def _records(parser: Iterator[list[str]], lines: _CsvLines, name: str) -> Iterator[list[str]]:
+    """The rows of a CSV file, blank ones aside.
+
+    Raises:
+        SourceError: at a quote in the wrong place, after which nobody knows where the next row
+            begins.
+    """
     while True:
         lines.begin_record()
         try:
             cells = next(parser)
         except StopIteration:
             return
-        except csv.Error as error:  # the parser goes on with the next line
-            yield error
-            continue
+        except csv.Error as error:
+            raise SourceError(
+                f"{name}:{parser.line_num}: expected CSV, found {error}; double each quote within "
+                f"quotes"
+            ) from None
         if cells:
             yield cells
 
 
-def _header(cells: list[str] | csv.Error, reading: Reading, place: str) -> list[str]:
+def _header(cells: list[str], reading: Reading, place: str) -> list[str]:
     """The names of the columns, if the text column is among them."""
-    if isinstance(cells, csv.Error):
-        raise SourceError(NOT_CSV.format(place, cells))
     header = _decoded("".join(cells), place)
     if isinstance(header, SourceError):
         raise header

@@ -13,6 +13,7 @@ from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.common.output_directory import OutputError
 from modeling_gpt2scratch.data.preparation import prepare as preparation
 from modeling_gpt2scratch.data.preparation.prepare import prepare
+from modeling_gpt2scratch.data.sources.dataset_argument import estimated_bytes, open_sources
 from modeling_gpt2scratch.data.sources.local_files import read_documents
 from modeling_gpt2scratch.data.tokens.tokenizer import train_tokenizer
 
@@ -187,6 +188,10 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
     monkeypatch.setattr(preparation.shutil, "disk_usage", lambda path: Usage)
     with pytest.raises(OSError, match=r"expected about 0\.0 GB of free space.*ignore_free_space"):
         prepare(configure())
+    Usage.free = 2 * estimated_bytes(open_sources(configure().dataset))
+    with pytest.raises(OSError, match="free space"):  # a byte makes a token of two bytes
+        prepare(configure(tokenizer="bytes"))
+    Usage.free = 1000
     assert list(tmp_path.iterdir()) == []
     prepare(configure(ignore_free_space=True))
 
@@ -270,8 +275,12 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
 
     with monkeypatch.context() as patch:
         patch.setattr(preparation, "write_shards", write_while_it_grows)
-        code, (error,) = run_script(tmp_path / "out", dataset, "--tokenizer", "bpe:300")
-    assert code == 1 and "found that it has changed meanwhile" in error
+        limits = ("--max_tokens", "1000000", "--limit_documents", "1000")  # not reached
+        code, (error,) = run_script(tmp_path / "out", dataset, "--tokenizer", "bpe:300", *limits)
+        assert code == 1 and "found that it has changed meanwhile" in error
+        for number, limit in enumerate((("--max_tokens", "100"), ("--limit_documents", "5"))):
+            arguments = (dataset, "--tokenizer", "bpe:300", "--val_fraction", "0", *limit)
+            assert run_script(tmp_path / f"cut-{number}", *arguments)[0] == 0
     moved = tmp_path / "moved"
     with monkeypatch.context() as patch:
         patch.setattr(

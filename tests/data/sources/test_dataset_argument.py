@@ -85,6 +85,7 @@ def test_a_name_that_means_a_corpus_and_a_path_is_refused(tmp_path, monkeypatch,
         ("https://www.kaggle.com/datasets/joe/stories", "; download the file and name it"),
         ("https://example.com/a.jsonl", "; download the file and name it"),
         ("user/name@v1", "found revision 'v1'; write user/name, or download the revision with"),
+        ("user/name/sub@v1", "write user/name/sub, or download the revision with `hf download us"),
     ],
 )
 def test_an_address_or_a_revision_is_refused_with_what_to_write(name, hint):
@@ -273,6 +274,29 @@ def test_a_file_that_is_reached_twice_is_read_once(tmp_path, monkeypatch):
     for parts in ("own,own/*.txt", "own/latest.txt:0.5,own/*.txt:0.5"):
         with pytest.raises(SourceError, match="each file once, found .*/a.txt in two of its parts"):
             open_sources(parts)
+
+
+@pytest.mark.parametrize("pattern", ["", "/**/*.txt*"])
+def test_a_file_beside_its_compressed_form_is_refused(tmp_path, pattern):
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"text"))
+    with pytest.raises(SourceError, match="a.txt.gz: expected each text once, found .*a.txt besid"):
+        open_sources(f"{tmp_path}{pattern}")
+    (source,) = open_sources(f"{tmp_path}/*.gz")
+    assert len(source.files) == 1
+
+
+@pytest.mark.parametrize(
+    ("pattern", "hint"),
+    [
+        ("~/nowhere/*.txt", f"; write {os.path.expanduser('~')}/nowhere/*.txt"),
+        ("nowhere/*.{txt,jsonl}", "; a glob has no {a,b}: write both, with a comma between them"),
+    ],
+)
+def test_what_only_a_shell_expands_is_said(pattern, hint):
+    with pytest.raises(SourceError) as caught:
+        open_sources(pattern)
+    assert str(caught.value).endswith(f"found nothing there{hint}")
 
 
 def test_endings_may_be_capitals(tmp_path):

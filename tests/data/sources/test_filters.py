@@ -1,6 +1,8 @@
 """Conditions on rows: how they are written, when they hold, and what cannot be compared."""
 
 import pickle
+from datetime import date, datetime
+from decimal import Decimal
 
 import pytest
 from hypothesis import given, settings
@@ -94,6 +96,20 @@ def test_numbers_are_compared_as_python_does_it(name, cell, value):
     expected = eval(f"{cell!r} {name} {value!r}")
     for written in (cell, repr(cell)):
         assert parse_condition(f"a {name} {value}").holds({"a": written}) is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "cell", "holds"),
+    [
+        ("day >= 2024-02-01", date(2024, 2, 1), True),
+        ("day >= 2024-02-01", datetime(2024, 1, 31, 12), False),
+        ("score >= 0.8", Decimal("0.80"), True),
+        ("score >= 0.8", Decimal("0.79"), False),
+    ],
+)
+def test_dates_and_decimals_of_parquet_are_compared_as_they_are_written(text, cell, holds):
+    condition = parse_condition(text)
+    assert condition.holds({condition.column: cell}) is holds
 
 
 @pytest.mark.parametrize(

@@ -29,5 +29,5 @@ def test_a_folder_of_several_splits_says_that_all_of_them_are_read(tmp_path, cap
         (tmp_path / name).write_bytes(b"text")
     assert len(find_files(str(tmp_path))) == len(names)
     warning = capsys.readouterr().err
-    expected = f"such as {said}; a glob such as '{tmp_path}/train*' leaves them out\n"
+    expected = f"such as {said}; to leave them out, name the others, by their folder or a glob\n"
     assert warning.endswith(expected) if said else not warning

@@ -369,7 +369,11 @@ def test_a_directory_without_readable_files_is_refused_by_name(tmp_path):
     written(tmp_path / "README.md", b"text")
     message = refusal(tmp_path)
     assert message.startswith(f"{tmp_path}: expected a file ending in .txt, .jsonl, ")
-    assert message.endswith(" below it, found none")
+    assert message.endswith(
+        " below it, found .md (1); rename JSON lines to .jsonl, save data sets with `to_parquet`"
+    )
+    (tmp_path / "empty").mkdir()
+    assert refusal(tmp_path / "empty").endswith(" below it, found none")
 
 
 def test_a_directory_that_may_not_be_read_is_refused_by_name(tmp_path, monkeypatch):

@@ -58,8 +58,6 @@ def test_a_line_that_python_cannot_decode_is_refused_with_its_number(tmp_path):
         (b"{}", "columns []"),
         (b'{"text": 5}', "a int there"),
         (b'{"text": ["a"]}', "a list there"),
-        (b'["a"]', "list"),
-        (b'"a"', "str"),
     ],
 )
 def test_a_line_without_text_is_refused_with_its_number(tmp_path, line, found):
@@ -67,6 +65,12 @@ def test_a_line_without_text_is_refused_with_its_number(tmp_path, line, found):
     assert refusal(path) == (
         f"{path}:2: expected text in column 'text', found {found}; see --text_column"
     )
+
+
+@pytest.mark.parametrize(("line", "found"), [(b'["a"]', "list"), (b'"a"', "str")])
+def test_a_line_that_is_no_object_is_refused_as_such(tmp_path, line, found):
+    path = written(tmp_path / "a.jsonl", jsonl(["one"]) + line + b"\n")
+    assert refusal(path) == f"{path}:2: expected one JSON object per line, found a {found}"
 
 
 def test_a_csv_file_without_the_column_is_refused_with_its_columns(tmp_path):
@@ -180,7 +184,9 @@ def test_a_csv_file_without_a_header_is_refused_with_what_stands_for_it(tmp_path
 
 def test_a_csv_file_that_ends_inside_quotes_is_refused_with_its_line(tmp_path):
     path = written(tmp_path / "a.csv", b'id,text\n1,one\n2,"two\nlines\n')
-    assert refusal(path) == f"{path}:4: expected CSV, found unexpected end of data"
+    assert refusal(path) == (
+        f"{path}:4: expected CSV, found unexpected end of data; double each quote within quotes"
+    )
 
 
 def test_a_column_that_a_parquet_file_has_twice_is_refused(tmp_path):
@@ -234,7 +240,7 @@ def test_a_file_that_may_not_be_read_is_refused_by_name(tmp_path, name):
 def test_another_name_stands_for_the_path_and_tells_the_format(tmp_path):
     path = written(tmp_path / "3f1a9c", jsonl(["one"]) + b"[]")
     name = "aesop/fables/data/train.jsonl"
-    assert refusal(path, name=name).startswith(f"{name}:2: expected text in column 'text'")
+    assert refusal(path, name=name).startswith(f"{name}:2: expected one JSON object")
     assert refusal(written(path, b""), name=f"{name}.gz").startswith(f"{name}.gz: cannot be read")
 
 
@@ -277,8 +283,10 @@ def test_only_regular_files_are_read(tmp_path):
 def test_a_link_to_nothing_is_refused_and_not_passed_over(tmp_path):
     written(tmp_path / "a.jsonl", jsonl(["one"]))
     (tmp_path / "b.jsonl").symlink_to("nowhere")
-    with pytest.raises(SourceError, match=r"cannot be read: .*b\.jsonl"):
+    with pytest.raises(SourceError, match=r"b\.jsonl: expected a file, found a link to nowhere, w"):
         find_files(str(tmp_path))
+    (tmp_path / "b.jsonl").rename(tmp_path / "b.md")  # which would not be read anyway
+    assert [file.path.name for file in find_files(str(tmp_path))] == ["a.jsonl"]
 
 
 @pytest.mark.parametrize("error", [OverflowError("too large"), MemoryError(), KeyError("a")])

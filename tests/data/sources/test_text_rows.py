@@ -50,6 +50,14 @@ def test_bytes_that_are_not_utf8_in_a_csv_column_nobody_asked_for_do_not_matter(
     assert texts_of(path, bad_rows=BadRows("skip")) == ["one", "three"]
 
 
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_a_broken_quote_in_csv_ends_the_reading_as_the_next_row_may_be_within_it(tmp_path, policy):
+    path = tmp_path / "a.csv"
+    path.write_text('text,label\nfine,0\n"He said "hi" to\nher.",1\n')
+    with pytest.raises(SourceError, match=r"a\.csv:3: expected CSV, found .*; double each quote"):
+        texts_of(path, bad_rows=BadRows(policy))
+
+
 def test_a_csv_row_of_more_cells_than_columns_is_refused_not_cut(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text('text\n"fine, because quoted"\nHello, world, again\n')
@@ -77,9 +85,11 @@ def test_utf16_is_refused_in_one_line(tmp_path, name):
     assert ": expected UTF-8, found byte 0xff; convert the file first" in refusal(path)
 
 
-def test_utf16_without_its_mark_is_refused_in_one_line(tmp_path):
-    path = written(tmp_path / "a.txt", "Plain letters.\n".encode("utf-16-le"))
-    message = "document 1: expected text in UTF-8, found zeros between letters, as in UTF-16"
+@pytest.mark.parametrize("text", ["Plain letters.\n", "Русский текст, как он есть.\n", "ไทย ก\n"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf16_without_its_mark_is_refused_in_one_line(tmp_path, text, encoding):
+    path = written(tmp_path / "a.txt", text.encode(encoding))
+    message = "document 1: expected text in UTF-8, found control characters, as in UTF-16"
     assert refusal(path) == f"{path}: {message}; convert the file first"
 
 
@@ -93,7 +103,7 @@ BAD = {
             *(b'{"text": "\xff"}', b'{"text": 5}', b"[" * 100_000, b'{"text": "nine"}'),
         ]
     ),
-    "a.csv": b'id,text\n1,one\n2,"a"b\n3\n4,\xff\n5,six\n',
+    "a.csv": b"id,text\n1,one\n2,a,b\n3\n4,\xff\n5,six\n",
     "a.txt": b"one<|endoftext|>\xff<|endoftext|>three",
 }
 
