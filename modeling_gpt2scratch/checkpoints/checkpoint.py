@@ -89,7 +89,7 @@ def verify_checkpoint(checkpoint: Path) -> None:
     Raises:
         CheckpointError: on all of them alike, naming the files that are damaged.
     """
-    group_exists = dist.is_available() and dist.is_initialized()
+    group_exists = dist.is_initialized()
     rank, n_ranks = (dist.get_rank(), dist.get_world_size()) if group_exists else (0, 1)
     optimizer_files = sorted((checkpoint / OPTIMIZER_FOLDER).glob("*.safetensors"))
     written = [WEIGHTS_NAME, STATE_NAME]

@@ -87,7 +87,7 @@ class CheckpointWriter:
         # What was wrong with the last save, as soon as this rank knows; `wait` raises it.
         self.problem: str | None = None
         self._group = None
-        if dist.is_available() and dist.is_initialized():
+        if dist.is_initialized():
             timeout = timedelta(minutes=timeout_minutes)
             self._group = dist.new_group(backend="gloo", timeout=timeout)
         self._is_main = self._group is None or dist.get_rank() == 0

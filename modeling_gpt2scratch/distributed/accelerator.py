@@ -37,14 +37,11 @@ from .roll_call import is_first_to_say
 NCCL_GRACE = timedelta(minutes=1)
 
 
-def make_accelerator(
-    *, mixed_precision: str, project_dir: str, timeout_minutes: float
-) -> Accelerator:
+def make_accelerator(*, mixed_precision: str, timeout_minutes: float) -> Accelerator:
     """The Accelerator of this launch, for a loop that brings its own data loader.
 
     Args:
         mixed_precision: "no", "fp16", "bf16", "fp8", or "auto"; see `choose_precision`.
-        project_dir: where trackers may put their files.
         timeout_minutes: how long a process waits for another in any collective operation.
 
     Raises:
@@ -70,7 +67,6 @@ def make_accelerator(
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),
             InitProcessGroupKwargs(timeout=timeout),
         ],
-        project_dir=project_dir,
     )
     n_launched = int(os.environ.get("WORLD_SIZE", 1))
     if n_launched != accelerator.num_processes:

@@ -69,7 +69,6 @@ def train(config: TrainConfig) -> str:
     config = with_max_steps(config, data.manifest)
     accelerator = make_accelerator(
         mixed_precision=config.mixed_precision,
-        project_dir=config.output_dir,
         timeout_minutes=config.timeout_minutes,
     )
     with contextlib.closing(data), ending(accelerator):
@@ -145,7 +144,7 @@ def run_preflight(run: TrainingRun, before: dict) -> None:
             )
             if progress.step == 0 and config.init_from is None:
                 notes += preflight.surprises_of_loss(loss, run.model.config.vocab_size)
-            if run.validation and config.eval_every:
+            if run.validation:
                 validate(run, n_windows=accelerator.num_processes)
             if config.eval_tasks:
                 few = open_benchmarks(config, accelerator, limit=accelerator.num_processes)

@@ -64,26 +64,22 @@ def test_devices_talk_by_the_library_of_their_vendor(kind, expected):
     assert accelerator._backends(torch.device(kind)) == expected
 
 
-def test_processes_that_do_not_find_each_other_are_refused(monkeypatch, tmp_path):
+def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):
     class Alone:
         num_processes = 1
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(accelerator, "Accelerator", lambda **options: Alone())
     with pytest.raises(LaunchError, match="expected the 2 processes .* found 1"):
-        accelerator.make_accelerator(
-            mixed_precision="no", project_dir=str(tmp_path), timeout_minutes=1.0
-        )
+        accelerator.make_accelerator(mixed_precision="no", timeout_minutes=1.0)
 
 
-def test_a_compiler_in_the_configuration_is_refused(monkeypatch, tmp_path):
+def test_a_compiler_in_the_configuration_is_refused(monkeypatch):
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
     AcceleratorState._reset_state(reset_partial_state=True)  # other tests have left one
     try:
         with pytest.raises(LaunchError, match="found the backend INDUCTOR; .* use --compile"):
-            accelerator.make_accelerator(
-                mixed_precision="no", project_dir=str(tmp_path), timeout_minutes=1.0
-            )
+            accelerator.make_accelerator(mixed_precision="no", timeout_minutes=1.0)
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()

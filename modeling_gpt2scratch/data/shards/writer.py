@@ -101,11 +101,10 @@ class SplitWriter:
             os.replace(_partial(path), path)
         self._n_published = len(self._shards)
 
-    def finish(self) -> Split:
-        """Completes the last shard, without its final name; returns the entry for the manifest."""
+    def finish(self) -> None:
+        """Completes the last shard, without its final name."""
         if self._file is not None:
             self._complete()
-        return self._entry()
 
     def close(self) -> Split:
         """Completes and publishes the last shard; for those who never call `state`."""

@@ -84,21 +84,18 @@ def draw_bars(
     return True
 
 
-def draw_curves(runs: Sequence[str], output: Path) -> bool:
+def draw_curves(runs: Sequence[str], output: Path) -> None:
     """Writes a panel for each score that the runs logged in training, over the tokens seen.
 
     Args:
         runs: models; those that are no output directory of a run are left out.
-        output: the picture.
-
-    Returns:
-        False, and no picture, if no run logged a score.
+        output: the picture; there is none if no run logged a score.
     """
     logged = {run: _titled(scores_over_tokens(Path(run)), Path(run)) for run in runs}
     shown = {run: scores for run, scores in logged.items() if scores}
     names = list(dict.fromkeys(name for scores in shown.values() for name in scores))
     if not names:
-        return False
+        return
     figure, colors = _figure(len(names)), _colors(len(shown))
     for axes, name in zip(_panels(figure, len(names)), names, strict=True):
         for place, scores in enumerate(shown.values()):
@@ -111,7 +108,6 @@ def draw_curves(runs: Sequence[str], output: Path) -> bool:
     titles = short_names(runs)
     _legend(figure, [titles[run] for run in shown])
     write_file(output, picture(figure, output.suffix.removeprefix("."), dpi=120))
-    return True
 
 
 def picture(figure: Figure, format: str, *, dpi: int) -> bytes:

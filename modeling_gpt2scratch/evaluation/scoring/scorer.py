@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.common.activity import progress_bar
@@ -22,7 +23,7 @@ from modeling_gpt2scratch.common.errors import named
 from .batching import Batch, join_rows, plan_batches
 from .causal_model import CausalModel
 from .encoding import context_length, encode_pairs
-from .token_scores import padded, score_tokens
+from .token_scores import score_tokens
 from .token_tree import TokenTree, smallest_window, tree_inputs
 
 logger = logging.getLogger(__name__)
@@ -275,7 +276,8 @@ class CausalScorer(CausalModel):
 
     def _states_of(self, trees: Sequence[TokenTree]) -> torch.Tensor:
         """What the head sees of each token of the trees, (B, T, C)."""
-        token_ids = self._checked(padded([tree.token_ids for tree in trees]))
+        # Zeros on the right need no mask: no token that counts looks that way.
+        token_ids = pad_sequence([self._checked(t.token_ids) for t in trees], batch_first=True)
         # transformers' own masks are of these types.
         is_sdpa = self.model.config._attn_implementation == "sdpa"
         dtype = torch.bool if is_sdpa else self.model.dtype

@@ -1,6 +1,6 @@
 """What the language-model head says of single tokens, and rows as the model takes them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -64,17 +64,6 @@ def head_product(head: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
     n_vocab = len(head.weight)
     places = hidden_states.new_empty(len(hidden_states), n_vocab + -n_vocab % CACHE_LINE)
     return torch.mm(hidden_states, head.weight.t(), out=places[:, :n_vocab])
-
-
-def padded(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Rows as one (B, T) int64 array, zeros on the right.
-
-    That padding needs no mask: no token that counts looks that way.
-    """
-    input_ids = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
-    for target, row in zip(input_ids, rows, strict=True):
-        target[: len(row)] = row
-    return input_ids
 
 
 def _is_plain_linear(head: nn.Module) -> bool:

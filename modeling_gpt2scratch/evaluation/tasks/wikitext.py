@@ -23,7 +23,7 @@ import numpy as np
 from modeling_gpt2scratch.evaluation.scoring.encoding import encode_texts
 
 from .documents import Document, DocumentsTask
-from .samples import SampleData, Selection
+from .samples import TEXT_SUFFIXES, SampleData, Selection
 from .task import TaskResult, perplexity_estimate, ratio_estimate
 
 if TYPE_CHECKING:  # torch comes with it, and a command line needs none
@@ -161,7 +161,7 @@ def read_pages(source: str, *, data: SampleData, hub_column: str = "page") -> li
     Raises:
         ValueError: for a file without a page, or not in UTF-8.
     """
-    if Path(source).is_file() or Path(source).suffix in (".raw", ".tokens", ".txt"):
+    if Path(source).is_file() or Path(source).suffix in TEXT_SUFFIXES:
         rows = data.rows(source, columns={"text": str}, limit=None)
         pages = split_pages([*(row["text"] for _, row in rows), ""])
     else:

@@ -292,4 +292,4 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
     assert code == 1 and "found that it has gone; put it back, or add --overwrite" in error
     moved.rename(dataset)
     out = prepared(tmp_path / "out", dataset, "--overwrite")
-    assert sum(split["n_documents"] for split in manifest_of(out)["splits"].values()) == 101
+    assert sum(split["n_documents"] for split in manifest_of(out)["splits"].values()) == 103
