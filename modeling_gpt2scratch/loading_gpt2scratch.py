@@ -103,8 +103,9 @@ class CompleteLoadingMixin:
             missing = {name for name in missing if name.startswith(OWN_PREFIXES)}
         has_weights = pretrained_model_name_or_path is not None or kwargs.get("state_dict")
         if missing and has_weights:
+            source = pretrained_model_name_or_path or "state_dict"
             raise ValueError(
-                f"{pretrained_model_name_or_path}: expected all tensors of {cls.__name__}, found "
+                f"{source}: expected all tensors of {cls.__name__}, found "
                 f"none for {', '.join(sorted(missing))}; output_loading_info=True makes them at "
                 f"random"
             )

@@ -81,7 +81,8 @@ def evaluate_model(
         _note(model, missing, problem, processes)
         return
     # Of a model of the Hub, some files may be here only now.
-    keys = _look_up(model, tasks, config, cache, processes)
+    with activity(f"looking at {model.name}"):
+        keys = _look_up(model, tasks, config, cache, processes)
     missing = [name for name in missing if name not in model.tasks]
     model.description = describe_model(scorer)
     for name in missing:

@@ -15,7 +15,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 
 from modeling_gpt2scratch.common.atomic_files import write_file
-from modeling_gpt2scratch.common.errors import SourceError, one_line
+from modeling_gpt2scratch.common.errors import SourceError, named, one_line
 from modeling_gpt2scratch.common.hub_requests import (
     DEFAULT_RETRIES,
     PUSH_HINTS,
@@ -38,7 +38,6 @@ PUBLISHED_FILES = (  # some of them
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "chat_template.jinja"),
 )
-AT_START = Retries(give_up_after_seconds=30.0)
 AT_START = Retries(give_up_after_seconds=30.0)
 SHARDS_PER_COMMIT = 10  # some 2 GB; the Hub limits the number of commits in an hour
 
@@ -93,8 +92,15 @@ def require_place(repository: str, *, private: bool) -> None:
         SourceError: if there is no login, or the Hub refuses or cannot be reached.
     """
     require_login()
-    request = partial(make_repository, repository, repo_type="dataset", private=private)
-    with_retries(request, repository, AT_START, hints=PUSH_HINTS)
+    call = partial(with_retries, what=repository, retries=AT_START, hints=PUSH_HINTS)
+    try:
+        call(partial(make_repository, repository, repo_type="dataset", private=private))
+        # One that was there already may be somebody else's.
+        call(partial(HfApi().auth_check, repository, repo_type="dataset", write=True))
+    except SourceError:
+        raise
+    except (ValueError, RuntimeError) as error:  # a token that is none, or a proxy's own page
+        raise SourceError(f"{repository}: expected the Hub, found {named(error)}") from error
 
 
 def read_verified(directory: Path) -> Manifest:

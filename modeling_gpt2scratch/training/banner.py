@@ -14,7 +14,7 @@ from modeling_gpt2scratch.distributed.device import device_name, has_bf16, lacki
 from modeling_gpt2scratch.hardware.compilation import missing_for_compilation
 from modeling_gpt2scratch.optim.optimizer import describe_groups
 
-from .checks import MAY_CHANGE
+from .checks import MAY_CHANGE, MEASURED_WITH
 from .configuration import TrainConfig
 from .run import TrainingRun
 
@@ -121,16 +121,21 @@ def surprises(
     return notes
 
 
-def surprises_of_resuming(config: TrainConfig, accelerator: Accelerator, before: dict) -> list[str]:
+def surprises_of_resuming(
+    config: TrainConfig, accelerator: Accelerator, before: dict, *, was_done: bool
+) -> list[str]:
     """A sentence about each argument that shapes losses or scores and was another one until now.
 
     Args:
         config: from here on.
         accelerator: whose precision is what `mixed_precision` "auto" means here.
         before: the arguments that the checkpoint was made with, empty if there is none.
+        was_done: whether every step was made before this launch.
     """
-    now = {n: getattr(config, n) for n in (*MAY_CHANGE, "max_steps", "eval_tasks_limit")}
-    now["mixed_precision"] = accelerator.mixed_precision
+    names = MEASURED_WITH if was_done else (*MAY_CHANGE, "max_steps", *MEASURED_WITH)
+    now = {name: getattr(config, name) for name in names}
+    if "mixed_precision" in now and before.get("mixed_precision") != "auto":
+        now["mixed_precision"] = accelerator.mixed_precision
     for name, (other, values) in config.only_with.items():
         if not goes_with(getattr(config, other), values):
             now.pop(name, None)

@@ -43,11 +43,12 @@ AT_MOST = {
 }
 MAX_TOKENS = 2**53  # of a whole run; beyond, floating-point numbers cannot count
 CONTENTS = (MANIFEST_NAME, "config.json", STATE_NAME)  # of directories that a run reads
-# What shapes the losses and may change within a run.
+# What shapes the steps and may change within a run.
 MAY_CHANGE = (
     *("learning_rate", "muon_learning_rate", "schedule", "warmup_steps", "decay_steps"),
-    *("min_learning_rate", "weight_decay", "max_grad_norm", "mixed_precision", "eval_tokens"),
+    *("min_learning_rate", "weight_decay", "max_grad_norm", "mixed_precision"),
 )
+MEASURED_WITH = ("eval_tokens", "eval_tasks_limit")  # losses and scores
 EVAL_TASKS = ("lambada", "hellaswag", "blimp")
 TRACKERS = ("wandb", "tensorboard", "trackio")
 

@@ -313,7 +313,8 @@ class TrainConfig:
         "tokens_per_parameter": ("max_steps",),
         "muon_learning_rate": ("learning_rate",),  # who tries another rate means the matrices
         "expect_parameters": ("model", "init_from", *SIZES),
-        **dict.fromkeys(SIZES, ("model", "init_from")),
+        **dict.fromkeys(("n_layer", "n_head", "n_embd"), ("model", "init_from")),
+        "n_positions": ("model",),
     }
 
     # What a recipe derives from other values gives way to those that were given after it.

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
@@ -26,10 +27,12 @@ from modeling_gpt2scratch.common.atomic_files import write_file, write_json
 from modeling_gpt2scratch.common.output_directory import LOCK_NAME, empty
 from modeling_gpt2scratch.distributed.accelerator import describe_environment
 from modeling_gpt2scratch.distributed.processes import LaunchError, on_main_process, say
+from modeling_gpt2scratch.hardware.compilation import NOT_COMPILED
 from modeling_gpt2scratch.tracking.status import STATUS_NAME
 
-from .checks import MAY_CHANGE, in_use_message, is_own
+from .checks import MAY_CHANGE, MEASURED_WITH, in_use_message, is_own
 from .configuration import RUN_CONFIG_NAME, RUN_MARKER, TrainConfig
+from .progress import TrainingProgress
 
 DATA_MANIFEST_NAME = "data_manifest.json"  # a copy, for when the data are gone or elsewhere
 # What describes one data set must not be taken for the description of a mixture.
@@ -138,6 +141,7 @@ def prepare_output_dir(
     accelerator: Accelerator,
     manifests: Sequence[Path],
     *,
+    arguments: dict,
     is_done: bool,
     was_done: bool,
 ) -> None:
@@ -151,8 +155,9 @@ def prepare_output_dir(
         accelerator: of the launch, which says where it runs.
         manifests: of the data. One is copied as `data_manifest.json`, several as
             `data_manifest-1.json` and so on.
+        arguments: of the run, as they are recorded.
         is_done: whether nothing is left to do.
-        was_done: whether no step is left to make, with other arguments than those made until now.
+        was_done: whether every step was made before this launch.
     """
     output_dir = Path(config.output_dir)
     own = is_own(checkpoint, output_dir)
@@ -162,18 +167,45 @@ def prepare_output_dir(
     if own and not is_done:
         for name in (WEIGHTS_NAME, "config.json"):
             (output_dir / name).unlink(missing_ok=True)
-    record = RUN_MARKER.content() | dataclasses.asdict(config) | _origin(config, checkpoint)
-    is_trained = own and was_done  # and keeps the record of how and where
-    if is_trained:
-        earlier = _recorded(checkpoint)
-        record |= {name: earlier[name] for name in MAY_CHANGE if name in earlier}
+    record = RUN_MARKER.content() | arguments | _origin(config, checkpoint)
     write_json(output_dir / RUN_CONFIG_NAME, record)
-    if not (is_trained and (output_dir / ENVIRONMENT_NAME).exists()):
+    # A run that was done keeps the record of where it was trained.
+    if not (own and was_done and (output_dir / ENVIRONMENT_NAME).exists()):
         write_json(output_dir / ENVIRONMENT_NAME, describe_environment(accelerator))
     for number, manifest in enumerate(manifests, start=1):
         is_alone = len(manifests) == 1
         name = DATA_MANIFEST_NAME if is_alone else DATA_MANIFEST_OF_SOURCE.format(number)
         write_file(output_dir / name, manifest.read_bytes())
+
+
+def recorded_arguments(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    compiled: str,
+    checkpoint: Path | None,
+    state: dict,
+    progress: TrainingProgress,
+) -> dict[str, Any]:
+    """The arguments that ran, whatever was asked for.
+
+    Args:
+        config: of the run.
+        accelerator: of the launch.
+        compiled: in words.
+        checkpoint: what the run continues from.
+        state: of that checkpoint, else empty.
+        progress: where the run is; one that was done keeps what its steps were made with.
+    """
+    arguments = dataclasses.asdict(config) | {"mixed_precision": accelerator.mixed_precision}
+    if compiled.startswith(NOT_COMPILED):
+        arguments["compile"] = "no"
+    names: tuple[str, ...] = ()
+    if progress.was_done and is_own(checkpoint, Path(config.output_dir)):
+        names += (*MAY_CHANGE, "compile", "tf32", "micro_batch_size")
+        if progress.is_done(config):  # nothing is measured again, either
+            names += MEASURED_WITH
+    before = state.get("config", {})
+    return arguments | {name: before[name] for name in names if name in before}
 
 
 def leave_later_checkpoints(checkpoint: Path | None, output_dir: Path) -> None:
@@ -214,17 +246,11 @@ def _origin(config: TrainConfig, checkpoint: Path | None) -> dict[str, str | boo
     """Where the first weights are from; later, nobody can tell a directory from a Hub name."""
     if config.init_from is None:
         return {}
-    if checkpoint is not None and (earlier := _recorded(checkpoint)):
-        return {n: earlier[n] for n in ("init_from", "init_from_is_local") if n in earlier}
+    if checkpoint is not None:
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            earlier = json.loads((checkpoint.parent / RUN_CONFIG_NAME).read_bytes())
+            return {n: earlier[n] for n in ("init_from", "init_from_is_local") if n in earlier}
     return {"init_from_is_local": Path(config.init_from).exists()}
-
-
-def _recorded(checkpoint: Path) -> dict:
-    """The arguments of the run that a checkpoint is of, empty if they cannot be read."""
-    with contextlib.suppress(OSError, ValueError):
-        earlier = json.loads((checkpoint.parent / RUN_CONFIG_NAME).read_bytes())
-        return earlier if isinstance(earlier, dict) else {}
-    return {}
 
 
 def _identity_of(path: Path) -> tuple[int, int] | None:

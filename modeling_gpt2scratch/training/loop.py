@@ -135,7 +135,8 @@ def train_from(
 def run_preflight(run: TrainingRun, before: dict) -> None:
     """Says what is about to run, after a checkpoint of other arguments `before`, and tries it."""
     config, accelerator, progress = run.config, run.accelerator, run.progress
-    notes = surprises_of_load() + surprises_of_resuming(config, accelerator, before)
+    notes = surprises_of_load()
+    notes += surprises_of_resuming(config, accelerator, before, was_done=progress.was_done)
     notes += surprises(config, accelerator, run.model, has_validation=bool(run.validation))
     if config.preflight:
         with activity("trying everything once"):

@@ -45,11 +45,6 @@ def require_launch(config: TrainConfig, accelerator: Accelerator) -> None:
     Raises:
         LaunchError: on every process alike.
     """
-    require_expected("processes", accelerator.num_processes, config.expect_processes)
-    if config.compile == "model" and accelerator.distributed_type == DistributedType.FSDP:
-        raise LaunchError(
-            "expected --compile blocks under FSDP2, which gathers weights between them, found model"
-        )
     own = {f"--{k}": v for k, v in dataclasses.asdict(config).items() if k not in PLACES}
     own["--resume"] = config.resume if config.resume in ("none", "auto") else "a checkpoint"
     own[PRECISION] = str(accelerator.mixed_precision)
@@ -63,6 +58,11 @@ def require_launch(config: TrainConfig, accelerator: Accelerator) -> None:
                 f"{other.get(name)} on process {rank}; "
                 + REMEDIES.get(name, "start all machines with the same command")
             )
+    require_expected("processes", accelerator.num_processes, config.expect_processes)
+    if config.compile == "model" and accelerator.distributed_type == DistributedType.FSDP:
+        raise LaunchError(
+            "expected --compile blocks under FSDP2, which gathers weights between them, found model"
+        )
 
 
 def try_one_batch(

@@ -1,6 +1,5 @@
 """The parts of a training run, wired together."""
 
-import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,11 +36,7 @@ from modeling_gpt2scratch.distributed.processes import (
 )
 from modeling_gpt2scratch.distributed.zero_state import prepare_for_training
 from modeling_gpt2scratch.evaluation.tasks.task import Task
-from modeling_gpt2scratch.hardware.compilation import (
-    NOT_COMPILED,
-    checkpoint_activations,
-    compile_model,
-)
+from modeling_gpt2scratch.hardware.compilation import checkpoint_activations, compile_model
 from modeling_gpt2scratch.hardware.devices import device_peak_flops, use_tf32
 from modeling_gpt2scratch.hardware.micro_batch import find_micro_batch_size
 from modeling_gpt2scratch.modeling_gpt2scratch import GPT2ScratchForCausalLM
@@ -53,7 +48,13 @@ from modeling_gpt2scratch.tracking.trackers import start_trackers
 from .checks import is_own
 from .configuration import AUTO, TrainConfig
 from .data import TrainingData
-from .directory import OutputLock, best_checkpoint, leave_later_checkpoints, prepare_output_dir
+from .directory import (
+    OutputLock,
+    best_checkpoint,
+    leave_later_checkpoints,
+    prepare_output_dir,
+    recorded_arguments,
+)
 from .model import make_model, sum_of_weights
 from .progress import TrainingProgress
 
@@ -66,6 +67,7 @@ class TrainingRun:
     """What the loop works with."""
 
     config: TrainConfig
+    arguments: dict  # as they are recorded
     accelerator: Accelerator
     agreement: Agreement
     progress: TrainingProgress  # changes as the run goes on
@@ -94,9 +96,7 @@ class TrainingRun:
     def checkpoint_contents(self) -> dict:
         """What a checkpoint holds, as arguments of the writer."""
         state = self.data.identity() | self.config.identity() | self.progress.to_state()
-        arguments = dataclasses.asdict(self.config)
-        arguments["mixed_precision"] = self.accelerator.mixed_precision  # what "auto" was
-        state |= {"trackers": self.tracker_ids, "config": arguments}
+        state |= {"trackers": self.tracker_ids, "config": self.arguments}
         if self.accelerator.scaler is not None:
             state["loss_scale"] = self.accelerator.scaler.state_dict()  # numbers
         return {
@@ -137,14 +137,13 @@ def open_run(
     if checkpoint:
         load_weights(checkpoint, model)
     wrapped_model, optimizer, compiled = _prepare(config, accelerator, model, loader)
-    if compiled.startswith(NOT_COMPILED):  # which is recorded, whatever was asked for
-        config = dataclasses.replace(config, compile="no")
     if checkpoint:
         load_optimizer(checkpoint, model, optimizer.optimizer)
     _load_loss_scale(accelerator, state)
-
+    arguments = recorded_arguments(config, accelerator, compiled, checkpoint, state, progress)
     return TrainingRun(
         config=config,
+        arguments=arguments,
         accelerator=accelerator,
         agreement=Agreement(timeout_minutes=config.timeout_minutes),
         progress=progress,
@@ -162,7 +161,7 @@ def open_run(
             mixed_precision=accelerator.mixed_precision,
             peak_tflops=config.peak_tflops,
         ),
-        **_open_directory(config, data, accelerator, checkpoint, state, progress),
+        **_open_directory(config, data, accelerator, checkpoint, state, progress, arguments),
     )
 
 
@@ -245,7 +244,7 @@ def _require_validation(config: TrainConfig, data: TrainingData) -> None:
     if (config.keep_best or config.patience) and not data.validation():
         raise LaunchError(
             "expected data with a validation split for --keep_best, --final best or --patience, "
-            "found none; prepare them with --val_fraction above 0"
+            "found none; prepare them with --val_fraction above 0, or add --final last"
         )
 
 
@@ -317,8 +316,7 @@ def _prepare(
         muon_learning_rate=config.muon_learning_rate,
         device=accelerator.device,
     )
-    wrapped_model, wrapped_optimizer = prepare_for_training(accelerator, model, optimizer)
-    return wrapped_model, wrapped_optimizer, compiled
+    return *prepare_for_training(accelerator, model, optimizer), compiled
 
 
 def _open_directory(
@@ -328,6 +326,7 @@ def _open_directory(
     checkpoint: Path | None,
     state: dict,
     progress: TrainingProgress,
+    arguments: dict,
 ) -> dict[str, Any]:
     """What the run writes to its directory, and the lock on it, by their names in `TrainingRun`."""
     output_dir = Path(config.output_dir)
@@ -339,7 +338,7 @@ def _open_directory(
             f"probably killed"
         )
     with recorded(output_dir, lambda: progress.step, is_main=accelerator.is_main_process):
-        records = _open_records(config, data, accelerator, checkpoint, state, progress)
+        records = _open_records(config, data, accelerator, checkpoint, state, progress, arguments)
     return {"lock": lock} | records
 
 
@@ -350,12 +349,16 @@ def _open_records(
     checkpoint: Path | None,
     state: dict,
     progress: TrainingProgress,
+    arguments: dict,
 ) -> dict[str, Any]:
     """As `_open_directory`, in a directory that this run has taken."""
     output_dir, step = Path(config.output_dir), progress.step
-    ends = {"is_done": progress.is_done(config), "was_done": progress.was_done}
     on_main_process(
-        prepare_output_dir, config, checkpoint, accelerator, data.manifest_files, **ends
+        prepare_output_dir,
+        *(config, checkpoint, accelerator, data.manifest_files),
+        arguments=arguments,
+        is_done=progress.is_done(config),
+        was_done=progress.was_done,
     )
     on_main_process(leave_later_checkpoints, checkpoint, output_dir)
     writer = CheckpointWriter(
@@ -373,7 +376,7 @@ def _open_records(
         config.report_to,
         project=config.project,
         output_dir=config.output_dir,
-        arguments=dataclasses.asdict(config),
+        arguments=arguments,
         strict=config.strict,
         jsonl=metrics,
         saved=state.get("trackers", {}) if is_continued else {},
@@ -393,5 +396,5 @@ def _open_records(
         step=step,
         record=events.write,
     )
-    written = {"writer": writer, "pusher": pusher, "metrics": metrics, "events": events}
-    return written | {"tracker_ids": tracker_ids}
+    named = {"metrics": metrics, "events": events, "tracker_ids": tracker_ids}
+    return {"writer": writer, "pusher": pusher} | named

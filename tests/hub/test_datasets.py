@@ -21,7 +21,7 @@ from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.data.shards.writer import SplitWriter
 from modeling_gpt2scratch.data.tokens.tokenizer import fingerprint, train_tokenizer
 from modeling_gpt2scratch.hub import datasets
-from modeling_gpt2scratch.hub.datasets import push_data
+from modeling_gpt2scratch.hub.datasets import push_data, require_place
 from modeling_gpt2scratch.reports.data_card import public_manifest, size_category
 
 REPOSITORY = "aesop/fable-tokens"
@@ -333,6 +333,8 @@ def refusal(*options: str) -> str:
 def test_a_push_without_the_right_to_it_is_one_line(hub, data, monkeypatch, token, message):
     monkeypatch.setenv("HF_TOKEN", token)
     assert refusal("--data", str(data)) == message
+    with pytest.raises(SourceError, match=re.escape(message)):
+        require_place(REPOSITORY, private=False)  # hours earlier, in prepare_data.py
     assert hub.files == {}
 
 

@@ -95,8 +95,11 @@ def test_a_finished_run_is_scored_on_what_it_was_not_asked_for_before(
     # Nothing is trained with the other rate, so the record keeps the one that was.
     scoring = [*arguments, "--learning_rate", "3e-4", "--eval_tasks", *NAMES, *data_flags]
     assert run_here(monkeypatch, *scoring) == 0
-    config = json.loads((output_dir / "train_config.json").read_text())
-    assert config["learning_rate"] == 1e-2 and config["eval_tasks"] == [*NAMES]
+    (checkpoint,) = output_dir.glob("checkpoint-2")
+    state = json.loads((checkpoint / "training_state.json").read_text())
+    for config in (json.loads((output_dir / "train_config.json").read_text()), state["config"]):
+        assert config["learning_rate"] == 1e-2 and config["eval_tasks"] == [*NAMES]
+        assert config["mixed_precision"] == "no"  # and not "auto"
     rows = read_metrics(output_dir / "metrics.jsonl")
     assert [row["loss"] for row in rows] == losses
     assert {f"{name}/acc" for name in NAMES} <= rows[-1].keys()

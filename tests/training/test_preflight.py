@@ -16,7 +16,7 @@ from modeling_gpt2scratch.data.loading.loader import ShardLoader, TokenWindows
 from modeling_gpt2scratch.distributed.processes import LaunchError
 from modeling_gpt2scratch.training import banner, preflight
 from modeling_gpt2scratch.training.banner import surprises
-from modeling_gpt2scratch.training.checks import MAY_CHANGE
+from modeling_gpt2scratch.training.checks import MAY_CHANGE, MEASURED_WITH
 from modeling_gpt2scratch.training.configuration import TrainConfig
 from modeling_gpt2scratch.training.preflight import (
     require_launch,
@@ -159,16 +159,20 @@ def test_arguments_that_shape_the_losses_and_change_at_a_resume_are_said(acceler
     first = TrainConfig(data="d", output_dir=str(tmp_path), learning_rate=1e-3, max_steps=100)
     then = TrainConfig(data="d", output_dir=str(tmp_path), learning_rate=6e-4, max_steps=200)
     before = arguments_of(first, accelerator)
-    notes = banner.surprises_of_resuming(then, accelerator, json.loads(json.dumps(before)))
+    notes = banner.surprises_of_resuming(
+        then, accelerator, json.loads(json.dumps(before)), was_done=False
+    )
     assert notes[0] == "--learning_rate was 0.001 until here, and is 0.0006 from here on"
     changed = [note.split()[0].removeprefix("--") for note in notes]
     assert changed == ["learning_rate", "warmup_steps", "min_learning_rate", "max_steps"]
     assert notes[2].endswith(" was 0.0001 until here, and is 6e-05 from here on")
-    assert banner.surprises_of_resuming(first, accelerator, before) == []
-    assert banner.surprises_of_resuming(first, accelerator, {}) == []
+    assert banner.surprises_of_resuming(first, accelerator, before, was_done=False) == []
+    assert banner.surprises_of_resuming(first, accelerator, {}, was_done=False) == []
     elsewhere = before | {"mixed_precision": "bf16"}  # where "auto" meant this
-    (note,) = banner.surprises_of_resuming(first, accelerator, elsewhere)
+    (note,) = banner.surprises_of_resuming(first, accelerator, elsewhere, was_done=False)
     assert note == "--mixed_precision was bf16 until here, and is no from here on"
+    unknown = before | {"mixed_precision": "auto"}
+    assert banner.surprises_of_resuming(first, accelerator, unknown, was_done=False) == []
 
 
 def test_whatever_shapes_the_losses_and_changes_at_a_resume_is_said(accelerator, tmp_path):
@@ -181,13 +185,16 @@ def test_whatever_shapes_the_losses_and_changes_at_a_resume_is_said(accelerator,
         "eval_tasks_limit": 7,
     }
     base["eval_tasks"] = ["lambada"]
-    assert {*changes, "mixed_precision"} == {*MAY_CHANGE, "max_steps", "eval_tasks_limit"}
+    assert {*changes, "mixed_precision"} == {*MAY_CHANGE, *MEASURED_WITH, "max_steps"}
     for name, value in changes.items():
         base_of = base if name != "learning_rate" else base | {"muon_learning_rate": 3e-4}
         first, then = TrainConfig(**base_of), TrainConfig(**base_of | {name: value})
         before = arguments_of(first, accelerator)
-        (note,) = banner.surprises_of_resuming(then, accelerator, before)
+        (note,) = banner.surprises_of_resuming(then, accelerator, before, was_done=False)
         assert note.startswith(f"--{name} was ")
+        # Of a run that was done, no step is made with the new value.
+        notes = banner.surprises_of_resuming(then, accelerator, before, was_done=True)
+        assert bool(notes) == (name in MEASURED_WITH)
 
 
 def test_positions_that_no_row_reaches_are_said(accelerator, tmp_path):

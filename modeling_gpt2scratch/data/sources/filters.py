@@ -128,7 +128,7 @@ def _like(value: object, cell: object) -> object:
     if isinstance(cell, Decimal) and not isinstance(value, str):
         return float(cell)
     if isinstance(cell, date) and isinstance(value, str):  # a time of a day is one, too
-        return cell.isoformat()
+        return cell.isoformat() if "T" in value else str(cell)
     if not isinstance(cell, str) or isinstance(value, str):
         return cell
     if isinstance(value, bool):

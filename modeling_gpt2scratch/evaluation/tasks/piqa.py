@@ -27,8 +27,6 @@ class PiqaTask(MultipleChoiceTask):
     def question(cls, place: str, row: dict) -> Question:
         """The goal as the model reads it."""
         ways = (row["sol1"], row["sol2"])
-        if not all(ways):
-            raise ValueError(f"{place}: expected two ways with text, found {ways}")
         if row["label"] not in (0, 1):
             raise ValueError(
                 f"{place}: expected a `label` of 0 or 1, found {row['label']}; the test split has "

@@ -103,6 +103,8 @@ def test_numbers_are_compared_as_python_does_it(name, cell, value):
     [
         ("day >= 2024-02-01", date(2024, 2, 1), True),
         ("day >= 2024-02-01", datetime(2024, 1, 31, 12), False),
+        ("time >= 2024-02-01 12:00:00", datetime(2024, 2, 1, 6), False),
+        ("time >= 2024-02-01T12:00:00", datetime(2024, 2, 1, 18), True),
         ("score >= 0.8", Decimal("0.80"), True),
         ("score >= 0.8", Decimal("0.79"), False),
     ],

@@ -90,7 +90,7 @@ def test_questions_may_have_different_numbers_of_answers(scorer):
         (ArcEasyTask, ARC, {"choices": {"text": [""], "label": ["1"]}}, "as many texts as labels"),
         (ArcEasyTask, ARC, {"question": None}, "expected an object with a str `question`"),
         (PiqaTask, PIQA, {"label": -1}, "expected a `label` of 0 or 1, found -1"),
-        (PiqaTask, PIQA, {"sol2": ""}, "expected two ways with text"),
+        (PiqaTask, PIQA, {"sol2": ""}, "expected answers with text"),
     ],
 )
 def test_a_bad_question_is_named_by_its_line(tmp_path, task_class, row, change, message):
