@@ -1,7 +1,8 @@
 """status.json: how a run stands, for schedulers and for whoever comes after a crash.
 
 It is written once as a new file, and from then on in place: a full disk has room for what is there
-already. A process that is killed cannot write anything, so a file that says "running" is believed
+already. Its size stays the same, or a reader might have the beginning of one content and the end of
+another. A process that is killed cannot write anything, so a file that says "running" is believed
 only while the run's lock is held.
 """
 
@@ -21,6 +22,7 @@ from modeling_gpt2scratch.common.errors import one_line
 from modeling_gpt2scratch.common.output_directory import STATUS_NAME, is_in_use
 
 RUNNING, FINISHED, FAILED = "running", "finished", "failed"
+N_BYTES = 1024  # of the file; longer messages make a larger one
 KILLED = "its process ended without an error message: it was killed, or its machine stopped"
 
 
@@ -218,5 +220,5 @@ def _read(run: Path) -> dict | None:
 
 
 def _as_bytes(status: dict) -> bytes:
-    """The content of the file."""
-    return (json.dumps(status, indent=2) + "\n").encode()
+    """The content of the file, filled up with spaces."""
+    return json.dumps(status, indent=2).encode().ljust(N_BYTES - 1) + b"\n"

@@ -14,7 +14,7 @@ from filelock import FileLock
 from support.processes import PATIENCE, started
 
 from modeling_gpt2scratch.tracking import status as statuses
-from modeling_gpt2scratch.tracking.status import KILLED, RunStatus, read_status, recorded
+from modeling_gpt2scratch.tracking.status import KILLED, N_BYTES, RunStatus, read_status, recorded
 
 # A run that holds its lock and works at its third step, in the way that is asked for.
 PROGRAM = """
@@ -87,6 +87,17 @@ def test_the_file_is_whole_whatever_its_length_was(tmp_path):
     assert content_of(tmp_path) == {"status": "stopped", "step": 2}
     status.note("too late", step=3)
     assert content_of(tmp_path) == {"status": "stopped", "step": 2}
+
+
+def test_a_reader_never_finds_the_ends_of_two_contents(tmp_path):
+    path = tmp_path / "status.json"
+    status = RunStatus(path, step=0)
+    with path.open("rb", buffering=0) as file:  # as a reader whose second look comes later
+        n_read = len(file.read(path.stat().st_size))
+        status.note("stopping after SIGTERM, not finished yet", step=3)
+        assert (n_read, file.read()) == (N_BYTES, b"")
+    status.end("failed", step=3, message="x" * 2000)
+    assert content_of(tmp_path)["message"] == "x" * 2000
 
 
 def test_a_deleted_directory_does_not_come_back(tmp_path):
