@@ -46,8 +46,6 @@ def prepare_repository(repository: str, *, private: bool, is_own: bool) -> None:
     try:
         require_login()
         call(partial(make_repository, repository, repo_type="model", private=private))
-        # One that was there already may be somebody else's.
-        call(partial(HfApi().auth_check, repository, write=True))
         branches = call(partial(_branches, repository))
     except SourceError as error:
         if (cause := temporary_cause(error)) is None:

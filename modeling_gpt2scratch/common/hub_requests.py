@@ -85,7 +85,7 @@ def require_login() -> None:
 
 
 def make_repository(repository: str, *, repo_type: str, private: bool) -> str:
-    """The address of a repository, which is there afterwards.
+    """The address of a repository, which is there afterwards, and which this login may write to.
 
     Raises:
         SourceError: if it is to be private, and is there and public.
@@ -93,6 +93,7 @@ def make_repository(repository: str, *, repo_type: str, private: bool) -> str:
     """
     api = HfApi()
     url = api.create_repo(repository, repo_type=repo_type, private=private or None, exist_ok=True)
+    api.auth_check(repository, repo_type=repo_type, write=True)  # it may be somebody else's
     if private and api.repo_info(repository, repo_type=repo_type).private is False:
         raise SourceError(
             f"{repository}: expected a private repository, found a public one; change it in its "

@@ -95,8 +95,6 @@ def require_place(repository: str, *, private: bool) -> None:
     call = partial(with_retries, what=repository, retries=AT_START, hints=PUSH_HINTS)
     try:
         call(partial(make_repository, repository, repo_type="dataset", private=private))
-        # One that was there already may be somebody else's.
-        call(partial(HfApi().auth_check, repository, repo_type="dataset", write=True))
     except SourceError:
         raise
     except (ValueError, RuntimeError) as error:  # a token that is none, or a proxy's own page

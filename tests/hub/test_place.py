@@ -2,11 +2,11 @@
 
 import httpx
 import pytest
+from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from support.servers import fake_hub
 
 from modeling_gpt2scratch.common.errors import SourceError
-from modeling_gpt2scratch.hub import datasets
 from modeling_gpt2scratch.hub.datasets import require_place
 
 REPOSITORY = "aesop/fable-tokens"
@@ -29,7 +29,7 @@ def test_a_place_that_is_somebody_elses_is_refused_before_the_work(hub, monkeypa
         raise HfHubHTTPError("no right", response=response)
 
     require_place(REPOSITORY, private=False)
-    monkeypatch.setattr(datasets.HfApi, "auth_check", refuse)
+    monkeypatch.setattr(HfApi, "auth_check", refuse)
     with pytest.raises(SourceError, match=f"{REPOSITORY}: the Hub answered {status}"):
         require_place(REPOSITORY, private=False)
 

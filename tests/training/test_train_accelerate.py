@@ -22,6 +22,7 @@ from modeling_gpt2scratch import GPT2ScratchForCausalLM
 from modeling_gpt2scratch.data.loading.loader import TokenWindows
 from modeling_gpt2scratch.data.shards.format import HEADER_BYTES
 from modeling_gpt2scratch.data.shards.manifest import Manifest
+from modeling_gpt2scratch.hardware import compilation
 from modeling_gpt2scratch.hardware.devices import peak_memory
 from modeling_gpt2scratch.tracking.metrics import read_metrics
 from modeling_gpt2scratch.training import loop
@@ -115,6 +116,15 @@ def test_validation_loss_is_the_one_that_compare_measures(small_data, tmp_path, 
     measured = models[str(output_dir)]["results"]["val"]["loss,none"]
     expected = read_metrics(output_dir / "metrics.jsonl")[-1]["eval_loss"]
     assert measured == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_was_not_compiled_is_not_recorded_as_compiled(small_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(compilation, "missing_for_compilation", lambda device: "C++ compiler")
+    options = {"max_steps": 2, "eval_every": 0, "save_every": 2, "compile": "model"}
+    assert run_here(monkeypatch, *flags(small_data, tmp_path / "run", **options)) == 0
+    state = json.loads((tmp_path / "run" / "checkpoint-2" / "training_state.json").read_text())
+    record = json.loads((tmp_path / "run" / "train_config.json").read_text())
+    assert record["compile"] == state["config"]["compile"] == "no"
 
 
 @pytest.mark.gate
