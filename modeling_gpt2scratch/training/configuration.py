@@ -291,18 +291,19 @@ class TrainConfig:
     )
 
     written: ClassVar = "output_dir"  # where no recipe must be
-    # What has an effect only beside certain values of another argument; `parse_config` refuses it
-    # elsewhere.
+    # What has an effect only beside certain values of another argument, and is refused elsewhere.
     only_with: ClassVar = {
         "model": ("init_from", (None,)),
         "muon_learning_rate": ("optimizer", ("muon",)),
         "decay_steps": ("schedule", ("wsd",)),
         "min_learning_rate": ("schedule", ("cosine", "wsd")),
+        "eval_tokens": ("eval_every", GIVEN),
         "eval_tasks_every": ("eval_tasks", EVAL_TASKS),
         "eval_tasks_limit": ("eval_tasks", EVAL_TASKS),
         "lambada_data": ("eval_tasks", ("lambada",)),
         "hellaswag_data": ("eval_tasks", ("hellaswag",)),
         "blimp_data": ("eval_tasks", ("blimp",)),
+        "keep_every": ("keep_checkpoints", GIVEN),
         "private": ("push_to_hub", GIVEN),
         "project": ("report_to", ("wandb", "trackio")),
     }

@@ -36,6 +36,8 @@ OVERFITTING = {
 def flags(data: Path, output_dir: Path, /, **changes) -> list[str]:
     """The command line of a small run."""
     values = {"data": data, "output_dir": output_dir} | SIZES | changes
+    if not values["eval_every"]:
+        del values["eval_tokens"]  # which has no effect then
     return [part for name, value in values.items() for part in (f"--{name}", str(value))]
 
 

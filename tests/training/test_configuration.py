@@ -136,6 +136,14 @@ def test_other_programs_names_lead_to_ours(capsys, other, own):
             {"eval_tasks": "[blimp]", "blimp_data": "x"},
             "x.yaml: blimp_data: expected blimp_data as the path of a file or a directory, found x",
         ),
+        (
+            {"eval_tokens": 100, "eval_every": 0},
+            "x.yaml: eval_tokens, eval_every: expected eval_tokens only with eval_every, found 0",
+        ),
+        (
+            {"save_every": 10, "keep_every": 50, "keep_checkpoints": 0},
+            "expected keep_every only with keep_checkpoints, found 0; leave keep_every out",
+        ),
         ({"muon_learning_rate": 0.01}, "muon_learning_rate only with optimizer muon, found adamw"),
         ({"decay_steps": 10}, "expected decay_steps only with schedule wsd, found cosine; leave"),
         (

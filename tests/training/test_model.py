@@ -34,7 +34,7 @@ def made_model(data: Path, tmp_path: Path, **arguments):
 
 
 def finetuning_flags(data: Path, output_dir: Path, checkpoint: Path, **changes) -> list[str]:
-    values = {name: SIZES[name] for name in WITHOUT_SIZES}
+    values = {name: SIZES[name] for name in WITHOUT_SIZES - {"eval_tokens"}}
     values |= {"total_batch_tokens": 640, "eval_every": 0, "dropout": 0}
     values |= {"data": data, "output_dir": output_dir, "init_from": checkpoint} | changes
     return [part for name, value in values.items() for part in (f"--{name}", str(value))]

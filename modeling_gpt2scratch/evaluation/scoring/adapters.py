@@ -1,7 +1,9 @@
 """Adapters of PEFT: the model that one was trained on, and the adapter put on it."""
 
+import difflib
 import functools
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -101,9 +103,12 @@ def add_adapter(model: PreTrainedModel, name: str) -> None:
 @functools.cache  # each request may be made again for half a minute where there is no network
 def _adapter_config_of_hub(name: str) -> Path | None:
     """As `adapter_config`, for a name that is no directory here."""
-    if "/" in name and Path(name).parent.is_dir():  # a directory whose name is mistyped?
+    parent = Path(name).parent
+    if "/" in name and parent.is_dir():  # a directory whose name is mistyped?
+        near = difflib.get_close_matches(Path(name).name, os.listdir(parent), n=1)
+        hint = f" (did you mean {parent / near[0]}?)" if near else ""
         tell(
-            f"{name}: no directory of this name; asking {redacted(constants.ENDPOINT)}",
+            f"{name}: no directory of this name{hint}; asking {redacted(constants.ENDPOINT)}",
             file=sys.stderr,
         )
     options = dict.fromkeys(

@@ -198,11 +198,14 @@ def test_the_hub_is_asked_once_and_a_mistyped_directory_is_told_so_at_once(
     tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "quickstart").mkdir(parents=True)
     asked = []
     monkeypatch.setattr(adapters, "cached_file", lambda name, *_, **options: asked.append(name))
-    for name in ("runs/nowhere", "runs/nowhere", "someone/model", "model"):
+    for name in ("runs/nowhere", "runs/nowhere", "runs/quikstart", "someone/model", "model"):
         assert adapters.adapter_config(name) is None
-    assert asked == ["runs/nowhere", "someone/model", "model"]
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == [f"runs/nowhere: no directory of this name; asking {constants.ENDPOINT}"]
+    assert asked == ["runs/nowhere", "runs/quikstart", "someone/model", "model"]
+    assert capsys.readouterr().err.splitlines() == [
+        f"runs/nowhere: no directory of this name; asking {constants.ENDPOINT}",
+        "runs/quikstart: no directory of this name (did you mean runs/quickstart?); "
+        f"asking {constants.ENDPOINT}",
+    ]
