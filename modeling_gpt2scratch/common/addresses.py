@@ -94,7 +94,7 @@ def split_revision(name: str) -> tuple[str, str]:
         return name, MAIN
     if Path(repository).is_dir():
         raise ValueError(
-            f"expected a repository of the Hub before @{revision}, found the directory "
+            f"{name}: expected a repository of the Hub before @{revision}, found the directory "
             f"{repository}; name a directory in it, such as a checkpoint"
         )
     return (name, MAIN) if name.startswith((".", "/", "~")) else (repository, revision)

@@ -253,6 +253,20 @@ def test_ids_of_more_bytes_are_not_read_as_uint16(tmp_path, run, gpt2_files, dty
     assert code == 1 and "train.bin: expected ids of two bytes, found 0 in the place of " in line
 
 
+def test_a_file_that_was_never_filled_to_its_end_is_refused(tmp_path, run, gpt2_files):
+    path = tmp_path / "data" / "train.bin"
+    path.parent.mkdir()
+    ids = np.array([50256, *range(1000, 4000), *[0] * 5000], dtype="<u2")
+    ids.tofile(path)
+    code, (line,) = run("adopt", path.parent, "--tokenizer", "gpt2")
+    assert code == 1 and line.endswith(
+        "train.bin: expected text to the end, found the id 0 alone in the last 1,024 tokens, as in "
+        "a file that was never completed; run the program that wrote it again"
+    )
+    np.append(ids, 1).astype("<u2").tofile(path)
+    assert run("adopt", path.parent, "--tokenizer", "gpt2")[0] == 0
+
+
 def test_two_bytes_are_too_few_for_a_large_vocabulary(tmp_path, run, tokenizer_dir):
     large = AutoTokenizer.from_pretrained(tokenizer_dir)
     large.add_tokens([f"<{number}>" for number in range(2**16)])

@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from modeling_gpt2scratch.common.activity import activity, progress_bar, tell
+from modeling_gpt2scratch.common.activity import activity, progress_bar, tell, warn
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.common.output_directory import (
     OutputError,
@@ -46,6 +46,7 @@ from modeling_gpt2scratch.data.tokens.ids import vocab_size_of
 from modeling_gpt2scratch.data.tokens.names import BYTES, KNOWN_NAMES_WITH_TEXT, trained_vocab_size
 from modeling_gpt2scratch.data.tokens.tokenizer import (
     load_tokenizer,
+    lost_characters,
     manifest_entries,
     save_tokenizer,
     tokenizer_spec,
@@ -140,8 +141,10 @@ def require_whole(made: Manifest, sources: list[Source], config: PrepareConfig) 
     if problems := problems_of(Path(config.output_dir), fast=True):
         raise OutputError(f"{problems[0]}; add --overwrite to make the data again")
     inputs = [*local_paths(sources), *tokenizer_files(config)]
-    # A file from the future says nothing of when it was written.
-    times = (path.stat().st_mtime for path in inputs)
+    # A file from the future says nothing of when it was written; one that was moved here, or copied
+    # with its time, says when in its second time.
+    states = [path.stat() for path in inputs]
+    times = [moment for state in states for moment in (state.st_mtime, state.st_ctime)]
     newest = max((moment for moment in times if moment <= time.time()), default=0)
     made_at = (Path(config.output_dir) / MANIFEST_NAME).stat().st_mtime
     if describe_sources(sources) != made.sources or newest > made_at:
@@ -191,6 +194,11 @@ def begin(
     tokenizer = None
     if vocab_size is None:
         tokenizer = load_tokenizer(config.tokenizer, known=KNOWN_NAMES_WITH_TEXT)
+        if lost := lost_characters(tokenizer):
+            warn(
+                f"{config.tokenizer}: this tokenizer leaves out characters that it does not know, "
+                f"such as {lost}, without a trace in the shards; bits per byte come out too low"
+            )
     held_out = settle(config, partial(open_stream, config, sources, working), working)
     if tokenizer is None:
         tokenizer = train_on_sources(vocab_size, config, sources, working, held_out)

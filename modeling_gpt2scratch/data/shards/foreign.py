@@ -20,6 +20,7 @@ PICKLE_NAME = "meta.pkl"  # nanoGPT's table of characters, which is never read: 
 # Of a file's first tokens: as many as are looked at, and so many that do not look like the
 # tokenizer's are not of it.
 TOKENS_JUDGED, FEWEST_JUDGED = 2**20, 100
+TOKENS_AT_END = 1024
 TOKENS_DECODED, MOST_CONTROLS = 2**14, 0.05
 NAME_IT = "name the tokenizer that wrote it with --tokenizer"
 
@@ -46,6 +47,7 @@ class ForeignTokenizer:
         for file in files:
             file.check_vocabulary(self.vocab_size, tokenizer=self.name)
             _refuse_wide_ids(file)
+            _refuse_empty_end(file)
         self._refuse_unlikely(files, is_assumed)
 
     def count(self, file: TokenFile, tokens: np.ndarray) -> tuple[int, int]:
@@ -168,6 +170,17 @@ def _refuse_wide_ids(file: TokenFile) -> None:
         raise ShardError(
             f"{file.path}: expected ids of two bytes, found 0 in the place of every second one, as "
             f"in a file of int32 or int64; save them as numpy.uint16"
+        )
+
+
+def _refuse_empty_end(file: TokenFile) -> None:
+    """Refuses a file that has its whole size before it is filled, as nanoGPT's, and was not."""
+    end = file.tokens[-TOKENS_AT_END:]
+    if len(end) == TOKENS_AT_END and not end.any():
+        raise ShardError(
+            f"{file.path}: expected text to the end, found the id 0 alone in the last "
+            f"{TOKENS_AT_END:,} tokens, as in a file that was never completed; run the program "
+            f"that wrote it again"
         )
 
 

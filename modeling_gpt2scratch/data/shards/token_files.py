@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from modeling_gpt2scratch.common.errors import one_line
+from modeling_gpt2scratch.common.errors import content_instead, one_line
 from modeling_gpt2scratch.data.tokens.ids import token_dtype
 
 from .format import HEADER_BYTES, HEADER_INTS, LAYOUTS, SUFFIXES, ShardError, first_stranger
@@ -120,8 +120,8 @@ def read_token_file(path: Path, *, format: str | None = None) -> TokenFile:
             n_bytes = os.fstat(file.fileno()).st_size
     except OSError as error:
         raise ShardError(f"{path}: expected a token file, found {error.strerror}") from None
-    if n_bytes == 0:
-        raise ShardError(f"{path}: expected tokens, found an empty file; {COPY_AGAIN}")
+    if found := content_instead(path):
+        raise ShardError(f"{path}: expected tokens, found {found}")
     if format == NANOGPT:
         return _read_nanogpt(path, n_bytes)
     if head.startswith(NPY_MAGIC):

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME
 from modeling_gpt2scratch.data.shards.manifest_checks import is_printable
@@ -22,7 +24,7 @@ from .file_queue import File
 from .filters import Condition
 from .hub_files import PRESETS, HubFile, Preset, commit_of, list_files
 from .hub_stream import HubStream
-from .local_files import LocalFile, find_files
+from .local_files import NO_BRACES, LocalFile, find_files
 from .mixture import parse_mixture
 from .readers import COMPRESSIONS
 from .url_files import URL_PRESETS, UrlFile
@@ -193,7 +195,7 @@ def _open_source(
 
 
 def _refuse_no_name(name: str) -> None:
-    """Refuses an address and a revision, which are no part of a data set's name.
+    """Refuses what no data set of the Hub can be called, an address and a revision among it.
 
     Raises:
         SourceError: saying what to write.
@@ -214,6 +216,15 @@ def _refuse_no_name(name: str) -> None:
             f"{repository} --repo-type dataset --revision {revision} --local-dir DIR` and name "
             f"DIR; there is no file or folder of that name, either"
         )
+    try:
+        validate_repo_id("/".join(name.split("/")[:2]))
+    except HFValidationError:
+        hint = "weights are written NAME:0.7,NAME:0.3" if re.search("[:=%]", name) else NO_BRACES
+        hint = f"; {hint}" if re.search("[:=%{}]", name) else ""
+        raise SourceError(
+            f"{name}: expected a file, a folder, a glob or a data set of the Hub, found none of "
+            f"this name{hint}"
+        ) from None
 
 
 def _hub_source(data: Preset, revisions: Mapping[str, str | None]) -> Source:

@@ -26,6 +26,7 @@ CONDITION = re.compile(r"\s*([^=!<>]*[^=!<>\s])\s*(==|!=|>=|<=|>|<)\s*([^=!<>\s]
 EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 # YAML 1.1 also counts in eights (02134), sixteens (0x1F), twos (0b1) and sixties (12:30).
 OTHER_BASE = re.compile(r"[-+]?0[0-9xb_]+$|[-+]?0x|.*:")
+QUOTES = ("'", '"')
 SHOWN_CHARACTERS = 40  # of a value, or of a column's name, in a message
 
 
@@ -102,19 +103,26 @@ def shown_columns(row: Mapping[str, object]) -> str:
 
 
 def _value(written: str, text: str) -> float | int | str | bool | None:
-    """What stands behind the operator, read as YAML."""
+    """What stands behind the operator, read as one YAML value, in which no sign begins another."""
+    loader = yaml.SafeLoader("")
+    if written.startswith(("[", "{")):
+        raise ValueError(
+            f"expected a number, a text, true, false or null in --where {text!r}, found {written}; "
+            f"quotes make it a text"
+        )
     try:
-        value = yaml.safe_load(written)
+        if written[0] in QUOTES:
+            return str(yaml.safe_load(written))
+        tag = loader.resolve(yaml.ScalarNode, written, (True, False))
+        value = loader.construct_object(yaml.ScalarNode(tag, written))
+    except yaml.constructor.ConstructorError:  # a sign of YAML's own, such as *
+        return written
     except yaml.YAMLError as error:
         raise ValueError(
-            f"expected a value that YAML can read in --where {text!r}, found {one_line(error)}"
+            f"expected a text in quotes in --where {text!r}, found {one_line(error)}"
         ) from None
     except ValueError:  # a date that is none, such as 2024-13-01
         return written
-    if isinstance(value, dict | list | set | bytes):
-        raise ValueError(
-            f"expected a number, a text, true, false or null in --where {text!r}, found {written}"
-        )
     if EXPONENT.fullmatch(written):
         return float(written)
     if isinstance(value, float | int) and OTHER_BASE.match(written):

@@ -20,6 +20,9 @@ from .filters import Condition
 from .readers import READERS, kind_of_file, read_rows, reader_of
 from .rows import MAX_TEXT_BYTES, BadRows, Reading, too_long
 
+CONVERT = "rename JSON lines to .jsonl, save data sets with `to_parquet`, unpack archives"
+NO_BRACES = "a glob has no {a,b}: write both, with a comma between them"
+
 
 @dataclass(frozen=True)
 class LocalFile:
@@ -149,7 +152,7 @@ def _found(pattern: str) -> list[LocalFile] | None:
         if pattern.startswith("~"):
             hint = f"; write {os.path.expanduser(pattern)}"
         elif pattern.count("{") != pattern.count("}"):
-            hint = "; a glob has no {a,b}: write both, with a comma between them"
+            hint = f"; {NO_BRACES}"
         raise SourceError(f"{pattern}: expected a file or glob, found nothing there{hint}")
     return [_local_file(path) for path in _each_once(paths)]
 
@@ -227,7 +230,7 @@ def _files_below(directory: Path) -> list[LocalFile]:
         others.update(_ending(path) for path in found if not is_readable(path.name))
     endings = ", ".join(f"{ending} ({n:,})" for ending, n in others.most_common(5))
     if not files:
-        hint = "; rename JSON lines to .jsonl, save data sets with `to_parquet`" if others else ""
+        hint = f"; {CONVERT}" if others else ""
         raise SourceError(
             printable(
                 f"{directory}: expected a file ending in {_endings()} below it, found "
@@ -256,9 +259,7 @@ def _local_file(path: Path) -> LocalFile:
 
 
 def _unknown_kind(name: str) -> SourceError:
-    return SourceError(
-        f"{name}: expected a file ending in {_endings()}; give a file, a directory or a glob"
-    )
+    return SourceError(f"{name}: expected a file ending in {_endings()}; {CONVERT}")
 
 
 def _endings() -> str:

@@ -85,6 +85,8 @@ def _texts_of(batch: pa.RecordBatch, n_before: int, reading: Reading) -> Rows:
 
 def _cells_of(column: pa.Array) -> list:
     """The values of a column, with a `_BadCell` for each that Python cannot hold."""
+    if column.type == pa.float32():  # 0.9 and not the 0.8999999761581421 that stands for it
+        column = column.cast(pa.string()).cast(pa.float64())
     try:
         return column.to_pylist()
     except (ValueError, OverflowError):  # both a byte that is not UTF-8 and pyarrow's own
@@ -113,7 +115,7 @@ def _check_schema(reading: Reading, schema: pa.Schema) -> None:
     value_type = arrow_type.value_type if pa.types.is_dictionary(arrow_type) else arrow_type
     is_text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
     if not any(check(value_type) for check in is_text):
-        raise reading.no_text(reading.name, f"{arrow_type} there")
+        raise reading.other_type(reading.name, str(arrow_type))
 
 
 def _groups_behind(metadata: pq.FileMetaData, n_rows: int) -> tuple[int, list[int]]:

@@ -20,6 +20,7 @@ CHUNK_BYTES = 1 << 20  # read from a file, or turned into Python's strings, at a
 MAX_ROW_BYTES = 1 << 27  # of a line or a cell; where only characters can be counted, characters
 MAX_TEXT_BYTES = 1 << 30  # of a plain text between two marks, or of joined rows
 N_SHOWN = 5  # rows that are named before they are only counted
+_named: set[str] = set()  # the rows that were, by their messages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,13 @@ class RowRules:
             "see --text_column"
         )
 
+    def other_type(self, place: str, found: str) -> SourceError:
+        """The error for a text column that holds something else."""
+        return SourceError(
+            f"{place}: expected text in column {self.text_column!r}, found {found} there; write "
+            f"one text per row first, or name another --text_column"
+        )
+
     def _text_of(self, row: object, place: str) -> str:
         """The row's text; SourceError if there is none."""
         text = row.get(self.text_column) if isinstance(row, dict) else None
@@ -72,7 +80,7 @@ class RowRules:
                 f"{place}: expected text in column {self.text_column!r}, found null; "
                 f'--where "{self.text_column} != null" leaves such rows out'
             )
-        raise self.no_text(place, f"a {type(text).__name__} there")
+        raise self.other_type(place, f"a {type(text).__name__}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +112,8 @@ class BadRows:
             raise error
         self.count += 1
         self._n_shown += 1
-        if self._n_shown <= N_SHOWN:
+        if self._n_shown <= N_SHOWN and str(error) not in _named:  # the text may be read twice
+            _named.add(str(error))
             more = "; further ones are only counted" if self._n_shown == N_SHOWN else ""
             tell(f"left out: {error}{more}", file=sys.stderr)
 

@@ -24,7 +24,9 @@ from .rows import CHUNK_BYTES, MAX_ROW_BYTES, MAX_TEXT_BYTES, Reading, Rows, not
 # A byte that is not UTF-8 becomes half a surrogate pair, and so is found with its row.
 # What UTF-16 has between letters of Latin, Greek, Cyrillic and others; text has no such characters.
 BETWEEN_LETTERS = re.compile("[\\0-\\x08\\x0e]")
+ESCAPES = re.compile(r"\x1b\$[@B]|\x1b\([BJ]")  # with which ISO-2022 changes its alphabet
 MOST_BETWEEN_LETTERS = 0.2  # of the characters of a text
+NULS = "zero bytes, as in UTF-16; convert the file to UTF-8 first"
 UTF8 = {"encoding": "utf-8", "errors": "surrogateescape"}
 
 
@@ -43,8 +45,8 @@ def read_txt(reading: Reading) -> Rows:
             document = reading.document({reading.text_column: text}, reading.name)
             if document is not None:
                 document = _decoded(document, place)
-                if isinstance(document, str) and _is_of_utf16(text):
-                    problem = "expected text in UTF-8, found control characters, as in UTF-16"
+                if isinstance(document, str) and (found := _other_encoding(text)):
+                    problem = f"expected text in UTF-8, found control characters, as in {found}"
                     document = SourceError(f"{place}: {problem}; convert the file first")
                 yield number, document
 
@@ -79,12 +81,13 @@ def read_csv(reading: Reading) -> Rows:
             number += 1
             if number <= reading.skip_rows:
                 continue
-            if any(cells[len(columns) :]):  # spreadsheets leave empty ones
+            if len(cells) < len(columns) or any(cells[len(columns) :]):  # empty ones do no harm
                 found = f"{len(cells)} for {len(columns)} in the header"
                 problem = f"{place}: expected as many cells as columns, found {found}"
-                yield number, SourceError(f"{problem}; put cells with commas in quotes")
+                hint = "put cells with commas or line breaks in quotes"
+                yield number, SourceError(f"{problem}; {hint}")
                 continue
-            row = dict(itertools.zip_longest(columns, cells[: len(columns)]))
+            row = dict(zip(columns, cells, strict=False))
             # An empty cell is the null of CSV; in the text column it is an empty document.
             nulls = {column: cell or None for column, cell in row.items()}
             document = reading.document(row, place, seen_as=nulls)
@@ -92,9 +95,11 @@ def read_csv(reading: Reading) -> Rows:
                 yield number, _decoded(document, place)
 
 
-def _is_of_utf16(text: str) -> bool:
-    """Whether a text has what UTF-16, read as UTF-8, has between its letters."""
-    return len(BETWEEN_LETTERS.findall(text)) > MOST_BETWEEN_LETTERS * len(text)
+def _other_encoding(text: str) -> str | None:
+    """The encoding whose signs stand between the letters of a text that was read as UTF-8."""
+    if len(BETWEEN_LETTERS.findall(text)) > MOST_BETWEEN_LETTERS * len(text):
+        return "UTF-16"
+    return "ISO-2022" if ESCAPES.search(text) else None
 
 
 @contextlib.contextmanager
@@ -160,7 +165,8 @@ def _document_of_json(line: bytes, reading: Reading, place: str) -> str | Source
     try:
         row = parse_json(content)
     except (ValueError, RecursionError) as error:
-        return SourceError(f"{place}: expected one JSON object per line, found {one_line(error)}")
+        found = NULS if "\0" in content else one_line(error)
+        return SourceError(f"{place}: expected one JSON object per line, found {found}")
     document = reading.document(row, place)
     return well_formed(document) if isinstance(document, str) else document
 
@@ -215,6 +221,8 @@ def _header(cells: list[str], reading: Reading, place: str) -> list[str]:
     header = _decoded("".join(cells), place)
     if isinstance(header, SourceError):
         raise header
+    if "\0" in header:
+        raise SourceError(f"{place}: expected the names of columns, found {NULS}")
     if reading.text_column not in cells:
         raise reading.no_text(place, shown_columns(dict.fromkeys(cells)))
     if twice := next((name for name in cells if name and cells.count(name) > 1), None):

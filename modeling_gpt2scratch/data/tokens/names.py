@@ -26,6 +26,6 @@ def trained_vocab_size(name: str) -> int | None:
     size = name.removeprefix(TRAINED_PREFIX)
     if not size.isdecimal() or not 257 <= int(size) <= MAX_TRAINED_VOCAB_SIZE:
         raise TokenizerError(
-            f"expected bpe:N with N from 257 to {MAX_TRAINED_VOCAB_SIZE} entries, found {name!r}"
+            f"{name}: expected bpe:N with N from 257 to {MAX_TRAINED_VOCAB_SIZE}, found {size!r}"
         )
     return int(size)

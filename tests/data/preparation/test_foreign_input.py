@@ -10,7 +10,8 @@ from support.prepared_data import contents, documents_of, manifest_of
 from support.processes import run_process
 from support.table_files import jsonl, written
 from support.tiny_corpus import fables
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from modeling_gpt2scratch.data.preparation import blocks
 from modeling_gpt2scratch.data.preparation.prepare import prepare
@@ -194,3 +195,26 @@ def test_documents_of_one_character_are_never_all_in_memory(tmp_path, saved_toke
     n_found, grown_kib = map(int, finished.stdout.split())
     assert n_found == n_documents
     assert grown_kib * 1024 < 1200 * n_of_block
+
+
+def test_a_row_that_cannot_be_read_is_named_once_though_the_text_is_read_three_times(
+    configure, tmp_path, capsys
+):
+    damaged_corpus(tmp_path / "corpus")
+    options = {"tokenizer": "bpe:300", "split": "tail", "on_bad_row": "skip"}
+    prepare(configure(dataset=str(tmp_path / "corpus"), **options))
+    lines = [line for line in capsys.readouterr().err.splitlines() if "left out: " in line]
+    assert len(lines) == len(set(lines)) >= 5
+
+
+def test_a_tokenizer_that_leaves_characters_out_is_named(configure, tmp_path, capsys):
+    vocabulary = {letter: number for number, letter in enumerate("abc ")}
+    letters = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, eos_token="<|endoftext|>")
+    tokenizer.save_pretrained(tmp_path / "letters")
+    corpus = str(written(tmp_path / "a.jsonl", jsonl(["abc äöü", "cab"])))
+    options = {"dataset": corpus, "val_fraction": 0}
+    prepare(configure(**options, tokenizer=str(tmp_path / "letters")))
+    assert f"{tmp_path / 'letters'}: this tokenizer leaves out" in capsys.readouterr().err
+    prepare(configure(**options, tokenizer="bytes", output_dir=str(tmp_path / "bytes")))
+    assert "leaves out" not in capsys.readouterr().err

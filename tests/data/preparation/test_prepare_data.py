@@ -25,8 +25,11 @@ SCRIPT = Path(prepare_data.__file__)
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (("--tokenizer", "bpe:abc"), "expected bpe:N with N from 257 to 65536 entries, found 'bpe"),
-        (("--tokenizer", "bpe:10"), "expected bpe:N with N from 257 to 65536 entries, found 'bpe"),
+        (
+            ("--tokenizer", "bpe:abc"),
+            "bpe:abc: expected bpe:N with N from 257 to 65536, found 'abc'",
+        ),
+        (("--tokenizer", "bpe:10"), "bpe:10: expected bpe:N with N from 257 to 65536, found '10'"),
         (("--shard_tokens", "0"), "--shard_tokens: expected a number above 0, found 0"),
         (("--num_workers", "-1"), "--num_workers: expected a number above 0, found -1"),
         (("--limit_documents", "0"), "--limit_documents: expected a number above 0, found 0"),
@@ -91,6 +94,7 @@ def test_an_existing_data_directory_is_kept_unless_it_may_be_overwritten(
 def test_the_same_command_again_has_nothing_to_do(tmp_path, prepared, run_script):
     out, dataset = tmp_path / "out", write_jsonl(tmp_path / "fables.jsonl", fables(30))
     flags = ("--tokenizer", "bpe:300", "--val_fraction", "0")
+    os.utime(dataset, (tomorrow := time.time() + 86_400, tomorrow))  # as a wrong clock wrote it
     assert run_script(out, dataset, *flags) == (0, [])
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     for more in ((), ("--num_workers", "1")):
@@ -99,11 +103,16 @@ def test_the_same_command_again_has_nothing_to_do(tmp_path, prepared, run_script
 
     code, (error,) = run_script(out, dataset, *flags, "--seed", "1")
     assert code == 2 and "expected a new directory, found manifest.json in " in error
-    os.utime(dataset, (tomorrow := time.time() + 86_400, tomorrow))  # as a wrong clock wrote it
-    assert run_script(out, dataset, *flags) == (0, [])
+    size, yesterday = dataset.stat().st_size, time.time() - 86_400
+    for replaced in (write_jsonl(dataset, fables(30)), tmp_path / "older.jsonl"):
+        if replaced != dataset:  # as `mv` and `rsync -a` bring a file
+            replaced.write_bytes(b" " * size)
+            os.utime(replaced, (yesterday, yesterday))
+            replaced.replace(dataset)
+        code, (error,) = run_script(out, dataset, *flags)
+        assert code == 1 and "found that their input has changed since" in error
+        assert "already" not in error
     write_jsonl(dataset, fables(30))
-    code, (error,) = run_script(out, dataset, *flags)
-    assert code == 1 and "found that their input has changed since" in error
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
     assert run_script(out, dataset, *flags, "--overwrite") == (0, [])
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} != before

@@ -33,6 +33,7 @@ def npy(ids, descr="<u2", letter="H", shape=None):
 
 LLMC = headed(20240520, 1, 5, IDS, "H")
 LLAMA = headed(20240801, 7, 3, [128_000, 9906, 1917], "I")
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 NANOGPT = struct.pack("<5H", *IDS)
 
 
@@ -121,9 +122,9 @@ AGAIN = "; copy it again, or write it again with the program that made it"
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("a.bin", b"", f"expected tokens, found an empty file{AGAIN}"),
-        ("train.bin", b"", f"expected tokens, found an empty file{AGAIN}"),
-        ("a.npy", b"", f"expected tokens, found an empty file{AGAIN}"),
+        ("a.bin", b"", "expected tokens, found an empty file; copy or download it again"),
+        ("train.bin", b"", "expected tokens, found an empty file; copy or download it again"),
+        ("a.npy", b"", "expected tokens, found an empty file; copy or download it again"),
         ("a.bin", LLMC[:-2], f"expected 1034 bytes for 5 tokens, found 1032{AGAIN}"),
         ("a.bin", LLMC[:-1], f"expected 1034 bytes for 5 tokens, found 1033{AGAIN}"),
         ("a.bin", LLMC + b"\0\0", f"expected 1034 bytes for 5 tokens, found 1036{AGAIN}"),
@@ -158,6 +159,9 @@ AGAIN = "; copy it again, or write it again with the program that made it"
             NANOGPT,
             "expected a .npy file, found other content (pickled data is never read)",
         ),
+        ("train.bin", LFS, "expected tokens, found a Git-LFS pointer; run `git lfs pull` there"),
+        ("a.npy", LFS, "expected tokens, found a Git-LFS pointer; run `git lfs pull` there"),
+        ("val.bin", b"<!DOCTYPE html>", "expected tokens, found a web page; download the file its"),
         ("a.npy", pickle.dumps(IDS), "expected a .npy file, found other content (pickled data is "),
         ("a.npy", npy(IDS)[:-1], "expected a whole .npy file of integers, found mmap length is "),
         ("a.npy", npy(IDS)[:-10], "expected a whole .npy file of integers, found "),

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.data.sources.filters import COMPARISONS, Condition, parse_condition
 
+TEXTS = ("#1", "C #", "x # y", "---", "|", "x: y", "- a", "@me", "%a", "*", "one two")
+
 
 @pytest.mark.parametrize(
     ("text", "condition"),
@@ -34,6 +36,10 @@ from modeling_gpt2scratch.data.sources.filters import COMPARISONS, Condition, pa
         ("n == 0", Condition("n", "==", 0)),
         ("my column == a b", Condition("my column", "==", "a b")),
         ("title == 'a >= b'", Condition("title", "==", "a >= b")),
+        ("a == 'no'", Condition("a", "==", "no")),
+        ("a == ~", Condition("a", "==", None)),
+        # What would mean something to YAML elsewhere is text behind an operator.
+        *((f"a != {text}", Condition("a", "!=", text)) for text in TEXTS),
     ],
 )
 def test_a_condition_is_a_column_an_operator_and_a_value(text, condition):
@@ -47,7 +53,8 @@ def test_a_condition_is_a_column_an_operator_and_a_value(text, condition):
     "text",
     [
         *("", "text", "text ==", "== en", "text = en", "text === en", "a => 1", "a < b < c\n:"),
-        *("a == [1]", "a == {b: 1}", "a == 'open", "a >= null", "a < true", "a == b: c"),
+        *("a == [1]", "a == {b: 1}", "a == 'open", "a >= null", "a < true"),
+        *("a == 'it's'", 'a == "one" two'),
     ],
 )
 def test_what_is_written_otherwise_is_refused_in_one_line(text):

@@ -138,3 +138,16 @@ def test_rows_that_cannot_fit_are_refused_before_one_is_read(tmp_path, monkeypat
     pq.write_table(pa.table({"text": ["x" * 3000]}), path, use_dictionary=False)
     message = refusal(path, bad_rows=BadRows("skip"))
     assert message.startswith(f"{path}: rows: expected at most 128 MiB, found more")
+
+
+def test_a_condition_compares_what_a_number_of_four_bytes_is_written_as(tmp_path):
+    scores = pa.array([0.9, 0.8, None, float("inf")], pa.float32())
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["one", "two", "three", "four"], "score": scores}), path)
+    for condition, expected in (
+        ("score == 0.9", ["one"]),
+        ("score != null", ["one", "two", "four"]),
+    ):
+        assert texts_of(path, where=[parse_condition(condition)]) == expected
+    where = [parse_condition("score != null"), parse_condition("score >= 0.9")]
+    assert texts_of(path, where=where) == ["one", "four"]

@@ -58,12 +58,20 @@ def test_a_broken_quote_in_csv_ends_the_reading_as_the_next_row_may_be_within_it
         texts_of(path, bad_rows=BadRows(policy))
 
 
-def test_a_csv_row_of_more_cells_than_columns_is_refused_not_cut(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ('text\n"fine, because quoted"\nHello, world, again\n', "3 for 1"),
+        ("id,text,language\n1,one,en\n2,a break\nin a cell,en\n", "2 for 3"),
+        ("id,text,language\n1,one,en\n2,the end is mis", "2 for 3"),
+    ],
+)
+def test_a_csv_row_of_more_or_fewer_cells_than_columns_is_refused(tmp_path, content, found):
     path = tmp_path / "a.csv"
-    path.write_text('text\n"fine, because quoted"\nHello, world, again\n')
+    path.write_text(content)
     assert refusal(path) == (
-        f"{path}:3: expected as many cells as columns, found 3 for 1 in the header; put cells with "
-        f"commas in quotes"
+        f"{path}:3: expected as many cells as columns, found {found} in the header; put cells with "
+        f"commas or line breaks in quotes"
     )
 
 
@@ -91,6 +99,23 @@ def test_utf16_without_its_mark_is_refused_in_one_line(tmp_path, text, encoding)
     path = written(tmp_path / "a.txt", text.encode(encoding))
     message = "document 1: expected text in UTF-8, found control characters, as in UTF-16"
     assert refusal(path) == f"{path}: {message}; convert the file first"
+
+
+@pytest.mark.parametrize(("name", "place"), [("a.csv", ":1"), ("a.jsonl", ":1")])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_a_table_in_utf16_without_its_mark_is_named_as_such(tmp_path, name, place, encoding):
+    rows = {"a.csv": "id,text\n1,one\n", "a.jsonl": '{"text": "one"}\n'}
+    path = written(tmp_path / name, rows[name].encode(encoding))
+    message = refusal(path)
+    assert message.startswith(f"{path}{place}: expected ")
+    assert message.endswith("found zero bytes, as in UTF-16; convert the file to UTF-8 first")
+
+
+def test_text_that_changes_its_alphabet_by_escapes_is_refused(tmp_path):
+    path = written(tmp_path / "a.txt", "日本語の文".encode("iso-2022-jp"))
+    assert refusal(path).endswith(
+        "found control characters, as in ISO-2022; convert the file first"
+    )
 
 
 # Rows that cannot be read
