@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From raw text to a scored checkpoint on two CPU cores, without a network. Copy the lines one by one.
 # After an interruption run it again: it goes on where it stopped. Arguments go to the training, such as
-# --max_steps 300 for a shorter one.
+# --max_steps 300 for a shorter first run.
 set -euo pipefail
 
 case " $* " in

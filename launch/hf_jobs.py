@@ -5,10 +5,12 @@
 """Trains on a rented machine of Hugging Face Jobs, with a recipe and any flags:
 
     hf jobs uv run --flavor l4x1 --timeout 3d --secrets HF_TOKEN launch/hf_jobs.py \
-        recipes/gpt2_124m_24gb.yaml --data hf://datasets/you/fineweb-tokens
+        recipes/gpt2_124m_24gb.yaml --data hf://datasets/you/fineweb-tokens \
+        --push_to_hub you/gpt2-124m --push_every 1000
 
-All arguments are those of train_accelerate.py, one process for each GPU. A recipe that lies on the
-machine where you type this is sent along; the code is that of the repository. Not run there by us.
+What is not pushed is gone when the job ends. All arguments after the script are those of
+train_accelerate.py, with one process for each GPU. `hf` sends your local copy of the recipe. The
+code comes from the repository. Nobody has run this on Jobs yet.
 """
 
 import os

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from modeling_gpt2scratch import __version__
 from modeling_gpt2scratch.common.activity import readable_output
 from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser, say_when_interrupted
+from modeling_gpt2scratch.common.interruptions import Interruptible
 
 PROGRAM = "gpt2scratch"
 # Each is a module of `commands/`, which is imported only if it is called.
@@ -38,7 +39,9 @@ def _hand_on(words: list[str]) -> None:
         verbs.add_parser(verb, help=help)
     verb = parser.parse_args(words[:1] or ["--help"]).verb
     say_when_interrupted(f"{PROGRAM} {verb}")
-    importlib.import_module(f"modeling_gpt2scratch.commands.{verb}").main(words[1:])
+    with Interruptible(f"{PROGRAM} {verb}") as ctrl_c, ctrl_c.ending_at_once():
+        module = importlib.import_module(f"modeling_gpt2scratch.commands.{verb}")
+    module.main(words[1:])
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ def prepare(**arguments: Any) -> Manifest:
         The manifest of the data directory.
 
     Raises:
+        TypeError: for the name of an argument that does not exist, or without one that must be
+            given.
         ValueError, RuntimeError, OSError: if an argument, the data, the disk, a worker or the login
             is at fault; the message says what was expected and what was found.
     """
@@ -61,6 +63,8 @@ def train(**arguments: Any) -> Path:
 
     Raises:
         KeyboardInterrupt, SystemExit: after that checkpoint.
+        TypeError: for the name of an argument that does not exist, or without one that must be
+            given.
         ValueError, RuntimeError, OSError: if an argument, the data, the device or the disk is at
             fault; the message says what was expected and what was found.
     """
@@ -86,8 +90,8 @@ def publish(**arguments: Any) -> str:
         The address of the repository; with `dry_run`, the directory that was written instead.
 
     Raises:
-        ConversionError, RecordsError, TokenizerError, ValueError, OSError: if an argument, the run,
-            the login or the disk is at fault; the message says what was expected and found.
+        TypeError, ValueError, OSError: if an argument, the run, the login or the disk is at fault;
+            the message says what was expected and found. TypeError is for names of arguments.
     """
     from modeling_gpt2scratch.common.command_line import from_keywords
     from modeling_gpt2scratch.hub.configuration import PublishConfig
@@ -110,7 +114,9 @@ def compare(
         The measurements of every model.
 
     Raises:
+        TypeError: for the name of an argument that does not exist.
         ValueError: for arguments that do not fit.
+        OSError: if the results cannot be written, or another comparison writes them (OutputError).
         KeyboardInterrupt: after Ctrl-C; the same call resumes.
     """
     let_waiting_threads_rest()

@@ -191,7 +191,8 @@ class LimitedGenerationMixin:
         if n_before + n_new > limit + 1:
             raise ValueError(
                 f"expected prompt and new tokens to fit n_positions={limit} + 1, found a prompt of "
-                f"{n_before} tokens and max_length={n_before + n_new}; lower max_new_tokens"
+                f"{n_before} tokens, padding included, and max_length={n_before + n_new}; lower "
+                f"max_new_tokens or leave padding out"
             )
         super()._validate_generated_length(generation_config, input_ids_length, *args)
 
@@ -255,6 +256,23 @@ def pop_loss_kwargs(model, arguments: dict[str, Any]) -> dict[str, Any]:
         return {}
     read = inspect.signature(model.loss_function).parameters.keys() - GIVEN_TO_LOSS
     return {name: arguments.pop(name) for name in read & unread}
+
+
+def positions_without_padding(
+    attention_mask: torch.Tensor, columns: torch.Tensor, n_past: int | torch.Tensor
+) -> torch.Tensor:
+    """Positions (B, N) of the columns (N,) of a mask (B, P + N), whose padding has none.
+
+    Raises:
+        ValueError: if the mask leaves out the `n_past` tokens of a cache.
+    """
+    n_found, n_new = attention_mask.shape[1], columns.shape[0]
+    if isinstance(n_past, int) and n_found < n_past + n_new:
+        raise ValueError(
+            f"expected an attention_mask of {n_past + n_new} columns, {n_past} for the tokens in "
+            f"the cache and {n_new} new ones, found {n_found}"
+        )
+    return (attention_mask.to(columns.device).long().cumsum(-1) - 1).clamp(min=0)[:, columns]
 
 
 def prepared_mask(mask: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:

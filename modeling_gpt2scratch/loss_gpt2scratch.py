@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from transformers.loss.loss_utils import ForCausalLMLoss
 
 IGNORED = -100  # the target that counts for nothing, as everywhere in torch and transformers
 # Large enough that the weight's gradient, to which each chunk adds, costs little beside the matrix
@@ -86,12 +87,14 @@ def linear_cross_entropy(
 def takes_hidden_states(model: nn.Module, device: torch.device) -> bool:
     """Whether a model's loss is that of `linear_cross_entropy`, with its head's weight at hand.
 
-    A loss of a user's own wants logits. An adapter in place of the head does more than multiply,
-    and a weight that is offloaded or shared out is whole only while the head is called.
+    A loss of a user's own wants logits. A head with a bias or a hook and an adapter in its place do
+    more than multiply, and a weight that is offloaded or shared out is whole only while the head is
+    called.
     """
     head = model.lm_head
-    is_plain = type(head) is nn.Linear and type(head.weight) is nn.Parameter
-    return is_plain and head.weight.device == device and "_loss_function" not in vars(model)
+    is_plain = type(head) is nn.Linear and type(head.weight) is nn.Parameter and head.bias is None
+    is_plain = is_plain and not (head._forward_hooks or head._forward_pre_hooks)
+    return is_plain and head.weight.device == device and model.loss_function is ForCausalLMLoss
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -33,6 +33,7 @@ from .loading_gpt2scratch import (
     LimitedGenerationMixin,
     pop_cache,
     pop_loss_kwargs,
+    positions_without_padding,
     prepared_mask,
     refuse_unread_arguments,
 )
@@ -219,13 +220,14 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
 
         Raises:
             TypeError: at an argument that nothing reads.
-            ValueError: if the tokens reach beyond `n_positions`, or, on a CPU, if an id is outside
-                the vocabulary.
+            ValueError: unless there is exactly one of the two inputs, and one cache at most; if the
+                tokens reach beyond `n_positions`; on a CPU, if an id is outside the vocabulary.
         """
         refuse_unread_arguments(self, kwargs, are_packed=position_ids is not None)
         past_key_values = pop_cache(past_key_values, kwargs)
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("expected exactly one of input_ids and inputs_embeds")
+            found = "neither" if input_ids is None else "both"
+            raise ValueError(f"expected exactly one of input_ids and inputs_embeds, found {found}")
         if inputs_embeds is None:
             inputs_embeds = _rows(self.wte, input_ids, "input_ids")
         if inputs_embeds.ndim != 3:
@@ -237,8 +239,7 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
         if use_cache and past_key_values is None and not self.training:
             past_key_values = DynamicCache(config=self.config)
 
-        positions = position_ids
-        if positions is None:
+        if (positions := position_ids) is None:
             positions = self._next_positions(inputs_embeds, attention_mask, past_key_values)
         position_embeds = _rows(self.wpe, positions, "position_ids")  # (T, C) or (B, T, C)
         hidden_states = self.embd_dropout(inputs_embeds + position_embeds.to(inputs_embeds.device))
@@ -292,7 +293,7 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
         columns = torch.arange(n_new, device=inputs_embeds.device) + n_past
         if attention_mask is None or len(attention_mask.shape) != 2:
             return columns
-        return (attention_mask.to(columns.device).long().cumsum(-1) - 1).clamp(min=0)[:, columns]
+        return positions_without_padding(attention_mask, columns, n_past)
 
 
 class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, LimitedGenerationMixin, GenerationMixin):
@@ -338,7 +339,8 @@ class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, LimitedGenerationMixin,
         shift_labels = kwargs.pop("shift_labels", None)
         loss_kwargs = pop_loss_kwargs(self, kwargs)
         refuse_unread_arguments(self, kwargs, are_packed=position_ids is not None)
-        if self.training and use_cache and past_key_values is None and "cache" not in kwargs:
+        makes_cache = use_cache and not self.transformer.gradient_checkpointing
+        if self.training and makes_cache and past_key_values is None and "cache" not in kwargs:
             past_key_values = DynamicCache(config=self.config)
         outputs = self.transformer(
             input_ids=input_ids,

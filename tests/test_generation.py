@@ -150,6 +150,13 @@ def test_padded_rows_read_stepwise_need_only_the_attention_mask(model):
         torch.testing.assert_close(found[1:], model(ids[1:]).logits, atol=1e-4, rtol=1e-4)
 
 
+def test_a_mask_without_the_tokens_of_the_cache_is_refused(model):
+    cache = DynamicCache(config=model.config)
+    model(random_ids(2, 6), past_key_values=cache)
+    with pytest.raises(ValueError, match="expected an attention_mask of 9 columns, 6 for .* found"):
+        model(random_ids(2, 3), past_key_values=cache, attention_mask=torch.ones(2, 3))
+
+
 def test_generation_goes_on_from_a_returned_cache(model, monkeypatch):
     first = generate(model, random_ids(1, 6), max_new_tokens=5, return_dict_in_generate=True)
     prompt = torch.cat([first.sequences, random_ids(1, 3, seed=6)], dim=1)
@@ -298,7 +305,8 @@ def test_text_beyond_n_positions_is_refused_after_a_cache_too(model):
         options = {"past_key_values": cache, "attention_mask": torch.ones(1, 43)}
         options |= {"max_new_tokens": n_new, "min_new_tokens": n_new}
         if n_new == 7:
-            with pytest.raises(ValueError, match="found a prompt of 43 tokens and max_length=50"):
+            found = "found a prompt of 43 tokens, padding included, and max_length=50"
+            with pytest.raises(ValueError, match=found):
                 model.generate(ids[:, 40:], **options)
             continue
         found = model.generate(ids[:, 40:], **options)

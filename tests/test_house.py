@@ -40,7 +40,7 @@ FLOORS = {
     "hub": "huggingface_hub transformers",
     "doctor": "huggingface_hub packaging psutil torch",
     "api": "",
-    "commands": "accelerate numpy psutil tabulate torch tqdm transformers",
+    "commands": "accelerate matplotlib numpy psutil tabulate torch tqdm transformers",
     "__main__": "",
 }
 HEAVY = {"datasets", "huggingface_hub", "pandas", "pyarrow", "torch", "transformers"}

@@ -6,6 +6,7 @@ import pytest
 import torch
 from support.tiny_models import random_ids, tiny_model, tiny_twins
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
+from transformers.loss.loss_utils import LOSS_MAPPING
 
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
 from modeling_gpt2scratch.training.sizes import MODEL_SIZES
@@ -79,10 +80,13 @@ def test_ids_outside_the_vocabulary_are_refused_with_its_limits():
         model(torch.tensor([[3, 4]]), position_ids=torch.tensor([[0, 48]]))
 
 
-@pytest.mark.parametrize("arguments", [{}, {"input_ids": 1, "inputs_embeds": 1}])
-def test_neither_or_both_kinds_of_input_are_refused(arguments):
-    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
-        tiny_model()(**{name: torch.zeros(1, 1) for name in arguments})
+@pytest.mark.parametrize(
+    ("names", "found"), [((), "neither"), (("input_ids", "inputs_embeds"), "both")]
+)
+def test_neither_or_both_kinds_of_input_are_refused(names, found):
+    expected = f"exactly one of input_ids and inputs_embeds, found {found}"
+    with pytest.raises(ValueError, match=expected):
+        tiny_model()(**{name: torch.zeros(1, 1) for name in names})
 
 
 def test_text_beyond_n_positions_is_refused_with_the_limit():
@@ -232,17 +236,6 @@ def test_ids_without_rows_are_refused():
         tiny_model()(IDS[0])
 
 
-def test_gradient_checkpointing_changes_no_gradient():
-    model, ids = tiny_model().train(), random_ids(2, 16)
-    model(ids, labels=ids).loss.backward()
-    expected = [parameter.grad.clone() for parameter in model.parameters()]
-    model.zero_grad()
-    model.gradient_checkpointing_enable()
-    model(ids, labels=ids).loss.backward()
-    for parameter, gradient in zip(model.parameters(), expected, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient)
-
-
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", UNREAD)
 def test_an_argument_that_nothing_reads_is_an_error_that_names_the_nearest(name, attention):
@@ -313,6 +306,44 @@ def test_a_loss_of_ones_own_is_used_for_both_kinds_of_labels():
     model.loss_function = lambda logits, labels, vocab_size, **kwargs: logits.sum() * 0 + 7
     assert model(ids, labels=ids).loss == 7
     assert model(ids, shift_labels=ids).loss == 7
+
+
+def _with_bias(model):
+    head = torch.nn.Linear(model.config.n_embd, model.config.vocab_size)
+    model.set_output_embeddings(head)
+
+
+def _with_hook(model):
+    model.lm_head.register_forward_hook(lambda head, given, logits: (4 * logits).tanh())
+
+
+def _with_hook_before(model):
+    model.lm_head.register_forward_pre_hook(lambda head, given: (2 * given[0],))
+
+
+def _with_registered_loss(model):
+    model.loss_type = "of_a_test"
+
+
+@pytest.mark.parametrize(
+    "change", [_with_bias, _with_hook, _with_hook_before, _with_registered_loss]
+)
+def test_whatever_changes_head_or_loss_counts_for_both_kinds_of_labels(monkeypatch, change):
+    of_a_test = lambda logits, labels, vocab_size, **kwargs: logits.square().mean()  # noqa: E731
+    monkeypatch.setitem(LOSS_MAPPING, "of_a_test", of_a_test)
+    model, ids = tiny_model(), random_ids(2, 9)
+    plain = model(ids, labels=ids).loss
+    change(model)
+    expected = model(ids[:, :-1], labels=None, shift_labels=ids[:, 1:]).loss
+    if change is not _with_registered_loss:  # which does not know of shifts
+        torch.testing.assert_close(expected, model(ids, labels=ids).loss)
+    assert abs(expected - plain) > 1e-3
+
+
+def test_no_cache_is_made_where_blocks_run_twice():
+    model, ids = tiny_model().train(), random_ids(1, 6)
+    model.gradient_checkpointing_enable()
+    assert model(ids, use_cache=True).past_key_values is None
 
 
 def test_every_projection_is_a_linear_layer_to_whoever_looks_for_them():

@@ -39,7 +39,7 @@ from modeling_gpt2scratch.distributed.zero_state import (
 
 from .retention import STATE_NAME, checkpoints_by_step, latest_step
 from .sliced_tensors import SlicedTensors, own_slice
-from .weight_files import WeightsError
+from .weight_files import WeightsError, open_tensors
 
 OPTIMIZER_FOLDER = "optimizer"
 WEIGHTS_NAME = "model.safetensors"
@@ -83,8 +83,8 @@ def find_model(directory: Path) -> Path:
 def verify_checkpoint(checkpoint: Path) -> None:
     """Reads every file again, and compares size and sha256 with what was written.
 
-    Processes of a group share the files out and must all call it. Checkpoints without checksums,
-    such as those of early versions, pass, which is said in one line.
+    Processes of a group share the files out and must all call it. Of checkpoints without checksums,
+    such as those of early versions, only the headers are read, which is said in one line.
 
     Raises:
         CheckpointError: on all of them alike, naming the files that are damaged.
@@ -100,6 +100,7 @@ def verify_checkpoint(checkpoint: Path) -> None:
             f"{checkpoint}: expected {CHECKSUMS_NAME}, found none; "
             f"damage to its files would not be seen"
         )
+        own += _damaged_headers(checkpoint)
     problems = [own] * n_ranks
     if group_exists:
         dist.all_gather_object(problems, own)
@@ -241,9 +242,11 @@ def save_pretrained(
     """
     try:
         model.save_pretrained(directory, state_dict=weights)
+        save_tokenizer(tokenizer, directory)
     except SafetensorError as error:
         raise OSError(f"{directory}: {error}") from error
-    save_tokenizer(tokenizer, directory)
+    except OSError as error:  # which may name the file of code that was to be copied
+        raise OSError(error.errno, error.strerror or str(error), str(directory)) from error
     open_to_readers(directory.iterdir())
 
 
@@ -261,12 +264,24 @@ def open_to_readers(files: Iterable[Path]) -> None:
         file.chmod(mode)
 
 
+def _damaged_headers(checkpoint: Path) -> list[str]:
+    """What is wrong with its files of tensors, as far as their headers say."""
+    try:
+        for path in (checkpoint / WEIGHTS_NAME, *_optimizer_files(checkpoint)):
+            open_tensors(path)
+    except (OSError, ValueError) as error:
+        return [str(error)]
+    return []
+
+
 def _optimizer_files(checkpoint: Path) -> list[Path]:
     """The files of the optimizer's tensors, all of them."""
     files = sorted((checkpoint / OPTIMIZER_FOLDER).glob("*.safetensors"))
     n_expected = int(files[0].stem.rpartition("-")[2]) if files and "-of-" in files[0].stem else 1
     if len(files) != n_expected:
-        raise ValueError(f"expected {n_expected} files of the optimizer, found {len(files)}")
+        raise ValueError(
+            f"{checkpoint}: expected {n_expected} files of the optimizer, found {len(files)}"
+        )
     return files
 
 

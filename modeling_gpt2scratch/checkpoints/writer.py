@@ -8,7 +8,6 @@ disturbed.
 """
 
 import contextlib
-import errno
 import shutil
 import threading
 import time
@@ -166,7 +165,7 @@ class CheckpointWriter:
             tokenizer: see there.
             optimizer: see there.
             state: see there.
-            last_step: of the run, which saves its last checkpoint after it.
+            last_step: of the run, which saves its last checkpoint after it; 0 if not known.
             save_every: steps between checkpoints, 0 for none before that.
 
         Raises:
@@ -175,6 +174,8 @@ class CheckpointWriter:
                 Both on all ranks alike.
         """
         self.wait()
+        if 0 < last_step <= state["step"]:  # no checkpoint is to come
+            return
         n_bytes = checkpoint_bytes(model, optimizer)
         rule = {"keep_checkpoints": self._keep_checkpoints, "keep_every": self._keep_every}
         rule |= {"keep_best": self._keep_best, "last_step": last_step, "save_every": save_every}
@@ -330,11 +331,10 @@ def _require_space(output_dir: Path, n_bytes: int, **rule) -> None:
     fewer = {0: " or give --keep_checkpoints 3", 1: ""}.get(n_kept, " or lower --keep_checkpoints")
     n_free = shutil.disk_usage(output_dir).free
     if n_free < n_missing * n_bytes:
+        checkpoints = "checkpoints" if n_missing > 1 else "checkpoint"
         raise OSError(
-            errno.ENOSPC,
-            f"expected {n_missing * n_bytes / 1e9:.1f} GB free for {n_missing} more checkpoints of "
-            f"{n_bytes / 1e9:.1f} GB, found {n_free / 1e9:.1f}; free some{fewer}",
-            str(output_dir),
+            f"{output_dir}: expected {n_missing * n_bytes / 1e9:.1f} GB free for {n_missing} more "
+            f"{checkpoints} of {n_bytes / 1e9:.1f} GB, found {n_free / 1e9:.1f}; free some{fewer}"
         )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser, number
 from modeling_gpt2scratch.common.errors import ending_in_one_line
+from modeling_gpt2scratch.common.interruptions import Interruptible
 from modeling_gpt2scratch.common.output_directory import (
     CONVERTED_MODEL,
     OutputError,
@@ -31,8 +32,9 @@ ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu")
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, converts, and turns what is wrong with the input into one line and an exit code."""
     arguments = _parse_arguments(argv)
-    from modeling_gpt2scratch.distributed.processes import quiet_transformers
-    from modeling_gpt2scratch.interchange.conversion import limits_in_llama_cpp, save_converted
+    with Interruptible(PROGRAM) as ctrl_c, ctrl_c.ending_at_once():
+        from modeling_gpt2scratch.distributed.processes import quiet_transformers
+        from modeling_gpt2scratch.interchange.conversion import limits_in_llama_cpp, save_converted
 
     quiet_transformers()
     rule = {"marker": CONVERTED_MODEL, "overwrite": arguments.overwrite}
@@ -41,15 +43,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         require_apart(arguments.out.resolve(), [arguments.source])
         with making(arguments.out, **rule) as directory:
             save_converted(model, tokenizer, directory)
-    config = model.config
-    print(
-        f"{arguments.out}: {config.model_type} model of {model.num_parameters():,} parameters in "
-        f"{str(model.dtype).removeprefix('torch.')}, vocabulary {config.vocab_size:,}, "
-        f"activation {config.activation_function}, "
-        f"{'without' if tokenizer is None else 'with'} tokenizer"
-    )
-    for line in limits_in_llama_cpp(model, arguments.out) if config.model_type == "gpt2" else ():
-        print(line)
+        config = model.config
+        print(
+            f"{arguments.out}: {config.model_type} model of {model.num_parameters():,} parameters "
+            f"in {str(model.dtype).removeprefix('torch.')}, vocabulary {config.vocab_size:,}, "
+            f"activation {config.activation_function}, "
+            f"{'without' if tokenizer is None else 'with'} tokenizer"
+        )
+        if config.model_type == "gpt2":
+            for line in limits_in_llama_cpp(model, arguments.out):
+                print(line)
 
 
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

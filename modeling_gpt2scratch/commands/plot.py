@@ -7,6 +7,7 @@ from typing import Literal
 
 from modeling_gpt2scratch.common.command_line import argument, parse_config
 from modeling_gpt2scratch.common.errors import ending_in_one_line
+from modeling_gpt2scratch.common.interruptions import Interruptible
 
 PROGRAM = "gpt2scratch plot"
 
@@ -23,7 +24,10 @@ class PlotConfig:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, draws, and turns what is wrong with the input into one line and an exit code."""
     config = parse_config(PlotConfig, description=__doc__, argv=argv, program=PROGRAM)
-    from modeling_gpt2scratch.reports.loss_plot import draw_losses
+    with Interruptible(PROGRAM) as ctrl_c, ctrl_c.ending_at_once():
+        import matplotlib.figure  # noqa: F401, which the drawing would import later
+
+        from modeling_gpt2scratch.reports.loss_plot import draw_losses
 
     with ending_in_one_line(PROGRAM):
         draw_losses(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from modeling_gpt2scratch.common.command_line import parse_config
 from modeling_gpt2scratch.common.errors import ending_in_one_line
+from modeling_gpt2scratch.common.interruptions import Interruptible
 from modeling_gpt2scratch.hub.configuration import PublishConfig
 
 PROGRAM = "gpt2scratch publish"
@@ -18,8 +19,9 @@ PROGRAM = "gpt2scratch publish"
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, publishes, and turns what is wrong into one line and an exit code."""
     config = parse_config(PublishConfig, description=__doc__, argv=argv, program=PROGRAM)
-    from modeling_gpt2scratch.distributed.processes import quiet_transformers
-    from modeling_gpt2scratch.hub.runs import publish
+    with Interruptible(PROGRAM) as ctrl_c, ctrl_c.ending_at_once():
+        from modeling_gpt2scratch.distributed.processes import quiet_transformers
+        from modeling_gpt2scratch.hub.runs import publish
 
     quiet_transformers()
     with ending_in_one_line(PROGRAM):

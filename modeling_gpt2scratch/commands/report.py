@@ -11,6 +11,7 @@ from pathlib import Path
 
 from modeling_gpt2scratch.common.command_line import argument, parse_config
 from modeling_gpt2scratch.common.errors import ending_in_one_line
+from modeling_gpt2scratch.common.interruptions import Interruptible
 
 PROGRAM = "gpt2scratch report"
 
@@ -25,8 +26,9 @@ class ReportConfig:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, reports, and turns what is wrong with the run into one line and an exit code."""
     config = parse_config(ReportConfig, description=__doc__, argv=argv, program=PROGRAM)
-    from modeling_gpt2scratch.reports.run_page import write_report
-    from modeling_gpt2scratch.tracking.status import FAILED, read_status
+    with Interruptible(PROGRAM) as ctrl_c, ctrl_c.ending_at_once():
+        from modeling_gpt2scratch.reports.run_page import write_report
+        from modeling_gpt2scratch.tracking.status import FAILED, read_status
 
     run = Path(config.run)
     with ending_in_one_line(PROGRAM):

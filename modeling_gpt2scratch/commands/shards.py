@@ -31,6 +31,7 @@ from modeling_gpt2scratch.common.activity import tell
 from modeling_gpt2scratch.common.addresses import redacted
 from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser, number
 from modeling_gpt2scratch.common.errors import ending_in_one_line, printable
+from modeling_gpt2scratch.common.interruptions import Interruptible
 from modeling_gpt2scratch.common.output_directory import OutputError, making, output_directory
 from modeling_gpt2scratch.data.shards.format import MAX_SHARD_TOKENS, ShardError
 from modeling_gpt2scratch.data.shards.manifest import MANIFEST_NAME, PART_PATTERN, Manifest
@@ -63,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parses, works, and turns what is wrong with the input into one line and an exit code."""
     arguments = _parse_arguments(argv)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # for the commands that load it
-    with ending_in_one_line(f"{PROGRAM} {arguments.command}"):
+    program = f"{PROGRAM} {arguments.command}"
+    with Interruptible(program), ending_in_one_line(program):
         code = arguments.run(arguments)
     sys.exit(code)
 
@@ -181,11 +183,11 @@ def _adopt(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _refuse_without_effect(arguments: argparse.Namespace, *names: str) -> None:
-    """Refuses arguments that mean nothing for the format that is written."""
+def _refuse_without_effect(arguments: argparse.Namespace, *names: str, beside: str) -> None:
+    """Refuses arguments that mean nothing beside what else was given."""
     for name in names:
         if getattr(arguments, name) is not None:
-            raise ShardError(f"--{name} has no effect with --to {arguments.to}; leave it out")
+            raise ShardError(f"--{name} has no effect with {beside}; leave it out")
 
 
 def _convert(arguments: argparse.Namespace) -> int:
@@ -194,7 +196,7 @@ def _convert(arguments: argparse.Namespace) -> int:
 
     output_dir = arguments.output_dir
     if arguments.to == OURS:
-        _refuse_without_effect(arguments, "name")
+        _refuse_without_effect(arguments, "name", beside=f"--to {OURS}")
         manifest = to_ours(
             arguments.sources,
             output_dir,
@@ -214,7 +216,8 @@ def _convert(arguments: argparse.Namespace) -> int:
             f"{' '.join(map(str, [*arguments.sources, *arguments.val]))}; convert other programs' "
             f"files --to {OURS} first"
         )
-    _refuse_without_effect(arguments, "tokenizer", "format", "shard_tokens")
+    names = ("tokenizer", "format", "shard_tokens")
+    _refuse_without_effect(arguments, *names, beside=f"--to {LLMC}")
     written = to_llmc(
         arguments.sources[0], output_dir, name=arguments.name, overwrite=arguments.overwrite
     )
@@ -258,6 +261,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
         except (ShardError, OSError) as error:
             tell(f"{PROGRAM} inspect: error: {redacted(str(error))}", file=sys.stderr)
             code = 1
+    if not (files or code):
+        _refuse_without_effect(arguments, "tokenizer", "format", beside="data with a manifest")
     if files:
         print(_table_of_files(files, tokenizer))
     for file in files if tokenizer else []:

@@ -33,6 +33,7 @@ UNCLEAR = re.compile(
 )
 # An address whose query nobody would find, because a space ends an address.
 WITH_A_SPACE = re.compile(r"[A-Za-z][\w+.-]{1,30}://[^\s,]*\s[^?#,]*[?#]\S*=")
+BEARER = re.compile(r"Bearer [^\s'\"]+")  # a token in a header
 MAIN = "main"  # a repository's branch, if none is named
 HOST_AND_PORT = re.compile(r"[^/]+:\d+")
 
@@ -66,7 +67,7 @@ def store_credentials(text: str) -> str:
 
 def redacted(text: str) -> str:
     """A text as it may be printed, such as a library's message."""
-    return ADDRESS.sub(_redacted, UNCLEAR.sub(r"\1", text))
+    return BEARER.sub("Bearer ...", ADDRESS.sub(_redacted, UNCLEAR.sub(r"\1", text)))
 
 
 def with_credentials(address: str) -> tuple[str, str]:
@@ -87,6 +88,8 @@ def split_revision(name: str) -> tuple[str, str]:
     Raises:
         ValueError: if a directory stands before the @, which has no revisions.
     """
+    if "://" in name:  # an address, whose @ stands behind a password
+        return name, MAIN
     repository, at, revision = name.partition("@")
     if not (at and repository and revision):
         return name, MAIN

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import itertools
 import numbers
 import os
 import re
@@ -56,6 +57,7 @@ OTHER_NAMES = {
     "push_to_hub": "hub_model_id repo_id",
     "models": "model model_name_or_path pretrained",
 }
+FLAG = re.compile(r"--[\w-]+(=[^ ]*)?")  # and no text that begins like one
 KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "True or False"}
 
 
@@ -94,7 +96,23 @@ class OneLineErrorParser(argparse.ArgumentParser):
                 part.encode()
             except UnicodeEncodeError:  # what is recorded could not be written
                 self.error(f"expected arguments in UTF-8, found {ascii(part)}")
+        self._refuse_unknown(args)
         return super().parse_known_args(args, namespace)
+
+    def _refuse_unknown(self, args: Sequence[str]) -> None:
+        """Ends at a flag that does not exist, before argparse misses those that were meant."""
+        if self._subparsers is not None:  # what follows the name of a command is the command's
+            args = list(itertools.takewhile(lambda part: part.startswith("-"), args))
+        args = args[: args.index("--")] if "--" in args else args
+        known = [*self._option_string_actions]
+        if {"-h", "--help"} & {*args} & {*known}:
+            return
+        for part in args:
+            flag = part.partition("=")[0]
+            if FLAG.fullmatch(part) and flag not in known:
+                names = [name.removeprefix("--") for name in known if name.startswith("--")]
+                names = [name for name in names if name != "help"] or ["help"]
+                self.error(f"unknown flag {with_hint(flag[2:], names, '--')}")
 
     def note(self, message: str) -> None:
         """Writes one line, and goes on."""
@@ -112,6 +130,14 @@ def with_underscores(part: str) -> str:
     flag, equals, value = part.partition("=")
     is_flag = re.fullmatch(r"--[\w-]+", flag)  # and no text that begins like one
     return f"--{flag[2:].replace('-', '_')}{equals}{value}" if is_flag else part
+
+
+def with_hint(name: str, known: Sequence[str], dashes: str = "") -> str:
+    """The name and the one that was meant, or all that there are."""
+    close = [own for own, others in OTHER_NAMES.items() if own in known and name in others.split()]
+    close = close or difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {dashes}{close[0]}?" if close else f"known: {', '.join(known)}"
+    return f"{dashes}{name}; {hint}"
 
 
 def say_when_interrupted(program: str) -> None:
@@ -184,6 +210,13 @@ def readable(message: str) -> str:
     return f"{place}expected one of {', '.join(choices)}, found {value!r}{hint}"
 
 
+def shown(value: Any) -> str:
+    """A value as the command line would have it, or none."""
+    if value in (None, []):
+        return "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _is_first_of_machine() -> bool:
     """Whether this is the only process of a machine, or the one that speaks for all."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
@@ -235,9 +268,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
             return f"{help} [required]"
         if action.default in (None, argparse.SUPPRESS, []):
             return help
-        default = action.default
-        text = str(default).lower() if isinstance(default, bool) else str(default)
-        return f"{help} [default: {text.replace('%', '%%')}]"
+        return f"{help} [default: {shown(action.default).replace('%', '%%')}]"
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         # Unlike argparse, which breaks names at their hyphens.

@@ -25,11 +25,12 @@ import yaml
 
 from .addresses import take_arguments
 from .argument_parser import (
-    OTHER_NAMES,
     OneLineErrorParser,
     checked,
     readable,
     say_when_interrupted,
+    shown,
+    with_hint,
     with_underscores,
 )
 from .errors import file_problem
@@ -130,11 +131,8 @@ def parse_config(
         origins = {name: origins[name] for name in entries}
         given = {_name_of(part) for part in flags if part.startswith("--")}
         origins |= dict.fromkeys(given, (n_recipes, None))
-        for name in _outdated(config_class, entries, origins):
-            later = " or ".join(f"--{other}" for other in config_class.only_until[name])
-            parser.note(
-                f"{origins[name][1]}: {name} is ignored, because {later} was given after it"
-            )
+        for name, later in _outdated(config_class, entries, origins).items():
+            parser.note(f"{origins[name][1]}: {name} is ignored, because {later} given after it")
             del entries[name], origins[name]
         in_front = [flag for name in entries.keys() - given for flag in _flags(name, entries[name])]
         namespace, left = parser.parse_known_args([*in_front, *flags])
@@ -163,7 +161,7 @@ def from_keywords(config_class: type[Config], arguments: dict[str, Any]) -> Conf
     """The dataclass of a program's keywords, under the rules of the command line.
 
     Raises:
-        TypeError: for a name that it has not, with the nearest one.
+        TypeError: for a name that it has not, with the nearest one, or one that must be given.
         ArgumentError: for a value of another type, or one without effect.
     """
     kinds = get_type_hints(config_class)
@@ -171,12 +169,16 @@ def from_keywords(config_class: type[Config], arguments: dict[str, Any]) -> Conf
     values = {}
     for name, value in arguments.items():
         if name not in known:
-            raise TypeError(f"unknown argument {_with_hint(name, known)}")
+            raise TypeError(f"unknown argument {with_hint(name, known)}")
         try:
             values[name] = checked(kinds[name], value)
         except ValueError as error:
             raise ArgumentError(name, problem=str(error)) from None
     _refuse_long(values)
+    missing = [name for name in _required(config_class) if name not in values]
+    if missing:
+        found = f"found no {' and no '.join(missing)}; add {missing[0]}=..."
+        raise TypeError(f"expected {' and '.join(_required(config_class))}, {found}")
     config = config_class(**values)
     given = [name for name, value in values.items() if value is not None]
     _refuse_without_effect(config, dict.fromkeys(given, (0, None)))
@@ -220,6 +222,7 @@ def raw_recipe(path: str, *, flag: str) -> dict[str, Any]:
         raise ValueError(f"{expected} no file; {hint}") from None
     except (OSError, UnicodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
+        reason += "; indent with spaces" if r"'\t'" in reason else ""
         raise ValueError(f"{expected} {reason}") from None
     except RecursionError:
         reason = "entries in entries, deeper than anything that makes sense"
@@ -239,8 +242,16 @@ def goes_with(found: Any, values: tuple) -> bool:
 class _RecipeLoader(yaml.BaseLoader):
     """Every scalar as the text that stands there; a key that stands twice is refused.
 
-    YAML's own types would make `no` a false, and leave 3e-4 a text.
+    YAML's own types would make `no` a false, and leave 3e-4 a text. Aliases are refused: nine lines
+    of them can stand for more values than memory holds.
     """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            line = event.start_mark.line + 1
+            raise yaml.YAMLError(f"*{event.anchor} in line {line}; write the value itself")
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
@@ -259,11 +270,18 @@ def _read_recipe(path: str, config_class: type) -> dict[str, str | list[str]]:
     types = get_type_hints(config_class)
     for key, value in recipe.items():
         if key not in known:
-            raise ValueError(f"{path}: unknown key {_with_hint(key, known)}")
+            raise ValueError(f"{path}: unknown key {with_hint(key, known)}")
         problem = _problem_of_shape(value, is_list=get_origin(types[key]) is list)
         if problem:
             raise ValueError(f"{path}: {key}: {problem}")
     return recipe
+
+
+def _required(config_class: type) -> list[str]:
+    """The arguments without a default."""
+    none = dataclasses.MISSING
+    fields = dataclasses.fields(config_class)
+    return [f.name for f in fields if f.default is none and f.default_factory is none]
 
 
 def _places_of(entries: dict, origins: Origins) -> dict[str, str]:
@@ -272,14 +290,15 @@ def _places_of(entries: dict, origins: Origins) -> dict[str, str]:
     return {value: f"{path}: {name}" for value, path, name in given if isinstance(value, str)}
 
 
-def _outdated(config_class: type, entries: dict, origins: Origins) -> list[str]:
-    """Entries of a recipe that hold only for what a later recipe or a flag has changed."""
-    return [
-        name
-        for name, others in getattr(config_class, "only_until", {}).items()
-        if name in entries
-        and any(origins.get(other, (-1,))[0] > origins[name][0] for other in others)
-    ]
+def _outdated(config_class: type, entries: dict, origins: Origins) -> dict[str, str]:
+    """Entries of a recipe that hold only for what has changed since, and that: "--model was"."""
+    outdated = {}
+    for name, others in getattr(config_class, "only_until", {}).items():
+        number = origins[name][0] if name in entries else math.inf
+        later = [f"--{other}" for other in others if origins.get(other, (-1,))[0] > number]
+        if later:
+            outdated[name] = f"{' and '.join(later)} {'were' if len(later) > 1 else 'was'}"
+    return outdated
 
 
 def _made_of(
@@ -312,6 +331,8 @@ def _problem_of_shape(value: Any, *, is_list: bool) -> str | None:
             return f"expected one value, found a list of {len(value)}"
         if not all(isinstance(entry, str) for entry in value):
             return "expected a list of single values, found more below one of them"
+        if flag := next((entry for entry in value if entry.startswith("-")), None):
+            return f"expected values, found {flag!r}; a flag is an entry of its own in a recipe"
     elif isinstance(value, dict):
         return "expected a value, found `key: value` lines below it"
     elif is_list and value not in EMPTY:
@@ -339,18 +360,10 @@ def _name_of(flag: str) -> str:
     return flag.split("=")[0].lstrip("-")
 
 
-def _with_hint(name: str, known: Sequence[str], dashes: str = "") -> str:
-    """The name and the one that was meant, or all that there are."""
-    close = [own for own, others in OTHER_NAMES.items() if own in known and name in others.split()]
-    close = close or difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {dashes}{close[0]}?" if close else f"known: {', '.join(known)}"
-    return f"{dashes}{name}; {hint}"
-
-
 def _stray(part: str, known: Sequence[str]) -> str:
     """What is wrong with a part of the command line that belongs to no argument."""
     if part.startswith("--"):
-        return f"unknown flag {_with_hint(_name_of(part), known, '--')}"
+        return f"unknown flag {with_hint(_name_of(part), known, '--')}"
     is_of_pattern = Path(part).exists() and Path(part).suffix not in (".yaml", ".yml")
     hint = "; if the shell expanded a pattern, quote it" * is_of_pattern
     return f"expected recipes before all flags and one value for each, found {part!r}{hint}"
@@ -378,7 +391,8 @@ def _refuse_without_effect(config: Any, origins: Origins) -> None:
         was_switched_off = origins.get(other, (-1,))[0] > origins.get(name, (-1,))[0]
         if name in origins and not has_effect and not was_switched_off:
             needed = "without" if values == (None,) else "with"
-            shown = "none" if found in (None, []) else found
-            wanted = "" if values in ((None,), GIVEN) else f" {' or '.join(map(str, values))}"
-            problem = f"expected {name} only {needed} {other}{wanted}, found {shown}"
+            wanted = "" if values == (None,) else f" {' or '.join(map(shown, values))}"
+            if values is GIVEN:
+                wanted = " above 0" if type(found) in (int, float) else ""
+            problem = f"expected {name} only {needed} {other}{wanted}, found {shown(found)}"
             raise ArgumentError(name, other, problem=f"{problem}; leave {name} out")

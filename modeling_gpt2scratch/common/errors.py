@@ -45,8 +45,9 @@ def named(error: BaseException) -> str:
 
 def in_words(error: BaseException) -> str:
     """The message of an error that speaks for itself, and any other with its class, in one line."""
-    is_sentence = isinstance(error, ValueError | OSError)
-    return one_line(error) if is_sentence else named(error)
+    if isinstance(error, OSError):
+        return file_problem(error)
+    return one_line(error) if isinstance(error, ValueError) else named(error)
 
 
 def file_problem(error: OSError) -> str:
@@ -55,6 +56,11 @@ def file_problem(error: OSError) -> str:
         return one_line(error)
     name = printable(str(error.filename))
     return f"{name}: expected to read or write it, found {error.strerror}"
+
+
+def reason(error: OSError | UnicodeError) -> str:
+    """What the system said, in one line, where the message names the file itself."""
+    return getattr(error, "strerror", None) or one_line(error)
 
 
 def last_line(error: Exception) -> str:

@@ -78,8 +78,9 @@ def require_login() -> None:
     """Refuses to begin what would end at the Hub without a token.
 
     Raises:
-        SourceError: if there is none.
+        SourceError: if there is none, or none that can be sent.
     """
+    _refuse_unsendable_token()
     if get_token() is None:
         raise SourceError(f"expected a login at the Hub, found none; {LOGIN_HINT}")
 
@@ -138,6 +139,7 @@ def with_retries(
         SourceError: if the Hub refuses, or still fails in the end. Whatever else `request` raises
             passes unchanged.
     """
+    _refuse_unsendable_token()
     _wait_for_no_silent_server()
     logging.getLogger("huggingface_hub.utils._http").addFilter(_hint_at_login)
     attempts = retrying(what, _judge, retries, stop=lambda state: _is_enough(state, retries))
@@ -183,6 +185,15 @@ def unreadable(repository: str, error: BaseException) -> SourceError:
     return SourceError(
         f"{repository}: expected a data set of the Hub that can be read, found {named(error)}"
     )
+
+
+def _refuse_unsendable_token() -> None:
+    """Refuses a token that no header can hold, before the network is blamed."""
+    if not re.fullmatch(r"[!-~]*", get_token() or ""):
+        raise SourceError(
+            "expected a token of letters and digits, such as hf_..., found one with other "
+            "characters; correct HF_TOKEN, or log in with `hf auth login`"
+        )
 
 
 def _wait_for_no_silent_server() -> None:

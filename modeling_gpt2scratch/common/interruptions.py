@@ -151,7 +151,8 @@ class Stopped(KeyboardInterrupt):
 class StopRequest:
     """Within the block, SIGTERM and the first Ctrl-C only ask; the loop looks and stops.
 
-    A second Ctrl-C interrupts it. Only the main thread can be asked.
+    So does SIGHUP, which a closed terminal sends, unless it is ignored as under nohup. A second
+    Ctrl-C interrupts the loop. Only the main thread can be asked.
     """
 
     n_polite = 0  # presses of Ctrl-C that a loop has answered, or would answer
@@ -177,7 +178,9 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             StopRequest.n_polite += 1
             StopRequest.is_open = True
-            for number in (signal.SIGTERM, signal.SIGINT):
+            hang_up = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
+            is_ignored = signal.getsignal(hang_up) is signal.SIG_IGN
+            for number in {signal.SIGTERM, signal.SIGINT} | (set() if is_ignored else {hang_up}):
                 self._old_handlers[number] = signal.signal(number, self._handle)
         return self
 

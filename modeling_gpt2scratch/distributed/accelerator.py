@@ -27,10 +27,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from modeling_gpt2scratch import __version__
 
-from .agreement import StalledError
+from .agreement import StalledError, is_first_to_say
 from .device import available_device, device_name, has_bf16
 from .processes import LaunchError
-from .roll_call import is_first_to_say
 
 # NCCL and its like end a process whose operation timed out. Before that, the exchange among the
 # processes' CPUs shall time out, which names the one that is missing.

@@ -7,10 +7,12 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+from torch.distributed.distributed_c10d import _get_default_store
 
 from modeling_gpt2scratch.common.errors import MendableError
 
-from .roll_call import TIMED_OUT, call_roll
+ROLL_CALL_SECONDS = 5
+TIMED_OUT, CUT_OFF = b"timed out", b"cut off"
 
 
 class StalledError(MendableError, RuntimeError):
@@ -74,7 +76,7 @@ class Agreement:
     def _stalled(self, timed_out: bool) -> StalledError:
         """What to say of an operation that failed, once it is known who is missing."""
         state = PartialState()
-        answers = call_roll(state.process_index, state.num_processes, timed_out)
+        answers = _call_roll(state.process_index, state.num_processes, timed_out)
         missing = [str(i) for i in range(state.num_processes) if i not in answers]
         named = f"process {', '.join(missing)}" if missing else "another process"
         if TIMED_OUT in answers.values():
@@ -89,3 +91,37 @@ class Agreement:
                 f"message, and go on with --resume auto"
             )
         return StalledError(problem)
+
+
+def is_first_to_say(text: str) -> bool:
+    """Whether no other process of this attempt has asked this about the same text.
+
+    The store remembers it, so that nobody waits for an answer.
+    """
+    if not dist.is_initialized():
+        return True
+    rank = str(dist.get_rank())
+    try:
+        store = dist.PrefixStore("said", _get_default_store())
+        return store.compare_set(text, "", rank) == rank.encode()
+    except dist.DistError:  # the store was with a process that has ended
+        return True
+
+
+def _call_roll(process: int, num_processes: int, timed_out: bool) -> dict[int, bytes]:
+    """What became of an operation on each process that is still there, this one included.
+
+    They tell it in the store where they met. The launcher keeps that, and it needs none of the
+    connections among them: gloo closes all of these as soon as one operation times out.
+    """
+    answer = TIMED_OUT if timed_out else CUT_OFF
+    try:
+        store = dist.PrefixStore("roll_call", _get_default_store())
+        store.set(str(process), answer)
+        with contextlib.suppress(dist.DistStoreError):  # not all have come
+            keys = [str(other) for other in range(num_processes)]
+            store.wait(keys, timedelta(seconds=ROLL_CALL_SECONDS))
+        present = [other for other in range(num_processes) if store.check([str(other)])]
+        return {other: store.get(str(other)) for other in present}
+    except dist.DistError:  # the store was with a process that has ended
+        return {process: answer}

@@ -74,16 +74,6 @@ def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tenso
     return {name: ids.to(device, non_blocking=is_pinned) for name, ids in batch.items()}
 
 
-@functools.cache
-def has_float64(device: torch.device) -> bool:
-    """Whether it computes in float64."""
-    try:
-        torch.ones(1, dtype=torch.float64, device=device).sum()
-    except (RuntimeError, TypeError):
-        return False
-    return True
-
-
 def lacking(device: torch.device) -> list[str]:
     """What others have and an accelerator has not, in words; nothing of a CPU."""
     if device.type == "cpu":
@@ -92,6 +82,5 @@ def lacking(device: torch.device) -> list[str]:
         "bf16": has_bf16,
         "fused AdamW": has_fused_adamw,
         "pinned memory": has_pinned_memory,
-        "float64": has_float64,
     }
     return [name for name, has in abilities.items() if not has(device)]

@@ -16,6 +16,7 @@ import torch
 from packaging.requirements import Requirement
 
 from modeling_gpt2scratch.common.atomic_files import write_file
+from modeling_gpt2scratch.common.errors import file_problem
 from modeling_gpt2scratch.common.output_directory import nearest_existing
 from modeling_gpt2scratch.common.threads import CHOICES, load_of_others, n_cores
 from modeling_gpt2scratch.distributed.device import (
@@ -80,7 +81,7 @@ def check_devices() -> Finding:
         return Finding("ok", f"{', '.join(counts)}{lacks}; {host}")
     if shutil.which("nvidia-smi"):
         built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU only"
-        found = f"nvidia-smi, but no GPU for torch, which was built for {built}"
+        found = f"nvidia-smi is here, but torch sees no GPU; it was built for {built}"
         return Finding(
             "failed", found, "install a torch build for this driver: pytorch.org/get-started"
         )
@@ -122,7 +123,7 @@ def check_matrix_products() -> Finding:
     expected = left @ right
     devices = [torch.device("cpu"), *accelerators()]
     for device in devices:
-        # TF32 and bf16 have 8 and 11 bits; their errors average out over 256 products.
+        # TF32 has 11 bits of precision, and bf16 8; their errors average out over 256 products.
         for dtype, tolerance in ((torch.float32, 1e-3), (torch.bfloat16, 1e-2)):
             on_device = [matrix.to(dtype).to(device) for matrix in (left, right)]
             product = torch.mm(*on_device).cpu().double()
@@ -178,7 +179,7 @@ def check_directory(output_dir: str) -> Finding:
             os.rename(directory, f"{directory}.renamed")
             os.rename(f"{directory}.renamed", directory)
     except OSError as error:
-        return Finding("failed", str(error), "choose another --output_dir")
+        return Finding("failed", file_problem(error), "choose another --output_dir")
     free = shutil.disk_usage(existing).free
     found = f"{free / GIB:.0f} GiB free in {existing}"
     if free < 4 * CHECKPOINT_BYTES:

@@ -35,7 +35,7 @@ def check_tokenizer() -> Finding:
 def check_hub() -> Finding:
     """The Hub answers, and takes the token if there is one."""
     if constants.HF_HUB_OFFLINE:
-        return Finding("ok", "HF_HUB_OFFLINE is set: not asked, only the cache is used")
+        return Finding("ok", "not checked, because HF_HUB_OFFLINE is set; only the cache is used")
     token = get_token()
     headers = {"authorization": f"Bearer {token}"} if token else {}
     status = _status_of(f"{constants.ENDPOINT}/api/whoami-v2", headers)
@@ -45,8 +45,9 @@ def check_hub() -> Finding:
     if not token:
         return Finding("ok", "reachable, no token; pushing needs one (hf auth login)")
     if status == 200:
-        return Finding("ok", "reachable, takes the token")
-    return Finding("warning", f"reachable, answers the token with {status}", "hf auth login")
+        return Finding("ok", "reachable, and the token is valid")
+    found = f"reachable, but it refuses the token (HTTP {status})"
+    return Finding("warning", found, "hf auth login")
 
 
 def check_wandb() -> Finding:
@@ -70,7 +71,7 @@ def _status_of(address: str, headers: dict[str, str]) -> int | None:
     """The HTTP status that the server answers with, None if it does not answer."""
     try:
         answer = get_session().get(address, headers=headers, timeout=REQUEST_SECONDS)
-    except (HTTPError, OSError):
+    except (HTTPError, OSError, ValueError):  # the last of a token that no header can hold
         return None
     return answer.status_code
 
@@ -81,6 +82,6 @@ def _has_wandb_key(address: str) -> bool:
         return True
     try:
         entries = netrc.netrc(os.environ.get("NETRC"))
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, ValueError, netrc.NetrcParseError):
         return False
     return entries.authenticators(urlsplit(address).hostname or "") is not None

@@ -7,7 +7,6 @@ In: models and the names of tasks. Out: estimates with standard errors, one tabl
 import importlib
 
 _HOME_OF = {
-    "AnsweredResult": "tasks.task",
     "CausalScorer": "scoring.scorer",
     "CompareConfig": "configuration",
     "DocumentsTask": "tasks.documents",

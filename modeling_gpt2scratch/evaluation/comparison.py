@@ -17,7 +17,7 @@ from .configuration import (
     arguments_for,
     open_output_dir,
 )
-from .measuring import evaluate_model, load_tasks
+from .measuring import evaluate_model, load_tasks, sources_of
 from .report import Comparison, report
 from .results.cache import ResultCache
 from .results.measurements import Measurement, ModelMeasurements
@@ -118,7 +118,7 @@ def evaluate(
         cache.check()
     with activity("reading the data of the tasks"):
         tasks, problems = load_tasks(config, processes)
-    comparison.tasks = tasks
+    comparison.tasks, comparison.sources = tasks, sources_of(tasks, config)
     if processes.is_main:
         for name, problem in problems.items():
             tell(f"{name}: {problem}", file=sys.stderr)

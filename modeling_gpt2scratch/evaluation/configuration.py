@@ -40,6 +40,7 @@ class CompareArguments:
     """The arguments that do not depend on the tasks."""
 
     registry: ClassVar[Mapping[str, type[Task]]] = TASKS
+    gives_way: ClassVar = ("data_dir",)
 
     models: list[str] = argument(
         "model directories or Hub names (OWNER/NAME or OWNER/NAME@REVISION), one column each",
@@ -80,12 +81,16 @@ class CompareArguments:
         "dtype of weights and activations", group=HARDWARE, default="float32"
     )
     output_dir: str | None = argument(
-        f"directory for {RESULTS_FILE}; by default that of the first model, or `results` if that "
-        "is a checkpoint or no local directory",
+        f"directory for {RESULTS_FILE}; by default the first model's directory; `results` if the "
+        "first model is a checkpoint or comes from the Hub",
         group=OUTPUT,
         default=None,
     )
-    cache: bool = argument("resume an interrupted evaluation", group=OUTPUT, default=True)
+    cache: bool = argument(
+        "reuse what an earlier comparison measured, and keep what this one measures",
+        group=OUTPUT,
+        default=True,
+    )
     cache_dir: str | None = argument(
         f"directory of that cache; by default {CACHE_FOLDER} beside the results",
         group=OUTPUT,
@@ -100,6 +105,9 @@ class CompareArguments:
 
     def __post_init__(self) -> None:
         redact_fields(self)
+        for name in ("models", "tasks"):
+            if not getattr(self, name):
+                raise ArgumentError(name, problem="expected at least one, found none")
         for name in self.models:
             split_revision(name)  # refuses a directory with a revision
         if len(set(self.models)) != len(self.models):
@@ -119,13 +127,20 @@ class CompareArguments:
         for name, kind in self.kinds.items():
             data = kind.data
             if data.is_own and self.selection(name).place is None:
-                raise ArgumentError(
-                    data.argument, problem=f"expected {data.help}, for task {name}, found none"
+                raise ValueError(
+                    f"--{data.argument}: expected {data.help} for task {name}, found none; add "
+                    f"--{data.argument} PATH"
                 )
         self._require_one_kind_of_data()
         if self.data_dir is not None and not Path(self.data_dir).is_dir():
             raise ArgumentError(
                 "data_dir", problem=f"expected a directory, found none: {self.data_dir}"
+            )
+        if self.data_dir is not None and all(self.selection(name).place for name in self.kinds):
+            raise ArgumentError(
+                *("data_dir", "tasks"),
+                problem="expected a task whose data are looked for in data_dir, found a place of "
+                f"its own for each of {', '.join(self.kinds)}; leave data_dir out",
             )
         if self.device != "auto":
             require_device(self.device)

@@ -1,5 +1,6 @@
 """Measures models on tasks, one after the other; whatever fails leaves the rest its numbers."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from .results.fingerprints import checksums_of, evaluation_code, hub_commit, mod
 from .results.measurements import Measurement, ModelMeasurements
 from .scoring.models import describe_model, load_scorer
 from .scoring.processes import ProcessGroup, SharedProblem
-from .tasks.task import Task
+from .tasks.task import Task, result_of
 
 
 def load_tasks(
@@ -37,7 +38,13 @@ def load_tasks(
             problem = None
             if processes.is_main == is_first:
                 try:
-                    loaded[name] = kind.load(config.selection(name))
+                    task = kind.load(config.selection(name))
+                    if not isinstance(found := getattr(task, "sha256", None), str):
+                        raise ValueError(
+                            f"expected a text as sha256 of the data, found {found!r}; set it, "
+                            f"as with digest_of_rows"
+                        )
+                    loaded[name] = task
                 except Exception as error:
                     problem = in_words(error)
             if problem := processes.first_problem(problem):
@@ -45,6 +52,20 @@ def load_tasks(
                 problems[name] = problem
                 break
     return loaded, problems
+
+
+def sources_of(tasks: Mapping[str, Task], config: CompareArguments) -> dict[str, str]:
+    """File, directory or Hub data set of each task's data; a task may bring its own and have none.
+
+    Args:
+        tasks: those whose data could be read.
+        config: the command line.
+    """
+    sources = {}
+    for name, task in tasks.items():
+        with contextlib.suppress(OSError, ValueError):
+            sources[name] = task.data.source(config.selection(name))
+    return sources
 
 
 @without_tf32()
@@ -88,7 +109,7 @@ def evaluate_model(
     for name in missing:
         start = time.perf_counter()
         try:
-            result = processes.alike(partial(tasks[name].evaluate, scorer))
+            result = processes.alike(partial(result_of, tasks[name], scorer))
         except SharedProblem as error:
             _note(model, [name], str(error), processes)
             continue

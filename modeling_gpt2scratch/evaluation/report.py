@@ -11,7 +11,7 @@ from typing import Any
 
 from modeling_gpt2scratch.common.activity import tell
 from modeling_gpt2scratch.common.atomic_files import write_file, write_json
-from modeling_gpt2scratch.common.errors import file_problem
+from modeling_gpt2scratch.common.errors import file_problem, reason
 
 from .configuration import BARS_NAME, CURVES_NAME, HARNESS_FOLDER, RESULTS_FILE, CompareArguments
 from .results.charts import draw_bars, draw_curves
@@ -35,6 +35,7 @@ class Comparison:
     models: list[ModelMeasurements]
     tasks: dict[str, Task] = field(default_factory=dict)  # those whose data could be read
     is_complete: bool = False
+    sources: dict[str, str] = field(default_factory=dict)  # of the tasks' data
 
 
 def report(
@@ -87,7 +88,7 @@ def report(
     except ImportError as error:  # of the page, on a machine with little more than torch
         tell(f"no {PAGE_NAME}: {error}", file=sys.stderr)
     except (OSError, UnicodeEncodeError) as error:
-        problem = f"--output_dir: expected to write to {output_dir}, found {error}"
+        problem = f"--output_dir: expected to write to {output_dir}, found {reason(error)}"
     print(table, "", *notes, sep="\n")
     if problem:
         tell(problem, file=sys.stderr)
@@ -165,9 +166,8 @@ def write_files(
     now = datetime.now(UTC)
     shared = {"batch_size": config.tokens_of_pass, "device": config.device}
     shared |= {"limit": config.limit, "dtype": config.dtype}
-    sources = {name: task.data.source(config.selection(name)) for name, task in tasks.items()}
     contents = [
-        model_content(model, tasks, config=shared, sources=sources, date=now.timestamp())
+        model_content(model, tasks, config=shared, sources=comparison.sources, date=now.timestamp())
         for model in models
     ]
     parsed = {"tasks": list(config.kinds), "batch_tokens": config.tokens_of_pass}

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+from transformers.generation.stopping_criteria import StopStringCriteria
 
 from modeling_gpt2scratch.checkpoints.checkpoint import find_model
 from modeling_gpt2scratch.checkpoints.weight_files import not_finite
@@ -26,6 +27,7 @@ from modeling_gpt2scratch.evaluation.scoring.models import load_model
 
 # What a model's generation_config.json may say otherwise, and a stream cannot show.
 ONE_TEXT = {"num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": False}
+ONE_TEXT |= {"penalty_alpha": None}  # a search that is no part of transformers any more
 
 
 class WriterError(MendableError, ValueError):
@@ -66,8 +68,9 @@ class Writer:
         self._n_positions = context_length(model.config, tokenizer)
         self._max_tokens = self._n_positions + 1  # the last one needs no position itself
         ends = model.generation_config.eos_token_id
-        has_stop_strings = model.generation_config.stop_strings
-        self._for_stop_strings = {"tokenizer": tokenizer} if has_stop_strings else {}
+        stop_strings = model.generation_config.stop_strings
+        self._for_stop_strings = {"tokenizer": tokenizer} if stop_strings else {}
+        self._stops = StopStringCriteria(tokenizer, stop_strings) if stop_strings else None
         self._ends = set(ends if isinstance(ends, list) else [ends]) - {None}
 
     def write(self, prompt: str, sampling: Sampling, *, seed: int) -> None:
@@ -127,6 +130,8 @@ class Writer:
                 **self._for_stop_strings | ONE_TEXT | sampling.arguments,
             )
             if output_ids.shape[1] < n_given + n_new or output_ids[0, -1].item() in self._ends:
+                return
+            if self._stops and self._stops(output_ids, None).any():
                 return
             n_left -= n_new
             input_ids = output_ids

@@ -36,7 +36,8 @@ def find_micro_batch_size(
     """The most rows per micro-step that fit on every process, a divisor of `rows_per_rank`.
 
     On a GPU by trying, from the largest on; on a CPU, where trying would end the process, from the
-    memory that one and two rows take. Random state, gradients and mode are afterwards as before.
+    memory that one and two rows take, and `CPU_TOKENS` at most. Random state, gradients
+    and mode are afterwards as before.
 
     Args:
         model: not wrapped and not compiled, so that no process waits for another and no size is
@@ -47,7 +48,7 @@ def find_micro_batch_size(
 
     Raises:
         LaunchError: on every process alike, if one row does not fit, or if parts of the model will
-            be shared out, about whose memory a trial with the whole model says nothing.
+            be shared out (FSDP2, DeepSpeed): a trial with the whole model says nothing of theirs.
     """
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise LaunchError(

@@ -134,7 +134,7 @@ def limits_in_llama_cpp(model: GPT2LMHeadModel, directory: Path) -> list[str]:
             "llama.cpp: expected GPT-2's tokenizer, found another, of which its converter may say "
             '"BPE pre-tokenizer was not recognized"'
         )
-        remedy = "; docs/how-to/other-formats.md has a command that converts it"
+        remedy = "; docs/how-to/other-formats.md has a script that converts it"
         found.append(problem + remedy * merges.is_file())  # which says that its rules are GPT-2's
     if config.n_inner not in (None, 4 * config.n_embd):
         found.append(
@@ -150,9 +150,9 @@ def _load_ours(path: Path) -> tuple[GPT2ScratchForCausalLM, dict]:
         raise ConversionError(f"{path / CONFIG_NAME}: expected a JSON object, found {found}")
     try:
         model_type = json.loads((path / CONFIG_NAME).read_bytes()).get("model_type")
-    except OSError as error:
+    except FileNotFoundError as error:
         raise ConversionError(
-            f"{path}: expected a finished run or one of its checkpoint-N, found {error}"
+            f"{path}: expected a finished run or one of its checkpoint-N, found no {CONFIG_NAME}"
         ) from error
     if model_type != GPT2ScratchConfig.model_type:
         raise ConversionError(

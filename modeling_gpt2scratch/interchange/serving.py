@@ -27,6 +27,7 @@ from modeling_gpt2scratch.checkpoints.checkpoint import find_model
 from modeling_gpt2scratch.checkpoints.retention import CHECKPOINT_PREFIX
 from modeling_gpt2scratch.common.atomic_files import PARTIAL_SUFFIX, publish_directory
 from modeling_gpt2scratch.common.checksums import file_sha256
+from modeling_gpt2scratch.common.errors import one_line
 from modeling_gpt2scratch.common.output_directory import writable_directory
 from modeling_gpt2scratch.common.sampling import SAMPLING
 from modeling_gpt2scratch.evaluation.scoring.encoding import prefix_token
@@ -96,7 +97,8 @@ def fit_request(
     position, GPT-2 fails; on a GPU, it takes the whole program with it.
 
     Raises:
-        ValueError: if the prompt itself has more tokens than the model has positions.
+        ValueError: if the prompt itself has more tokens than the model has positions, or less than
+            one new token is asked for.
     """
     if inputs["input_ids"].shape[-1] == 0:  # the beginning of a document
         inputs["input_ids"] = torch.tensor([[prefix_token(tokenizer)]], device=model.device)
@@ -108,6 +110,10 @@ def fit_request(
         )
     n_left = n_positions + 1 - n_given  # the last token needs no position itself
     n_asked = generation_config.max_new_tokens
+    if n_asked is not None and n_asked < 1:
+        raise ValueError(f"expected at least 1 token to generate, found {n_asked}; ask for more")
+    if not generation_config.stop_strings:  # an empty list is no request to stop
+        generation_config.stop_strings = None
     generation_config.max_new_tokens = n_left if n_asked is None else min(n_asked, n_left)
 
 
@@ -169,10 +175,15 @@ def _fitting(manager: type) -> type:
             fit(model, processor, inputs, gen_config)
             return super().generate_streaming(model, processor, inputs, gen_config, *args, **kwargs)
 
-        def generate_non_streaming(self, model, processor, inputs, gen_config, *args, **kwargs):
-            fit(model, processor, inputs, gen_config)
+        async def generate_non_streaming(
+            self, model, processor, inputs, gen_config, *args, **kwargs
+        ):
             request = (model, processor, inputs, gen_config)
-            return super().generate_non_streaming(*request, *args, **kwargs)
+            fit(*request)
+            try:
+                return await super().generate_non_streaming(*request, *args, **kwargs)
+            except (TypeError, ValueError) as error:  # what `generate` says of the settings
+                raise HTTPException(400, one_line(error)) from error
 
     return FittingManager
 

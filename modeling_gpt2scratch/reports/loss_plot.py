@@ -104,8 +104,8 @@ def _picture(figure: Figure, format: str, *, dpi: int) -> bytes:
 
 def _draw_loss(axes: Axes, rows: Sequence[dict], *, name: str, x: str = "step") -> None:
     """Training loss as a line and validation loss as dots, after `name` in the legend."""
-    # matplotlib leaves out of a legend what begins with an underscore.
-    name = f" {name}" if name.startswith("_") else name
+    # matplotlib leaves out of a legend what begins with an underscore, and sets formulas.
+    name = (f" {name}" if name.startswith("_") else name).replace("$", r"\$")
     line = _draw(axes, rows, "loss", "-", x=x, linewidth=1, alpha=0.6, label=f"{name}training")
     label = f"{name}validation"
     _draw(axes, rows, "eval_loss", "o-", x=x, markersize=4, color=line.get_color(), label=label)

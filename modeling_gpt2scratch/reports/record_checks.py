@@ -5,11 +5,11 @@ Y", without the name of the file.
 """
 
 import re
-import types
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from modeling_gpt2scratch.checkpoints.checkpoint import WEIGHTS_NAME
+from modeling_gpt2scratch.common.argument_parser import checked
 from modeling_gpt2scratch.common.checksums import file_sha256
 from modeling_gpt2scratch.training.configuration import TrainConfig
 
@@ -138,16 +138,11 @@ def _check_config(config: dict, task: str, model: dict) -> None:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether a field of this type may hold the value; texts and lists are not told apart."""
-    if get_origin(kind) in (Union, types.UnionType):
-        return any(_fits(value, one) for one in get_args(kind))
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if kind is str or get_origin(kind) is list:
-        return isinstance(value, str | list)
-    if kind is float:
-        return type(value) in (int, float)
-    return type(value) is kind
+    """Whether a field of this type may hold the value; early versions wrote a list of one as it."""
+    try:
+        return checked(kind, value) in (value, [value])
+    except ValueError:
+        return False
 
 
 def _require_word(value: Any, expected: str) -> None:

@@ -123,7 +123,7 @@ def write_report(run: Path) -> Path:
         "\n".join(f"- `{name}`: {text}" for name, text in _files(run).items()),
     ]
     path = run / REPORT_NAME
-    write_file(path, ("\n\n".join(sections) + "\n").encode())
+    write_file(path, ("\n\n".join(sections) + "\n").encode(errors="replace"))
     return path
 
 

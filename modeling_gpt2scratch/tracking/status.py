@@ -140,7 +140,9 @@ def recorded(
         with _heard_at_once(note), _ended_by_sigterm():
             yield outcome
     except BaseException as error:
-        outcome |= {"status": FAILED, "message": one_line(error)}
+        is_silent = isinstance(error, KeyboardInterrupt) and not str(error)
+        message = "interrupted" if is_silent else one_line(error)
+        outcome |= {"status": FAILED, "message": message}
         raise
     finally:
         status.end(outcome["status"], step=step(), message=outcome.get("message"))
@@ -148,9 +150,9 @@ def recorded(
 
 @contextlib.contextmanager
 def _heard_at_once(note: Callable[[int], None]) -> Iterator[None]:
-    """Within the block, a thread notes SIGTERM and SIGINT, even if the main thread is in a library.
+    """Within the block, a thread notes SIGTERM, SIGINT and SIGHUP, if there are handlers for them.
 
-    Only there can Python's own handlers run.
+    It does so even if the main thread is in a library, where Python's handlers cannot run.
     """
     if os.name == "nt" or threading.current_thread() is not threading.main_thread():
         yield
@@ -164,7 +166,7 @@ def _heard_at_once(note: Callable[[int], None]) -> Iterator[None]:
             if previous != -1:  # somebody else listens, too
                 with contextlib.suppress(OSError):
                     os.write(previous, numbers)
-            for number in {signal.SIGTERM, signal.SIGINT}.intersection(numbers):
+            for number in {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}.intersection(numbers):
                 note(number)
 
     thread = threading.Thread(target=listen, name="status", daemon=True)

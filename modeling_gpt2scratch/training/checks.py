@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_gpt2scratch.checkpoints.retention import STATE_NAME, checkpoints_by_step
+from modeling_gpt2scratch.common.argument_parser import shown
 from modeling_gpt2scratch.common.command_line import ArgumentError, check_numbers
 from modeling_gpt2scratch.common.output_directory import (
     REPLACE,
@@ -153,7 +154,7 @@ def _check_choices(config: Any, name: str, known: tuple[str, ...]) -> None:
     values = getattr(config, name)
     for value in values:
         if value not in known:
-            problem = f"expected words among {', '.join(known)}, or none alone, found {value!r}"
+            problem = f"expected some of {', '.join(known)}, or only none, found {value!r}"
             raise ArgumentError(name, problem=problem)
         if values.count(value) > 1:
             raise ArgumentError(name, problem=f"expected each word once, found {value!r} again")
@@ -180,8 +181,9 @@ def _check_schedule(config: Any) -> None:
     is_met = config.min_learning_rate <= peak
     _require(is_met, config, "min_learning_rate", bound, "learning_rate")
     if config.tokens_per_parameter is not None:
-        name = "tokens_per_parameter"
-        _require(max_steps is None, config, name, "or max_steps and not both", "max_steps")
+        if max_steps is not None:
+            problem = "expected max_steps or tokens_per_parameter, found both; leave one out"
+            raise ArgumentError("tokens_per_parameter", "max_steps", problem=problem)
         return  # the rest is checked once the number of steps is known
     n_tokens = max_steps * config.total_batch_tokens
     bound = "that make at most 2^53 tokens with total_batch_tokens"
@@ -201,14 +203,16 @@ def _check_checkpoints(config: Any) -> None:
     for name in ("keep_every", "push_every"):
         chosen = getattr(config, name)
         is_met = not chosen or (every > 0 and chosen % every == 0)
-        reason = f"a multiple of save_every = {every}, as others are not written"
+        reason = (
+            f"to be a multiple of save_every = {every}, because no other checkpoints are written"
+        )
         _require(is_met, config, name, reason, "save_every")
     _check_push(config)
     _check_overwrite(config)
     wanted = {"final": config.final == "best", "keep_best": config.keep_best}
     for name, is_wanted in (wanted | {"patience": config.patience > 0}).items():
         if is_wanted:
-            reason = f"above 0 for {name} = {getattr(config, name)}, which looks at validations"
+            reason = f"above 0, because {name} = {shown(getattr(config, name))} needs validations"
             _require(config.eval_every > 0, config, "eval_every", reason, name)
     if config.rollback_on_spike:
         reason = "above 0 for rollback_on_spike"
@@ -246,12 +250,11 @@ def _check_data(config: Any) -> None:
         sources = parse_mixture(config.data, flag="--data")
     except ValueError as error:
         raise ArgumentError("data", problem=str(error)) from None
-    for name in ("lambada_data", "hellaswag_data"):
-        path = getattr(config, name)
-        _require(path is None or Path(path).is_file(), config, name, "as the path of a file")
-    path = config.blimp_data
-    reason = "as the path of a file or a directory"
-    _require(path is None or Path(path).exists(), config, "blimp_data", reason)
+    for name in ("lambada_data", "hellaswag_data", "blimp_data"):
+        path, takes_directory = getattr(config, name), name == "blimp_data"
+        if path and not (Path(path).is_file() or (takes_directory and Path(path).is_dir())):
+            kind = "file or directory" if takes_directory else "file"
+            raise ArgumentError(name, problem=f"expected an existing {kind}, found none: {path}")
     is_remote = any("://" in address for address, _ in sources)
     if is_remote and config.timeout_minutes * 60 <= config.data_retry_seconds:
         problem = (

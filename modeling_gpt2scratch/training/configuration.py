@@ -33,7 +33,10 @@ class TrainConfig:
     )
     output_dir: str = argument("directory of the run, new unless resumed", group=RUN)
     resume: str = argument(
-        "none, auto (newest checkpoint of output_dir) or a DIR", group=RUN, default="none"
+        "none; auto, the newest checkpoint in output_dir; or the directory of a run or of one of "
+        "its checkpoints",
+        group=RUN,
+        default="none",
     )
     overwrite: bool = argument("delete the run in output_dir first", group=RUN, default=False)
 
@@ -53,7 +56,7 @@ class TrainConfig:
     )
     init_from: str | None = argument(
         "directory or Hub name (OWNER/NAME or OWNER/NAME@REVISION) of a GPT-2 whose weights "
-        "training starts from; the model takes its sizes",
+        "training starts from; its sizes replace --model",
         group=MODEL,
         default=None,
     )
@@ -88,9 +91,7 @@ class TrainConfig:
     )
 
     total_batch_tokens: int = argument(
-        "tokens per step, all processes and micro-steps together",
-        group=OPTIMIZATION,
-        default=524_288,
+        "tokens per step of all processes and micro-steps", group=OPTIMIZATION, default=524_288
     )
     max_steps: int | None = argument(
         f"steps (optimizer updates); {MAX_STEPS:,} if not given", group=OPTIMIZATION, default=None
@@ -157,9 +158,7 @@ class TrainConfig:
         default_factory=list,
     )
     eval_tasks_every: int = argument(
-        "steps between benchmark scores; 0 scores only after the last step",
-        group=EVALUATION,
-        default=0,
+        "steps between benchmark scores; 0 scores only at the end", group=EVALUATION, default=0
     )
     eval_tasks_limit: int | None = argument(
         "examples of each benchmark, all if not given", group=EVALUATION, default=None
@@ -204,12 +203,14 @@ class TrainConfig:
         default=None,
     )
     push_every: int = argument(
-        "steps between checkpoints that are uploaded during training, each as branch step-N, "
-        "and the last one; a multiple of save_every, 0 for none",
+        "upload a checkpoint every so many steps, and the last one, each as branch step-N; a "
+        "multiple of save_every, 0 for none",
         group=CHECKPOINTS,
         default=0,
     )
-    private: bool = argument("make that repository private", group=CHECKPOINTS, default=False)
+    private: bool = argument(
+        "make the repository of push_to_hub private", group=CHECKPOINTS, default=False
+    )
 
     log_every: int = argument("steps between log lines", group=TRACKERS, default=10)
     report_to: list[str] = argument(
@@ -220,7 +221,8 @@ class TrainConfig:
     project: str = argument("project name in the trackers", group=TRACKERS, default="gpt2scratch")
 
     micro_batch_size: str = argument(
-        "rows per process and micro-step, or auto for the most that fit in memory",
+        "rows per process and micro-step, or auto for the most that fit in memory (on a CPU up to "
+        "4,096 tokens); FSDP2 and DeepSpeed need a number",
         group=HARDWARE,
         default="16",
     )
@@ -234,7 +236,7 @@ class TrainConfig:
         "multiply float32 matrices in TF32 on GPUs that support it", group=HARDWARE, default=True
     )
     compile: Literal["no", "model", "blocks"] = argument(
-        "torch.compile the whole model, or each block, which takes less time",
+        "torch.compile the whole model, or each block, which compiles faster",
         group=HARDWARE,
         default="no",
     )
@@ -242,9 +244,7 @@ class TrainConfig:
         "torch's fused attention, or the same in separate steps", group=HARDWARE, default="sdpa"
     )
     activation_checkpointing: bool = argument(
-        "recompute activations in the backward pass, to save memory",
-        group=HARDWARE,
-        default=False,
+        "recompute activations in the backward pass, to save memory", group=HARDWARE, default=False
     )
     peak_tflops: float | None = argument(
         "dense peak of one device in TFLOP/s, for MFU; from a table if not given",

@@ -96,6 +96,12 @@ class TrainingData:
             "document_mask": self._config.document_mask or None,
         }
 
+    def validation_digest(self) -> str | None:
+        """What tells the held-out tokens from others, None if there are none."""
+        held_out = [store.manifest.splits.get("val") for store in self._stores]
+        shards = [entry.sha256 for split in held_out if split for entry in split.shards]
+        return hashlib.sha256(",".join(shards).encode()).hexdigest() if shards else None
+
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer that made the shards.
 

@@ -230,8 +230,8 @@ def best_checkpoint(output_dir: Path, step: int | None) -> Path:
     """
     if step is None:
         raise CheckpointError(
-            f"{output_dir}: expected a validation whose checkpoint is here, for --final best, "
-            f"found none; --final last takes the last weights, in place of a result that is there"
+            f"{output_dir}: expected the checkpoint of a validation for --final best, found none; "
+            f"with --final last the last weights become the result, in place of one that is there"
         )
     checkpoint = checkpoints_by_step(output_dir).get(step)
     if checkpoint is None:  # somebody has deleted it

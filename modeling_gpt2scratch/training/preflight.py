@@ -97,11 +97,13 @@ def try_one_batch(
     model.zero_grad()
     if not math.isfinite(mean):
         damaged = not_finite(model)
-        hint = f"; the weights {damaged} are not finite" if damaged else ""
+        hint = "; try --mixed_precision no, or run gpt2scratch doctor"
+        hint = f"; the weights {damaged} are not finite" if damaged else hint
         raise LaunchError(f"expected a finite loss on the first batch, found {mean}{hint}")
     if missing and accelerator.distributed_type != DistributedType.DEEPSPEED:
         raise LaunchError(
-            f"expected a gradient of every parameter, found none of {', '.join(missing[:3])}"
+            f"expected a gradient for every parameter, found none for {', '.join(missing[:3])}; "
+            f"use each in forward(), or set its requires_grad to False"
         )
     return mean
 

@@ -3,7 +3,11 @@
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from modeling_gpt2scratch.checkpoints.checkpoint import CheckpointError
+from modeling_gpt2scratch.checkpoints.retention import STATE_NAME
+from modeling_gpt2scratch.common.errors import named
 from modeling_gpt2scratch.distributed.processes import say
 
 from .configuration import TrainConfig
@@ -77,8 +81,32 @@ class TrainingProgress:
     forgotten_at: int | None = None  # the step of a checkpoint whose best validation does not count
 
     @classmethod
-    def load(cls, state: dict, config: TrainConfig) -> "TrainingProgress":
-        """The position that `to_state` wrote into a checkpoint, or the start if there is none."""
+    def load(
+        cls, state: dict, config: TrainConfig, validation: str | None, *, place: Path | None = None
+    ) -> "TrainingProgress":
+        """The position that a checkpoint holds, or the start if there is none.
+
+        Args:
+            state: of the checkpoint, what `to_state` wrote among it; else empty.
+            config: of the run.
+            validation: what tells the held-out tokens from others.
+            place: the checkpoint.
+
+        Raises:
+            CheckpointError: if the state is of another version, or was edited.
+        """
+        try:
+            return cls._loaded(state, config, validation)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{place}: expected the state of a run in {STATE_NAME}, found {named(error)}; "
+                f"resume from another checkpoint"
+            ) from error
+
+    @classmethod
+    def _loaded(
+        cls, state: dict, config: TrainConfig, validation: str | None
+    ) -> "TrainingProgress":
         guard = LossGuard(
             spike_threshold=config.spike_threshold, max_skipped_steps=config.max_skipped_steps
         )
@@ -89,7 +117,9 @@ class TrainingProgress:
         progress.was_done = bool(state) and progress.is_done(config)
         before = state.get("config", {})
         if before.get("eval_tokens", config.eval_tokens) != config.eval_tokens:
-            progress.forget_best("losses of other --eval_tokens do not compare")
+            progress.forget_best("losses with another --eval_tokens cannot be compared")
+        elif state.get("validation", validation) != validation:
+            progress.forget_best("losses on other validation data do not compare")
         # A run that was done has something left to do if its end is now here, or if a task, the
         # number of its examples or the repository is new.
         n_steps, tasks, repository = config.max_steps, config.eval_tasks, config.push_to_hub
@@ -104,7 +134,8 @@ class TrainingProgress:
     def forget_best(self, reason: str | None = None) -> None:
         """Begins anew with the best validation, also after a rollback to this step."""
         if reason and self.best.step is not None:
-            say(f"the best validation so far, after step {self.best.step}, is forgotten: {reason}")
+            best = f"the best validation so far (step {self.best.step})"
+            say(f"{best} no longer counts: {reason}")
         self.best, self.forgotten_at = BestValidation(), self.step
 
     def go_back(self, state: dict) -> None:

@@ -97,6 +97,7 @@ class TrainingRun:
         """What a checkpoint holds, as arguments of the writer."""
         state = self.data.identity() | self.config.identity() | self.progress.to_state()
         state |= {"trackers": self.tracker_ids, "config": self.arguments}
+        state["validation"] = self.data.validation_digest()
         if self.accelerator.scaler is not None:
             state["loss_scale"] = self.accelerator.scaler.state_dict()  # numbers
         return {
@@ -131,7 +132,7 @@ def open_run(
     """
     require_agreement((data.identity(), state), "data and checkpoint")
     _require_validation(config, data)
-    progress = _progress(config, checkpoint, state)
+    progress = _progress(config, data, checkpoint, state)
     model, tokenizer, loader, validation = _model_and_data(config, data, accelerator, checkpoint)
     on_main_process(_prepare_hub, config, checkpoint, state)  # when nothing else is refused
     if checkpoint:
@@ -221,9 +222,11 @@ def _load_loss_scale(accelerator: Accelerator, state: dict) -> None:
         accelerator.scaler.load_state_dict(state["loss_scale"])
 
 
-def _progress(config: TrainConfig, checkpoint: Path | None, state: dict) -> TrainingProgress:
+def _progress(
+    config: TrainConfig, data: TrainingData, checkpoint: Path | None, state: dict
+) -> TrainingProgress:
     """Where the run is; refuses one that is further than it shall go."""
-    progress = TrainingProgress.load(state, config)
+    progress = TrainingProgress.load(state, config, data.validation_digest(), place=checkpoint)
     if progress.step > config.max_steps:
         raise LaunchError(
             f"expected --max_steps of at least {progress.step}, the step of {checkpoint}, "
@@ -333,10 +336,7 @@ def _open_directory(
     lock = OutputLock(output_dir)
     on_main_process(lock.acquire)
     if was_killed(output_dir):
-        say(
-            f"{output_dir}: the last process of this run ended without writing a status; it was "
-            f"probably killed"
-        )
+        say(f"{output_dir}: the last process of this run left no status; probably it was killed")
     with recorded(output_dir, lambda: progress.step, is_main=accelerator.is_main_process):
         records = _open_records(config, data, accelerator, checkpoint, state, progress, arguments)
     return {"lock": lock} | records

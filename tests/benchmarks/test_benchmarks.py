@@ -47,11 +47,6 @@ def test_the_loss_benchmark_prints_both_losses_and_their_ratio():
     assert [row[0] for row in rows] == ["plain", "chunked", "plain / chunked"]
 
 
-def test_the_checkpoint_benchmark_prints_both_ways_and_their_ratio():
-    rows = table_of(run("checkpoint_stall.py", "--model", "tiny", "--repeats", "1"))
-    assert [row[0] for row in rows] == ["at once", "in the background", "at once / background"]
-
-
 @on_linux
 def test_the_upload_benchmark_sends_in_each_round_and_prints_both_speeds():
     arguments = "--model tiny --sequence_length 8 --rounds 2 --seconds 0.1"

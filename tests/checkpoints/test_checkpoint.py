@@ -190,6 +190,22 @@ def test_resuming_without_checksums_is_said_in_one_line(tmp_path, trained, capsy
         )
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer/state.safetensors"])
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_cut_file_is_found_without_checksums_and_the_checkpoint_before_is_taken(
+    tmp_path, trained, name, is_there
+):
+    whole, cut = (save(tmp_path, trained, step=step) for step in (2, 4))
+    (tmp_path / "train_config.json").write_text("{}")
+    (cut / "checksums.json").unlink()
+    if is_there:
+        (cut / name).write_bytes((cut / name).read_bytes()[:-8])
+    else:
+        (cut / name).unlink()
+    config = TrainConfig(data="data", output_dir=str(tmp_path), resume="auto")
+    assert find_resume_point(config) == whole
+
+
 def test_a_checkpoint_without_checksums_is_loaded(tmp_path, trained):
     model, tokenizer, optimizer = trained
     checkpoint = tmp_path / "checkpoint-2"

@@ -92,8 +92,8 @@ def require_own_weights(hub, output_dir, steps):
 
 def test_what_cannot_be_sent_is_refused_before_anything_is_built(tmp_path, monkeypatch, capsys):
     for values, reason in (
-        ({"push_every": 6}, "expected push_every a multiple of save_every = 4"),
-        ({"save_every": 0}, "expected push_every a multiple of save_every = 0"),
+        ({"push_every": 6}, "expected push_every to be a multiple of save_every = 4"),
+        ({"save_every": 0}, "expected push_every to be a multiple of save_every = 0"),
         ({"push_every": 0}, "expected push_every with push_to_hub, found none"),
         ({"push_to_hub": "tiny"}, "expected --push_to_hub OWNER/NAME, found 'tiny'"),
     ):

@@ -92,6 +92,7 @@ def command(request, home, tokenizer, tokenizer_dir):
         return Command(gpt2scratch, ["shards", *words], source)
     sizes = SIZES | {"n_positions": 8, "total_batch_tokens": 32, "micro_batch_size": 4}
     sizes |= {"max_steps": 1, "preflight": False, "eval_every": 0}
+    del sizes["eval_tokens"]
     flags = [part for name, value in sizes.items() for part in (f"--{name}", value)]
     words = ["--data", source, "--output_dir", None, *flags]
     return Command(train_accelerate.main, words, source)

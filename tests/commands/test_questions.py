@@ -62,7 +62,8 @@ def commands(home: Path, out: Path) -> dict[str, list]:
     tokenizer, run, stock = home / "tokenizer", home / "run", home / "stock"
     prepare = [*PREPARE, "--dataset", home / "text.txt", "--output_dir", out, "--num_workers", 1]
     sizes = SIZES | {"n_positions": 8, "total_batch_tokens": 32, "max_steps": 1, "eval_every": 0}
-    sizes |= {"eval_tokens": 64, "preflight": "false"}
+    sizes |= {"preflight": "false"}
+    del sizes["eval_tokens"]
     flags = [part for name, value in sizes.items() for part in (f"--{name}", value)]
     own = ("model", "n_layer", "n_embd", "n_head", "n_positions")
     tuned = sizes | {"sequence_length": 8, "micro_batch_size": 4}

@@ -209,6 +209,10 @@ def test_what_cannot_be_converted_ends_in_one_line_and_leaves_nothing(
             "expected a whole number from 1 to 2",
         ),
         (("verify",), "error: the following arguments are required: DIR"),
+        (
+            ("convert", "--too", "x"),
+            "shards convert: error: unknown flag --too; did you mean --to?",
+        ),
         (("explode",), "error: COMMAND: expected one of inspect, verify, "),
     ],
 )

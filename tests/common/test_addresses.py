@@ -206,11 +206,18 @@ def test_a_revision_belongs_to_a_repository_and_not_to_a_directory(tmp_path, mon
     for name in ("run", "odd@name"):
         (tmp_path / name).mkdir()
     assert split_revision("me/model@step-1") == ("me/model", "step-1")
+    address = "https://me:hf_password@huggingface.co/me/model"
     for whole in ("me/model", "odd@name", "./odd@name", str(tmp_path / "odd@name"), "run", "@", ""):
         assert split_revision(whole) == (whole, "main")
+    assert split_revision(address) == (address, "main")  # so that messages leave the password out
     for name in ("run@step-1", "./run@step-1", f"{tmp_path}/run@step-1"):
         with pytest.raises(ValueError, match="before @step-1, found the directory .*run; name a"):
             split_revision(name)
+
+
+def test_a_token_in_a_header_is_not_printed():
+    found = redacted("Illegal header value b'Bearer hf_SEC\\x0bRET'; next try")
+    assert found == "Illegal header value b'Bearer ...'; next try"
 
 
 def test_every_command_refuses_a_directory_with_a_revision(tmp_path):

@@ -87,6 +87,47 @@ def test_a_flag_is_spelled_with_underscores_or_hyphens(spelled):
     assert parser.parse_args(["--name", "-- a non-null b"]).name == "-- a non-null b"
 
 
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["--sauce", "x"], "test: error: unknown flag --sauce; did you mean --source?"),
+        (["--out_dir=x"], "test: error: unknown flag --out_dir; known: source, max_steps, keep, "),
+        (
+            ["--steps", "3", "--rate", "x"],
+            "test: error: unknown flag --steps; did you mean --max_st",
+        ),
+        (["--max-steps=3"], "test: error: the following arguments are required: --source"),
+    ],
+)
+def test_a_flag_that_does_not_exist_is_named_before_one_that_is_missing(argv, line, capsys):
+    with pytest.raises(SystemExit, match="^2$"):
+        parse_config(Config, description=None, argv=argv, program="test")
+    assert capsys.readouterr().err.startswith(line)
+
+
+def test_a_value_may_look_like_a_flag():
+    argv = ["--source=--sauce", "--keep", "--no value", "--no=value either"]
+    config = parse_config(Config, description=None, argv=argv, program="test")
+    assert (config.source, config.keep) == ("--sauce", ["--no value", "--no=value either"])
+
+
+def test_a_flag_that_a_command_does_not_know_has_a_hint(capsys):
+    parser = OneLineErrorParser(prog="test")
+    command = parser.add_subparsers(required=True, metavar="COMMAND").add_parser("verify")
+    command.add_argument("--workers", type=int)
+    command.add_argument("files", nargs="*")
+    assert parser.parse_args(["verify", "--workers=3", "--", "--wrokers"]).files == ["--wrokers"]
+    for argv, line in (
+        (["verify", "--wrokers", "3"], "test verify: error: unknown flag --wrokers; did you mean"),
+        (["--wrokers", "verify"], "test: error: unknown flag --wrokers; known: help"),
+    ):
+        with pytest.raises(SystemExit, match="^2$"):
+            parser.parse_args(argv)
+        assert capsys.readouterr().err.startswith(line)
+    with pytest.raises(SystemExit, match="^0$"):
+        parser.parse_args(["verify", "--wrokers", "--help"])
+
+
 @pytest.mark.parametrize("spelled", ["--no_careful", "--no-careful", "--careful=false"])
 def test_a_switch_can_be_switched_off_in_three_ways(spelled):
     argv = ["--source", "x", spelled]

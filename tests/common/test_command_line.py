@@ -74,12 +74,20 @@ def test_a_recipe_is_read_with_the_types_of_the_dataclass(tmp_path):
     )
 
 
-def test_what_a_recipe_says_for_another_value_no_longer_holds_once_that_has_changed(tmp_path):
+def test_what_a_recipe_says_for_another_value_no_longer_holds_once_that_has_changed(
+    tmp_path, capsys
+):
     recipe = "names: [x]\nname_limit: 3\n"
     assert parse(tmp_path, recipe).name_limit == 3
     assert parse(tmp_path, recipe, "--steps", "1").name_limit == 3
     assert parse(tmp_path, recipe, "--names", "x", "y").name_limit is None
     assert parse(tmp_path, recipe, "--rate", "2", "--name_limit", "4").name_limit == 4
+    capsys.readouterr()
+    parse(tmp_path, recipe, "--names", "x", "y")
+    parse(tmp_path, recipe, "--names", "x", "y", "--rate", "2")
+    notes = capsys.readouterr().err
+    assert "name_limit is ignored, because --names was given after it" in notes
+    assert "name_limit is ignored, because --names and --rate were given after it" in notes
     second = tmp_path / "second.yaml"
     second.write_text("names: [y]\n")
     paths = [str(tmp_path / "recipe.yaml"), str(second)]
@@ -148,6 +156,13 @@ def test_an_empty_entry_leaves_the_default_whatever_an_earlier_recipe_says(tmp_p
         ("steps: []\n", (), "recipe.yaml: steps: expected one value, found a list of 0"),
         ("steps: {a: 1}\n", (), "recipe.yaml: steps: expected a value, found `key: value` lines"),
         ("names: x\n", (), "recipe.yaml: names: expected a list, found 'x'; write [x]"),
+        (
+            "names: [x, --steps=3]\n",
+            (),
+            "recipe.yaml: names: expected values, found '--steps=3'; a",
+        ),
+        ("names: [&a x, *a]\n", (), "recipe.yaml: expected a YAML recipe, found *a in line 1; wri"),
+        ("steps:\n\t3\n", (), "; indent with spaces"),
         ("names: [[x]]\n", (), "recipe.yaml: names: expected a list of single values, found"),
         ("rate: 1\nrate: 2\n", (), "recipe.yaml: expected a YAML recipe, found the key 'rate' aga"),
         ("- 3\n", (), "recipe.yaml: expected `key: value` lines, found a list"),
@@ -223,7 +238,7 @@ def test_what_is_no_recipe_is_one_line_and_not_waited_for(tmp_path, capsys):
         "nul.yaml": (b"rate: 1\0", "unacceptable character"),
         "deep.yaml": (b"rate: " + b"[" * 100_000, "entries in entries, deeper than"),
         "deep_maps.yaml": (b"rate: " + b"{a: " * 100_000, "entries in entries, deeper than"),
-        "itself.yaml": (b"names: &names [*names]\n", "unconstructable recursive node"),
+        "itself.yaml": (b"names: &names [*names]\n", "write the value itself"),
         "large.yaml": (b"#" * (2**20 + 1), "1,048,577 bytes of something"),
         "tag.yaml": (b"rate: !!python/object/apply:os.system [ls]\n", "expected one value"),
         "key.yaml": (b"? [a]\n: 1\n", "found unhashable key"),
@@ -364,3 +379,15 @@ def test_a_programs_value_of_another_type_or_without_effect_is_refused(arguments
 def test_a_programs_argument_that_nobody_knows_has_a_hint():
     with pytest.raises(TypeError, match="unknown argument step; did you mean steps"):
         from_keywords(Config, {"step": 3})
+
+
+def test_a_programs_argument_that_must_be_given_is_asked_for():
+    @dataclass(frozen=True)
+    class Needing:
+        data: str
+        output_dir: str
+        seed: int = 0
+
+    expected = "expected data and output_dir, found no output_dir; add output_dir="
+    with pytest.raises(TypeError, match=expected):
+        from_keywords(Needing, {"data": "d"})

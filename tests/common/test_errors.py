@@ -2,7 +2,7 @@
 
 import pytest
 
-from modeling_gpt2scratch.common.errors import SourceError, ending_in_one_line, last_line
+from modeling_gpt2scratch.common.errors import SourceError, ending_in_one_line, in_words, last_line
 
 
 def test_no_name_of_a_file_or_tensor_moves_the_cursor():
@@ -15,6 +15,8 @@ def test_no_name_of_a_file_or_tensor_moves_the_cursor():
 def test_a_system_error_names_its_file_and_one_without_speaks_for_itself():
     error = OSError(28, "No space left on device", "runs/x")
     assert last_line(error) == "runs/x: expected to read or write it, found No space left on device"
+    assert in_words(error) == last_line(error)
+    assert in_words(KeyError("x")) == "KeyError: 'x'" and in_words(ValueError("no x")) == "no x"
     assert last_line(OSError("runs/x: the disk is full")) == "runs/x: the disk is full"
     assert last_line(OSError(28, "No space left on device")) == "[Errno 28] No space left on device"
 

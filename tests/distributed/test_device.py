@@ -71,15 +71,14 @@ def test_a_device_has_the_name_of_its_vendor_or_of_its_kind(monkeypatch):
 def test_a_kind_that_torch_has_no_kernels_for_lacks_them():
     nowhere = torch.device("fpga")  # a kind that torch knows by its name alone
     assert not devices.has_fused_adamw(nowhere) and not devices.has_pinned_memory(nowhere)
-    assert not devices.has_float64(nowhere)
     cpu = torch.device("cpu")
-    assert devices.has_fused_adamw(cpu) and devices.has_float64(cpu)
+    assert devices.has_fused_adamw(cpu)
     assert devices.lacking(cpu) == []
 
 
 def test_the_banner_says_what_a_device_lacks(monkeypatch):
     answers = {"has_bf16": False, "has_fused_adamw": True, "has_pinned_memory": False}
-    for name, answer in (answers | {"has_float64": False}).items():
+    for name, answer in answers.items():
         monkeypatch.setattr(devices, name, lambda device, answer=answer: answer)
     monkeypatch.setattr(banner, "has_bf16", devices.has_bf16)
     monkeypatch.setattr(banner, "missing_for_compilation", lambda device: "Triton")
@@ -91,12 +90,12 @@ def test_the_banner_says_what_a_device_lacks(monkeypatch):
     model = SimpleNamespace(num_parameters=lambda: 1000)
     assert banner.surprises(config, accelerator, model, has_validation=True) == [
         "matrices are multiplied in float32; try --mixed_precision fp16",
-        "mps lacks bf16, pinned memory, float64, torch.compile; the run does without",
+        "mps lacks bf16, pinned memory, torch.compile; the run does without",
     ]
     accelerator.mixed_precision = "bf16"  # as a configuration for other cards says
     assert banner.surprises(config, accelerator, model, has_validation=True) == [
         "mps is not known to multiply bf16 itself; --mixed_precision fp16 may be faster",
-        "mps lacks pinned memory, float64, torch.compile; the run does without",
+        "mps lacks pinned memory, torch.compile; the run does without",
     ]
 
 

@@ -138,5 +138,5 @@ def test_an_interrupted_run_is_no_longer_said_to_be_running(tmp_path):
             raise KeyboardInterrupt
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
-    expected = {"status": "failed", "message": "KeyboardInterrupt", "step": 3}
+    expected = {"status": "failed", "message": "interrupted", "step": 3}
     assert json.loads((tmp_path / "status.json").read_text()) == expected

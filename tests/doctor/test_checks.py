@@ -72,9 +72,12 @@ def nobody():
 @pytest.mark.parametrize(
     ("status", "token", "finding"),
     [
-        (200, SECRET, Finding("ok", "reachable, takes the token")),
+        (200, SECRET, Finding("ok", "reachable, and the token is valid")),
         (401, None, Finding("ok", "reachable, no token; pushing needs one (hf auth login)")),
-        (401, SECRET, Finding("warning", "reachable, answers the token with 401", "hf auth login")),
+        (
+            *(401, SECRET),
+            Finding("warning", "reachable, but it refuses the token (HTTP 401)", "hf auth login"),
+        ),
     ],
 )
 def test_the_hub_is_asked_whether_it_takes_the_token(hub, status, token, finding):
@@ -166,7 +169,7 @@ def test_a_gpu_that_torch_does_not_see_is_a_failure(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     monkeypatch.setattr(machine_checks.shutil, "which", lambda name: f"/usr/bin/{name}")
-    assert "but no GPU for torch" in machine_checks.check_devices().found
+    assert "but torch sees no GPU" in machine_checks.check_devices().found
     monkeypatch.setattr(machine_checks.shutil, "which", lambda name: None)
     assert machine_checks.check_devices().found.startswith("no GPU; ")
 

@@ -10,7 +10,8 @@ from support import evaluation as tiny
 from support.evaluation import compare
 from support.paths import REPOSITORY
 
-from modeling_gpt2scratch.evaluation.configuration import default_output_dir
+from modeling_gpt2scratch import api
+from modeling_gpt2scratch.evaluation.configuration import default_output_dir, parse_arguments
 from modeling_gpt2scratch.reports.record_checks import check_evaluation
 
 N_PASSAGES = 12
@@ -214,9 +215,20 @@ def test_results_go_beside_the_first_model_if_it_is_a_local_directory(tmp_path):
         ("--models m --tasks lambada lambada", "--tasks: expected each once"),
         ("--models m n --tasks all --baseline gpt2", "--baseline: expected one of --models"),
         ("--models m --tasks all --data_dir no/where", "--data_dir: expected a directory"),
+        (
+            "--models m --tasks text --text_data t --data_dir .",
+            "--data_dir, --tasks: expected a task whose data are looked for in data_dir, found a "
+            "place of its own for each of text; leave data_dir out",
+        ),
         ("--models m --tasks lambada --limit 0", "--limit: expected at least 1, found 0"),
         ("--models m --tasks lambada --batch_tokens 0", "--batch_tokens: expected at least 1"),
-        ("--models m --tasks val", "val_data (default): expected a shard directory"),
+        (
+            "--models m --tasks val",
+            "--val_data: expected a shard directory of prepare_data.py for task val, found none; "
+            "add --val_data PATH",
+        ),
+        ("--models m --tasks text", "--text_data: expected a file of your own: .txt with"),
+        ("--tasks lambada --model m", "unknown flag --model; did you mean --models?"),
         ("--models m m --tasks lambada", "--models: expected each once, found m m"),
         ("--models m --tasks lambada --device gpu9", "--device: expected auto, cpu or a device"),
         ("--models m --tasks lambada --device cpu:9x", "--device: expected auto, cpu or a device"),
@@ -240,6 +252,23 @@ def test_bad_arguments_are_one_line_and_exit_code_2(arguments, message, capsys):
     assert captured.out == ""
     assert message in captured.err
     assert captured.err.count("\n") == 1
+
+
+def test_a_data_directory_of_a_recipe_gives_way_to_places_of_the_command_line(tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"models: [m]\ntasks: [lambada]\ndata_dir: {tmp_path}\n")
+    flags = ["--tasks", "text", "--text_data", "t", "--output_dir", str(tmp_path / "out")]
+    config, _ = parse_arguments([str(recipe), *flags])
+    assert config.data_dir is None
+    assert "data_dir of the recipe is left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("models", "tasks", "name"), [([], ["text"], "models"), ("m", [], "tasks")]
+)
+def test_no_model_or_no_task_is_nothing_to_compare(models, tasks, name):
+    with pytest.raises(ValueError, match=f"--{name}: expected at least one, found none"):
+        api.compare(models, tasks, text_data="t")
 
 
 def test_an_output_directory_that_is_a_file_is_a_bad_argument(inputs, tmp_path, capsys):

@@ -108,6 +108,22 @@ def test_a_models_own_way_to_generate_does_not_keep_it_from_writing(
     assert texts[0] == texts[1]
 
 
+def test_a_stop_string_ends_the_text_also_where_the_positions_are_full(
+    directories, tokenizer, written
+):
+    model = model_of(directories["ours"])
+    model.generation_config.eos_token_id = None
+    inputs = tokenizer(PROMPT, return_tensors="pt")
+    (ids,) = model.generate(**inputs, do_sample=False, max_new_tokens=20)
+    n_prompt = inputs["input_ids"].shape[1]
+    texts = {n: tokenizer.decode(ids[:n]) for n in range(n_prompt + 1, len(ids))}
+    n_full, expected = next((n, text) for n, text in texts.items() if text.endswith("sat"))
+    model.generation_config.stop_strings = ["sat"]
+    writer = Writer("x", model, tokenizer)
+    writer._max_tokens = n_full  # so that the window is full with the string's last token
+    assert written(writer, PROMPT, GREEDY) == expected
+
+
 def test_the_same_seed_gives_the_same_text_whatever_was_written_before(writer, written):
     first = written(writer, PROMPT, CHOSEN, seed=5)
     assert written(writer, PROMPT, CHOSEN, seed=6) != first

@@ -126,7 +126,7 @@ def test_what_cannot_be_served_leaves_nothing_behind(run_dir, tmp_path):
         copy_for_serving(run_dir, tmp_path / "served")
     with pytest.raises(ConversionError, match="expected a gpt2scratch model, found gpt2"):
         copy_for_serving(tmp_path / "stock", tmp_path / "served")
-    with pytest.raises(ConversionError, match="expected a finished run or one of its checkpoint-N"):
+    with pytest.raises(ConversionError, match="one of its checkpoint-N, found no config.json$"):
         copy_for_serving(tmp_path / "none", tmp_path / "served")
     assert [*(tmp_path / "served").glob("*")] == []
 
@@ -142,6 +142,16 @@ def test_a_request_ends_with_the_last_position_of_the_model(asked, n_new):
     too_long = {"input_ids": random_ids(1, 60)}
     with pytest.raises(ValueError, match="expected a prompt of at most 48 tokens, found 60"):
         fit_request(model, tiny_tokenizer(), too_long, options)
+
+
+def test_a_request_asks_for_at_least_one_token_and_an_empty_list_of_stops_is_none():
+    inputs = {"input_ids": random_ids(1, 9)}
+    options = GenerationConfig(max_new_tokens=5, stop_strings=[])
+    fit_request(tiny_stock_model(), tiny_tokenizer(), inputs, options)
+    assert options.stop_strings is None
+    options.max_new_tokens = 0
+    with pytest.raises(ValueError, match="expected at least 1 token to generate, found 0; ask for"):
+        fit_request(tiny_stock_model(), tiny_tokenizer(), inputs, options)
 
 
 def test_a_request_without_a_prompt_begins_a_document():

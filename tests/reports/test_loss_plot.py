@@ -96,3 +96,13 @@ def test_a_run_that_counted_no_tokens_is_one_line(runs, tmp_path):
     arguments = ["--runs", str(runs[0]), "--output", str(tmp_path / "loss.png")]
     with pytest.raises(SystemExit, match="metrics.jsonl: expected tokens in each line"):
         main([*arguments, "--x", "tokens"])
+
+
+def test_names_are_no_formulas_and_letters_that_the_font_lacks_no_warnings(tmp_path, recwarn):
+    runs = [tmp_path / name for name in (r"q$\frac$z", "日本", "plain")]
+    for run in runs:
+        run.mkdir()
+        write_rows(run, [{"step": 1, "loss": 5.0}, {"step": 2, "loss": 4.0}])
+    main(["--runs", *map(str, runs), "--output", str(tmp_path / "loss.svg")])
+    assert (tmp_path / "loss.svg").stat().st_size > 0
+    assert not recwarn.list

@@ -30,6 +30,7 @@ from modeling_gpt2scratch.training.progress import BestValidation
 
 
 @pytest.mark.gate
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize(
     ("launcher", "code"),
     # torchrun calls every signal a failure, even if its processes ended well.
@@ -40,7 +41,7 @@ from modeling_gpt2scratch.training.progress import BestValidation
     ],
     ids=["two processes", "our launcher, one", "our launcher, two"],
 )
-def test_sigterm_finishes_the_step_saves_and_exits(small_data, tmp_path, launcher, code):
+def test_a_signal_finishes_the_step_saves_and_exits(small_data, tmp_path, launcher, code, number):
     output_dir = tmp_path / "stopped"
     arguments = flags(small_data, output_dir, max_steps=100_000, eval_every=0, save_every=0)
     command = [sys.executable, *launcher, "train_accelerate.py", *arguments]
@@ -259,7 +260,7 @@ def test_the_next_command_says_that_the_last_process_was_killed(
 ):
     (run_copy / "status.json").write_text('{"status": "running", "step": 8}')
     assert run_here(monkeypatch, *flags(small_data, run_copy, resume="auto")) == 0
-    assert f"{run_copy}: the last process of this run ended without" in capsys.readouterr().out
+    assert f"{run_copy}: the last process of this run left no status" in capsys.readouterr().out
     assert json.loads((run_copy / "status.json").read_text()) == {"status": "finished", "step": 12}
 
 
@@ -345,5 +346,14 @@ def test_only_losses_of_the_same_windows_and_checkpoints_of_the_same_run_are_com
 
     assert best_after(first) == 4
     assert best_after(first, eval_tokens=1024) is None
+    other = tmp_path / "other"  # the same rows for training, others held out
+    shutil.copytree(small_data, other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    last = manifest["splits"]["train"]["shards"][-1]
+    shutil.copyfile(other / last["file"], other / "val_000000.bin")
+    held_out = manifest["splits"]["val"]
+    held_out |= {"shards": [last | {"file": "val_000000.bin"}], "n_tokens": last["n_tokens"]}
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    assert best_after(first, data=other) is None
     shutil.copytree(first, second := tmp_path / "second")
     assert best_after(second, overwrite=True) is None

@@ -1,17 +1,21 @@
-"""What counts as a step that must not count, and as a loss that jumps."""
+"""What counts as a step that must not count, as a loss that jumps, and as a run's position."""
 
 import json
 import math
 import random
+import re
 
 import pytest
 
+from modeling_gpt2scratch.checkpoints.checkpoint import CheckpointError
+from modeling_gpt2scratch.training.configuration import TrainConfig
 from modeling_gpt2scratch.training.guard_rails import (
     MIN_WINDOW_STEPS,
     WINDOW_STEPS,
     DivergenceError,
     LossGuard,
 )
+from modeling_gpt2scratch.training.progress import TrainingProgress
 
 
 def guard(spike_threshold=8.0):
@@ -114,3 +118,45 @@ def test_a_guard_restored_from_json_goes_on_as_the_one_before():
     assert findings(second, losses[102:], first_step=103) == expected[102:]
     assert second.state_dict() == whole.state_dict()
     assert expected[-1].kind == "spike"
+
+
+# The position of a run, of which the guard is a part
+
+
+@pytest.fixture
+def config(tmp_path):
+    return TrainConfig(data="data", output_dir=str(tmp_path / "run"))
+
+
+@pytest.fixture
+def state():
+    """Of step 7, whose best validation was after step 5."""
+    progress = TrainingProgress(LossGuard(spike_threshold=8.0, max_skipped_steps=3), step=7)
+    progress.best.add(5, 1.25)
+    return progress.to_state()
+
+
+def test_a_state_is_the_position_that_wrote_it(config, state):
+    assert TrainingProgress.load(state, config, None).to_state() == state
+    assert TrainingProgress.load({}, config, None).step == 0
+
+
+def test_a_loss_on_other_held_out_tokens_is_no_longer_the_best(config, state, capsys):
+    state["validation"] = "those"
+    assert TrainingProgress.load(state, config, "those").best.step == 5
+    assert capsys.readouterr().out == ""
+    assert TrainingProgress.load(state, config, "others").best.step is None
+    assert "other validation data" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "part",
+    [{"guard": {"x": 1}}, {"guard": []}, {"config": None}, {"means": {"x": 1}}, {"best": 3}],
+    ids=str,
+)
+def test_a_state_of_another_shape_is_refused_by_the_name_of_its_checkpoint(
+    config, state, tmp_path, part
+):
+    expected = re.escape(f"{tmp_path}: expected the state of a run in training_state.json, found ")
+    with pytest.raises(CheckpointError, match=expected):
+        TrainingProgress.load(state | part, config, None, place=tmp_path)

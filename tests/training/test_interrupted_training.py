@@ -367,7 +367,8 @@ def test_what_looks_at_validations_is_refused_without_them(
     for name, value in (("keep_best", True), ("final", "best"), ("patience", 3)):
         options = OVERFITTING | {"final": "last", "patience": 0, "eval_every": 0, name: value}
         code, error = refusal(monkeypatch, capsys, *flags(small_data, tmp_path / "run", **options))
-        assert code == 2 and f"expected eval_every above 0 for {name} = {value}, " in error
+        reason = f"because {name} = {str(value).lower()} needs validations, found 0"
+        assert code == 2 and f"expected eval_every above 0, {reason}" in error
     data = shutil.copytree(few_documents, tmp_path / "data")
     (data / "val_000000.bin").unlink()
     manifest = json.loads((data / "manifest.json").read_text())

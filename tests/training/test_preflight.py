@@ -65,7 +65,7 @@ def test_a_model_that_is_lost_already_is_refused(accelerator, loader):
 def test_a_parameter_without_a_gradient_is_refused_by_name(accelerator, loader):
     model = tiny_model(vocab_size=300)
     model.unused = torch.nn.Linear(2, 2)
-    with pytest.raises(LaunchError, match=r"of every parameter, found none of unused\.weight"):
+    with pytest.raises(LaunchError, match=r"for every parameter, found none for unused\.weight"):
         try_one_batch(model, loader, accelerator, step=0)
 
 

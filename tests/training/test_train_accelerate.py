@@ -271,9 +271,9 @@ def test_a_finished_run_whose_best_weights_are_not_known_keeps_its_result(
         capsys.readouterr()
         assert run_here(monkeypatch, *arguments, *resumed) == 1
         reason = f"no checkpoint of that step is in {output_dir}"
-        reason = "losses of other --eval_tokens do not compare" if more else reason
+        reason = "losses with another --eval_tokens cannot be compared" if more else reason
         said = capsys.readouterr()
-        assert f"the best validation so far, after step 1, is forgotten: {reason}" in said.out
-        assert "expected a validation whose checkpoint is here, for --final best" in said.err
+        assert f"the best validation so far (step 1) no longer counts: {reason}" in said.out
+        assert "expected the checkpoint of a validation for --final best" in said.err
         assert [path.read_bytes() for path in files] == before
     assert run_here(monkeypatch, *arguments, *resumed, "--final", "last") == 0

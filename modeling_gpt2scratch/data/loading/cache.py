@@ -151,8 +151,9 @@ class ShardCache:
                     return
             if not has_told:
                 tell(
-                    f"{self.directory}: waiting for {n_bytes:,} bytes of space: all that is here "
-                    f"is in use or on its way; --data_cache_gb is {self.limit_bytes / 1e9:g}",
+                    f"{self.directory}: the cache is full (--data_cache_gb "
+                    f"{self.limit_bytes / 1e9:g}), and all its shards are in use or being "
+                    f"downloaded; waiting for {n_bytes:,} bytes",
                     file=sys.stderr,
                 )
             has_told = True

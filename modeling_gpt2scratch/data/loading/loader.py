@@ -217,7 +217,8 @@ class ShardLoader:
         document_start: id with which documents begin, if they are to be kept apart.
 
     Raises:
-        ValueError: unless `micro_batch_size * world_size` divides `rows_per_step`.
+        ValueError: unless `0 <= rank < world_size`, and `micro_batch_size * world_size` divides
+            `rows_per_step`; if a source's share is below one row in 10,000.
     """
 
     def __init__(

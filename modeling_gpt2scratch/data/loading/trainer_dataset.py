@@ -44,6 +44,7 @@ class WindowDataset(Dataset):
         n_tokens: of a row, T; at most the model's `n_positions`.
 
     Raises:
+        ValueError: if `n_tokens` is below 2.
         ShardError: if the split is missing, shorter than one row, or damaged.
     """
 
@@ -57,7 +58,12 @@ class WindowDataset(Dataset):
         return len(self._windows)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """A row: "input_ids" and "labels", the same int64 tensor (T,)."""
+        """A row: "input_ids" and "labels", the same int64 tensor (T,).
+
+        Raises:
+            IndexError: unless `-len(self) <= index < len(self)`.
+            ShardError: if an id is outside the vocabulary.
+        """
         if not -len(self) <= index < len(self):
             raise IndexError(f"expected an index below {len(self)}, found {index}")
         return self.__getitems__([index % len(self)])[0]

@@ -78,14 +78,15 @@ class PrepareConfig:
         "share of the text held out, 0 for none", group=ORDER, default=0.01
     )
     split: Literal["auto", "documents", "tail"] = argument(
-        "what is held out: documents, chosen by a hash of their text; tail, the end of the text in "
-        "file order, which reads it twice; or auto, documents if there are enough, else tail",
+        "what is held out; documents: chosen by a hash of their text; tail: the end of the text in "
+        "file order (the text is read twice); auto: documents if there are enough, else tail",
         group=ORDER,
         default=AUTO,
     )
     shuffle: bool = argument("shuffle files and documents", group=ORDER, default=True)
     shuffle_buffer_tokens: int = argument(
-        "tokens per block; documents are shuffled within one, and a restart goes on from the last",
+        "tokens per block; documents are shuffled within a block; a restart continues after the "
+        "last complete block",
         group=ORDER,
         default=50_000_000,
     )
@@ -109,7 +110,7 @@ class PrepareConfig:
     push_to_hub: str | None = argument(
         "data set repository to upload the result to", group=HUB, default=None
     )
-    private: bool = argument("make that repository private", group=HUB, default=False)
+    private: bool = argument("make the repository of push_to_hub private", group=HUB, default=False)
 
     written: ClassVar = "output_dir"  # where no recipe must be
     only_with: ClassVar = {"private": ("push_to_hub", GIVEN), "split": ("val_fraction", GIVEN)}

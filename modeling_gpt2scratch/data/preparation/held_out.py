@@ -193,13 +193,13 @@ def none_in(n_documents: dict[str, int], config: PrepareConfig) -> SourceError:
     if n_all == 0:
         return SourceError(f"{config.dataset}: expected documents, found none")
     split = "val" if n_documents["val"] == 0 else "train"
-    tail = ", or --split tail" if config.split == DOCUMENTS else ""
-    tail = ", or leave out --max_tokens" if config.split == AUTO and config.max_tokens else tail
-    limit = ", or raise --limit_documents" if config.limit_documents else ""
+    remedies = [f"{'raise' if split == 'val' else 'lower'} --val_fraction", "change --seed"]
+    remedies += ["add --split tail"] * (config.split == DOCUMENTS)
+    remedies += ["leave out --max_tokens"] * (config.split == AUTO and bool(config.max_tokens))
+    remedies += ["raise --limit_documents"] * bool(config.limit_documents)
     return SourceError(
-        f"{config.dataset}: expected documents in both splits, found none of {n_all} in {split!r} "
-        f"at --val_fraction {config.val_fraction}; change it, --seed, or give more documents"
-        f"{limit}{tail} (0 holds none out)"
+        f"{config.dataset}: expected documents in both splits, found 0 of {n_all} in {split!r}; "
+        f"{', '.join(remedies)} or give more documents; --val_fraction 0 holds none out"
     )
 
 

@@ -43,10 +43,10 @@ from modeling_gpt2scratch.data.sources.local_files import LocalFile
 from modeling_gpt2scratch.data.sources.url_files import UrlFile
 from modeling_gpt2scratch.data.tokens.encoder import document_digest, is_held_out
 from modeling_gpt2scratch.data.tokens.ids import vocab_size_of
+from modeling_gpt2scratch.data.tokens.lost_text import drops_characters
 from modeling_gpt2scratch.data.tokens.names import BYTES, KNOWN_NAMES_WITH_TEXT, trained_vocab_size
 from modeling_gpt2scratch.data.tokens.tokenizer import (
     load_tokenizer,
-    lost_characters,
     manifest_entries,
     save_tokenizer,
     tokenizer_spec,
@@ -194,10 +194,10 @@ def begin(
     tokenizer = None
     if vocab_size is None:
         tokenizer = load_tokenizer(config.tokenizer, known=KNOWN_NAMES_WITH_TEXT)
-        if lost := lost_characters(tokenizer):
+        if drops_characters(tokenizer):
             warn(
                 f"{config.tokenizer}: this tokenizer leaves out characters that it does not know, "
-                f"such as {lost}, without a trace in the shards; bits per byte come out too low"
+                f"without a trace in the shards; bits per byte come out too low"
             )
     held_out = settle(config, partial(open_stream, config, sources, working), working)
     if tokenizer is None:

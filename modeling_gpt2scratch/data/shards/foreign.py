@@ -118,6 +118,8 @@ def files_by_split(
     for place, path in of_both.items():
         if place in of_val:
             continue
+        if not path.exists():
+            raise ShardError(f"{path}: expected a token file, found No such file or directory")
         says = splits_named(path.name)
         if not says and says_held_out(path.name):
             raise ShardError(

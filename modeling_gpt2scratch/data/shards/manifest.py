@@ -189,7 +189,7 @@ def _without_manifest(directory: Path, name: str, others: list[str]) -> str:
 def _other_manifests(directory: Path) -> list[str]:
     """Names of files that describe shards, too."""
     names = []
-    for path in sorted(directory.glob("*manifest*.json")):
+    for path in sorted(directory.glob("manifest*.json")):
         with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
             is_ours = _read_json(path).get("format") in (OWN_FORMAT, ADOPTED_FORMAT)
             if is_ours and path.name != MANIFEST_NAME:

@@ -229,12 +229,12 @@ def _refuse_no_name(name: str) -> None:
 
 def _hub_source(data: Preset, revisions: Mapping[str, str | None]) -> Source:
     repository, subset, text_column = data.repository, data.subset, data.text_column
-    files = list_files(repository, subset=subset, revision=data.revision)
+    files = list_files(repository, subset=subset)
     if not files:
         # Each pass over the text, and each resumption, must find the same rows.
-        stream = HubStream(repository, subset, text_column, data.revision)
+        stream = HubStream(repository, subset, text_column)
         is_known = stream.name in revisions
-        at = revisions[stream.name] if is_known else commit_of(repository, data.revision)
+        at = revisions[stream.name] if is_known else commit_of(repository)
         files = [dataclasses.replace(stream, revision=at)]
     return Source(
         name=repository,

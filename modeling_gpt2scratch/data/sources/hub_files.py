@@ -55,7 +55,6 @@ class Preset:
     text_column: str = "text"
     # Where rows are lines: a regular expression for the row that begins a new document.
     document_start: str | None = None
-    revision: str | None = None
 
 
 PRESETS = {
@@ -144,7 +143,6 @@ def list_files(
     repository: str,
     *,
     subset: str | None = None,
-    revision: str | None = None,
     retries: Retries = LISTING_RETRIES,
 ) -> list[HubFile]:
     """The files of the split `train` of a data set, in the order of the `datasets` library.
@@ -156,7 +154,6 @@ def list_files(
     Args:
         repository: "OWNER/NAME" of a data set.
         subset: configuration, such as "sample-10BT".
-        revision: branch, tag or commit; `refs/convert/parquet` for the Hub's conversion.
 
     Returns:
         The files; none if the data set has to be streamed (see `hub_stream`).
@@ -164,16 +161,16 @@ def list_files(
     Raises:
         SourceError: if the data set, subset or split does not exist or is not accessible.
     """
-    return _ask(partial(_list_once, repository, subset, revision), repository, retries)
+    return _ask(partial(_list_once, repository, subset), repository, retries)
 
 
-def commit_of(repository: str, revision: str | None) -> str:
-    """The commit that a data set's branch or tag is at, its main branch if None.
+def commit_of(repository: str) -> str:
+    """The commit that a data set's main branch is at.
 
     Raises:
         SourceError: if it does not exist or is not accessible.
     """
-    request = partial(HfApi().dataset_info, repository, revision=revision, expand=["sha"])
+    request = partial(HfApi().dataset_info, repository, expand=["sha"])
     return _ask(request, repository, LISTING_RETRIES).sha
 
 
@@ -193,14 +190,12 @@ def _ask(request: Callable[[], Answer], repository: str, retries: Retries) -> An
         raise unreadable(repository, error) from error
 
 
-def _list_once(repository: str, subset: str | None, revision: str | None) -> list[HubFile]:
+def _list_once(repository: str, subset: str | None) -> list[HubFile]:
     """`list_files` without a second try."""
-    if revision == PARQUET_REVISION:
-        return _converted(repository, subset)[0]
     # Only this takes the library, which needs a second to import.
     import datasets
 
-    sha = HfApi().dataset_info(repository, revision=revision, expand=["sha"]).sha
+    sha = HfApi().dataset_info(repository, expand=["sha"]).sha
     # Never a local directory of that name, nor what an earlier download left in a cache.
     source = f"hf://datasets/{repository}"
     try:

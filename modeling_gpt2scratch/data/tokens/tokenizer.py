@@ -4,7 +4,6 @@ Whichever it is, it is a transformers fast tokenizer that is saved beside the sh
 beside the weights, and whose `<|endoftext|>` stands before every document.
 """
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Iterable
@@ -28,7 +27,6 @@ from .names import BYTES, GPT2, KNOWN_NAMES, TokenizerError
 from .text import END_OF_TEXT, LONG_CHARACTERS, cut_between_words
 
 GPT2_N_POSITIONS = 1024
-SCRIPTS = "éßжλא日한🙂"
 TOKENIZER_NAME = "tokenizer.json"
 SETTINGS_NAME = "tokenizer_config.json"
 TOKENIZER_FILES = (SETTINGS_NAME, "special_tokens_map.json", TOKENIZER_NAME)
@@ -102,16 +100,6 @@ def refuse_huge_ids(name: str, highest: int) -> None:
             f"{name}: expected ids below {MAX_VOCAB_SIZE:,}, found {highest} in tokenizer.json; "
             f"name another tokenizer or copy this one again"
         )
-
-
-def lost_characters(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Which of some characters of several scripts make no token at all, not even an unknown one."""
-    encode = tokenizer.backend_tokenizer.encode
-    lost = ""
-    for character in SCRIPTS:
-        with contextlib.suppress(Exception):  # tokenizers' own, for what it refuses by itself
-            lost += "" if encode(character, add_special_tokens=False).ids else character
-    return lost
 
 
 def byte_tokenizer() -> GPT2Tokenizer:

@@ -18,8 +18,9 @@ import numpy as np
 
 from modeling_gpt2scratch.common.activity import tell
 from modeling_gpt2scratch.common.atomic_files import write_json
+from modeling_gpt2scratch.common.errors import reason
 from modeling_gpt2scratch.common.output_directory import OutputError, writable_directory
-from modeling_gpt2scratch.evaluation.tasks.task import AnsweredResult, Estimate, TaskResult
+from modeling_gpt2scratch.evaluation.tasks.task import Estimate, TaskResult
 
 from .measurements import Measurement
 
@@ -67,10 +68,7 @@ class ResultCache:
                 for name, entry in result["estimates"].items()
             }
             parts = result["n_samples"], estimates, result["details"], samples
-            if "responses" in result:
-                measured = AnsweredResult(*parts, result["responses"])
-            else:
-                measured = TaskResult(*parts)
+            measured = TaskResult(*parts, result["responses"])
             measurement = Measurement(measured, seconds=content["seconds"], is_from_cache=True)
             return measurement, content["model"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -101,9 +99,8 @@ class ResultCache:
             },
             "details": result.details,
             "samples": samples,
+            "responses": result.responses,
         }
-        if isinstance(result, AnsweredResult):
-            content["responses"] = result.responses
         file = {"version": VERSION, "key": key, "model": model, "seconds": measurement.seconds}
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -115,7 +112,7 @@ class ResultCache:
                 allow_nan=False,
             )
         except OSError as error:
-            self._give_up(str(error))
+            self._give_up(reason(error))
 
     def _give_up(self, found: str) -> None:
         """Keeps nothing from now on."""
@@ -141,5 +138,4 @@ def _is_fit_for_json(result: TaskResult) -> bool:
     """Whether no sample is infinite, and each response is a number."""
     if any(np.isinf(values).any() for values in result.samples.values()):
         return False
-    responses = getattr(result, "responses", ())
-    return all(math.isfinite(log_prob) for answers in responses for log_prob, _ in answers)
+    return all(math.isfinite(log_prob) for answers in result.responses for log_prob, _ in answers)

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -113,7 +114,8 @@ def draw_curves(runs: Sequence[str], output: Path) -> None:
 def picture(figure: Figure, format: str, *, dpi: int) -> bytes:
     """A drawing in a format, named by the ending of its files."""
     content = io.BytesIO()
-    figure.savefig(content, format=format, dpi=dpi)
+    with warnings.catch_warnings(action="ignore"):  # of letters that the font lacks
+        figure.savefig(content, format=format, dpi=dpi)
     return content.getvalue()
 
 
@@ -180,7 +182,8 @@ def _legend(figure: Figure, names: Sequence[str]) -> None:
     from matplotlib.patches import Patch
 
     colors = _colors(len(names))
-    handles = [Patch(color=color, label=name) for color, name in zip(colors, names, strict=True)]
+    labels = [name.replace("$", r"\$") for name in names]  # which would begin a formula
+    handles = [Patch(color=color, label=name) for color, name in zip(colors, labels, strict=True)]
     figure.legend(handles=handles, loc="outside upper center", ncols=COLUMNS, fontsize=8)
 
 

@@ -21,6 +21,8 @@ OTHERS = (
     *("config.json", "*.py", "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json"),
     *("added_tokens.json", "model*.index.json", "pytorch_model*.index.json"),
     *("adapter_config.json", "adapter_model*"),
+    # Vocabularies of tokenizers whose files have names of their own.
+    *("*.model", "*.codes", "tekken.json", "dict.txt", "emoji.json"),
 )
 
 
@@ -47,11 +49,11 @@ def task_code(kind: type) -> str | None:
 
 
 def model_code(name: str, *, trust_remote_code: bool) -> str | None:
-    """The sha256 of the files with the model's class, if they are not those of transformers.
+    """The sha256 of the files beside the model's class, if they are not those of transformers.
 
-    These are `configuration_TYPE.py`, `modeling_TYPE.py` and others of the type's name, in the
-    package that registered it, or in the cache of code that came with a checkpoint. Libraries are
-    known by their versions instead.
+    These are all Python files of the folder that registered it: of a package, of `--include_path`,
+    or of the cache of code that came with a checkpoint; of this package, the model's four, which
+    import only each other. Libraries are known by their versions instead.
 
     Args:
         name: a directory, or a model of the Hub.
@@ -69,9 +71,11 @@ def model_code(name: str, *, trust_remote_code: bool) -> str | None:
     except Exception:  # of many kinds; loading the model will say it
         return None
     module = sys.modules[type(config).__module__]
-    if module.__name__.partition(".")[0] == "transformers":
+    package = module.__name__.partition(".")[0]
+    if package == "transformers":
         return None
-    return _sha256(sorted(Path(module.__file__).parent.glob(f"*_{config.model_type}.py")))
+    pattern = f"*_{config.model_type}.py" if package == __name__.partition(".")[0] else "*.py"
+    return _sha256(sorted(Path(module.__file__).parent.glob(pattern)))
 
 
 def checksums_of(name: str) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 `models` holds one object for each model, with the keys of lm-evaluation-harness, so that what reads
 its results reads ours: `results`, `configs`, `versions`, `n-shot`, `higher_is_better`, `n-samples`,
-`config`, `task_hashes` and so on. docs/reference/results.md describes every key.
+`config`, `task_hashes` and so on. docs/reference/results.md describes the keys.
 """
 
 import dataclasses

@@ -124,7 +124,7 @@ def _(task: LambadaTask, result: TaskResult) -> Iterator[dict[str, Any]]:
 
 def _responses(task: MultipleChoiceTask | ClozeTask, result: TaskResult) -> Sequence[Any]:
     """For each question what the model said of its answers; a task of one's own may not tell."""
-    return getattr(result, "responses", None) or [()] * len(task.questions)
+    return result.responses or [()] * len(task.questions)
 
 
 def _choices(

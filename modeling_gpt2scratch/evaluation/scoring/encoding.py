@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from modeling_gpt2scratch.data.tokens.lost_text import refuse_lost_text
+
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -30,7 +32,8 @@ def context_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase)
     """
     config = getattr(config, "text_config", None) or config
     for name in LENGTH_NAMES:
-        if (value := getattr(config, name, None)) is not None:
+        value = getattr(config, name, None)
+        if value is not None and value > 0:  # XLNet has -1
             return int(value)
     length = tokenizer.model_max_length
     return DEFAULT_CONTEXT_TOKENS if length in (None, UNKNOWN_LENGTH) else int(length)
@@ -51,8 +54,8 @@ def encode_pairs(
         keeps_end: whether what a tokenizer adds after each text stays there, as in the harness.
 
     Raises:
-        ValueError: for a context of white space only, if it has no token left, or an empty one if
-            the tokenizer has neither token.
+        ValueError: for a context of white space only, if it has no token left, an empty one if the
+            tokenizer has neither token, or text that the tokenizer leaves out.
 
     Source: `TemplateLM._encode_pair` and `loglikelihood` in lm_eval 0.4.13, `api/model.py`.
     """
@@ -62,7 +65,9 @@ def encode_pairs(
     ids_of = dict(zip(unique, context_ids, strict=True))
     wholes = [context + after for context, after in pairs if context]
     whole_ids = iter(encode_texts(tokenizer, wholes, keeps_end=keeps_end))
-    alone_ids = iter(encode_plain(tokenizer, [after for context, after in pairs if not context]))
+    alone = [after for context, after in pairs if not context]
+    refuse_lost_text(tokenizer, alone)
+    alone_ids = iter(encode_plain(tokenizer, alone))
     for (context, _), stripped in zip(pairs, contexts, strict=True):
         before = ids_of[stripped]
         if not context:
@@ -87,12 +92,17 @@ def encode_document(
         text: of the document.
         options: of the tokenizer; None encodes as the harness does.
 
+    Raises:
+        ValueError: if the tokenizer has neither token, or leaves out a part of the text.
+
     Source: `HFLM.loglikelihood_rolling` in lm_eval 0.4.13, `models/huggingface.py`.
     """
     if options is None:
         (ids,) = encode_texts(tokenizer, [text])
     else:
         (ids,) = _encode([text], tokenizer, **options)
+        if ids:
+            refuse_lost_text(tokenizer, [text], **options)
     return [prefix_token(tokenizer), *ids]
 
 
@@ -104,8 +114,12 @@ def encode_texts(
     Nothing is added to a text that begins with the `bos` token (or, if there is none, `eos`) by
     its name.
 
+    Raises:
+        ValueError: for text that the tokenizer leaves out.
+
     Source: `HFLM.tok_encode` in lm_eval 0.4.13, `models/huggingface.py`.
     """
+    refuse_lost_text(tokenizer, texts)
     prefix = _prefix_token_or_none(tokenizer)
     name = None if prefix is None else tokenizer.decode(prefix)
     is_begun = [name is not None and text.startswith(name) for text in texts]

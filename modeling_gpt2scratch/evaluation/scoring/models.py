@@ -142,6 +142,11 @@ def require_model(name: str, *, trust_remote_code: bool) -> None:
             )
         return
     expected = "expected a model directory"
+    if Path(name).is_file():
+        todo = "name its directory"
+        if Path(name).suffix == ".gguf":
+            todo = "convert it to a directory with config.json and model.safetensors first"
+        raise ValueError(f"{expected}, found a file; {todo}")
     if name.startswith((".", "/", "~")):
         raise ValueError(f"{expected}, found none{_nearest(name)}")
     repository, revision = split_revision(name)

@@ -21,7 +21,7 @@ from modeling_gpt2scratch.common.activity import progress_bar
 from modeling_gpt2scratch.common.errors import named
 
 from .batching import Batch, join_rows, plan_batches
-from .causal_model import CausalModel
+from .causal_model import CausalModel, n_reserved_positions
 from .encoding import context_length, encode_pairs
 from .token_scores import score_tokens
 from .token_tree import TokenTree, smallest_window, tree_inputs
@@ -69,7 +69,8 @@ class CausalScorer(CausalModel):
         *,
         batch_tokens: int | Literal["auto"],
     ) -> None:
-        super().__init__(model, context_tokens=context_length(model.config, tokenizer))
+        context_tokens = context_length(model.config, tokenizer) - n_reserved_positions(model)
+        super().__init__(model, context_tokens=context_tokens)
         self.tokenizer = tokenizer
         if batch_tokens == "auto":
             batch_tokens = FEWER_BATCH_TOKENS.get(model.device.type, AUTO_BATCH_TOKENS)

@@ -27,6 +27,12 @@ class ArcEasyTask(MultipleChoiceTask):
     def question(cls, place: str, row: dict) -> Question:
         """The question as the model reads it."""
         answers, labels = row["choices"].get("text"), row["choices"].get("label")
+        for texts in (answers, labels):
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                raise ValueError(
+                    f"{place}: expected `choices` with lists of texts as `text` and `label`, found "
+                    f"{row['choices']}"
+                )
         if not answers or not labels or len(answers) != len(labels) or not all(answers):
             raise ValueError(
                 f"{place}: expected `choices` with as many texts as labels, found {row['choices']}"

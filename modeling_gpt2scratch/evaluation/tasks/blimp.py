@@ -22,7 +22,7 @@ import numpy as np
 
 from .multiple_choice import MultipleChoiceTask, Question
 from .samples import SampleData, Selection
-from .task import AnsweredResult, ratio_estimate, responses_of
+from .task import TaskResult, ratio_estimate, responses_of
 
 if TYPE_CHECKING:  # torch comes with it, and a command line needs none
     from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
@@ -101,7 +101,7 @@ class BlimpTask(MultipleChoiceTask):
         """Whether these are the official pairs, from wherever they were read."""
         return self.data.status(self.sha256, len(self.questions))
 
-    def evaluate(self, scorer: CausalScorer) -> AnsweredResult:
+    def evaluate(self, scorer: CausalScorer) -> TaskResult:
         """Accuracy, a fraction; in `details` also by phenomenon and by paradigm."""
         choices = [[" " + sentence for sentence in pair.answers] for pair in self.questions]
         scores = scorer.score_choices([""] * len(choices), choices, description=self.protocol)
@@ -118,7 +118,7 @@ class BlimpTask(MultipleChoiceTask):
             groups[pair.phenomenon].append(right)
             groups[f"{pair.phenomenon}/{pair.paradigm}"].append(right)
         details |= {f"acc_of_{name}": float(np.mean(own)) for name, own in sorted(groups.items())}
-        return AnsweredResult(
+        return TaskResult(
             n_samples=len(is_right),
             estimates={"acc": ratio_estimate(is_right, np.ones(len(is_right)))},
             details=details,

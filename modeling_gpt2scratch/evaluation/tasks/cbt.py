@@ -16,8 +16,6 @@ verb, preposition. The bare name is the validation split, on which the GPT-2 pap
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
@@ -35,8 +33,8 @@ from .cbt_questions import (
     question_data,
     read_questions,
 )
-from .samples import SampleData, Selection
-from .task import AnsweredResult, TaskResult, ratio_estimate, responses_of
+from .samples import SampleData, Selection, digest_of_rows
+from .task import TaskResult, ratio_estimate, responses_of
 
 if TYPE_CHECKING:  # torch comes with it, and a command line needs none
     from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
@@ -69,12 +67,8 @@ class ClozeTask:
 
     @property
     def sha256(self) -> str:
-        """Digest of the questions used, from wherever they were read: a JSON list on each line."""
-        digest = hashlib.sha256()
-        for question in self.questions:
-            row = [question.sentences, question.query, question.candidates, question.right]
-            digest.update(json.dumps(row).encode() + b"\n")
-        return digest.hexdigest()
+        """Digest of the questions used, a JSON list for each."""
+        return digest_of_rows([q.sentences, q.query, q.candidates, q.right] for q in self.questions)
 
     @property
     def data_status(self) -> str:
@@ -122,7 +116,7 @@ class ClozeTask:
             scorer: whose tokens are counted.
             chosen: index of a candidate for each question, None where it was left out.
             details: further counts.
-            responses: as in `AnsweredResult`.
+            responses: as in `TaskResult`.
             n_truncated: questions whose context lost tokens.
         """
         right = [question.right for question in self.questions]
@@ -147,7 +141,7 @@ class ClozeTask:
             len(question.candidates) != N_CANDIDATES for question in self.questions
         )
         used = is_right[is_used]
-        return AnsweredResult(
+        return TaskResult(
             n_samples=len(used),
             estimates={"acc": ratio_estimate(used, np.ones(len(used)))},
             details=details,

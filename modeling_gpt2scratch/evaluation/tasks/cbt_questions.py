@@ -123,6 +123,8 @@ def _question(place: str, row: dict) -> ClozeQuestion:
         raise ValueError(f"{place}: expected {N_SENTENCES} sentences, found {len(sentences)}")
     if BLANK not in query:
         raise ValueError(f"{place}: expected a query with {BLANK}, found {query!r}")
+    if not all(text is None or isinstance(text, str) for text in row["options"]):
+        raise ValueError(f"{place}: expected candidates as texts, found {row['options']}")
     # A candidate may be empty, or the separator itself.
     candidates = tuple(text.strip() for text in row["options"] if text and text.strip())
     if answer not in candidates or len(row["options"]) < N_CANDIDATES:

@@ -7,13 +7,11 @@ lm-evaluation-harness, a text that spells `<|endoftext|>` has that token.) Bits 
 models with different tokenizers.
 """
 
-import hashlib
-import json
 from pathlib import Path
 from typing import ClassVar, Self
 
 from .documents import Document, DocumentsTask
-from .samples import SampleData, Selection
+from .samples import SampleData, Selection, digest_of_rows
 
 
 class LocalTextTask(DocumentsTask):
@@ -31,7 +29,9 @@ class LocalTextTask(DocumentsTask):
         "bits_per_byte": False,
     }
     data: ClassVar[SampleData] = SampleData(
-        argument="text_data", file="text.txt or documents.jsonl", is_own=True
+        argument="text_data",
+        file=".txt with `<|endoftext|>` between documents, or .jsonl with a field `text`",
+        is_own=True,
     )
 
     @classmethod
@@ -62,9 +62,8 @@ class LocalTextTask(DocumentsTask):
         texts = [text for text in texts if text.strip()][:limit]
         if not texts:
             raise ValueError(f"{source}: expected at least one document with text, found none")
-        digest = hashlib.sha256("".join(json.dumps(text) + "\n" for text in texts).encode())
         documents = [Document(text, len(text.split()), len(text.encode())) for text in texts]
-        return cls(documents, digest.hexdigest())
+        return cls(documents, digest_of_rows(texts))
 
     @property
     def data_status(self) -> None:

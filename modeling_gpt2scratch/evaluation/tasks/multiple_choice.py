@@ -7,8 +7,6 @@ subclass with the wording of its questions: `arc_easy.py` is one.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +14,8 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 
-from .samples import SampleData, Selection
-from .task import AnsweredResult, TaskResult, ratio_estimate, responses_of
+from .samples import SampleData, Selection, digest_of_rows
+from .task import TaskResult, ratio_estimate, responses_of
 
 if TYPE_CHECKING:  # torch comes with it, and a command line needs none
     from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
@@ -84,12 +82,8 @@ class MultipleChoiceTask(ABC):
 
     @property
     def sha256(self) -> str:
-        """Digest of the questions used, from wherever they were read: a JSON list on each line."""
-        digest = hashlib.sha256()
-        for question in self.questions:
-            row = [question.context, question.answers, question.right]
-            digest.update(json.dumps(row).encode() + b"\n")
-        return digest.hexdigest()
+        """Digest of the questions used, a JSON list for each."""
+        return digest_of_rows([q.context, q.answers, q.right] for q in self.questions)
 
     @property
     def data_status(self) -> str | None:
@@ -119,7 +113,7 @@ class MultipleChoiceTask(ABC):
             "acc_norm": np.equal(chosen_norm, right).astype(np.float64),
         }
         ones = np.ones(len(right))
-        return AnsweredResult(
+        return TaskResult(
             n_samples=len(right),
             estimates={name: ratio_estimate(values, ones) for name, values in samples.items()},
             details={

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
+from modeling_gpt2scratch.common.errors import reason
+
 from .documents import Document, DocumentsTask
 from .samples import SampleData, Selection
 from .wikitext import detokenize as detokenize_wikitext
@@ -53,9 +55,18 @@ class PaperTask(DocumentsTask):
 
     @classmethod
     def read(cls, source: str) -> tuple[list[Document], str]:
-        """All documents, and the digest of what they were read from."""
-        content = Path(source).read_bytes()
-        return cls.documents_of(content), hashlib.sha256(content).hexdigest()
+        """All documents, and the digest of what they were read from.
+
+        Raises:
+            ValueError: that names the file, if it cannot be read or is not in UTF-8.
+        """
+        try:
+            content = Path(source).read_bytes()
+            return cls.documents_of(content), hashlib.sha256(content).hexdigest()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{source}: expected UTF-8, found {error}; convert it") from error
+        except OSError as error:
+            raise ValueError(f"{source}: expected a file of text, found {reason(error)}") from error
 
     @classmethod
     def documents_of(cls, content: bytes) -> list[Document]:
@@ -114,7 +125,7 @@ class PtbTask(PaperTask):
     @classmethod
     def documents_of(cls, content: bytes) -> list[Document]:
         """A hundred parts of whole sentences; a line end counts as a word."""
-        parts = cut_parts(lines_of(content.decode().replace("\r\n", "\n")))
+        parts = cut_parts(lines_of(text_of(content)))
         return [Document(detokenize(part), count_words(part), len(part.encode())) for part in parts]
 
 
@@ -132,7 +143,7 @@ class BillionWordsTask(PaperTask):
         """Each sentence by itself; its end counts as a word."""
         return [
             Document(detokenize(line), count_words(line), len(line.encode()))
-            for line in lines_of(content.decode().replace("\r\n", "\n"))
+            for line in lines_of(text_of(content))
             if line.strip()
         ]
 
@@ -179,6 +190,11 @@ TASKS: dict[str, type[PaperTask]] = {
         *(BillionWordsTask, Enwik8Task, Text8Task),
     )
 }
+
+
+def text_of(content: bytes) -> str:
+    """The text of a file, without the mark and the line ends of Windows."""
+    return content.decode("utf-8-sig").replace("\r\n", "\n")
 
 
 def lines_of(text: str) -> list[str]:

@@ -27,6 +27,7 @@ from . import (
     validation,
     wikitext,
 )
+from .samples import SampleData
 from .task import Task
 
 PARTS_OF_TASK = ("protocol", "version", "samples", "metrics", "data", "load", "evaluate")
@@ -112,6 +113,15 @@ def _add(tasks: dict[str, type[Task]], module: ModuleType, place: str) -> None:
             raise TaskError(f"{place}: expected a new name for a task, found {name!r} again")
         if missing := [part for part in PARTS_OF_TASK if not hasattr(kind, part)]:
             raise TaskError(f"{place}: expected {missing[0]} of the task {name!r}, found none")
+        if not isinstance(kind.metrics, Mapping) or not kind.metrics:
+            raise TaskError(
+                f"{place}: expected metrics of the task {name!r} as a dictionary of name and "
+                f"whether higher is better, found {kind.metrics!r}"
+            )
+        if not isinstance(kind.data, SampleData):
+            raise TaskError(
+                f"{place}: expected data of the task {name!r} as a SampleData, found {kind.data!r}"
+            )
         tasks[name] = kind
 
 
@@ -123,7 +133,7 @@ def _unknown(name: str, known: Sequence[str]) -> str:
     protocols = [other for other in known if other.startswith(f"{task}:")]
     if colon and task in known:
         if not protocols:
-            return f"expected {task} without a protocol, of which it has one only, found {name!r}"
+            return f"expected {task}, which has only one protocol, found {name!r}"
         names = [other.partition(":")[2] for other in protocols]
         near = difflib.get_close_matches(protocol, names, n=1, cutoff=0.4)
         meant = f"; did you mean {task}:{near[0]}?" if near else ""

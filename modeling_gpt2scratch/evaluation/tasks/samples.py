@@ -4,25 +4,35 @@ Their texts are well formed, as those of `prepare_data.py`: half a surrogate pai
 smuggle in and no tokenizer takes, is U+FFFD.
 """
 
+import hashlib
 import itertools
+import json
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
 from modeling_gpt2scratch.common.checksums import file_sha256
+from modeling_gpt2scratch.common.errors import content_instead
 from modeling_gpt2scratch.data.tokens.text import parse_json, well_formed
 
 TEXT_SUFFIXES = (".txt", ".raw", ".tokens")
+LINES_SUFFIXES = (".jsonl", ".json", "")
+# What no data set of the Hub is called.
+FILE_SUFFIXES = (
+    *(*TEXT_SUFFIXES, ".jsonl", ".json", ".zip"),
+    *(".parquet", ".csv", ".tsv", ".gz", ".zst", ".arrow", ".md"),
+)
 MAX_LINE_BYTES = 1 << 27  # more is no benchmark, and would fill the memory
 # What is known of samples.
 OFFICIAL = "official"
 NOT_OFFICIAL = "not the official file"
 NO_CHECKSUM = "no official checksum is known"
 UNCHECKED = "samples, unchecked"  # after "9 of 5153"
+WEB_PAGE = "a web page"  # as `content_instead` says
 IN_PLACE_OF = ", in place of"  # before the official data set
 
 
@@ -47,7 +57,7 @@ class SampleData:
 
     Args:
         argument: field of the command line that names another place.
-        file: its official name, by which a directory is searched for it.
+        file: its official name, by which a directory is searched for it; of one's own, its kind.
         hub_name: data set of the Hub; None where none is certain to hold the official file.
         split: of the data set.
         subset: of the data set, None where it has but one.
@@ -73,10 +83,14 @@ class SampleData:
     def help(self) -> str:
         """What `argument` takes, for the command line."""
         if self.is_own:
-            return f"your own data, in the format of {self.file}"
+            return f"a file of your own: {self.file}"
         usual = f"{self.file} in --data_dir"
-        usual += f", without it {self.hub_name} from the Hub" if self.hub_name else ""
-        return f"a file like {self.file}, a directory with it, or a Hub data set; else {usual}"
+        unpacked = " or with what is in it" if self.file.endswith(".zip") else ""
+        directory = f"a directory with it{unpacked}"
+        if self.hub_name is None:
+            return f"a file like {self.file}, or {directory}; else {usual}"
+        places = f"a file like {self.file}, {directory}, or a Hub data set"
+        return f"{places}; else {usual}, without it {self.hub_name} from the Hub"
 
     def source(self, selection: Selection) -> str:
         """The place that is named, else that in `data_dir`, else the Hub.
@@ -85,11 +99,21 @@ class SampleData:
 
         Raises:
             FileNotFoundError: if the file is not there.
-            ValueError: if there is no such place, or a directory where one's own file is meant.
+            ValueError: if there is no such place, a directory where one's own file is meant, or a
+                file that holds something else in place of data.
         """
+        source = self._find(selection)
+        path = Path(source)
+        found = content_instead(path) if path.is_file() and path.stat().st_size else None
+        if found and not (self.is_own and WEB_PAGE in found):  # a text of one's own may be HTML
+            raise ValueError(f"{path}: expected {self.file}, found {found}")
+        return source
+
+    def _find(self, selection: Selection) -> str:
+        """As `source`, whatever is in the file."""
         given = selection.place or selection.data_dir
         if self.is_own and given is not None and Path(given).is_dir():
-            raise ValueError(f"{given}: expected {self.file}, found a directory; name the file")
+            raise ValueError(f"{given}: expected a file, found a directory; name the file")
         if given is None and self.hub_name is None:
             raise ValueError(
                 f"expected {self.file} in --data_dir or a file as --{self.argument}, found neither"
@@ -108,18 +132,18 @@ class SampleData:
         """Each of the first `limit` rows, after the name of its place, for an error message.
 
         Args:
-            source: a .jsonl file, a directory or an archive (.zip) of such, a text file (.txt,
-                .raw, .tokens) whose lines are the rows of one column `text`, or the name of a Hub
-                data set.
+            source: a file of JSON lines (.jsonl, .json or no suffix), a directory or an archive
+                (.zip) of .jsonl files, a text file (.txt, .raw, .tokens) whose lines are the rows
+                of one column `text`, or the name of a Hub data set.
             columns: what a row must have, with its type; a file may have others beside them.
             limit: rows to read, None for all.
 
         Raises:
             FileNotFoundError: for the name of a file that is not there.
-            ValueError: for a line or a row that is not as above.
+            ValueError: for a file of another kind, and a line or a row that is not as above.
         """
         path = Path(source)
-        if path.suffix in (*TEXT_SUFFIXES, ".jsonl", ".zip") and not path.exists():
+        if path.suffix in FILE_SUFFIXES and not path.exists():
             raise FileNotFoundError(f"expected a file {path}, found none")
         if path.suffix in TEXT_SUFFIXES:
             rows = _read_lines(path, limit)
@@ -128,7 +152,12 @@ class SampleData:
             rows = islice(chain.from_iterable(map(_read_jsonl, files)), limit)
         elif path.suffix == ".zip":
             rows = islice(_read_zip(path), limit)
-        elif path.suffix == ".jsonl" or path.is_file():
+        elif path.is_file():
+            if path.suffix not in LINES_SUFFIXES:
+                raise ValueError(
+                    f"{path}: expected .jsonl, .txt or .zip, found {path.suffix}; unpack or "
+                    f"convert it"
+                )
             rows = islice(_read_jsonl(path), limit)
         else:
             rows = self._read_hub(source, limit)
@@ -139,10 +168,14 @@ class SampleData:
                     f"found {type(row).__name__}"
                 )
             for name, kind in columns.items():
-                if not isinstance(row.get(name), kind):
+                if not isinstance(value := row.get(name), kind):
+                    found = f"a `{name}` of {type(value).__name__}: {value!r:.80}"
+                    if value is None:
+                        null = f", with null as `{name}`" if name in row else ""
+                        found = f"{sorted(row)}{null}"
                     raise ValueError(
                         f"{place}: expected an object with a {kind.__name__} `{name}`, "
-                        f"found {sorted(row)}"
+                        f"found {found}"
                     )
             yield place, _well_formed(row)
 
@@ -199,6 +232,14 @@ class SampleData:
         rows = load_dataset(name, split=self.split, **options)
         for number, row in enumerate(islice(rows, limit), start=1):
             yield f"{name}, row {number}", row
+
+
+def digest_of_rows(rows: Iterable[object]) -> str:
+    """Digest of rows, from wherever they were read: the JSON of each on a line of its own."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def encoding_of(number: int) -> str:
@@ -268,4 +309,7 @@ def _read_json_lines(name: str, file: IO[bytes]) -> Iterator[tuple[str, object]]
         try:
             yield place, parse_json(line.decode(encoding_of(number)))
         except (ValueError, RecursionError) as error:
+            if line.strip() in (b"[", b"{"):
+                found = "the beginning of a longer value; write each object on a line of its own"
+                raise ValueError(f"{place}: expected JSON, found {found}") from error
             raise ValueError(f"{place}: expected JSON: {error}") from error

@@ -24,6 +24,11 @@ class Estimate:
 
     The number is finite, or infinite for a perplexity beyond what a float can hold. Then `nats`, of
     which it is the exponential, says how large it is, and there is no standard error.
+
+    Numbers of numpy become Python's, which JSON can hold.
+
+    Raises:
+        ValueError: for what is no number, or not a finite one, with that one exception.
     """
 
     value: float
@@ -31,6 +36,13 @@ class Estimate:
     nats: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("value", "stderr", "nats"):
+            number = getattr(self, name)
+            if number is None and name != "value":
+                continue
+            if isinstance(number, str) or not hasattr(number, "__float__"):
+                raise ValueError(f"expected a number as {name} of an Estimate, found {number!r}")
+            object.__setattr__(self, name, float(number))
         is_told = self.value == math.inf and self.stderr is None and self.nats is not None
         if not (math.isfinite(self.value) or is_told) or not math.isfinite(self.stderr or 0.0):
             raise ValueError(f"expected a finite estimate, found {self.value} ± {self.stderr}")
@@ -41,6 +53,9 @@ def ratio_estimate(numerators: Sequence[float], denominators: Sequence[float]) -
 
     The pairs are the independent samples. With denominators of 1 this is the mean and the usual
     standard error of a mean; for 0/1 numerators that is sqrt(p (1 - p) / (n - 1)).
+
+    Raises:
+        ValueError: if the denominators are not above 0 in total, or the ratio is not finite.
     """
     y, x = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
     if x.sum() <= 0:
@@ -70,14 +85,31 @@ class TaskResult:
     metric one float64 per sample, in the order of the data: 1 or 0 for right or wrong, the nats of
     the sample (not divided by anything) for a loss or a perplexity; nan where the protocol leaves
     the sample out. Two models' results of the same data can be compared sample by sample.
+    `responses`, of a task with answers to choose from, is for the log of the samples: for each
+    sample the log-likelihood of each answer in nats, and whether each of its tokens is the argmax;
+    nothing for a sample that was left out.
+
+    Raises:
+        ValueError: for an estimate that is no `Estimate`, samples that are no list of numbers, or a
+            detail that is neither a finite number nor a text.
     """
 
     n_samples: int
     estimates: dict[str, Estimate]
     details: dict[str, float] = field(default_factory=dict)
     samples: dict[str, np.ndarray] = field(default_factory=dict)
+    responses: Sequence[Sequence[tuple[float, bool]]] = ()
 
     def __post_init__(self) -> None:
+        for name, estimate in self.estimates.items():
+            if not isinstance(estimate, Estimate):
+                raise ValueError(
+                    f"estimates: expected an Estimate for {name}, found {estimate!r}; write "
+                    f"Estimate(value, stderr)"
+                )
+        samples = {name: _as_samples(name, values) for name, values in self.samples.items()}
+        object.__setattr__(self, "samples", samples)
+        object.__setattr__(self, "n_samples", int(self.n_samples))
         for name, value in self.details.items():
             is_number = isinstance(value, int | float) and math.isfinite(value)
             if not (is_number or isinstance(value, str)):  # results are JSON
@@ -109,15 +141,19 @@ class Task(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class AnsweredResult(TaskResult):
-    """As `TaskResult`, for the log of the samples.
+def result_of(task: Task, scorer: CausalScorer) -> TaskResult:
+    """What a task finds of a model.
 
-    `responses` holds for each sample the log-likelihood of each answer in nats, and whether each of
-    its tokens is the argmax; nothing for a sample that was left out.
+    Raises:
+        ValueError: for anything but a `TaskResult`, which a task of one's own may return.
     """
-
-    responses: Sequence[Sequence[tuple[float, bool]]] = ()
+    result = task.evaluate(scorer)
+    if not isinstance(result, TaskResult):
+        raise ValueError(
+            f"expected a TaskResult from evaluate of {type(task).__name__}, found "
+            f"{type(result).__name__}; return TaskResult(n_samples, estimates)"
+        )
+    return result
 
 
 def responses_of(
@@ -132,3 +168,14 @@ def responses_of(
     ends = np.cumsum(n_answers, dtype=np.int64)
     pairs = list(zip(scores.log_probs.tolist(), scores.is_greedy.tolist(), strict=True))
     return [pairs[end - n : end] for end, n in zip(ends, n_answers, strict=True)]
+
+
+def _as_samples(name: str, values: Sequence[float]) -> np.ndarray:
+    """The values of a metric as float64, one for each sample."""
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        array = None
+    if array is None or array.ndim != 1:
+        raise ValueError(f"samples: expected one number of {name} for each, found {values!r:.80}")
+    return array

@@ -116,7 +116,7 @@ def test_who_finds_no_room_says_so_and_goes_on_when_there_is(tmp_path, capfd):
     cache.get("b", 100, download=lambda path: path.write_bytes(bytes(100)))
     assert [path.name for path in (tmp_path / "shards").iterdir()] == ["b.bin"]
     lines = capfd.readouterr().err.splitlines()
-    assert len(lines) == 1 and "waiting for 100 bytes of space" in lines[0]
+    assert len(lines) == 1 and "waiting for 100 bytes" in lines[0]
 
 
 @pytest.mark.parametrize("verify", [False, True])

@@ -294,14 +294,14 @@ def no_work(monkeypatch):
         (
             "x" * 999,
             ("--split", "documents"),
-            "expected documents in both splits, found none of 1 in 'val' at --val_fraction 0.01; "
-            "change it, --seed, or give more documents, or --split tail (0 holds none out)",
+            "expected documents in both splits, found 0 of 1 in 'val'; raise --val_fraction, "
+            "change --seed, add --split tail or give more documents; --val_fraction 0 holds none",
         ),
         (
             "x" * 999,
             ("--max_tokens", "500"),
-            "expected documents in both splits, found none of 1 in 'val' at --val_fraction 0.01; "
-            "change it, --seed, or give more documents, or leave out --max_tokens (0 holds none",
+            "expected documents in both splits, found 0 of 1 in 'val'; raise --val_fraction, "
+            "change --seed, leave out --max_tokens or give more documents; --val_fraction 0 holds",
         ),
         (" \n", ("--split", "tail"), "expected documents, found none"),
         (" \n", (), "expected documents, found none"),

@@ -200,16 +200,6 @@ def test_the_first_id_beyond_the_vocabulary_is_found_in_a_shard(tmp_path):
     assert "found 10 at token 2" in refusal(check_token_ids, path, tokens[:3], vocab_size=10)
 
 
-@pytest.mark.parametrize("bad_id", [10, 2**16 + 1])
-def test_an_id_beyond_the_vocabulary_is_refused_before_it_is_written(tmp_path, bad_id):
-    writer = SplitWriter(tmp_path, "val", shard_tokens=2, vocab_size=10)
-    tokens = np.array([9, 3, bad_id], dtype=np.uint32)
-    message = refusal(writer.add, tokens, n_bytes=3)
-    assert message == f"val: expected ids below 10, found {bad_id}"
-    assert list(tmp_path.iterdir()) == []
-    assert writer.close().n_documents == 0
-
-
 def test_a_vocabulary_that_two_bytes_cannot_hold_takes_four(tmp_path):
     split = write_split(tmp_path, [[0, 65535, 65536, 99_999]], shard_tokens=3, vocab_size=100_000)
     first, last = (tmp_path / entry.file for entry in split.shards)

@@ -145,6 +145,12 @@ def test_shards_without_their_manifest_are_refused_with_a_way_out(small_data, tm
     assert f"`gpt2scratch shards adopt {tmp_path} --tokenizer gpt2`" in message
 
 
+def test_a_run_in_place_of_its_data_has_no_parts_to_merge(small_data, tmp_path):
+    (tmp_path / "data_manifest.json").write_bytes((small_data / "manifest.json").read_bytes())
+    with pytest.raises(ShardError, match="found none; make one with prepare_data.py"):
+        Manifest.load(tmp_path)
+
+
 def test_two_manifests_are_refused(small_data, tmp_path):
     part = "manifest.00001.json"
     shutil.copy(small_data / "manifest.json", tmp_path / part)

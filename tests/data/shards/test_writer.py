@@ -25,11 +25,13 @@ def add(writer, document):
 
 @pytest.mark.parametrize("ids", [[1, -1, 2], [100], [2**16 + 5], [2**32 + 5]])
 def test_ids_are_checked_before_they_are_narrowed(tmp_path, ids):
-    writer = open_writer(tmp_path, 10)
+    writer = open_writer(tmp_path, 2)
     wrong = next(id_ for id_ in ids if not 0 <= id_ < 100)
     with pytest.raises(ShardError, match=f"train: expected ids below 100, found {wrong}"):
         writer.add(np.array(ids, dtype=np.int64), n_bytes=1)
-    assert writer.close().n_tokens == 0
+    assert list(tmp_path.iterdir()) == []
+    split = writer.close()
+    assert (split.n_documents, split.n_tokens) == (0, 0)
 
 
 def contents(directory):

@@ -88,7 +88,6 @@ def test_a_data_set_that_is_a_script_comes_from_the_conversion_to_parquet(serve,
     files = list_files(REPOSITORY)
     assert names_of(files) == ["plain_text/train/0000.parquet", "plain_text/train/0001.parquet"]
     assert {file.revision for file in files} == {commit_of("refs/convert/parquet")}
-    assert list_files(REPOSITORY, revision="refs/convert/parquet") == files
     assert list_files(REPOSITORY, subset="plain_text") == files
     assert capsys.readouterr().err == ""
 

@@ -1,6 +1,7 @@
 """What keeps results for a later call, and what makes them no longer count."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -191,6 +192,49 @@ def test_code_of_a_model_is_that_of_its_type_unless_a_library_has_it(model, tmp_
         path = PACKAGE / f"{part}_gpt2scratch.py"
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     assert model_code(str(model), trust_remote_code=False) == digest.hexdigest()
+
+
+OWN_MODEL = """
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+
+class OwnConfig(GPT2Config):
+    model_type = "own-{number}"
+
+
+class OwnModel(GPT2LMHeadModel):
+    config_class = OwnConfig
+
+
+AutoConfig.register(OwnConfig.model_type, OwnConfig)
+AutoModelForCausalLM.register(OwnConfig, OwnModel)
+"""
+
+
+def test_code_of_a_model_that_a_module_of_yours_registers_is_all_of_its_folder(tmp_path):
+    digests = []
+    for number in range(2):
+        (tmp_path / "tasks").mkdir(exist_ok=True)
+        path = tmp_path / "tasks" / "own.py"
+        path.write_text(OWN_MODEL.format(number=number))
+        spec = importlib.util.spec_from_file_location(f"own_model_{number}", path)
+        sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        module.OwnConfig().save_pretrained(tmp_path / "own")
+        digests.append(model_code(str(tmp_path / "own"), trust_remote_code=False))
+    (tmp_path / "tasks" / "helper.py").write_text("SCALE = 2\n")
+    digests.append(model_code(str(tmp_path / "own"), trust_remote_code=False))
+    assert len({*digests}) == 3 and None not in digests
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["spiece.model", "sentencepiece.bpe.model", "bpe.codes", "tekken.json", "dict.txt"],
+)
+def test_the_vocabulary_counts_whatever_its_file_is_called(tmp_path, name):
+    for file in ("model.safetensors", name):
+        (tmp_path / file).write_bytes(b"content")
+    assert set(fingerprints.checksums_of(str(tmp_path))) == {"model.safetensors", name}
 
 
 def test_a_result_is_one_of_everything_that_it_depends_on(monkeypatch):

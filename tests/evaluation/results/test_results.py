@@ -37,7 +37,7 @@ def test_all_means_every_task_and_a_wrong_name_gets_the_nearest():
     for name, meant in (
         ("helaswag", "did you mean hellaswag?"),
         ("lambada:generates", "did you mean lambada:generate?"),
-        ("hellaswag:bos", "expected hellaswag without a protocol"),
+        ("hellaswag:bos", "expected hellaswag, which has only one protocol"),
     ):
         with pytest.raises(ValueError, match=r"--tasks: ") as caught:
             resolve_tasks([name], NAMES_OF_TASKS)

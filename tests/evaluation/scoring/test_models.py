@@ -81,6 +81,19 @@ def test_a_pointer_is_named_though_there_is_no_tokenizer_either(tmp_path, proces
     )
 
 
+@pytest.mark.parametrize(
+    ("file", "todo"),
+    [
+        ("config.json", "name its directory"),
+        ("model.gguf", "convert it to a directory with config.json and model.safetensors first"),
+    ],
+)
+def test_a_file_of_a_model_is_no_model(stock, processes, file, todo):
+    (stock / "model.gguf").write_bytes(b"GGUF")
+    line = problem(stock / file, processes)
+    assert line == f"expected a model directory, found a file; {todo}"
+
+
 def test_code_beside_a_model_is_never_executed_and_nobody_is_asked(stock, processes, monkeypatch):
     touched = add_hostile_code(stock)
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 50))

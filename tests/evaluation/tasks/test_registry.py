@@ -143,3 +143,13 @@ def test_the_arguments_and_the_tasks_need_no_torch():
     )
     process = run_process([sys.executable, "-c", code])
     assert process.stdout == "set()\n", process.stderr
+
+
+def test_help_names_the_hub_only_where_a_task_reads_it():
+    for name, kind in TASKS.items():
+        help = kind.data.help
+        assert ("Hub" in help) == (kind.data.hub_name is not None), name
+    assert TASKS["ptb"].data.help == (
+        "a file like ptb.test.txt, or a directory with it; else ptb.test.txt in --data_dir"
+    )
+    assert "a directory with it or with what is in it" in TASKS["blimp"].data.help

@@ -1,0 +1,108 @@
+"""Text that a tokenizer would leave out is refused, and what only looks so is not."""
+
+import pytest
+from support import evaluation as tiny
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from modeling_gpt2scratch.data.tokens.lost_text import refuse_lost_text
+from modeling_gpt2scratch.data.tokens.tokenizer import byte_tokenizer
+from modeling_gpt2scratch.evaluation.scoring.encoding import encode_pairs, encode_texts
+from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
+from modeling_gpt2scratch.evaluation.tasks.blimp import BlimpTask, MinimalPair
+from modeling_gpt2scratch.evaluation.tasks.cbt import TASKS as CLOZE_TASKS
+from modeling_gpt2scratch.evaluation.tasks.cbt_questions import ClozeQuestion
+from modeling_gpt2scratch.evaluation.tasks.documents import Document
+from modeling_gpt2scratch.evaluation.tasks.lambada import TASKS as LAMBADA_TASKS
+from modeling_gpt2scratch.evaluation.tasks.local_text import LocalTextTask
+from modeling_gpt2scratch.evaluation.tasks.multiple_choice import Question
+from modeling_gpt2scratch.evaluation.tasks.piqa import PiqaTask
+from modeling_gpt2scratch.evaluation.tasks.wikitext import StrideTask, WikitextTask
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz .\n"
+
+
+def bpe_of(characters, normalizer=None, pre_tokenizer=None, **options):
+    """A tokenizer whose tokens are these characters, and the end of a text."""
+    vocabulary = {name: index for index, name in enumerate(["<end>", *characters])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], **options))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
+
+
+def tasks_of(text):
+    """A task of each kind that asks for a text."""
+    pair = MinimalPair("", ("the cat", text), 0, paradigm="p", phenomenon="q")
+    cloze = ClozeQuestion((text,) * 20, "a XXXXX sat.", ("cat",) * 10, 0)
+    return [
+        WikitextTask([Document(text, 2, 9)], ""),
+        LocalTextTask([Document(text, 2, 9)], ""),
+        StrideTask(text, "", None),
+        *(kind([f"in the year {text}"]) for kind in LAMBADA_TASKS.values()),
+        PiqaTask([Question("which cat", ("a", text), 0)]),
+        BlimpTask([pair]),
+        *(CLOZE_TASKS[f"cbt-cn{protocol}"]([cloze]) for protocol in ("", ":predecessor")),
+    ]
+
+
+def test_characters_that_make_no_token_are_refused_in_every_task():
+    tokenizer = bpe_of(LETTERS)
+    scorer = CausalScorer(tiny.tiny_gpt2(tokenizer, n_positions=512), tokenizer, batch_tokens=600)
+    for task in tasks_of("a 1990"):
+        with pytest.raises(ValueError) as caught:
+            task.evaluate(scorer)
+        assert str(caught.value) == (
+            "expected a tokenizer that knows the text, found that it leaves out '0', '1', '9'; "
+            "measure the model on text of its own alphabet"
+        )
+    for task in tasks_of("a cat"):
+        task.evaluate(scorer)
+
+
+def test_the_first_of_many_characters_are_named():
+    with pytest.raises(ValueError, match="'0', '1', '2', '3', '4' and 5 more; measure"):
+        encode_texts(bpe_of(LETTERS), ["0123456789"])
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        *(tiny.tiny_tokenizer(), byte_tokenizer(), tiny.sentencepiece_tokenizer()),
+        bpe_of([*LETTERS, "<unk>"], unk_token="<unk>"),
+        bpe_of([*LETTERS, *(f"<0x{byte:02X}>" for byte in range(256))], byte_fallback=True),
+    ],
+    ids=["bytes with merges", "bytes", "sentencepiece", "unknown token", "byte fallback"],
+)
+def test_tokenizers_that_drop_nothing_take_any_text(tokenizer):
+    refuse_lost_text(tokenizer, ["Ünknown 日本 🙂 \x00 1990\t\n<end>"])
+
+
+@pytest.mark.parametrize("text", ["A Cat", "a câfé", "<end>a cat", "a <mark> cat"])
+def test_what_a_normalizer_takes_away_and_names_of_tokens_are_no_loss(text):
+    folded = [normalizers.NFD(), normalizers.StripAccents(), normalizers.Lowercase()]
+    tokenizer = bpe_of(LETTERS, normalizers.Sequence(folded))
+    tokenizer.add_tokens(["<mark>"])
+    refuse_lost_text(tokenizer, [text])
+    assert list(encode_pairs(tokenizer, [(text, " sat")]))
+
+
+def test_the_name_of_a_special_token_is_text_where_it_is_spelled():
+    with pytest.raises(ValueError, match="leaves out '<', '>'"):
+        refuse_lost_text(bpe_of(LETTERS), ["<end>a cat"], split_special_tokens=True)
+
+
+def test_spaces_that_part_words_and_ends_of_words_are_no_loss():
+    parts = pre_tokenizers.WhitespaceSplit()
+    tokenizer = bpe_of(["a", "b</w>"], None, parts, end_of_word_suffix="</w>")
+    refuse_lost_text(tokenizer, ["ab ab"])
+    with pytest.raises(ValueError, match="leaves out 'c'"):
+        refuse_lost_text(tokenizer, ["ab abc"])
+
+
+def test_bytes_of_which_some_are_missing_are_no_whole_alphabet():
+    letters = [byte for byte in pre_tokenizers.ByteLevel.alphabet() if byte != "Ã"]
+    tokenizer = bpe_of(letters, None, pre_tokenizers.ByteLevel(add_prefix_space=True))
+    refuse_lost_text(tokenizer, ["the cat 日"])
+    with pytest.raises(ValueError, match="leaves out 'é'"):
+        refuse_lost_text(tokenizer, ["the café"])
