@@ -5,7 +5,6 @@ the Hub is down for minutes, a rate limit lasts, the network of the machine is g
 down damaged.
 """
 
-import hashlib
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,7 @@ from huggingface_hub.errors import (  # the first is of httpx or its successor, 
     OfflineModeIsEnabled,
 )
 from huggingface_hub.utils import get_session, validate_repo_id
+from huggingface_hub.utils.sha import git_hash
 
 from .errors import SourceError, named, one_line
 from .retries import Retries, TemporaryFailure, asked_wait, is_temporary, retrying, status_of
@@ -118,8 +118,7 @@ def file_ids(repository: str, *, repo_type: str, revision: str | None = None) ->
 
 def blob_id(path: Path) -> str:
     """What git calls the content of a file: its sha1."""
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    return git_hash(path.read_bytes())
 
 
 def with_retries(

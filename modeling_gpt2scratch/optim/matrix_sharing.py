@@ -27,16 +27,13 @@ class Job:
     rows: Callable[[], Tensor]  # makes the rows that this process has, in the dtype to compute in
 
 
-def orthogonalize_alone(jobs: Sequence[Job]) -> Iterator[Tensor]:
-    """The orthogonal matrices in the order of the jobs, computed here."""
-    for job in jobs:
-        yield orthogonalize(job.rows(), parts=job.parts)
-
-
 def orthogonalize_replicated(
     jobs: Sequence[Job], group: dist.ProcessGroup, *, device: torch.device, dtype: torch.dtype
 ) -> Iterator[Tensor]:
-    """The same for processes that have all rows of all matrices: owners tell the others."""
+    """The orthogonal matrices in the order of the jobs, where each process has all their rows.
+
+    Owners tell the others.
+    """
     rank, world_size = group.rank(), group.size()
     for bucket in _buckets(jobs, world_size):
         owned = _by_owner(bucket, world_size)

@@ -18,7 +18,7 @@ from modeling_gpt2scratch.checkpoints.checkpoint import find_checkpoint
 from modeling_gpt2scratch.checkpoints.retention import STATE_NAME
 from modeling_gpt2scratch.common.activity import warn
 from modeling_gpt2scratch.common.addresses import split_revision
-from modeling_gpt2scratch.common.errors import MendableError
+from modeling_gpt2scratch.common.errors import MendableError, json_problem
 from modeling_gpt2scratch.data.shards.format import ShardError
 from modeling_gpt2scratch.data.shards.manifest import Manifest, Split
 from modeling_gpt2scratch.data.sources.dataset_argument import NAMED_CORPORA
@@ -202,17 +202,13 @@ def read_json(path: Path) -> dict:
 
     Raises:
         RecordsError: if there is none in it.
-        OSError: if it cannot be read.
+        FileNotFoundError: if there is no file.
     """
     if path.exists() and not path.is_file():  # a pipe would not end
         raise RecordsError(f"{path}: expected a JSON file, found something else")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise RecordsError(f"{path}: expected JSON, found {error}") from error
-    if not isinstance(content, dict):
-        raise RecordsError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content
+    if found := json_problem(path):
+        raise RecordsError(f"{path}: expected a JSON object, found {found}")
+    return json.loads(path.read_bytes())
 
 
 def _marked_name(name: str, *, is_on_hub: bool) -> str:

@@ -301,7 +301,7 @@ def test_records_that_do_not_fit_the_model_are_refused(run, tmp_path):
     results.write_text('{"models": {"run": {"results": {"lambada": {"acc,none": 0.5}}}}}')
     assert "expected results of evaluate/compare.py, found KeyError('configs')" in error()
     results.write_text("{")
-    assert "results.json: expected JSON" in error()
+    assert "results.json: expected a JSON object, found " in error()
 
 
 def test_a_card_has_every_argument_that_the_model_depends_on_and_no_other(run):

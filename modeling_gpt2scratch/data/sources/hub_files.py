@@ -6,11 +6,11 @@
 Only names travel until `fetch`; what it returns has the size and the checksum that the Hub lists.
 """
 
-import difflib
 import re
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -302,13 +302,10 @@ def _check_name(kind: str, name: str | None, known: Iterable[str], repository: s
     known = list(known)
     if name in known:
         return
-    nearness = partial(_similarity, name or "")
-    listed = sorted(known, key=nearness, reverse=True)
+    listed = sorted(
+        known, key=lambda other: SequenceMatcher(None, name or "", other).ratio(), reverse=True
+    )
     more = len(listed) - MAX_NAMES_IN_MESSAGE
     names = ", ".join(listed[:MAX_NAMES_IN_MESSAGE]) + (f" and {more} more" if more > 0 else "")
     expected = f"a {kind} of {names}" if names else f"no {kind}, as the data set has none"
     raise SourceError(f"{repository}: expected {expected}; found {name or 'none given'}")
-
-
-def _similarity(one: str, other: str) -> float:
-    return difflib.SequenceMatcher(None, one, other).ratio()

@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.utils import cached_file
 
 from modeling_gpt2scratch.common.addresses import split_revision
@@ -107,10 +108,7 @@ def byte_tokenizer() -> GPT2Tokenizer:
 
     It is GPT-2's tokenizer without a merge, and so is known wherever that is.
     """
-    plain = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    # In GPT-2's tables a byte that cannot be seen has the name of a character beyond Latin-1.
-    hidden = iter(range(0x100, 0x200))
-    vocabulary = {chr(byte if byte in plain else next(hidden)): byte for byte in range(256)}
+    vocabulary = {character: byte for byte, character in bytes_to_unicode().items()}
     return GPT2Tokenizer(vocab=vocabulary | {END_OF_TEXT: 256}, merges=[])
 
 
