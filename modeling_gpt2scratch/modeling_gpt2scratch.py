@@ -305,6 +305,7 @@ class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, LimitedGenerationMixin,
 
     def __init__(self, config: GPT2ScratchConfig):
         super().__init__(config)
+        self.loss_type = "ForCausalLM"  # which transformers reads from the name of the class
         self.transformer = GPT2ScratchModel(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.post_init()
@@ -388,10 +389,9 @@ def _rows(embedding: nn.Embedding, ids: Tensor, name: str) -> Tensor:
     try:
         return embedding(ids)
     except IndexError as error:  # raised on CPUs; a GPU can only stop the process
-        raise ValueError(
-            f"{name}: expected 0 to {embedding.num_embeddings - 1}, found "
-            f"{ids.min().item()} to {ids.max().item()}"
-        ) from error
+        found = f"{ids.min().item()} to {ids.max().item()}"
+        most = embedding.num_embeddings - 1
+        raise ValueError(f"{name}: expected 0 to {most}, found {found}") from error
 
 
 # By this list a Trainer knows whose labels it has to shift for its label smoothing.

@@ -214,7 +214,7 @@ def test_processes_beside_the_first_of_a_machine_say_nothing(monkeypatch, capfd)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_loop_is_asked_to_stop_and_a_second_ctrl_c_interrupts_it(number):
+def test_a_loop_is_asked_to_stop_and_a_second_ctrl_c_interrupts_it(number, hang_up_is_heard):
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with StopRequest() as request:
         assert not request.is_made
@@ -227,13 +227,13 @@ def test_a_loop_is_asked_to_stop_and_a_second_ctrl_c_interrupts_it(number):
 
 
 def test_a_hang_up_that_is_ignored_stays_so():
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
         with StopRequest() as request:
             os.kill(os.getpid(), signal.SIGHUP)
             assert not request.is_made
     finally:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_work_that_can_be_left_is_left_when_or_once_somebody_asks():

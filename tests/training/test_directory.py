@@ -41,7 +41,9 @@ from modeling_gpt2scratch.training.progress import BestValidation
     ],
     ids=["two processes", "our launcher, one", "our launcher, two"],
 )
-def test_a_signal_finishes_the_step_saves_and_exits(small_data, tmp_path, launcher, code, number):
+def test_a_signal_finishes_the_step_saves_and_exits(
+    small_data, tmp_path, hang_up_is_heard, launcher, code, number
+):
     output_dir = tmp_path / "stopped"
     arguments = flags(small_data, output_dir, max_steps=100_000, eval_every=0, save_every=0)
     command = [sys.executable, *launcher, "train_accelerate.py", *arguments]

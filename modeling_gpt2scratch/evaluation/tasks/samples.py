@@ -20,12 +20,9 @@ from modeling_gpt2scratch.common.errors import content_instead
 from modeling_gpt2scratch.data.tokens.text import parse_json, well_formed
 
 TEXT_SUFFIXES = (".txt", ".raw", ".tokens")
-LINES_SUFFIXES = (".jsonl", ".json", "")
+OTHER_SUFFIXES = (".parquet", ".csv", ".tsv", ".gz", ".zst", ".bz2", ".xz", ".arrow", ".md", ".py")
 # What no data set of the Hub is called.
-FILE_SUFFIXES = (
-    *(*TEXT_SUFFIXES, ".jsonl", ".json", ".zip"),
-    *(".parquet", ".csv", ".tsv", ".gz", ".zst", ".arrow", ".md"),
-)
+FILE_SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".json", ".zip", *OTHER_SUFFIXES)
 MAX_LINE_BYTES = 1 << 27  # more is no benchmark, and would fill the memory
 # What is known of samples.
 OFFICIAL = "official"
@@ -153,7 +150,7 @@ class SampleData:
         elif path.suffix == ".zip":
             rows = islice(_read_zip(path), limit)
         elif path.is_file():
-            if path.suffix not in LINES_SUFFIXES:
+            if path.suffix.lower() in OTHER_SUFFIXES:
                 raise ValueError(
                     f"{path}: expected .jsonl, .txt or .zip, found {path.suffix}; unpack or "
                     f"convert it"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -109,6 +109,7 @@ class TaskResult:
                 )
         samples = {name: _as_samples(name, values) for name, values in self.samples.items()}
         object.__setattr__(self, "samples", samples)
+        object.__setattr__(self, "responses", _as_responses(self.responses))
         object.__setattr__(self, "n_samples", int(self.n_samples))
         for name, value in self.details.items():
             is_number = isinstance(value, int | float) and math.isfinite(value)
@@ -168,6 +169,17 @@ def responses_of(
     ends = np.cumsum(n_answers, dtype=np.int64)
     pairs = list(zip(scores.log_probs.tolist(), scores.is_greedy.tolist(), strict=True))
     return [pairs[end - n : end] for end, n in zip(ends, n_answers, strict=True)]
+
+
+def _as_responses(responses: Any) -> list[list[tuple[float, bool]]]:
+    """Log-likelihood of each answer and whether it is the argmax, in Python's own types."""
+    try:
+        return [[(float(total), bool(greedy)) for total, greedy in one] for one in responses]
+    except (TypeError, ValueError):
+        raise ValueError(
+            "responses: expected a log-likelihood and a bool for each answer of each sample, found "
+            "something else"
+        ) from None
 
 
 def _as_samples(name: str, values: Sequence[float]) -> np.ndarray:
