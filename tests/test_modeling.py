@@ -340,6 +340,16 @@ def test_whatever_changes_head_or_loss_counts_for_both_kinds_of_labels(monkeypat
     assert abs(expected - plain) > 1e-3
 
 
+def test_a_subclass_of_any_name_compiles_whole_with_the_same_loss():
+    class Mine(GPT2ScratchForCausalLM):
+        pass
+
+    model, ids = Mine(tiny_model().config).eval(), random_ids(1, 8)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    found = compiled(ids, shift_labels=ids)
+    assert found.logits is None and found.loss == model(ids, shift_labels=ids).loss
+
+
 def test_no_cache_is_made_where_blocks_run_twice():
     model, ids = tiny_model().train(), random_ids(1, 6)
     model.gradient_checkpointing_enable()

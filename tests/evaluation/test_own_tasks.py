@@ -90,9 +90,11 @@ def test_what_is_no_result_is_an_error_of_its_cell(measure, change, message):
     [
         RETURNS + "TaskResult(np.int64(2), {'acc': Estimate(np.float32(0.5), np.float32(0.1))})",
         RETURNS + "TaskResult(2, {'acc': Estimate(0.5, None)}, samples={'acc': [1, 0]})",
+        RETURNS
+        + "TaskResult(1, {'acc': Estimate(0.5, None)}, responses=[[(np.float32(-1), np.True_)]])",
         "data = SampleData(argument='own_data', file='own.jsonl')",
     ],
-    ids=["numbers of numpy", "a list of samples", "no file"],
+    ids=["numbers of numpy", "a list of samples", "responses of numpy", "no file"],
 )
 def test_numbers_of_any_kind_and_data_of_no_file_are_taken(measure, change):
     model, code, _ = measure(change)

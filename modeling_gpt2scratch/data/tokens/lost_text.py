@@ -7,9 +7,10 @@ be that of another text. What a normalizer takes away, as accents or capitals, i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,6 +19,7 @@ MAX_NAMED = 5  # characters in a message
 # Together their UTF-8 has each byte that there is in any text.
 EVERY_BYTE = [chr(code) for code in (*range(0x800), *range(0x800, 0x110000, 0x800))]
 EVERY_BYTE = [character for character in EVERY_BYTE if not "\ud800" <= character <= "\udfff"]
+BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")  # that spells a character for which there is no token
 
 
 def refuse_lost_text(
@@ -37,18 +39,25 @@ def refuse_lost_text(
     Raises:
         ValueError: that names the first of these characters.
     """
-    alphabet = _alphabet_of(tokenizer)
-    if alphabet is None:
+    pieces = _pieces_of(tokenizer)
+    if pieces is None:
         return
+    added = {
+        index
+        for index, token in tokenizer.added_tokens_decoder.items()
+        if not (split_special_tokens and token.special)
+    }
+    options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
     for text in texts:
-        if not alphabet.lost_in(text):
-            continue
-        # The name of an added token is one token, whatever its letters.
-        for token in tokenizer.added_tokens_decoder.values():
-            if not (split_special_tokens and token.special):
-                text = text.replace(token.content, "")
-        if lost := alphabet.lost_in(text):
-            shown = ", ".join(map(repr, lost[:MAX_NAMED]))
+        found = tokenizer(text, split_special_tokens=split_special_tokens, **options)
+        start, lost = 0, set()
+        places = zip(found["input_ids"], found["offset_mapping"], strict=True)
+        borders = [place for index, place in places if index in added]
+        for before, after in (*borders, (len(text), len(text))):
+            lost |= pieces.lost_in(text[start:before])
+            start = after
+        if lost:
+            shown = ", ".join(map(repr, sorted(lost)[:MAX_NAMED]))
             more = f" and {len(lost) - MAX_NAMED:,} more" if len(lost) > MAX_NAMED else ""
             raise ValueError(
                 f"expected a tokenizer that knows the text, found that it leaves out {shown}"
@@ -58,57 +67,66 @@ def refuse_lost_text(
 
 def drops_characters(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether there are characters for which the tokenizer makes no token."""
-    return _alphabet_of(tokenizer) is not None
+    return _pieces_of(tokenizer) is not None
 
 
-class _Alphabet:
-    """Which characters the BPE of a tokenizer drops, each looked up once."""
+class _Pieces:
+    """What the BPE of a tokenizer makes of the pieces that a text is cut into, each tried once."""
 
-    def __init__(self, backend: Any) -> None:
+    def __init__(self, backend):
         self._normalizer, self._pre_tokenizer = backend.normalizer, backend.pre_tokenizer
         self._model = backend.model
-        self._is_lost: dict[str, bool] = {}
+        self._is_whole: dict[str, bool] = {}
 
-    def lost_in(self, text: str) -> list[str]:
-        """Characters of a text that make no token, sorted."""
+    def lost_in(self, text: str) -> set[str]:
+        """Characters without a token, in a text without added tokens; else pieces that lose one."""
+        broken = {piece for piece in self._cut(text) if not self._keeps(piece)}
+        if not broken:
+            return broken
+        return {one for one in set(text) if self._is_never_kept(one)} or broken
+
+    def _cut(self, text: str) -> list[str]:
+        """The pieces that the model sees one by one, normalized."""
         if self._normalizer is not None:
             text = self._normalizer.normalize_str(text)
-        characters = set(text)
-        for character in characters - self._is_lost.keys():
-            self._is_lost[character] = not all(map(self._is_known, self._parts_of(character)))
-        return sorted(character for character in characters if self._is_lost[character])
-
-    def has_all_bytes(self) -> bool:
-        """Whether the text reaches the model as bytes, each of which it knows."""
-        if not self._parts_of("é").endswith("Ã©"):
-            return False
-        return all(self._is_known(p) for text in EVERY_BYTE for p in self._parts_of(text))
-
-    def _parts_of(self, character: str) -> str:
-        """What the model sees of a character, as the names of its bytes; nothing of some spaces."""
         if self._pre_tokenizer is None:
-            return character
-        return "".join(piece for piece, _ in self._pre_tokenizer.pre_tokenize_str(character))
+            return [text] if text else []
+        return [piece for piece, _ in self._pre_tokenizer.pre_tokenize_str(text)]
 
-    def _is_known(self, part: str) -> bool:
-        """Whether the model has a token to begin with, be it within a word or at its end."""
+    def _keeps(self, piece: str) -> bool:
+        """Whether the model's tokens spell the piece."""
+        if piece not in self._is_whole:
+            self._is_whole[piece] = self._kept_of(piece) == piece.encode()
+        return self._is_whole[piece]
+
+    def _is_never_kept(self, character: str) -> bool:
+        """Whether no place within a word has a token for the character."""
+        names = "".join(self._cut(character)).encode()
+        return names not in b"".join(map(self._kept_of, self._cut(3 * character)))
+
+    def _kept_of(self, piece: str) -> bytes:
+        """What the model's tokens spell of a piece, in UTF-8."""
+        tokens = self._model.tokenize(piece)
+        spelled = b"".join(self._spelled(n, token.value) for n, token in enumerate(tokens))
+        return spelled.removesuffix((self._model.end_of_word_suffix or "").encode())
+
+    def _spelled(self, number: int, token: str) -> bytes:
+        """The UTF-8 that a token stands for, the last one with the mark of a word's end."""
+        byte = BYTE_TOKEN.fullmatch(token) if self._model.byte_fallback else None
+        if byte:
+            return bytes.fromhex(byte[1])
         prefix = self._model.continuing_subword_prefix or ""
-        suffix = self._model.end_of_word_suffix or ""
-        names = (part, prefix + part, part + suffix, prefix + part + suffix)
-        if any(self._model.token_to_id(name) is not None for name in names):
-            return True
-        spelled = [f"<0x{byte:02X}>" for byte in part.encode()]
-        has_bytes = all(self._model.token_to_id(name) is not None for name in spelled)
-        return self._model.byte_fallback and has_bytes
+        return (token.removeprefix(prefix) if number else token).encode()
 
 
 @lru_cache(maxsize=4)
-def _alphabet_of(tokenizer: PreTrainedTokenizerBase) -> _Alphabet | None:
+def _pieces_of(tokenizer: PreTrainedTokenizerBase) -> _Pieces | None:
     """None for a tokenizer that drops nothing: one with an unknown token, or with all bytes."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     model = getattr(backend, "model", None)
     # The other models have an unknown token, or an error.
     if type(model).__name__ != "BPE" or model.unk_token is not None:
         return None
-    alphabet = _Alphabet(backend)
-    return None if alphabet.has_all_bytes() else alphabet
+    pieces = _Pieces(backend)
+    # Three times, as a BPE may name its letters otherwise within a word and at its end.
+    return pieces if any(pieces.lost_in(3 * one) for one in EVERY_BYTE) else None

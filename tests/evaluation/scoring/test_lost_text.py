@@ -2,10 +2,10 @@
 
 import pytest
 from support import evaluation as tiny
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from modeling_gpt2scratch.data.tokens.lost_text import refuse_lost_text
+from modeling_gpt2scratch.data.tokens.lost_text import drops_characters, refuse_lost_text
 from modeling_gpt2scratch.data.tokens.tokenizer import byte_tokenizer
 from modeling_gpt2scratch.evaluation.scoring.encoding import encode_pairs, encode_texts
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
@@ -76,6 +76,7 @@ def test_the_first_of_many_characters_are_named():
 )
 def test_tokenizers_that_drop_nothing_take_any_text(tokenizer):
     refuse_lost_text(tokenizer, ["Ünknown 日本 🙂 \x00 1990\t\n<end>"])
+    assert not drops_characters(tokenizer)
 
 
 @pytest.mark.parametrize("text", ["A Cat", "a câfé", "<end>a cat", "a <mark> cat"])
@@ -98,6 +99,33 @@ def test_spaces_that_part_words_and_ends_of_words_are_no_loss():
     refuse_lost_text(tokenizer, ["ab ab"])
     with pytest.raises(ValueError, match="leaves out 'c'"):
         refuse_lost_text(tokenizer, ["ab abc"])
+
+
+def test_a_letter_may_have_a_token_in_one_place_of_a_word_and_none_in_another():
+    parts = pre_tokenizers.WhitespaceSplit()
+    ends = bpe_of(["a", "q", "a</w>"], None, parts, end_of_word_suffix="</w>")
+    refuse_lost_text(ends, ["qa"])
+    with pytest.raises(ValueError, match="leaves out 'aq'"):
+        refuse_lost_text(ends, ["aq"])
+    within = bpe_of(["a", "q", "##a"], None, parts, continuing_subword_prefix="##")
+    refuse_lost_text(within, ["qa"])
+    with pytest.raises(ValueError, match="leaves out 'aq'"):
+        refuse_lost_text(within, ["aq a"])
+
+
+def test_added_tokens_are_found_where_the_tokenizer_finds_them():
+    tokenizer = bpe_of(LETTERS, normalizers.Lowercase())
+    tokenizer.add_tokens(["<s", "<st>", AddedToken("xyz!", normalized=True)])
+    refuse_lost_text(tokenizer, ["a <st> b", "a XYZ! b"])
+    with pytest.raises(ValueError, match="leaves out '!'"):
+        refuse_lost_text(tokenizer, ["a xyz b!"])
+
+
+def test_a_word_may_be_a_token_without_its_letters():
+    tokenizer = bpe_of(["hello", "a", " "], None, pre_tokenizers.Whitespace(), ignore_merges=True)
+    refuse_lost_text(tokenizer, ["hello a"])
+    with pytest.raises(ValueError, match="leaves out 'e', 'h', 'l', 'o', 't'"):
+        refuse_lost_text(tokenizer, ["hello hotel a"])
 
 
 def test_bytes_of_which_some_are_missing_are_no_whole_alphabet():

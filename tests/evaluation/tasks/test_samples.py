@@ -57,7 +57,7 @@ def test_a_file_of_another_kind_is_named_and_so_is_one_that_is_not_there(tmp_pat
         )
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows"])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows", "rows.ndjson", "rows.v2"])
 def test_json_lines_have_one_of_three_names(tmp_path, name):
     (tmp_path / name).write_text('{"text": "the cat"}\n')
     assert read_texts(str(tmp_path / name), limit=None) == ["the cat"]
