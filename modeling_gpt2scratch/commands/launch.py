@@ -43,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 sys.exit(f"{PROGRAM}: error: --config_file: {problem}")
     signal.signal(signal.SIGINT, leave_to_the_processes)
     signal.signal(signal.SIGTERM, hand_on)  # torch's launcher does so itself
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup's
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup's, which torch would end
+        arguments.signals_to_handle = "SIGTERM,SIGINT,SIGQUIT"
+    else:
         signal.signal(signal.SIGHUP, hand_on)
     # Their warnings announce each signal that is handed on; the agent's has a level of its own.
     for logger in (logging.getLogger("torch.distributed.elastic"), agent.logger):

@@ -236,6 +236,8 @@ def _merge(arguments: argparse.Namespace) -> int:
 
 def _inspect(arguments: argparse.Namespace) -> int:
     """Describes what can be read, and names what cannot in a line of its own."""
+    if all((path / MANIFEST_NAME).exists() for path in arguments.paths):
+        _refuse_without_effect(arguments, "tokenizer", "format", beside="data with a manifest")
     tokenizer = None
     if arguments.tokenizer:
         from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer
@@ -261,8 +263,6 @@ def _inspect(arguments: argparse.Namespace) -> int:
         except (ShardError, OSError) as error:
             tell(f"{PROGRAM} inspect: error: {redacted(str(error))}", file=sys.stderr)
             code = 1
-    if not (files or code):
-        _refuse_without_effect(arguments, "tokenizer", "format", beside="data with a manifest")
     if files:
         print(_table_of_files(files, tokenizer))
     for file in files if tokenizer else []:

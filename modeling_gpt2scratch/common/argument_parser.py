@@ -188,7 +188,8 @@ def checked(kind: Any, value: Any) -> Any:
     if isinstance(value, str):
         value = str.__str__(value)  # and no class of somebody's own
     elif type(value) is int and kind in (str, float):  # micro_batch_size=4, learning_rate=1
-        value = kind(value)
+        with contextlib.suppress(OverflowError):  # of a number that no float holds
+            value = kind(value)
     choices = get_args(kind)
     if value not in choices if choices else type(value) is not kind or value == "":
         wanted = f"one of {', '.join(map(repr, choices))}" if choices else KINDS[kind]

@@ -46,8 +46,11 @@ class Interruptible:
         self._program = program
         self._ends_at_once = self._has_spoken = False
         self._is_over = threading.Event()
+        self._hears = threading.current_thread() is threading.main_thread()  # as no other does
 
     def __enter__(self) -> "Interruptible":
+        if not self._hears:
+            return self
         StopRequest.n_polite = 0
         self._receiver, self._sender = socket.socketpair()
         self._sender.setblocking(False)
@@ -64,7 +67,7 @@ class Interruptible:
         if error is not None and (self.was_pressed or is_interrupted):
             self._speak(str(error) if is_interrupted else "")
         # Else the thread stays, as something may keep Python from ending.
-        if not (self.was_pressed or StopRequest.n_polite):
+        if self._hears and not (self.was_pressed or StopRequest.n_polite):
             self._is_over.set()
             sys.unraisablehook = self._old_hook
             signal.set_wakeup_fd(self._old_wakeup)

@@ -4,6 +4,7 @@ Somebody may have edited them, or a disk may have. All checks raise a ValueError
 Y", without the name of the file.
 """
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -36,7 +37,8 @@ def check_environment(environment: dict) -> None:
 
 def check_arguments(arguments: dict) -> list[str]:
     """Arguments of a training; returns those that this version does not know."""
-    kinds = get_type_hints(TrainConfig)
+    hints = get_type_hints(TrainConfig)
+    kinds = {field.name: hints[field.name] for field in dataclasses.fields(TrainConfig)}
     for name in kinds.keys() & arguments.keys():
         value = arguments[name]
         is_fit = name == "micro_batch_size" and type(value) is int

@@ -107,7 +107,7 @@ def recorded(
 
     If the block raises, the file says "failed" with a message. It does so as soon as a signal asks
     the process to end, and until the block says otherwise: it may be killed before. Where nobody
-    else answers to SIGTERM, the block ends with SystemExit.
+    else answers to SIGTERM or SIGHUP, the block ends with SystemExit.
 
     Args:
         run: its directory.
@@ -125,7 +125,7 @@ def recorded(
     status = on_all_processes(lambda: RunStatus(path, step=step()) if is_main else None)
     if status is None:
         try:
-            with _ended_by_sigterm():
+            with _ended_by_signals():
                 yield outcome
         except BaseException as error:
             _note_for_main(path, step=step(), message=one_line(error))
@@ -137,7 +137,7 @@ def recorded(
         status.note(f"stopping after {name}, not finished yet", step=step())
 
     try:
-        with _heard_at_once(note), _ended_by_sigterm():
+        with _heard_at_once(note), _ended_by_signals():
             yield outcome
     except BaseException as error:
         is_silent = isinstance(error, KeyboardInterrupt) and not str(error)
@@ -181,25 +181,27 @@ def _heard_at_once(note: Callable[[int], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Within the block, SIGTERM raises SystemExit, if it would have ended the process at once.
+def _ended_by_signals() -> Iterator[None]:
+    """Within the block, SIGTERM and SIGHUP raise SystemExit, if they would have ended the process.
 
-    While another exception is on its way, it changes nothing.
+    While another exception is on its way, they change nothing.
     """
     is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
+    numbers = [signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)] if is_main else []
+    numbers = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
 
     def handle(number: int, frame: object) -> None:
         if sys.exc_info()[0] is None:
-            raise SystemExit("ended by SIGTERM, before there was a step to save")
+            name = signal.Signals(number).name
+            raise SystemExit(f"ended by {name}, before there was a step to save")
 
-    signal.signal(signal.SIGTERM, handle)
+    for number in numbers:
+        signal.signal(number, handle)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _note_for_main(path: Path, *, step: int, message: str) -> None:

@@ -20,7 +20,8 @@ from support.token_directories import (
     write_foreign,
     write_ours,
 )
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from modeling_gpt2scratch.data.loading.loader import TokenWindows
 from modeling_gpt2scratch.data.shards.manifest import Manifest
@@ -265,6 +266,22 @@ def test_a_file_that_was_never_filled_to_its_end_is_refused(tmp_path, run, gpt2_
     )
     np.append(ids, 1).astype("<u2").tofile(path)
     assert run("adopt", path.parent, "--tokenizer", "gpt2")[0] == 0
+
+
+def test_a_file_may_be_filled_up_with_ends_of_texts(tmp_path, run):
+    texts = ["the cat sat on the mat", "a dog"]
+    trainer = trainers.BpeTrainer(
+        special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+    backend.train_from_iterator(texts, trainer)
+    own = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
+    own.save_pretrained(tmp_path / "own")
+    ids = own(" ".join(texts * 40))["input_ids"]
+    (tmp_path / "data").mkdir()
+    np.array([0, *ids, *[0] * 2000], dtype="<u2").tofile(tmp_path / "data" / "train.bin")
+    assert run("adopt", tmp_path / "data", "--tokenizer", tmp_path / "own")[0] == 0
 
 
 def test_two_bytes_are_too_few_for_a_large_vocabulary(tmp_path, run, tokenizer_dir):

@@ -358,6 +358,7 @@ def test_a_programs_values_become_those_of_the_command_line():
         ({"rate": True}, "--rate: expected a number, found True"),
         ({"steps": 1.5}, "--steps: expected a whole number, found 1.5"),
         ({"rate": None}, "--rate: expected a number, found None"),
+        ({"rate": 10**400}, f"--rate: expected a number, found {10**400}"),
         ({"fast": "no"}, "--fast: expected True or False, found 'no'"),
         ({"kind": "c"}, "--kind: expected one of 'a', 'b', 'no', found 'c'"),
         ({"names": [3.5]}, "--names: expected a text, found 3.5"),

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from support.paths import REPOSITORY
@@ -224,6 +225,17 @@ def test_a_loop_is_asked_to_stop_and_a_second_ctrl_c_interrupts_it(number, hang_
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+
+
+def test_a_program_may_run_in_another_thread_which_hears_no_signal():
+    def program():
+        with Interruptible("program.py") as ctrl_c, ctrl_c.ending_at_once():
+            return signal.getsignal(signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(program).result() is handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_a_hang_up_that_is_ignored_stays_so():

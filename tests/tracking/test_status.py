@@ -186,8 +186,14 @@ def test_sigterm_does_not_hide_what_ends_the_run_already(tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
             raise ValueError("expected process 1 to go on") from None
     assert content_of(tmp_path)["message"] == "expected process 1 to go on"
-    with pytest.raises(SystemExit, match="ended by SIGTERM"), recorded(tmp_path, lambda: 3):
-        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_before_the_first_step_is_named(tmp_path, hang_up_is_heard, name):
+    message = f"ended by {name}, before there was a step to save"
+    with pytest.raises(SystemExit, match=message), recorded(tmp_path, lambda: 3):
+        os.kill(os.getpid(), signal.Signals[name])
+    assert content_of(tmp_path)["message"] == message
 
 
 def test_a_killed_run_is_running_for_nobody_who_looks_closely(start, tmp_path):

@@ -141,10 +141,8 @@ def require_whole(made: Manifest, sources: list[Source], config: PrepareConfig) 
     if problems := problems_of(Path(config.output_dir), fast=True):
         raise OutputError(f"{problems[0]}; add --overwrite to make the data again")
     inputs = [*local_paths(sources), *tokenizer_files(config)]
-    # A file from the future says nothing of when it was written; one that was moved here, or copied
-    # with its time, says when in its second time.
-    states = [path.stat() for path in inputs]
-    times = [moment for state in states for moment in (state.st_mtime, state.st_ctime)]
+    # A file from the future says nothing of when it was written.
+    times = (path.stat().st_mtime for path in inputs)
     newest = max((moment for moment in times if moment <= time.time()), default=0)
     made_at = (Path(config.output_dir) / MANIFEST_NAME).stat().st_mtime
     if describe_sources(sources) != made.sources or newest > made_at:
@@ -333,6 +331,7 @@ def open_stream(
         batch_characters=min(BATCH_CHARACTERS, max(1, config.shuffle_buffer_tokens // 2)),
         min_characters=config.min_characters,
         on_bad_row=config.on_bad_row,
+        named_rows=working.named_rows,
         position=position,
     )
 

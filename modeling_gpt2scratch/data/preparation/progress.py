@@ -64,6 +64,7 @@ class WorkingDirectory:
         self.data = self.path / "data"
         self.downloads = self.path / "downloads"
         self.seen = self.path / "seen.sqlite"
+        self.named_rows: set[str] = set()  # what was said of rows that cannot be read
 
     def finished(self, arguments: dict) -> Manifest | None:
         """The manifest of the data directory, if a preparation with these arguments made it."""

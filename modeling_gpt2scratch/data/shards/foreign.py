@@ -47,7 +47,8 @@ class ForeignTokenizer:
         for file in files:
             file.check_vocabulary(self.vocab_size, tokenizer=self.name)
             _refuse_wide_ids(file)
-            _refuse_empty_end(file)
+            if 0 not in self.tokenizer.all_special_ids:  # with which a file may be filled up
+                _refuse_empty_end(file)
         self._refuse_unlikely(files, is_assumed)
 
     def count(self, file: TokenFile, tokens: np.ndarray) -> tuple[int, int]:

@@ -41,6 +41,7 @@ class DocumentStream:
         min_characters: shorter documents do not count for the weights, as whoever reads the
             batches leaves them out.
         on_bad_row: "stop" at a row that cannot be read, or "skip" and count it.
+        named_rows: what was said of such rows in an earlier pass over the text.
         position: of the batch after which to go on; None is the start.
 
     Raises:
@@ -57,6 +58,7 @@ class DocumentStream:
         batch_characters: int = BATCH_CHARACTERS,
         min_characters: int = 0,
         on_bad_row: str = "stop",
+        named_rows: set[str] | None = None,
         position: dict | None = None,
     ):
         if sources[0].weight is None:
@@ -67,7 +69,8 @@ class DocumentStream:
             self._weights = [source.weight for source in sources]
         self._names = [source.name for source in sources]
         positions = position["parts"] if position else [None] * len(parts)
-        self._bad_rows = BadRows(on_bad_row, position["n_bad_rows"] if position else 0)
+        n_bad_rows = position["n_bad_rows"] if position else 0
+        self._bad_rows = BadRows(on_bad_row, n_bad_rows, named_rows)
         self._parts = [
             _Part(
                 files,

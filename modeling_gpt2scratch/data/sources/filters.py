@@ -10,7 +10,7 @@ from decimal import Decimal
 
 import yaml
 
-from modeling_gpt2scratch.common.errors import SourceError, one_line
+from modeling_gpt2scratch.common.errors import SourceError
 
 COMPARISONS = {
     "==": operator.eq,
@@ -112,14 +112,17 @@ def _value(written: str, text: str) -> float | int | str | bool | None:
         )
     try:
         if written[0] in QUOTES:
-            return str(yaml.safe_load(written))
+            value = yaml.safe_load(written)
+            if not isinstance(value, str):  # something stands behind the quotes
+                raise yaml.YAMLError(written)
+            return value
         tag = loader.resolve(yaml.ScalarNode, written, (True, False))
         value = loader.construct_object(yaml.ScalarNode(tag, written))
     except yaml.constructor.ConstructorError:  # a sign of YAML's own, such as *
         return written
-    except yaml.YAMLError as error:
+    except yaml.YAMLError:
         raise ValueError(
-            f"expected a text in quotes in --where {text!r}, found {one_line(error)}"
+            f"expected quotes around the whole text in --where {text!r}, found {written}"
         ) from None
     except ValueError:  # a date that is none, such as 2024-13-01
         return written

@@ -20,7 +20,6 @@ CHUNK_BYTES = 1 << 20  # read from a file, or turned into Python's strings, at a
 MAX_ROW_BYTES = 1 << 27  # of a line or a cell; where only characters can be counted, characters
 MAX_TEXT_BYTES = 1 << 30  # of a plain text between two marks, or of joined rows
 N_SHOWN = 5  # rows that are named before they are only counted
-_named: set[str] = set()  # the rows that were, by their messages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +98,11 @@ class BadRows:
     Args:
         policy: "stop" or "skip".
         count: of rows that were left out before.
+        named: messages that were shown in another pass over the text, to which new ones are added.
     """
 
-    def __init__(self, policy: str = "stop", count: int = 0):
+    def __init__(self, policy: str = "stop", count: int = 0, named: set[str] | None = None):
+        self._named = set() if named is None else named
         self._stops = policy == "stop"
         self._n_shown = 0
         self.count = count
@@ -112,8 +113,8 @@ class BadRows:
             raise error
         self.count += 1
         self._n_shown += 1
-        if self._n_shown <= N_SHOWN and str(error) not in _named:  # the text may be read twice
-            _named.add(str(error))
+        if self._n_shown <= N_SHOWN and str(error) not in self._named:
+            self._named.add(str(error))
             more = "; further ones are only counted" if self._n_shown == N_SHOWN else ""
             tell(f"left out: {error}{more}", file=sys.stderr)
 

@@ -24,7 +24,7 @@ from .rows import CHUNK_BYTES, MAX_ROW_BYTES, MAX_TEXT_BYTES, Reading, Rows, not
 # A byte that is not UTF-8 becomes half a surrogate pair, and so is found with its row.
 # What UTF-16 has between letters of Latin, Greek, Cyrillic and others; text has no such characters.
 BETWEEN_LETTERS = re.compile("[\\0-\\x08\\x0e]")
-ESCAPES = re.compile(r"\x1b\$[@B]|\x1b\([BJ]")  # with which ISO-2022 changes its alphabet
+ESCAPES = re.compile(r"\x1b\$[@B]")  # with which ISO-2022 begins an alphabet of its own
 MOST_BETWEEN_LETTERS = 0.2  # of the characters of a text
 NULS = "zero bytes, as in UTF-16; convert the file to UTF-8 first"
 UTF8 = {"encoding": "utf-8", "errors": "surrogateescape"}
@@ -72,19 +72,22 @@ def read_csv(reading: Reading) -> Rows:
         lines = _CsvLines(text, reading.name)
         parser = csv.reader(lines, strict=True)
         columns: list[str] | None = None
-        number = 0
+        number = n_named = 0  # rows, and columns up to the last one that has a name
         for cells in _records(parser, lines, reading.name):
             place = f"{reading.name}:{parser.line_num}"
             if columns is None:
                 columns = _header(cells, reading, place)
+                n_named = max(n for n, name in enumerate(columns, start=1) if name)
                 continue
             number += 1
             if number <= reading.skip_rows:
                 continue
-            if len(cells) < len(columns) or any(cells[len(columns) :]):  # empty ones do no harm
-                found = f"{len(cells)} for {len(columns)} in the header"
+            if len(cells) < n_named or any(cells[len(columns) :]):  # empty ones do no harm
+                found = f"{len(cells)} for {n_named} in the header"
                 problem = f"{place}: expected as many cells as columns, found {found}"
-                hint = "put cells with commas or line breaks in quotes"
+                hint = (
+                    "put cells with commas or line breaks in quotes, fill up short rows with commas"
+                )
                 yield number, SourceError(f"{problem}; {hint}")
                 continue
             row = dict(zip(columns, cells, strict=False))

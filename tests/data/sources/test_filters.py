@@ -54,7 +54,7 @@ def test_a_condition_is_a_column_an_operator_and_a_value(text, condition):
     [
         *("", "text", "text ==", "== en", "text = en", "text === en", "a => 1", "a < b < c\n:"),
         *("a == [1]", "a == {b: 1}", "a == 'open", "a >= null", "a < true"),
-        *("a == 'it's'", 'a == "one" two'),
+        *("a == 'x': b", "a == 'tis", "a == 'it's'", 'a == "one" two'),
     ],
 )
 def test_what_is_written_otherwise_is_refused_in_one_line(text):

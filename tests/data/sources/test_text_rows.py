@@ -71,7 +71,7 @@ def test_a_csv_row_of_more_or_fewer_cells_than_columns_is_refused(tmp_path, cont
     path.write_text(content)
     assert refusal(path) == (
         f"{path}:3: expected as many cells as columns, found {found} in the header; put cells with "
-        f"commas or line breaks in quotes"
+        f"commas or line breaks in quotes, fill up short rows with commas"
     )
 
 
@@ -109,6 +109,17 @@ def test_a_table_in_utf16_without_its_mark_is_named_as_such(tmp_path, name, plac
     message = refusal(path)
     assert message.startswith(f"{path}{place}: expected ")
     assert message.endswith("found zero bytes, as in UTF-16; convert the file to UTF-8 first")
+
+
+def test_colours_of_a_terminal_are_no_other_encoding(tmp_path):
+    path = written(tmp_path / "a.txt", b"one \x1b[31mred\x1b(B\x1b[m word\n")
+    assert texts_of(path) == ["one \x1b[31mred\x1b(B\x1b[m word"]
+
+
+def test_columns_without_a_name_at_the_end_need_no_cells(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("text,label,,\none,ham\ntwo,ham,\n")
+    assert texts_of(path) == ["one", "two"]
 
 
 def test_text_that_changes_its_alphabet_by_escapes_is_refused(tmp_path):
