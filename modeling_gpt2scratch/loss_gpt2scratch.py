@@ -9,6 +9,8 @@ none have to be computed a second time there.
 Shapes: N tokens, n tokens of one chunk, C channels, V vocabulary, V' and W the same with padding.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -77,8 +79,7 @@ def linear_cross_entropy(
         ),
         # Compiled, the copy does not exist, and fewer operations compile faster.
         None if torch.compiler.is_compiling() else SUM_ROWS.get(device_type),
-        # Compiled, rows with gaps between them would cut the graph in two.
-        1 if torch.compiler.is_compiling() else ALIGNED_LOGITS.get(device_type, 1),
+        ALIGNED_LOGITS.get(device_type, 1),
         ALIGNED_WEIGHT.get(device_type, 1),
     )
     return total / num_items_in_batch
@@ -116,35 +117,30 @@ class _LinearCrossEntropy(torch.autograd.Function):
         """(N, C), (V, C), (N,) -> scalar; the matrix products are made in `dtype`."""
         n_vocab, n_chunk = len(weight), min(chunk_tokens, len(targets))
         padded = _with_zeros(weight.to(dtype), aligned_weight)  # (V', C)
-        n_padded = len(padded)
-        n_places = n_padded + -n_padded % aligned_logits  # W
         with_hidden, with_weight = (is_grad_enabled and need for need in ctx.needs_input_grad[:2])
+        with_grad = with_hidden or with_weight
         hidden_grad = torch.empty_like(hidden_states) if with_hidden else None
         weight_grad = None
-        # Used again by each chunk: the system hands out fresh pages slowly.
-        logits_space = padded.new_empty(n_chunk, n_places)
-        log_probs_space = padded.new_empty(n_chunk, n_places, dtype=torch.float32)
+        if torch.compiler.is_compiling():
+            of_chunk = _in_one_pass
+        else:  # Used again by each chunk: the system hands out fresh pages slowly.
+            n_places = len(padded) + -len(padded) % aligned_logits  # W
+            logits_space = padded.new_empty(n_chunk, n_places)
+            log_probs_space = padded.new_empty(n_chunk, n_places, dtype=torch.float32)
+            of_chunk = partial(_in_place, logits_space, log_probs_space)
 
         sum_scale = SUM_SCALE.get(dtype, 1.0)
         total = torch.zeros((), device=hidden_states.device)
         for start in range(0, len(targets), chunk_tokens):
             chunk = slice(start, start + chunk_tokens)
             hidden, target = hidden_states[chunk].to(dtype), targets[chunk]  # (n, C), (n,)
-            n = len(target)
-            places = logits_space[:n]  # (n, W)
-            torch.mm(hidden, padded.t(), out=places[:, :n_padded])  # (n, V'), the logits
-            places[:, n_vocab:] = -torch.inf  # no token: its probability and its gradient are 0
-            log_probs = torch.log_softmax(places, -1, torch.float32, out=log_probs_space[:n])
-            log_prob, index, is_target = _of_targets(log_probs[:, :n_vocab], target)
-            total -= log_prob
-            if not (with_hidden or with_weight):
+            is_target = (target != IGNORED).unsqueeze(-1)  # (n, 1)
+            index = target.unsqueeze(-1).masked_fill(~is_target, 0)
+            log_prob, logits_grad = of_chunk(hidden, padded, n_vocab, index, with_grad)
+            total -= log_prob.masked_fill(~is_target, 0.0).sum()
+            if not with_grad:
                 continue
-            # The gradient of the logits, probability minus target. The difference is taken in
-            # float32: a probability near 1 has only two digits in bfloat16.
             counts = is_target.to(dtype)
-            log_probs.exp_().scatter_add_(1, index, -is_target.to(log_probs.dtype))
-            places = log_probs if dtype == log_probs.dtype else places.copy_(log_probs)
-            logits_grad = places[:, :n_padded]
             if with_hidden:
                 hidden_grad[chunk] = (logits_grad @ padded) * counts
             if with_weight:
@@ -189,15 +185,56 @@ def _with_zeros(weight: Tensor, aligned: int) -> Tensor:
     return F.pad(weight, (0, 0, 0, n_missing)) if n_missing else weight
 
 
-def _of_targets(log_probs: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of the targets' log-probabilities, their columns (n, 1), and which count (n, 1).
+def _in_place(
+    logits_space: Tensor,
+    log_probs_space: Tensor,
+    hidden: Tensor,
+    padded: Tensor,
+    n_vocab: int,
+    index: Tensor,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities of the targets and the gradient of the logits, in memory that is there.
 
-    Unlike `nll_loss`, it makes no copy of log-probabilities whose rows have gaps between them.
+    Args:
+        logits_space: (n or more, W) for the logits and their gradient.
+        log_probs_space: (n or more, W) in float32.
+        hidden: (n, C).
+        padded: (V', C).
+        n_vocab: V.
+        index: (n, 1) the targets.
+        with_grad: whether the gradient is wanted.
+
+    Returns:
+        (n, 1) in float32; and (n, V') or None.
     """
-    is_target = (target != IGNORED).unsqueeze(-1)
-    index = target.unsqueeze(-1).masked_fill(~is_target, 0)
-    found = log_probs.gather(1, index).masked_fill(~is_target, 0.0)
-    return found.sum(), index, is_target
+    n, n_padded = len(hidden), len(padded)
+    logits, log_probs = logits_space[:n], log_probs_space[:n]
+    torch.mm(hidden, padded.t(), out=logits[:, :n_padded])
+    logits[:, n_vocab:] = -torch.inf  # no token: its probability and its gradient are 0
+    torch.log_softmax(log_probs.copy_(logits), -1, out=log_probs)
+    # Of a view whose rows have gaps between them, `nll_loss` would make a copy.
+    log_prob = log_probs[:, :n_vocab].gather(1, index)
+    if not with_grad:
+        return log_prob, None
+    # Probability minus target. The difference is taken in float32: a probability near 1 has only
+    # two digits in bfloat16.
+    log_probs.exp_().scatter_add_(1, index, -torch.ones_like(log_prob))
+    same_type = logits.dtype == log_probs.dtype
+    return log_prob, (log_probs if same_type else logits.copy_(log_probs))[:, :n_padded]
+
+
+def _in_one_pass(
+    hidden: Tensor, padded: Tensor, n_vocab: int, index: Tensor, with_grad: bool
+) -> tuple[Tensor, Tensor]:
+    """The same as `_in_place` for torch.compile, which makes few loops of it."""
+    columns = torch.arange(len(padded), dtype=torch.int32, device=hidden.device)
+    logits = (hidden @ padded.t()).float()
+    if len(padded) > n_vocab:
+        logits = logits.masked_fill(columns >= n_vocab, -torch.inf)
+    log_probs = torch.log_softmax(logits, -1)
+    logits_grad = log_probs.exp() - (columns == index.int()).float()
+    return log_probs[:, :n_vocab].gather(1, index), logits_grad.to(hidden.dtype)
 
 
 def _with_product(

@@ -31,26 +31,35 @@ def loss_and_gradients(function, tensors, **options) -> list[torch.Tensor]:
     return [loss, *torch.autograd.grad(loss * 3, tensors[:2])]
 
 
-@settings(deadline=None, max_examples=30)
+@pytest.fixture(params=[False, True], ids=["step by step", "as compiled"])
+def either_way(request, monkeypatch) -> None:
+    """The loss as it runs, then as torch.compile sees it."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: request.param)
+
+
+@settings(deadline=None, max_examples=60)
 @given(
     n_tokens=st.integers(1, 40),
     chunk_tokens=st.integers(1, 50),
     aligned=st.sampled_from([1, 8, 64]),
     ignored=st.sets(st.integers(0, 39), max_size=20),
+    is_compiling=st.booleans(),
 )
 def test_any_chunks_and_any_padding_of_the_vocabulary_give_the_plain_loss_and_gradients(
-    n_tokens, chunk_tokens, aligned, ignored
+    n_tokens, chunk_tokens, aligned, ignored, is_compiling
 ):
     ignored = {place for place in ignored if place < n_tokens - 1}  # one target is left
     tensors = inputs(n_tokens, ignored=ignored)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(loss_gpt2scratch.CHUNK_TOKENS, "cpu", chunk_tokens)
         patch.setitem(loss_gpt2scratch.ALIGNED_WEIGHT, "cpu", aligned)
+        patch.setattr(torch.compiler, "is_compiling", lambda: is_compiling)
         found = loss_and_gradients(linear_cross_entropy, tensors)
     for left, right in zip(found, loss_and_gradients(plain, tensors), strict=True):
         torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_under_autocast_the_products_run_in_its_type_and_the_weight_keeps_float32(dtype):
     hidden_states, weight, targets = tensors = inputs(600)  # more than one chunk
@@ -63,6 +72,7 @@ def test_under_autocast_the_products_run_in_its_type_and_the_weight_keeps_float3
         torch.testing.assert_close(left, right, atol=2e-3, rtol=2e-2)
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("probability", [0.9, 0.99, 0.998, 0.9995])
 def test_what_is_left_of_a_sure_prediction_is_still_a_gradient(dtype, probability):
@@ -77,6 +87,7 @@ def test_what_is_left_of_a_sure_prediction_is_still_a_gradient(dtype, probabilit
     torch.testing.assert_close(found[2].flatten(), torch.stack((-rest, rest)), rtol=5e-3, atol=0)
 
 
+@pytest.mark.usefixtures("either_way")
 def test_a_frequent_token_with_large_hidden_states_does_not_overflow_in_fp16():
     hidden_states, weight, targets = tensors = inputs(512)
     targets[:] = 3
@@ -123,6 +134,7 @@ def test_num_items_in_batch_divides_the_sum():
     )
 
 
+@pytest.mark.usefixtures("either_way")
 def test_a_frozen_weight_gets_no_gradient_and_hidden_states_the_same():
     hidden_states, weight, targets = inputs(10)
     expected = torch.autograd.grad(plain(hidden_states, weight, targets), hidden_states)[0]
@@ -130,6 +142,7 @@ def test_a_frozen_weight_gets_no_gradient_and_hidden_states_the_same():
     torch.testing.assert_close(torch.autograd.grad(loss, hidden_states)[0], expected)
 
 
+@pytest.mark.usefixtures("either_way")
 def test_without_gradients_it_only_measures():
     tensors = inputs(10)
     with torch.no_grad():
@@ -159,6 +172,7 @@ def test_the_gradient_of_the_weight_is_not_copied_on_its_way_to_the_parameter():
     assert not {"aten::mul", "aten::add", "aten::clone", "aten::copy_"} & operators
 
 
+@pytest.mark.usefixtures("either_way")
 def test_a_target_beyond_the_vocabulary_is_an_error():
     hidden_states, weight, targets = inputs(10)
     targets[4] = 37

@@ -3,8 +3,8 @@
 A message about a value is one line that begins with where the value came from. Class attributes of
 the dataclass say more:
 
-only_with: arguments that act only beside certain values of another, or any if they are GIVEN:
-    {argument: (other, values)}.
+only_with: arguments that act only beside certain values of another, any if they are GIVEN, or an
+    ADDRESS: {argument: (other, values)}.
 only_until: arguments of a recipe that are left out, with one line about it, if another is given
     after it: {argument: others}.
 main: the argument whose flag people leave out; the first if it is not named.
@@ -44,6 +44,7 @@ MAX_VALUE_CHARACTERS = 10_000  # of one text among the arguments
 MAX_RECIPE_BYTES = 2**20
 DEFAULT = "default"  # in place of a path
 GIVEN = ("any",)  # in place of values: all but none, 0 and false
+ADDRESS = ("at an address",)  # in place of values: all with ://
 _places: dict[str, str] = {}  # values of recipes, and where they stand
 EMPTY = ("", "null", "~")
 
@@ -235,6 +236,8 @@ def raw_recipe(path: str, *, flag: str) -> dict[str, Any]:
 
 def goes_with(found: Any, values: tuple) -> bool:
     """Whether the value of another argument is one of those that `only_with` asks for."""
+    if values is ADDRESS:
+        return "://" in found
     chosen = found if isinstance(found, list) else [found]
     return bool(found) if values is GIVEN else any(one in values for one in chosen)
 
@@ -386,10 +389,9 @@ def _refuse_without_effect(config: Any, origins: Origins) -> None:
     """Refuses arguments that change nothing, because of what another one says."""
     for name, (other, values) in getattr(config, "only_with", {}).items():
         found = getattr(config, other)
-        has_effect = goes_with(found, values)
         # Who switches a part of a recipe off with a flag need not edit the recipe for the rest.
         was_switched_off = origins.get(other, (-1,))[0] > origins.get(name, (-1,))[0]
-        if name in origins and not has_effect and not was_switched_off:
+        if name in origins and not goes_with(found, values) and not was_switched_off:
             needed = "without" if values == (None,) else "with"
             wanted = "" if values == (None,) else f" {' or '.join(map(shown, values))}"
             if values is GIVEN:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from modeling_gpt2scratch.common.addresses import redact_fields, split_revision
-from modeling_gpt2scratch.common.command_line import GIVEN, ArgumentError, argument
+from modeling_gpt2scratch.common.command_line import ADDRESS, GIVEN, ArgumentError, argument
 from modeling_gpt2scratch.common.output_directory import Marker
 
 from .checks import EVAL_TASKS, check_arguments, check_output_dir
@@ -294,6 +294,7 @@ class TrainConfig:
     # What has an effect only beside certain values of another argument, and is refused elsewhere.
     only_with: ClassVar = {
         "model": ("init_from", (None,)),
+        **dict.fromkeys(("data_cache", "data_cache_gb", "data_retry_seconds"), ("data", ADDRESS)),
         "muon_learning_rate": ("optimizer", ("muon",)),
         "decay_steps": ("schedule", ("wsd",)),
         "min_learning_rate": ("schedule", ("cosine", "wsd")),
@@ -307,7 +308,6 @@ class TrainConfig:
         "private": ("push_to_hub", GIVEN),
         "project": ("report_to", ("wandb", "trackio")),
     }
-
     # What a recipe says of its own model holds for no other, and there is one length of a run.
     only_until: ClassVar = {
         **dict.fromkeys(("max_steps", "warmup_steps", "decay_steps"), ("tokens_per_parameter",)),

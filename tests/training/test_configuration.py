@@ -144,6 +144,11 @@ def test_other_programs_names_lead_to_ours(capsys, other, own):
             {"save_every": 10, "keep_every": 50, "keep_checkpoints": 0},
             "expected keep_every only with keep_checkpoints above 0, found 0; leave keep_every out",
         ),
+        (
+            {"data_cache_gb": 3},
+            "data_cache_gb only with data at an address, found ",
+        ),
+        ({"data_cache": "x"}, "expected data_cache only with data at an address, found "),
         ({"muon_learning_rate": 0.01}, "muon_learning_rate only with optimizer muon, found adamw"),
         ({"decay_steps": 10}, "expected decay_steps only with schedule wsd, found cosine; leave"),
         (
