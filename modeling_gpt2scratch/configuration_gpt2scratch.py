@@ -25,6 +25,16 @@ GPT2_SWITCHES = {
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
+    "bias": True,  # nanoGPT's
+}
+
+
+# What other projects call these fields. They would be kept as attributes without effect.
+OTHER_NAMES = {
+    "block_size": ("n_positions",),
+    "n_ctx": ("n_positions",),
+    "intermediate_size": ("n_inner",),
+    "dropout": ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
 }
 
 
@@ -109,6 +119,15 @@ class GPT2ScratchConfig(PreTrainedConfig):
         for name in kwargs.keys() - own:
             if near := difflib.get_close_matches(name, own, n=1, cutoff=ALMOST_THE_SAME):
                 raise ValueError(f"{name}: expected a known name, found none; {near[0]} is one")
+        for name, fields in OTHER_NAMES.items():
+            if name in kwargs and {kwargs[name]} != {getattr(self, field) for field in fields}:
+                raise ValueError(f"{name}: expected a known name; give {' and '.join(fields)}")
+        _refuse_switches(kwargs, "config")
+        if kwargs.get("model_type", self.model_type) != self.model_type:
+            raise ValueError(
+                f"model_type: expected {self.model_type}, found {kwargs['model_type']}; "
+                f"GPT2ScratchConfig.from_pretrained also reads gpt2"
+            )
         if self.auto_map is None:
             self.auto_map = dict(AUTO_MAP)
         super().__post_init__(**kwargs)  # which sets those of other names, such as hidden_size
@@ -150,14 +169,19 @@ class GPT2ScratchConfig(PreTrainedConfig):
         if config.get("model_type") != "gpt2":
             return config, kwargs
         config = GPT2Config.from_dict(config).to_dict()  # with its own defaults, which are not ours
-        for name, expected in GPT2_SWITCHES.items():
-            if config[name] != expected:
-                raise ValueError(
-                    f"{pretrained_model_name_or_path}: expected {name}={expected} as in GPT-2, "
-                    f"found {config[name]}; load it with transformers' own GPT2LMHeadModel"
-                )
+        _refuse_switches(config, pretrained_model_name_or_path)
         known = {field.name for field in dataclasses.fields(cls)} - {"architectures", "auto_map"}
         return {name: value for name, value in config.items() if name in known}, kwargs
+
+
+def _refuse_switches(config: dict, source: str) -> None:
+    """Refuses a switch that makes it another architecture."""
+    for name, expected in GPT2_SWITCHES.items():
+        if config.get(name, expected) != expected:
+            raise ValueError(
+                f"{source}: expected {name}={expected} as in GPT-2, found {config[name]}; load it "
+                f"with transformers' own GPT2LMHeadModel"
+            )
 
 
 __all__ = ["GPT2ScratchConfig"]

@@ -95,8 +95,10 @@ class CompleteLoadingMixin:
             **kwargs,
         )
         model._weight_conversions = []  # what it saves is in our own layout, however it was loaded
+        _note_untied_head(model)
         # Beside an adapter's weights, `info` no longer has those of the model that it names.
-        missing = {*info["missing_keys"], *vars(model).pop("_missing_in_base", ())}
+        missing_in_base = vars(model).pop("_missing_in_base", set())
+        missing = {*info["missing_keys"], *missing_in_base}
         if output_loading_info:
             return model, info | {"missing_keys": missing}
         if model.base_model is not model:  # a head that somebody adds begins at random
@@ -104,10 +106,14 @@ class CompleteLoadingMixin:
         has_weights = pretrained_model_name_or_path is not None or kwargs.get("state_dict")
         if missing and has_weights:
             source = pretrained_model_name_or_path or "state_dict"
+            is_of_adapter = not missing & missing_in_base
+            what = "an adapter that transformers can load" if is_of_adapter else "all tensors"
+            remedy = "output_loading_info=True makes them at random"
+            if is_of_adapter:
+                remedy = "load it with peft.PeftModel.from_pretrained"
             raise ValueError(
-                f"{source}: expected all tensors of {cls.__name__}, found "
-                f"none for {', '.join(sorted(missing))}; output_loading_info=True makes them at "
-                f"random"
+                f"{source}: expected {what} of {cls.__name__}, found none for "
+                f"{', '.join(sorted(missing))}; {remedy}"
             )
         return model
 
@@ -189,10 +195,11 @@ class LimitedGenerationMixin:
         n_before = max(input_ids_length, getattr(generation_config, "_mask_length", None) or 0)
         limit, n_new = self.config.n_positions, generation_config.max_length - input_ids_length
         if n_before + n_new > limit + 1:
+            remedy = "lower max_new_tokens" if n_before <= limit else "shorten the prompt"
             raise ValueError(
                 f"expected prompt and new tokens to fit n_positions={limit} + 1, found a prompt of "
-                f"{n_before} tokens, padding included, and max_length={n_before + n_new}; lower "
-                f"max_new_tokens or leave padding out"
+                f"{n_before} tokens, padding included, and max_length={n_before + n_new}; {remedy} "
+                f"or leave padding out"
             )
         super()._validate_generated_length(generation_config, input_ids_length, *args)
 
@@ -210,7 +217,8 @@ class LimitedGenerationMixin:
         if longest + (n_new or 1) > limit + 1:
             raise ValueError(
                 f"expected prompts and new tokens to fit n_positions={limit} + 1, found a prompt "
-                f"of {longest} tokens and max_new_tokens={n_new or 1}; lower max_new_tokens"
+                f"of {longest} tokens and max_new_tokens={n_new or 1}; "
+                + ("lower max_new_tokens" if longest <= limit else "shorten the prompt")
             )
         kwargs["max_new_tokens"] = n_new or limit + 1 - longest
         return super().generate_batch(inputs, generation_config, *args, **kwargs)
@@ -289,6 +297,18 @@ def prepared_mask(mask: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor
     return torch.zeros_like(mask, dtype=dtype).masked_fill(mask == 0, torch.finfo(dtype).min)
 
 
+def refuse_other_shapes(expected: torch.Size, **targets: torch.Tensor | None) -> None:
+    """Refuses targets that are not one for each row of logits: cross-entropy flattens both.
+
+    Raises:
+        ValueError: with the name of the argument and both shapes.
+    """
+    for name, target in targets.items():
+        if target is not None and target.shape != expected:
+            found = tuple(target.shape)
+            raise ValueError(f"{name}: expected the shape {tuple(expected)}, found {found}")
+
+
 def refuse_unread_arguments(model, arguments: Mapping[str, Any], *, are_packed: bool) -> None:
     """Refuses arguments of `forward` that nothing reads, which `**kwargs` takes without a word.
 
@@ -319,6 +339,18 @@ def refuse_unread_arguments(model, arguments: Mapping[str, Any], *, are_packed: 
             f"expected position_ids beside {packing[0]}, found none; give positions that begin at "
             f"0 in each document"
         )
+
+
+def _note_untied_head(model) -> None:
+    """Says in the configuration what transformers found: a head of its own is tied no more.
+
+    Else `resize_token_embeddings` would put the embedding in its place.
+    """
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and head.weight is not embedding.weight:
+        devices = {head.weight.device, embedding.weight.device}
+        if len(devices) == 1 and torch.device("meta") not in devices:  # else they may be copies
+            model.config.tie_word_embeddings = False
 
 
 def _from_gpt2_layout() -> list[WeightConverter | WeightRenaming]:

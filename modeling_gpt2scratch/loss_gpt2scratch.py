@@ -13,7 +13,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers.loss.loss_utils import ForCausalLMLoss
 
@@ -159,15 +158,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor):
         """Scales what the forward pass found, in place, without a copy.
 
         Nothing holds the gradients afterwards, so that autograd adds to them in place as well.
 
         Raises:
-            RuntimeError: in a second pass through a retained graph.
+            RuntimeError: in a second pass through a retained graph; or for `create_graph=True`, as
+                the gradients do not know how they depend on the weights.
         """
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "expected gradients of the first order, found create_graph=True; give labels in "
+                "place of shift_labels"
+            )
         if ctx.saved_tensors:  # under torch.compile
             return *(None if g is None else g * grad for g in ctx.saved_tensors), *[None] * 7
         grads, ctx.grads = ctx.grads, None

@@ -1,7 +1,7 @@
 """GPT-2 written from scratch as a transformers model. Travels inside every checkpoint.
 
-Only torch, transformers and the three files beside this one that travel with it may be imported
-here: a process that loads a checkpoint with `trust_remote_code=True` has nothing else.
+Only torch, transformers and the three files beside this one may be imported here: a process that
+loads a checkpoint with `trust_remote_code=True` has nothing else.
 
 Shapes: B sequences, T tokens, S keys (T plus what the cache holds), H heads, D head size,
 C = H * D channels, V vocabulary.
@@ -35,6 +35,7 @@ from .loading_gpt2scratch import (
     pop_loss_kwargs,
     positions_without_padding,
     prepared_mask,
+    refuse_other_shapes,
     refuse_unread_arguments,
 )
 from .loss_gpt2scratch import linear_cross_entropy, takes_hidden_states
@@ -62,7 +63,8 @@ def eager_attention_forward(
     scores = query @ key.transpose(-1, -2) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
-    probabilities = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    dtype = torch.promote_types(scores.dtype, torch.float32)
+    probabilities = F.softmax(scores, dim=-1, dtype=dtype).to(query.dtype)
     probabilities = F.dropout(probabilities, p=dropout, training=module.training)
     return (probabilities @ value).transpose(1, 2), probabilities
 
@@ -119,10 +121,9 @@ class GPT2ScratchMLP(nn.Module):
 
     def __init__(self, config: GPT2ScratchConfig):
         super().__init__()
-        n_inner = config.n_inner if config.n_inner is not None else 4 * config.n_embd
-        self.up_proj = nn.Linear(config.n_embd, n_inner)
+        self.up_proj = nn.Linear(config.n_embd, config.n_inner or 4 * config.n_embd)
         self.gelu = nn.GELU(approximate=GELU_APPROXIMATION[config.activation_function])
-        self.down_proj = nn.Linear(n_inner, config.n_embd)
+        self.down_proj = nn.Linear(self.up_proj.out_features, config.n_embd)
         self.down_proj.is_residual = True
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
@@ -165,11 +166,10 @@ class GPT2ScratchPreTrainedModel(CompleteLoadingMixin, PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Normal weights of `initializer_range`, zero biases, unit norms; smaller residual ones.
 
-        The residual stream is a sum of 2 * n_layer projections. Scaling each by
-        1 / sqrt(2 * n_layer) keeps its variance independent of depth. transformers calls this only
-        for modules that hold parameters themselves, hence not for the attention as a whole.
+        The residual stream is a sum of 2 * n_layer projections, attention's and the MLP's. Scaling
+        each by 1 / sqrt(2 * n_layer) keeps its variance independent of depth.
 
-        Source: Radford et al. 2019, section 2.3. The factor 2 counts attention and MLP.
+        Source: Radford et al. 2019, section 2.3.
         """
         super()._init_weights(module)
         if getattr(module, "is_residual", False):
@@ -210,9 +210,9 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
             input_ids: (B, T) token ids; exactly one of this and `inputs_embeds`.
             attention_mask: (B, S) with 0 for padding, or (B, 1, T, S); see `prepared_mask`.
             position_ids: (T,) or (B, T); if None, after the cached tokens, skipping padding.
-                Where they restart at 0 inside a row, a new document begins, and documents do not
-                see each other (not beside an `attention_mask`, a static cache or one with content,
-                nor in FlashAttention with more than one row).
+                Where they do not go on by one, a new document begins, and documents do not see each
+                other (not beside an `attention_mask`, a static cache or one with content, nor in
+                FlashAttention with more than one row).
             past_key_values: keys and values of the tokens before these; since 5.24, `cache` too.
             inputs_embeds: (B, T, C) in place of the token embeddings.
             use_cache: return a cache. In training mode none is made, and one that is given is used.
@@ -230,7 +230,7 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
             raise ValueError(f"expected exactly one of input_ids and inputs_embeds, found {found}")
         if inputs_embeds is None:
             inputs_embeds = _rows(self.wte, input_ids, "input_ids")
-        if inputs_embeds.ndim != 3:
+        if inputs_embeds.ndim != 3 or 0 in inputs_embeds.shape:
             raise ValueError(f"expected (B, T) tokens, found {tuple(inputs_embeds.shape[:-1])}")
 
         if position_ids is not None and position_ids.ndim == 1:
@@ -331,10 +331,9 @@ class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, LimitedGenerationMixin,
             use_cache: as in `GPT2ScratchModel`, but True makes a cache in training mode as well.
             logits_to_keep: compute logits for the last N positions only, 0 means all; or at
                 indices, (N,) for all rows or (B, N) for each; or where a (B, T) mask is True.
-            **kwargs: `shift_labels` (B, T) is the token that follows each input token, shifted
-                already; the loss then comes back without logits, which never exist all at once.
-                `num_items_in_batch` divides the summed loss by that number instead of by the tokens
-                of this batch, which makes gradient accumulation exact.
+            **kwargs: `shift_labels` (B, T) is the token that follows each input token. The loss
+                then comes back without logits, which never exist all at once. The summed loss is
+                divided by `num_items_in_batch`, which makes gradient accumulation exact.
         """
         # No argument of its own: a Trainer would take it for a second column of labels.
         shift_labels = kwargs.pop("shift_labels", None)
@@ -362,6 +361,7 @@ class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, LimitedGenerationMixin,
         else:
             logits = self.lm_head(_kept(hidden_states, logits_to_keep))  # (B, T, V)
             if labels is not None or shift_labels is not None:
+                refuse_other_shapes(logits.shape[:-1], labels=labels, shift_labels=shift_labels)
                 loss = self.loss_function(
                     logits=logits,
                     labels=labels,

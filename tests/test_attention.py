@@ -31,6 +31,18 @@ def test_sdpa_gives_the_logits_of_eager():
         torch.testing.assert_close(model_with("sdpa")(ids).logits, expected, atol=1e-5, rtol=0)
 
 
+def test_padding_in_float64_gives_the_logits_of_sdpa():
+    ids, mask = random_ids(2, 20), torch.ones(2, 20)
+    mask[0, :6] = 0
+    found, expected = (
+        model_with(attention).double()(ids, attention_mask=mask).logits.detach()
+        for attention in ("eager", "sdpa")
+    )
+    torch.testing.assert_close(found[1], expected[1], atol=1e-13, rtol=0)
+    torch.testing.assert_close(found[0, 6:], expected[0, 6:], atol=1e-13, rtol=0)
+    assert torch.isfinite(found).all()
+
+
 @pytest.mark.parametrize(
     "attention",
     ["eager", "sdpa", pytest.param("flex_attention", marks=pytest.mark.gate)],  # flex compiles

@@ -49,6 +49,25 @@ def test_a_name_that_is_almost_a_known_one_is_refused(tmp_path, name, meant):
     )  # as transformers has it
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"block_size": 256}, "block_size: expected a known name; give n_positions"),
+        ({"n_ctx": 128}, "n_ctx: expected a known name; give n_positions"),
+        ({"dropout": 0.2}, "dropout: expected a known name; give resid_pdrop and embd_pdrop and"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "expected scale_attn_by_inverse_layer_idx=Fal"),
+        ({"bias": False}, "expected bias=True as in GPT-2, found False"),
+        ({"model_type": "gpt2"}, "model_type: expected gpt2scratch, found gpt2; "),
+    ],
+)
+def test_a_name_of_another_project_that_would_change_nothing_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        GPT2ScratchConfig.from_dict(GPT2ScratchConfig().to_dict() | values)
+    with pytest.raises(ValueError, match=message):
+        GPT2ScratchConfig(**values)
+    assert GPT2ScratchConfig(n_positions=128, n_ctx=128, dropout=0.0).n_positions == 128
+
+
 def test_a_value_of_the_wrong_type_names_the_field():
     with pytest.raises(StrictDataclassFieldValidationError, match="'n_layer'"):
         GPT2ScratchConfig(n_layer="12")

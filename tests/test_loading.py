@@ -9,6 +9,7 @@ from threading import Barrier
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from support.damaged_files import add_hostile_code, replace_by_hostile_pickle
 from transformers import (
@@ -27,6 +28,7 @@ from modeling_gpt2scratch import (
     GPT2ScratchModel,
     GPT2ScratchPreTrainedModel,
 )
+from modeling_gpt2scratch.interchange.conversion import to_gpt2
 
 SIZES = {"vocab_size": 101, "n_positions": 48, "n_embd": 48, "n_layer": 3, "n_head": 4}
 TOKENS = {"bos_token_id": 100, "eos_token_id": 100}
@@ -98,6 +100,18 @@ def test_untied_and_half_precision_checkpoints_stay_so(tmp_path):
     assert model.dtype == torch.bfloat16
     assert torch.equal(model.lm_head.weight, stock.lm_head.weight)
     assert not torch.equal(model.lm_head.weight, model.transformer.wte.weight)
+
+
+def test_a_head_that_was_untied_by_hand_stays_so(tmp_path):
+    model = GPT2ScratchForCausalLM(GPT2ScratchConfig(**SIZES, **TOKENS))
+    model.lm_head.weight = torch.nn.Parameter(torch.randn(101, 48))
+    model.save_pretrained(tmp_path)  # its config says tied
+    loaded = GPT2ScratchForCausalLM.from_pretrained(tmp_path)
+    assert not loaded.config.tie_word_embeddings
+    loaded.tie_weights()
+    loaded.resize_token_embeddings(101)
+    for one in (loaded, to_gpt2(model), to_gpt2(loaded)):
+        torch.testing.assert_close(one.eval()(IDS).logits, model.eval()(IDS).logits)
 
 
 def test_what_is_saved_after_that_is_our_own_layout_bit_for_bit(stock, tmp_path):
@@ -291,3 +305,12 @@ def test_a_config_of_transformers_gpt2_is_refused(stock, tmp_path):
     stock.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="expected a GPT2ScratchConfig, found one of transformers"):
         GPT2ScratchForCausalLM.from_pretrained(tmp_path, config=stock.config)
+
+
+def test_an_adapter_that_transformers_cannot_load_is_left_to_peft(tmp_path):
+    GPT2ScratchForCausalLM(GPT2ScratchConfig(**SIZES, **TOKENS)).save_pretrained(tmp_path / "base")
+    base = GPT2ScratchForCausalLM.from_pretrained(tmp_path / "base")
+    peft = get_peft_model(base, LoraConfig(target_modules="all-linear", use_dora=True))
+    peft.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"expected an adapter .* peft\.PeftModel\.from_pretrai"):
+        GPT2ScratchForCausalLM.from_pretrained(tmp_path / "adapter")

@@ -159,6 +159,13 @@ def test_a_second_backward_pass_is_refused_because_the_first_scales_in_place():
         torch.autograd.grad(loss, weight)
 
 
+def test_a_second_derivative_is_refused_as_it_would_lack_the_loss_itself():
+    hidden_states, weight, targets = inputs(10)
+    loss = linear_cross_entropy(hidden_states, weight, targets)
+    with pytest.raises(RuntimeError, match="found create_graph=True; give labels in place of shi"):
+        torch.autograd.grad(loss, weight, create_graph=True)
+
+
 def test_the_gradient_of_the_weight_is_not_copied_on_its_way_to_the_parameter():
     _, weight, targets = inputs(10)
     hidden_states = torch.nn.functional.embedding(targets.clamp(min=0), weight)

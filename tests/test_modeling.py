@@ -231,9 +231,22 @@ def test_labels_bring_logits_also_beside_shifted_ones():
     torch.testing.assert_close(both.loss, model(ids, shift_labels=targets).loss)
 
 
-def test_ids_without_rows_are_refused():
-    with pytest.raises(ValueError, match=r"expected \(B, T\) tokens, found \(12,\)"):
-        tiny_model()(IDS[0])
+@pytest.mark.parametrize("ids", [IDS[0], IDS[:0], IDS[:, :0]])
+def test_ids_that_are_no_rows_are_refused(ids):
+    with pytest.raises(ValueError, match=r"expected \(B, T\) tokens, found \("):
+        tiny_model()(ids)
+
+
+@pytest.mark.parametrize("name", ["labels", "shift_labels"])
+@pytest.mark.parametrize("shape", [(12, 2), (24,), (2, 12, 1), (2, 11)])
+def test_labels_of_another_shape_are_refused(name, shape):
+    labels = IDS.flatten()[: math.prod(shape)].reshape(shape)
+    with pytest.raises(ValueError, match=r"expected the shape \(2, 12\).*, found \("):
+        tiny_model()(IDS, **{name: labels})
+    model = tiny_model()
+    model.lm_head.register_forward_hook(lambda head, inputs, logits: logits)
+    with pytest.raises(ValueError, match=r"expected the shape \(2, 12\).*, found \("):
+        model(IDS, **{name: labels})
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -70,6 +70,8 @@ def to_gpt2(model: GPT2ScratchForCausalLM) -> GPT2LMHeadModel:
     """
     fields = {name: getattr(model.config, name) for name in GPT2_FIELDS}
     fields |= {name: float(getattr(model.config, name)) for name in GPT2_FLOAT_FIELDS}
+    head, embedding = model.lm_head.weight, model.transformer.wte.weight
+    fields["tie_word_embeddings"] = head is embedding
     fields["n_ctx"] = model.config.n_positions  # an old name, which llama.cpp's converter reads
     tensors = {}
     for name, tensor in model.state_dict().items():
