@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 
 from modeling_gpt2scratch import __version__
-from modeling_gpt2scratch.common.activity import readable_output
 from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser, say_when_interrupted
+from modeling_gpt2scratch.common.console import readable_output
 from modeling_gpt2scratch.common.interruptions import Interruptible
 
 PROGRAM = "gpt2scratch"

@@ -120,6 +120,16 @@ def compare(
         KeyboardInterrupt: after Ctrl-C; the same call resumes.
     """
     let_waiting_threads_rest()
-    from modeling_gpt2scratch.evaluation.comparison import compare as compare_with
+    from modeling_gpt2scratch.common.command_line import from_keywords
+    from modeling_gpt2scratch.evaluation.comparison import run_comparison
+    from modeling_gpt2scratch.evaluation.configuration import arguments_for, open_output_dir
+    from modeling_gpt2scratch.evaluation.report import Comparison
+    from modeling_gpt2scratch.evaluation.results.measurements import ModelMeasurements
+    from modeling_gpt2scratch.evaluation.tasks.registry import known_tasks
 
-    return compare_with(models, tasks, **arguments)
+    arguments |= {"models": models, "tasks": tasks}
+    config = from_keywords(arguments_for(known_tasks(arguments.get("include_path"))), arguments)
+    output_dir = open_output_dir(config)
+    comparison = Comparison([ModelMeasurements(name) for name in config.models])
+    run_comparison(config, output_dir, comparison)
+    return comparison

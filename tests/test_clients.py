@@ -83,13 +83,34 @@ def test_every_client_has_a_module_and_every_module_a_row(driver):
     assert {file.stem for file in FOLDER.glob("*.py")} == modules | of_the_driver
     page = driver.PAGE.read_text(encoding="utf-8")
     for name, client in driver.CLIENTS.items():
-        row = {"client": name, "title": client.title, "versions": "1", "run": "a", "gpt2": "b"}
+        row = {"client": name, "title": client.title, "versions": "1"}
+        row |= {"run": "equal, 4 of 4", "gpt2": "refused: no"}
         lines = driver.with_row(page, row, date(2026, 1, 2)).splitlines()
-        assert lines.count(f"| `{name}` | {client.title} | 1 | 2026-01-02 | a | b |") == 1
-        assert len(lines) == len(page.splitlines())
-        assert f"| `{name}` | {client.title} | " in page
+        assert lines.count(f"| {client.title} | yes | no | 1 |") == 1
+        entry = (
+            f"- **{client.title}** (2026-01-02). The run: equal, 4 of 4. Stock `gpt2`: refused: no."
+        )
+        assert lines.count(entry) == 1
+        assert driver.with_row("\n".join(lines) + "\n", row, date(2026, 1, 2)).splitlines() == lines
+    other = row | {"client": "ollama", "title": "Ollama"}
     with pytest.raises(ValueError, match="expected one row of ollama, found 0"):
-        driver.with_row(page, {"client": "ollama"}, date(2026, 1, 2))
+        driver.with_row(page, other, date(2026, 1, 2))
+
+
+def test_a_verdict_is_one_word_in_the_table_and_whole_in_the_list():
+    page = import_module("client_checks.page")
+    for verdict, word in (
+        ("equal, 4 of 4; NLL within 1e-06", "yes"),
+        ("equal, 4 of 4; converts only with a patch", "see note"),
+        ("3 of 4 equal; prompt 3 differs from token 10 on", "see note"),
+        ("refused: ValueError: unknown", "no"),
+        ("no result: ERROR: no such version", "no result"),
+    ):
+        assert page.in_a_word(verdict) == word
+    row = {"title": "Client", "run": "equal, 4 of 4", "gpt2": "equal, 4 of 4"}
+    assert page.answer(row, date(2026, 1, 2)) == "- **Client** (2026-01-02). Both: equal, 4 of 4.\n"
+    entry = page.answer(row | {"gpt2": "refused: " + "a b " * 60}, date(2026, 1, 2))
+    assert max(map(len, entry.splitlines())) <= page.WIDTH and "\n  " in entry
 
 
 def test_a_client_that_cannot_be_installed_is_a_row(driver, monkeypatch, tmp_path):

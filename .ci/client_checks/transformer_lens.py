@@ -45,7 +45,7 @@ def answer(directory: Path, expected: dict) -> Answer:
     note = f"residual stream and patterns of {n_layer} blocks within 1e-4"
     if is_ours:
         example["main"](str(directory), expected["texts"][0], is_ours)
-        note += "; with an adapter"
+        note += "; only with an adapter"
     return Answer(found.tokens, found.nll, note)
 
 

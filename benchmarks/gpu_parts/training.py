@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gpu_parts.plan import Plan, Record
+from modeling_gpt2scratch import compare
 from modeling_gpt2scratch.checkpoints.checkpoint import find_model
-from modeling_gpt2scratch.evaluation.comparison import compare
 from modeling_gpt2scratch.tracking.metrics import read_metrics
 from modeling_gpt2scratch.training.configuration import TrainConfig
 from modeling_gpt2scratch.training.loop import train

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from modeling_gpt2scratch.common.activity import warn
 from modeling_gpt2scratch.common.atomic_files import new_files
 from modeling_gpt2scratch.common.checksums import CHECKSUMS_NAME, damage
+from modeling_gpt2scratch.common.console import warn
 from modeling_gpt2scratch.common.errors import MendableError
 from modeling_gpt2scratch.data.tokens.tokenizer import save_tokenizer
 from modeling_gpt2scratch.distributed.zero_state import (
@@ -83,8 +83,8 @@ def find_model(directory: Path) -> Path:
 def verify_checkpoint(checkpoint: Path) -> None:
     """Reads every file again, and compares size and sha256 with what was written.
 
-    Processes of a group share the files out and must all call it. Of checkpoints without checksums,
-    such as those of early versions, only the headers are read, which is said in one line.
+    Processes of a group share the files out and must all call it. Of checkpoints without checksums
+    only the headers are read, which is said in one line.
 
     Raises:
         CheckpointError: on all of them alike, naming the files that are damaged.
@@ -129,8 +129,6 @@ def load_state(checkpoint: Path, *, expected: dict) -> dict:
     # What is compared went through JSON, which knows no tuples.
     expected = json.loads(json.dumps(expected))
     found = {key: state.get(key) for key in expected}
-    if "init_from" in found:
-        found["init_from"] = bool(found["init_from"]) or None  # earlier versions wrote its name
     if differences := list(_differences(expected, found)):
         before = state.get("config", {}).get("data")
         if before and found.get("data") != expected.get("data"):

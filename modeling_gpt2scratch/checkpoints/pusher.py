@@ -16,9 +16,9 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from modeling_gpt2scratch.common.activity import activity, tell, warn
 from modeling_gpt2scratch.common.atomic_files import write_json_lines
 from modeling_gpt2scratch.common.checksums import checksum, read_checksums, write_checksums
+from modeling_gpt2scratch.common.console import activity, tell, warn
 from modeling_gpt2scratch.common.errors import SourceError, named, one_line
 from modeling_gpt2scratch.common.hub_requests import (
     DEFAULT_RETRIES,

@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from modeling_gpt2scratch.common.activity import warn
 from modeling_gpt2scratch.common.atomic_files import OLD_SUFFIX, PARTIAL_SUFFIX
+from modeling_gpt2scratch.common.console import warn
 
 CHECKPOINT_PREFIX = "checkpoint-"
 STATE_NAME = "training_state.json"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-from modeling_gpt2scratch.common.activity import warn
 from modeling_gpt2scratch.common.checksums import CHECKSUMS_NAME, damage, read_checksums
+from modeling_gpt2scratch.common.console import warn
 from modeling_gpt2scratch.common.errors import SourceError, named
 from modeling_gpt2scratch.common.hub_requests import (
     PUSH_HINTS,

@@ -61,14 +61,17 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     directions = parser.add_subparsers(
         title="directions", dest="direction", required=True, metavar="DIRECTION"
     )
-    for direction, source, help in (
-        ("to-gpt2", "RUN", "one of our runs -> stock gpt2"),
-        ("from-nanogpt", "CKPT.PT", "a checkpoint of nanoGPT or build-nanogpt -> ours"),
-        ("from-llmc", "MODEL.BIN", "a checkpoint of llm.c -> ours"),
+    for direction, source, of_source, help in (
+        ("to-gpt2", "RUN", "directory of a run or a checkpoint", "one of our runs -> stock gpt2"),
+        (
+            *("from-nanogpt", "CKPT.PT", "checkpoint of nanoGPT or build-nanogpt"),
+            "a checkpoint of nanoGPT or build-nanogpt -> ours",
+        ),
+        ("from-llmc", "MODEL.BIN", "checkpoint of llm.c", "a checkpoint of llm.c -> ours"),
     ):
         own = directions.add_parser(direction, help=help, description=help)
         own.set_defaults(parser=own)
-        own.add_argument("source", metavar=source, type=Path)
+        own.add_argument("source", metavar=source, type=Path, help=of_source)
         own.add_argument("out", metavar="OUT", type=Path, help="directory to make")
         own.add_argument("--overwrite", action="store_true", help="replace the model in OUT")
         if direction != "to-gpt2":

@@ -1,7 +1,7 @@
 """Checks in under a minute that a machine can train: `gpt2scratch doctor`.
 
-Every check runs beside the others and has its own time, so that one that hangs delays nothing. The
-exit code is 1 if one failed; a warning is something that a run can do without.
+All checks run at the same time, each with a time limit. The exit code is 1 if a check failed. A
+warning names something that a run can do without.
 """
 
 import os
@@ -10,8 +10,8 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from modeling_gpt2scratch.common.activity import CLOCK, activity, progress_bar
 from modeling_gpt2scratch.common.command_line import ArgumentError, argument, parse_config
+from modeling_gpt2scratch.common.console import CLOCK, activity, progress_bar
 from modeling_gpt2scratch.common.interruptions import Interruptible
 from modeling_gpt2scratch.common.threads import let_waiting_threads_rest
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from modeling_gpt2scratch.common.activity import activity, tell
+from modeling_gpt2scratch.common.console import activity, tell
 from modeling_gpt2scratch.common.errors import in_words, named
 from modeling_gpt2scratch.common.interruptions import EXIT_CODE, Interruptible
 

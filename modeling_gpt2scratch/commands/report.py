@@ -1,6 +1,6 @@
 """One page about a run, with its curves: `gpt2scratch report --run DIR`.
 
-The training script writes it when it is done; a run that was stopped can have one, too. `report.md`
+`train_accelerate.py` writes it at its end. Use this command for a run that was stopped. `report.md`
 and `curves.png` say what the run recorded, without names and paths of the machine. So does
 `report.html`, with curves to hover over and zoom.
 """

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from modeling_gpt2scratch.common.activity import activity, tell
 from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser, number
+from modeling_gpt2scratch.common.console import activity, tell
 from modeling_gpt2scratch.common.errors import ending_in_one_line
 from modeling_gpt2scratch.common.interruptions import Interruptible
 from modeling_gpt2scratch.common.sampling import TEMPERATURE, TOP_K
@@ -93,22 +93,22 @@ def _write(arguments: argparse.Namespace, prompts: Sequence[str]) -> None:
             with ctrl_c.ending_at_once():
                 from modeling_gpt2scratch.distributed.processes import quiet_transformers
                 from modeling_gpt2scratch.generation.conversation import converse
-                from modeling_gpt2scratch.generation.writer import (
+                from modeling_gpt2scratch.generation.text_generator import (
                     Sampling,
-                    load_writer,
+                    load_generator,
                     write_samples,
                 )
             quiet_transformers()
-            trust = arguments.trust_remote_code
-            writers = [load_writer(name, trust_remote_code=trust) for name in arguments.models]
-        for name, writer in zip(arguments.models, writers, strict=True):
-            if Path(writer.name) != Path(name):
-                tell(f"{name}: the run has not finished; using {writer.name}", file=sys.stderr)
+            trust = {"trust_remote_code": arguments.trust_remote_code}
+            generators = [load_generator(name, **trust) for name in arguments.models]
+        for name, generator in zip(arguments.models, generators, strict=True):
+            if Path(generator.name) != Path(name):
+                tell(f"{name}: the run has not finished; using {generator.name}", file=sys.stderr)
         names = ("temperature", "top_k", "top_p", "max_new_tokens")
         sampling = Sampling(**{name: getattr(arguments, name) for name in names})
         texts = {"n": arguments.num_samples, "seed": arguments.seed}
         if prompts:
-            write_samples(writers, prompts, sampling, **texts)
+            write_samples(generators, prompts, sampling, **texts)
             return
     # Ctrl-C ends a text there, not the program.
-    converse(writers, sampling, **texts, history=user_cache() / HISTORY_NAME)
+    converse(generators, sampling, **texts, history=user_cache() / HISTORY_NAME)

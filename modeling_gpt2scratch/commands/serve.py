@@ -17,8 +17,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from modeling_gpt2scratch.common.activity import activity
 from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser, number
+from modeling_gpt2scratch.common.console import activity
 from modeling_gpt2scratch.common.errors import ending_in_one_line
 from modeling_gpt2scratch.common.interruptions import Interruptible
 from modeling_gpt2scratch.common.threads import let_waiting_threads_rest

@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tabulate import tabulate
 
-from modeling_gpt2scratch.common.activity import tell
 from modeling_gpt2scratch.common.addresses import redacted
 from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser, number
+from modeling_gpt2scratch.common.console import tell
 from modeling_gpt2scratch.common.errors import ending_in_one_line, printable
 from modeling_gpt2scratch.common.interruptions import Interruptible
 from modeling_gpt2scratch.common.output_directory import OutputError, making, output_directory
@@ -91,12 +91,10 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _add_directory(parser: argparse.ArgumentParser) -> None:
-    """One data directory."""
     parser.add_argument("directory", type=Path, metavar="DIR", help="data directory")
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `inspect`."""
     add = parser.add_argument
     add("paths", nargs="+", type=Path, metavar="PATH", help="data directories and token files")
     add("--tokenizer", metavar="NAME", help="show the first tokens of files as text")
@@ -104,13 +102,11 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `verify`."""
     _add_directory(parser)
     parser.add_argument("--fast", action="store_true", help="sizes and headers only")
 
 
 def _add_adopt(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `adopt`."""
     add = parser.add_argument
     add("directory", type=Path, metavar="DIR", help="directory with .bin or .npy files")
     _add_origin(parser, "files of the validation split; else those with val in their name")
@@ -126,12 +122,12 @@ def _add_origin(parser: argparse.ArgumentParser, help_val: str) -> None:
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `convert`."""
     add = parser.add_argument
     add("sources", nargs="+", type=Path, metavar="SOURCE", help="files, or directories of them")
     add("output_dir", type=Path, metavar="OUTPUT_DIR", help="directory to make")
     add("--to", choices=[OURS, LLMC], required=True, help="format to write")
-    _add_origin(parser, "files of this split")
+    help = "files of the validation split; else those with val in their name"
+    _add_origin(parser, help)
     help = f"tokens per shard of ours [default: {DEFAULT_SHARD_TOKENS:,}]"
     add("--shard_tokens", type=number(int, 1, MAX_SHARD_TOKENS), metavar="INTEGER", help=help)
     add("--name", metavar="NAME", help="prefix of llm.c's files [default: the name of OUTPUT_DIR]")
@@ -139,7 +135,6 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_publish(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `publish`, and what they promise."""
     parser.description = PUBLISHING
     add = parser.add_argument
     help = "directory made by prepare_data.py"

@@ -17,8 +17,8 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
-from .activity import tell
 from .addresses import redacted
+from .console import tell
 
 TRUTHS = ("true", "yes", "t", "y", "1")
 UNTRUTHS = ("false", "no", "f", "n", "0")
@@ -58,6 +58,7 @@ OTHER_NAMES = {
     "models": "model model_name_or_path pretrained",
 }
 FLAG = re.compile(r"--[\w-]+(=[^ ]*)?")  # and no text that begins like one
+MOST_NAMES_SHOWN = 12  # more are not read in one line
 KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "True or False"}
 
 
@@ -89,7 +90,6 @@ class OneLineErrorParser(argparse.ArgumentParser):
             headings[group].add_argument(f"--{field.name}", help=help, **options)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None):
-        """As in argparse."""
         args = [with_underscores(part) for part in (sys.argv[1:] if args is None else args)]
         for part in args:
             try:
@@ -133,10 +133,12 @@ def with_underscores(part: str) -> str:
 
 
 def with_hint(name: str, known: Sequence[str], dashes: str = "") -> str:
-    """The name and the one that was meant, or all that there are."""
+    """The name and the one that was meant, or the few that there are, or where they are listed."""
     close = [own for own, others in OTHER_NAMES.items() if own in known and name in others.split()]
     close = close or difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {dashes}{close[0]}?" if close else f"known: {', '.join(known)}"
+    if close:
+        return f"{dashes}{name}; did you mean {dashes}{close[0]}?"
+    hint = "see --help" if len(known) > MOST_NAMES_SHOWN else f"known: {', '.join(known)}"
     return f"{dashes}{name}; {hint}"
 
 

@@ -93,9 +93,7 @@ def new_files(directory: Path) -> Iterator[Path]:
 
 
 def fsync(path: Path) -> None:
-    """Flushes one file or folder; Windows cannot open folders and needs no flush for them."""
-    if path.is_dir() and os.name == "nt":
-        return
+    """Flushes one file or folder."""
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)

@@ -47,7 +47,7 @@ def in_words(error: BaseException) -> str:
     """The message of an error that speaks for itself, and any other with its class, in one line."""
     if isinstance(error, OSError):
         return file_problem(error)
-    return one_line(error) if isinstance(error, ValueError) else named(error)
+    return one_line(error) if isinstance(error, MendableError | ValueError) else named(error)
 
 
 def file_problem(error: OSError) -> str:
@@ -61,11 +61,6 @@ def file_problem(error: OSError) -> str:
 def reason(error: OSError | UnicodeError) -> str:
     """What the system said, in one line, where the message names the file itself."""
     return getattr(error, "strerror", None) or one_line(error)
-
-
-def last_line(error: Exception) -> str:
-    """What a program says of the error that ends it."""
-    return file_problem(error) if isinstance(error, OSError) else one_line(error)
 
 
 @contextlib.contextmanager
@@ -84,7 +79,7 @@ def ending_in_one_line(
     except BrokenPipeError:  # who reads the output, such as `head`, has enough: nothing to mend
         raise
     except (MendableError, OSError, *kinds) as error:
-        sys.exit(f"{program}: error: {placed(last_line(error))}")
+        sys.exit(f"{program}: error: {placed(in_words(error))}")
 
 
 def content_instead(path: Path) -> str | None:

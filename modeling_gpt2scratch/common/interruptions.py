@@ -181,9 +181,9 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             StopRequest.n_polite += 1
             StopRequest.is_open = True
-            hang_up = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
-            is_ignored = signal.getsignal(hang_up) is signal.SIG_IGN
-            for number in {signal.SIGTERM, signal.SIGINT} | (set() if is_ignored else {hang_up}):
+            is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            hang_up = set() if is_ignored else {signal.SIGHUP}
+            for number in {signal.SIGTERM, signal.SIGINT} | hang_up:
                 self._old_handlers[number] = signal.signal(number, self._handle)
         return self
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .activity import warn
+from .console import warn
 
 MAX_NAMED = 3  # bad lines of one file
 SHOWN_CHARACTERS = 40  # of a bad line

@@ -6,6 +6,7 @@ marker says so: a JSON file that names its format and version. A name alone is a
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -300,14 +301,12 @@ def making(
 def is_in_use(directory: Path) -> bool:
     """Whether a run on this machine is at work in a directory."""
     try:
-        import fcntl
-
         # A shared lock, for several may look at the same time.
         with open(directory / LOCK_NAME, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except (OSError, ImportError):  # nobody has locked it yet, or there is no telling
+    except OSError:  # nobody has locked it yet, or there is no telling
         return False
     return False
 

@@ -4,6 +4,7 @@ Waits double from the first to the longest, unless the server says how long to w
 announced on stderr in one line.
 """
 
+import errno
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,8 +13,12 @@ from typing import Any, NamedTuple
 import tenacity
 from huggingface_hub.utils import parse_ratelimit_headers
 
-from .activity import tell
+from .console import tell
+from .errors import named, one_line
 
+LONGEST_PAUSE_SECONDS = 60.0
+# Exceptions of botocore and huggingface_hub, which need not be installed.
+LASTING_ERRORS = ("NoCredentialsError", "OfflineModeIsEnabled")
 TEMPORARY_STATUSES = (408, 425, 429)  # too slow, too early, too many requests; and all from 500 on
 
 
@@ -22,7 +27,7 @@ class Retries:
     """How long to go on trying: waits double from the first to the longest."""
 
     first_wait_seconds: float = 1.0
-    longest_wait_seconds: float = 60.0
+    longest_wait_seconds: float = LONGEST_PAUSE_SECONDS
     give_up_after_seconds: float = 900.0
     jitter_seconds: float = 0.0  # added at random, so that many processes do not come back at once
 
@@ -80,6 +85,36 @@ def retrying(
         reraise=True,
         **options,
     )
+
+
+def judge_download(error: BaseException) -> TemporaryFailure | None:
+    """Why a download may succeed at the next try, None if it cannot."""
+    if isinstance(error, FileNotFoundError | PermissionError | ImportError | MemoryError):
+        return None
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return None
+    status = status_of(error)
+    if type(error).__name__ in LASTING_ERRORS or not (status is None or is_temporary(status)):
+        return None
+    asked = asked_wait(error)  # which may be longer than anybody wants to wait
+    longest = None if asked is None else min(asked, LONGEST_PAUSE_SECONDS)
+    return TemporaryFailure(download_problem(error), wait_seconds=longest)
+
+
+def download_problem(error: BaseException) -> str:
+    """What was found in place of a file, in some words."""
+    status = status_of(error)
+    if status is not None:
+        return f"expected the file, found HTTP status {status}"
+    if isinstance(error, ValueError):  # of a check, which says what it expected
+        return one_line(error)
+    reason = getattr(error, "reason", None)  # of urllib, whose error only says that there is one
+    error = reason if isinstance(reason, BaseException) else error
+    if isinstance(error, FileNotFoundError):
+        return "expected the file, found none"
+    if isinstance(error, TimeoutError):
+        return "expected the file, found no answer in time"
+    return f"expected the file, found {named(error)}"
 
 
 def status_of(error: BaseException) -> int | None:

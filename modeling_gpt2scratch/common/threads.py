@@ -43,7 +43,7 @@ def n_cores() -> int:
 def load_of_others() -> float:
     """Threads that want a core, apart from this launch, at the time of the first call.
 
-    Where the system does not count them (macOS, Windows), the cores that are busy.
+    Where the system does not count them (macOS), the cores that are busy.
     """
     n_processes = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)  # a script may leave it empty
     try:

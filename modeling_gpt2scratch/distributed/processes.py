@@ -7,7 +7,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers.utils import logging as transformers_logging
 
-from modeling_gpt2scratch.common.activity import tell
+from modeling_gpt2scratch.common.console import tell
 from modeling_gpt2scratch.common.errors import MendableError
 
 Result = TypeVar("Result")

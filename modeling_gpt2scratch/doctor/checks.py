@@ -10,10 +10,10 @@ from modeling_gpt2scratch.common.errors import named
 
 from . import machine as machine_checks
 from . import network as network_checks
-from .machine import Finding
+from .machine import CheckResult
 
 
-def checks_for(output_dir: str, *, timeout_seconds: float) -> dict[str, Callable[[], Finding]]:
+def checks_for(output_dir: str, *, timeout_seconds: float) -> dict[str, Callable[[], CheckResult]]:
     """The checks by the names under which they are reported.
 
     Args:
@@ -40,16 +40,16 @@ def checks_for(output_dir: str, *, timeout_seconds: float) -> dict[str, Callable
 
 
 def examine(
-    checks: Mapping[str, Callable[[], Finding]], *, timeout_seconds: float
-) -> Iterator[tuple[str, Finding]]:
+    checks: Mapping[str, Callable[[], CheckResult]], *, timeout_seconds: float
+) -> Iterator[tuple[str, CheckResult]]:
     """What each check found, as they end; all run at once, in threads that may be left behind."""
-    findings: queue.Queue[tuple[str, Finding]] = queue.Queue()
+    findings: queue.Queue[tuple[str, CheckResult]] = queue.Queue()
 
     def run(name: str) -> None:
         try:
             finding = checks[name]()
         except Exception as error:  # whatever it is, the other checks are still worth having
-            finding = Finding("failed", named(error), "run it alone to see where it comes from")
+            finding = CheckResult("failed", named(error), "run it alone to see where it comes from")
         findings.put((name, finding))
 
     for name in checks:
@@ -64,4 +64,4 @@ def examine(
     for name in left:
         no_answer = f"no answer within {timeout_seconds:g} seconds"
         advice = "a driver, disk or network hangs, or others use the machine: --timeout_seconds 300"
-        yield name, Finding("failed", no_answer, advice)
+        yield name, CheckResult("failed", no_answer, advice)

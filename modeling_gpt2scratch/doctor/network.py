@@ -17,54 +17,56 @@ from modeling_gpt2scratch.common.addresses import redacted
 from modeling_gpt2scratch.data.tokens.names import GPT2, TokenizerError
 from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer
 
-from .machine import Finding
+from .machine import CheckResult
 
 REQUEST_SECONDS = 8.0
 WANDB_ADDRESS = "https://api.wandb.ai"
 
 
-def check_tokenizer() -> Finding:
+def check_tokenizer() -> CheckResult:
     """GPT-2's tokenizer is at hand, or can be downloaded."""
     try:
         tokenizer = load_tokenizer(GPT2)
     except TokenizerError as error:
-        return Finding("warning", "not available", str(error).partition("; ")[2])
-    return Finding("ok", f"{len(tokenizer):,} entries")
+        return CheckResult("warning", "not available", str(error).partition("; ")[2])
+    return CheckResult("ok", f"{len(tokenizer):,} entries")
 
 
-def check_hub() -> Finding:
+def check_hub() -> CheckResult:
     """The Hub answers, and takes the token if there is one."""
     if constants.HF_HUB_OFFLINE:
-        return Finding("ok", "not checked, because HF_HUB_OFFLINE is set; only the cache is used")
+        return CheckResult(
+            "ok", "not checked, because HF_HUB_OFFLINE is set; only the cache is used"
+        )
     token = get_token()
     headers = {"authorization": f"Bearer {token}"} if token else {}
     status = _status_of(f"{constants.ENDPOINT}/api/whoami-v2", headers)
     if status is None:
         advice = "HF_HUB_OFFLINE=1 for what is in the cache, HF_ENDPOINT for a mirror"
-        return Finding("warning", f"{redacted(constants.ENDPOINT)} is not reachable", advice)
+        return CheckResult("warning", f"{redacted(constants.ENDPOINT)} is not reachable", advice)
     if not token:
-        return Finding("ok", "reachable, no token; pushing needs one (hf auth login)")
+        return CheckResult("ok", "reachable, no token; pushing needs one (hf auth login)")
     if status == 200:
-        return Finding("ok", "reachable, and the token is valid")
+        return CheckResult("ok", "reachable, and the token is valid")
     found = f"reachable, but it refuses the token (HTTP {status})"
-    return Finding("warning", found, "hf auth login")
+    return CheckResult("warning", found, "hf auth login")
 
 
-def check_wandb() -> Finding:
+def check_wandb() -> CheckResult:
     """wandb answers and there is a key, if it is installed and to be used online."""
     if importlib.util.find_spec("wandb") is None:
-        return Finding("ok", "not installed; metrics.jsonl is always written")
+        return CheckResult("ok", "not installed; metrics.jsonl is always written")
     mode = os.environ.get("WANDB_MODE", "online")
     if mode != "online":
-        return Finding("ok", f"WANDB_MODE={mode}: nothing is sent")
+        return CheckResult("ok", f"WANDB_MODE={mode}: nothing is sent")
     address = os.environ.get("WANDB_BASE_URL", WANDB_ADDRESS)
     if not _has_wandb_key(address):
-        return Finding("warning", "no key", "wandb login, or WANDB_MODE=offline")
+        return CheckResult("warning", "no key", "wandb login, or WANDB_MODE=offline")
     if _status_of(address, {}) is None:
-        return Finding(
+        return CheckResult(
             "warning", f"{redacted(address)} is not reachable", "WANDB_MODE=offline; sync later"
         )
-    return Finding("ok", "reachable, and there is a key")
+    return CheckResult("ok", "reachable, and there is a key")
 
 
 def _status_of(address: str, headers: dict[str, str]) -> int | None:

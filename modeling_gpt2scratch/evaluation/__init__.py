@@ -18,7 +18,6 @@ _HOME_OF = {
     "TASKS": "tasks.registry",
     "Task": "tasks.task",
     "TaskResult": "tasks.task",
-    "compare": "comparison",
 }
 __all__ = sorted(_HOME_OF)
 

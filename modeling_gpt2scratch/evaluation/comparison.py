@@ -6,44 +6,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from modeling_gpt2scratch.common.activity import activity, tell
-from modeling_gpt2scratch.common.command_line import from_keywords
+from modeling_gpt2scratch.common.console import activity, tell
 from modeling_gpt2scratch.common.output_directory import OutputError, claimed
 
-from .configuration import (
-    CACHE_FOLDER,
-    RESULTS_FILE,
-    CompareArguments,
-    arguments_for,
-    open_output_dir,
-)
+from .configuration import CACHE_FOLDER, RESULTS_FILE, CompareArguments
 from .measuring import evaluate_model, load_tasks, sources_of
 from .report import Comparison, report
 from .results.cache import ResultCache
 from .results.measurements import Measurement, ModelMeasurements
 from .scoring.processes import ProcessGroup
-from .tasks.registry import known_tasks
-
-
-def compare(models: list[str], tasks: list[str], **options) -> Comparison:
-    """Measures models on tasks, prints the table and writes results.json.
-
-    Args:
-        models: directories or Hub names.
-        tasks: names, or "all" alone.
-        options: the other arguments of `evaluate/compare.py`, by their names.
-
-    Raises:
-        ValueError: for arguments that do not fit.
-        OutputError: if the results cannot be written, or another comparison writes them.
-    """
-    known = known_tasks(options.get("include_path"))
-    arguments = {"models": models, "tasks": tasks} | options
-    config = from_keywords(arguments_for(known), arguments)
-    output_dir = open_output_dir(config)
-    comparison = Comparison([ModelMeasurements(name) for name in config.models])
-    run_comparison(config, output_dir, comparison)
-    return comparison
 
 
 def run_comparison(
@@ -84,14 +55,15 @@ def alone_in(output_dir: Path, processes: ProcessGroup) -> Iterator[None]:
     Raises:
         OutputError: if one is at work, on all processes alike.
     """
-    problem = None
     with ExitStack() as stack:
-        if processes.is_main:
+
+        def claim() -> str | None:
             try:
                 stack.enter_context(claimed(output_dir / RESULTS_FILE))
             except OSError as error:
-                problem = str(error)
-        if problem := processes.first_problem(problem):
+                return str(error)
+
+        if problem := processes.from_main(claim):
             raise OutputError(problem)
         yield
 

@@ -47,7 +47,9 @@ class CompareArguments:
         group=MODELS,
     )
     tasks: list[str] = argument(
-        f"what to measure: {ALL}, or some of {', '.join(TASKS)}", group=MODELS
+        f"what to measure: {ALL}, some of {', '.join(task for task in TASKS if ':' not in task)}, "
+        "or TASK:PROTOCOL (docs/reference/protocols.md)",
+        group=MODELS,
     )
     baseline: str | None = argument(
         "model that the others are compared with; the first if not given",

@@ -19,7 +19,7 @@ from modeling_gpt2scratch.common.errors import one_line
 from modeling_gpt2scratch.distributed.processes import on_all_processes, require_agreement, say
 from modeling_gpt2scratch.hardware.devices import without_tf32
 
-from .scoring.processes import SharedProblem, alike
+from .scoring.processes import SharedProblemError, alike
 from .scoring.shared_scorer import SharedScorer
 from .tasks.registry import TASKS
 from .tasks.samples import Selection
@@ -95,12 +95,13 @@ def score_benchmarks(
             scorer = SharedScorer(
                 *(model, tokenizer, accelerator),
                 batch_tokens=batch_tokens,
+                in_training=True,
                 before_batches=before_batches,
             )
             for name, task in benchmarks.items():
                 try:
                     result = alike(partial(task.evaluate, scorer), (ValueError, OverflowError))
-                except SharedProblem as error:
+                except SharedProblemError as error:
                     say(f"no score of {name}: {error}")
                     continue
                 values |= {

@@ -11,8 +11,7 @@ import torch
 import transformers
 from accelerate.utils.memory import clear_device_cache
 
-from modeling_gpt2scratch.common.activity import activity, has_terminal, tell
-from modeling_gpt2scratch.common.errors import in_words
+from modeling_gpt2scratch.common.console import activity, has_terminal, tell
 from modeling_gpt2scratch.hardware.devices import without_tf32
 
 from .configuration import CompareArguments
@@ -20,7 +19,8 @@ from .results.cache import ResultCache
 from .results.fingerprints import checksums_of, evaluation_code, hub_commit, model_code, task_code
 from .results.measurements import Measurement, ModelMeasurements
 from .scoring.models import describe_model, load_scorer
-from .scoring.processes import ProcessGroup, SharedProblem
+from .scoring.processes import ProcessGroup, SharedProblemError
+from .tasks.samples import Selection
 from .tasks.task import Task, result_of
 
 
@@ -34,23 +34,15 @@ def load_tasks(
     loaded: dict[str, Task] = {}
     problems: dict[str, str] = {}
     for name, kind in config.kinds.items():
-        for is_first in (True, False):
-            problem = None
-            if processes.is_main == is_first:
-                try:
-                    task = kind.load(config.selection(name))
-                    if not isinstance(found := getattr(task, "sha256", None), str):
-                        raise ValueError(
-                            f"expected a text as sha256 of the data, found {found!r}; set it, "
-                            f"as with digest_of_rows"
-                        )
+        try:
+            for is_first in (True, False):
+                load = partial(_load, kind, config.selection(name))
+                is_own = processes.is_main == is_first
+                if (task := processes.alike(load if is_own else lambda: None)) is not None:
                     loaded[name] = task
-                except Exception as error:
-                    problem = in_words(error)
-            if problem := processes.first_problem(problem):
-                loaded.pop(name, None)
-                problems[name] = problem
-                break
+        except SharedProblemError as error:
+            loaded.pop(name, None)
+            problems[name] = str(error)
     return loaded, problems
 
 
@@ -85,21 +77,20 @@ def evaluate_model(
     missing = [name for name in tasks if name not in model.tasks]
     if not missing:
         return
-    scorer, problem = None, None
+    load = partial(
+        load_scorer,
+        model.name,
+        device=config.device,
+        dtype=config.dtype,
+        batch_tokens=config.tokens_of_pass,
+        trust_remote_code=config.trust_remote_code,
+        processes=processes,
+    )
     try:
         with activity(f"loading {model.name}"):
-            scorer = load_scorer(
-                model.name,
-                device=config.device,
-                dtype=config.dtype,
-                batch_tokens=config.tokens_of_pass,
-                trust_remote_code=config.trust_remote_code,
-                processes=processes,
-            )
-    except Exception as error:
-        problem = in_words(error)
-    if problem := processes.first_problem(problem):
-        _note(model, missing, problem, processes)
+            scorer = processes.alike(load)
+    except SharedProblemError as error:
+        _note(model, missing, str(error), processes)
         return
     # Of a model of the Hub, some files may be here only now.
     with activity(f"looking at {model.name}"):
@@ -110,7 +101,7 @@ def evaluate_model(
         start = time.perf_counter()
         try:
             result = processes.alike(partial(result_of, tasks[name], scorer))
-        except SharedProblem as error:
+        except SharedProblemError as error:
             _note(model, [name], str(error), processes)
             continue
         model.tasks[name] = Measurement(result, seconds=time.perf_counter() - start)
@@ -140,6 +131,21 @@ def cache_key(
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+
+
+def _load(kind: type[Task], selection: Selection) -> Task:
+    """A task with its data.
+
+    Raises:
+        ValueError: if it does not say what its data are.
+    """
+    task = kind.load(selection)
+    if not isinstance(found := getattr(task, "sha256", None), str):
+        raise ValueError(
+            f"expected a text as sha256 of the data, found {found!r}; set it, as with "
+            f"digest_of_rows"
+        )
+    return task
 
 
 def _look_up(

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from modeling_gpt2scratch.common.activity import tell
 from modeling_gpt2scratch.common.atomic_files import write_file, write_json
+from modeling_gpt2scratch.common.console import tell
 from modeling_gpt2scratch.common.errors import file_problem, reason
 
 from .configuration import BARS_NAME, CURVES_NAME, HARNESS_FOLDER, RESULTS_FILE, CompareArguments

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .writer import Sampling, Writer, WriterError, write_samples
+from .text_generator import GenerationError, Sampling, TextGenerator, write_samples
 
 INVITATION = "Type how a text begins, or nothing. Ctrl-C stops a text; exit or Ctrl-D ends."
 PROMPT = "> "
@@ -13,14 +13,14 @@ N_REMEMBERED = 1000  # lines
 
 
 def converse(
-    writers: Sequence[Writer], sampling: Sampling, *, n: int, seed: int, history: Path
+    generators: Sequence[TextGenerator], sampling: Sampling, *, n: int, seed: int, history: Path
 ) -> None:
     """Reads prompts and writes on from each, until `exit` or the end of the input.
 
     Ctrl-C stops what is being written; at the prompt, it is passed on.
 
     Args:
-        writers: all of them answer each prompt.
+        generators: all of them answer each prompt.
         sampling: how.
         n: texts for each prompt.
         seed: of the first text; each following one has the next, so that a prompt that is given
@@ -44,10 +44,10 @@ def converse(
             if prompt.strip() == END:
                 return
             try:
-                write_samples(writers, [prompt], sampling, n=n, seed=seed)
+                write_samples(generators, [prompt], sampling, n=n, seed=seed)
             except KeyboardInterrupt:
                 print("stopped")
-            except WriterError as error:
+            except GenerationError as error:
                 print(error)
             seed += n
 
@@ -57,7 +57,7 @@ def _remembered_lines(history: Path) -> Iterator[None]:
     """Within the block, `input` has arrow keys and the lines of earlier sessions."""
     try:
         import readline
-    except ImportError:  # on Windows, where the console itself has a history
+    except ImportError:  # a Python that was built without it
         yield
         return
     readline.set_history_length(N_REMEMBERED)

@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.checkpoints.checkpoint import WEIGHTS_NAME, save_model
 from modeling_gpt2scratch.checkpoints.retention import STATE_NAME
-from modeling_gpt2scratch.common.activity import activity
 from modeling_gpt2scratch.common.atomic_files import write_file, write_json, write_json_lines
+from modeling_gpt2scratch.common.console import activity
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.common.hub_requests import (
     DEFAULT_RETRIES,

@@ -19,7 +19,7 @@ ELEMENTS_PER_PROCESS = 2**24
 
 
 @dataclass(frozen=True)
-class Job:
+class MatrixJob:
     """A matrix to orthogonalize."""
 
     shape: torch.Size  # (rows, columns) of the whole matrix
@@ -28,7 +28,7 @@ class Job:
 
 
 def orthogonalize_replicated(
-    jobs: Sequence[Job], group: dist.ProcessGroup, *, device: torch.device, dtype: torch.dtype
+    jobs: Sequence[MatrixJob], group: dist.ProcessGroup, *, device: torch.device, dtype: torch.dtype
 ) -> Iterator[Tensor]:
     """The orthogonal matrices in the order of the jobs, where each process has all their rows.
 
@@ -60,7 +60,7 @@ def orthogonalize_replicated(
 
 
 def orthogonalize_sharded(
-    jobs: Sequence[Job], group: dist.ProcessGroup, *, device: torch.device, dtype: torch.dtype
+    jobs: Sequence[MatrixJob], group: dist.ProcessGroup, *, device: torch.device, dtype: torch.dtype
 ) -> Iterator[Tensor]:
     """The same for processes that have some rows each, as DTensor's `Shard(0)` deals them out.
 
@@ -104,7 +104,7 @@ def orthogonalize_sharded(
         yield from results
 
 
-def assign_owners(jobs: Sequence[Job], world_size: int) -> list[int]:
+def assign_owners(jobs: Sequence[MatrixJob], world_size: int) -> list[int]:
     """The owner of each matrix: the costliest first, each to whoever has least to do so far."""
     costs = [iteration_cost(job.shape, parts=job.parts) for job in jobs]
     load = [0] * world_size
@@ -115,7 +115,7 @@ def assign_owners(jobs: Sequence[Job], world_size: int) -> list[int]:
     return owners
 
 
-def _by_owner(jobs: Sequence[Job], world_size: int) -> list[list[int]]:
+def _by_owner(jobs: Sequence[MatrixJob], world_size: int) -> list[list[int]]:
     """For each process the indices of the jobs that it owns, in order."""
     owners = assign_owners(jobs, world_size)
     return [
@@ -123,9 +123,9 @@ def _by_owner(jobs: Sequence[Job], world_size: int) -> list[list[int]]:
     ]
 
 
-def _buckets(jobs: Sequence[Job], world_size: int) -> Iterator[list[Job]]:
+def _buckets(jobs: Sequence[MatrixJob], world_size: int) -> Iterator[list[MatrixJob]]:
     """The jobs in order, as many at a time as memory allows, and at least one."""
-    bucket: list[Job] = []
+    bucket: list[MatrixJob] = []
     n_elements = 0
     for job in jobs:
         if bucket and n_elements + job.shape.numel() > ELEMENTS_PER_PROCESS * world_size:
@@ -137,7 +137,7 @@ def _buckets(jobs: Sequence[Job], world_size: int) -> Iterator[list[Job]]:
         yield bucket
 
 
-def _local_numel(job: Job, rank: int, world_size: int) -> int:
+def _local_numel(job: MatrixJob, rank: int, world_size: int) -> int:
     """Elements of the rows that `Shard(0)` leaves to a process: as `torch.chunk` divides them."""
     n_rows, n_columns = job.shape
     rows_per_process = -(-n_rows // world_size)

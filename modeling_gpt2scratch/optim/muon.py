@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from .matrix_sharing import Job, orthogonalize_replicated, orthogonalize_sharded
+from .matrix_sharing import MatrixJob, orthogonalize_replicated, orthogonalize_sharded
 from .newton_schulz import iteration_dtype, orthogonalize, update_scale
 
 RULES = ("adamw", "muon")
@@ -153,7 +153,7 @@ class MuonAdamW(Optimizer):
                 finite = torch.where(is_skipped, momentum_buffer, gradient)
             momentum_buffer.lerp_(finite, 1 - group["momentum"])
             jobs.append(
-                Job(
+                MatrixJob(
                     shape=parameter.shape,
                     parts=group["parts"],
                     rows=_nesterov(gradient, momentum_buffer, group["momentum"], dtype),
@@ -184,7 +184,7 @@ def _nesterov(
 
 
 def _orthogonalize_together(
-    parameters: Sequence[Tensor], jobs: Sequence[Job], *, dtype: torch.dtype
+    parameters: Sequence[Tensor], jobs: Sequence[MatrixJob], *, dtype: torch.dtype
 ) -> Iterator[Tensor]:
     """What this process needs of the orthogonal matrices, in the order of the jobs."""
     first = parameters[0]

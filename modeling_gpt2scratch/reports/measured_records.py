@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from modeling_gpt2scratch.checkpoints.checkpoint import WEIGHTS_NAME
 from modeling_gpt2scratch.data.shards.format import ShardError
 from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.tracking.status import FINISHED, read_status
@@ -22,7 +23,7 @@ from .records import (
 
 RESULTS_NAME = "results.json"
 MODEL_KEYS = ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
-OTHER_MODEL_KEYS = ("task_hashes", "model_sha256")  # earlier results have none
+MODEL_KEYS += ("task_hashes", "model_sha256")
 CONFIG_KEYS = ("task", "protocol", "num_fewshot", "samples", "sha256", "official_dataset")
 CONFIG_KEYS += ("dataset_revision", "data_status", "metadata")
 # Of the details of a task: samples whose context was cut, and that did not fit at all.
@@ -46,26 +47,17 @@ def read_records(
             time than the model was saved.
     """
     records = read_training(run, sizes=sizes)
-    _require_finished(run, records)
+    _require_finished(run)
     return replace(records, results=_read_results(run, repository, results))
 
 
-def _require_finished(run: Path, records: RunRecords) -> None:
+def _require_finished(run: Path) -> None:
     """Refuses a run whose model is of an earlier step than its records."""
-    max_steps = records.arguments.get("max_steps")
     status = read_status(run)
-    if status is not None:
-        found = f"one that is {status['status']} at step {status['step']}"
-        is_finished = status["status"] == FINISHED
-    elif max_steps and records.metrics:  # records of an earlier version
-        step = records.metrics[-1]["step"]
-        found, is_finished = f"step {step} of {max_steps}", step == max_steps
-    else:
-        return
-    if not is_finished:
+    if status is not None and status["status"] != FINISHED:
         raise RecordsError(
-            f"{run}: expected a finished run, found {found}; finish it with train_accelerate.py "
-            f"--resume auto"
+            f"{run}: expected a finished run, found one that is {status['status']} at step "
+            f"{status['step']}; finish it with train_accelerate.py --resume auto"
         )
 
 
@@ -81,7 +73,7 @@ def _read_results(run: Path, repository: str, path: Path | None) -> dict | None:
         own = _own_name(models, run, repository)
         for model in models.values():
             check_model(model)
-        check_weights(models[own], run, path)
+        check_weights(models[own], run / WEIGHTS_NAME)
         versions = {key: content[key] for key in VERSION_KEYS}
         check_evaluation(content["arguments"], versions)
         if content["baseline"] not in (None, *models):
@@ -151,7 +143,7 @@ def _public_model(model: dict) -> dict:
         for task, details in model.get("details", {}).items()
         if task in model["results"]
     }
-    return public | {key: model[key] for key in OTHER_MODEL_KEYS if key in model}
+    return public
 
 
 def _public_dataset(config: dict) -> str | None:

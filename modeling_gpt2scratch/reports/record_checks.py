@@ -9,7 +9,6 @@ import re
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from modeling_gpt2scratch.checkpoints.checkpoint import WEIGHTS_NAME
 from modeling_gpt2scratch.common.argument_parser import checked
 from modeling_gpt2scratch.common.checksums import file_sha256
 from modeling_gpt2scratch.training.configuration import TrainConfig
@@ -57,22 +56,17 @@ def check_model(model: dict) -> None:
         _check_estimates(cell, model["higher_is_better"][task])
         _check_samples(model["n-samples"][task], cell)
         _check_config(model["configs"][task], task, model)
-    files = model.get("model_sha256", {})
-    for file, sha256 in files.items():
+    for file, sha256 in model["model_sha256"].items():
         _require_sha256(sha256, f"a sha256 of {file}")
 
 
-def check_weights(model: dict, run: Path, results: Path) -> None:
-    """A model's results are of the weights in `run`; early ones only say when they were written."""
-    advice = "run evaluate/compare.py again or remove the file"
-    recorded = model.get("model_sha256", {}).get(WEIGHTS_NAME)
-    if recorded is None:
-        is_old = results.stat().st_mtime < (run / "config.json").stat().st_mtime
-        _require(not is_old, f"results that are newer than the model; {advice}", "older ones")
-    elif (run / WEIGHTS_NAME).is_file():
-        found = file_sha256(run / WEIGHTS_NAME)
-        expected = f"results of {run / WEIGHTS_NAME}, with sha256 {found}"
-        _require(found == recorded, f"{expected}; {advice}", recorded)
+def check_weights(model: dict, weights: Path) -> None:
+    """A model's results are of the weights in this file, if it is there."""
+    if weights.is_file():
+        found, recorded = file_sha256(weights), model["model_sha256"].get(weights.name)
+        advice = "run evaluate/compare.py again or remove the file"
+        expected = f"results of {weights}, with sha256 {found}; {advice}"
+        _require(found == recorded, expected, recorded)
 
 
 def check_difference(row: dict) -> None:
@@ -135,14 +129,14 @@ def _check_config(config: dict, task: str, model: dict) -> None:
     sha256 = config.get("sha256")
     if sha256 is not None:
         _require_sha256(sha256, f"a sha256 of the data of {task}")
-    found = model.get("task_hashes", {task: sha256}).get(task)
+    found = model["task_hashes"].get(task)
     _require(found == sha256, f"the sha256 {sha256} of {task}", found)
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether a field of this type may hold the value; early versions wrote a list of one as it."""
+    """Whether a field of this type may hold the value."""
     try:
-        return checked(kind, value) in (value, [value])
+        return checked(kind, value) == value
     except ValueError:
         return False
 

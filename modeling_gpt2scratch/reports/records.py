@@ -16,8 +16,8 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from modeling_gpt2scratch.checkpoints.checkpoint import find_checkpoint
 from modeling_gpt2scratch.checkpoints.retention import STATE_NAME
-from modeling_gpt2scratch.common.activity import warn
 from modeling_gpt2scratch.common.addresses import split_revision
+from modeling_gpt2scratch.common.console import warn
 from modeling_gpt2scratch.common.errors import MendableError, json_problem
 from modeling_gpt2scratch.data.shards.format import ShardError
 from modeling_gpt2scratch.data.shards.manifest import Manifest, Split
@@ -254,7 +254,6 @@ def _public_arguments(arguments: dict) -> dict:
         if name in choices or (name in known and isinstance(value, int | float))
     }
     if name := arguments.get("init_from"):
-        # Earlier versions did not record it; of theirs, what is a directory now is no Hub name.
         is_on_hub = is_hub_name(name) and not arguments.get("init_from_is_local")
         public["init_from"] = _marked_name(name, is_on_hub=is_on_hub)
     return public
@@ -290,7 +289,7 @@ def _read_data(run: Path, arguments: dict) -> DataRecord | None:
         return _data_record(manifests, shares) if manifests else None
     except ShardError as error:
         raise RecordsError(str(error)) from error
-    except KeyError:  # an early one, which does not say what it was made from
+    except KeyError:  # somebody wrote it, and it does not say what it was made from
         return None
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from modeling_gpt2scratch.checkpoints.checkpoint import WEIGHTS_NAME, find_checkpoint
 from modeling_gpt2scratch.checkpoints.weight_files import WeightsError, open_tensors
-from modeling_gpt2scratch.common.activity import tell
 from modeling_gpt2scratch.common.atomic_files import write_file
+from modeling_gpt2scratch.common.console import tell
 from modeling_gpt2scratch.common.errors import one_line
 from modeling_gpt2scratch.common.json_lines import read_json_lines
 from modeling_gpt2scratch.tracking.metrics import EVENTS_NAME, METRICS_NAME, read_metrics

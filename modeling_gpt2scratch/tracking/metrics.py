@@ -8,8 +8,8 @@ from pathlib import Path
 from accelerate import PartialState
 from accelerate.tracking import GeneralTracker, on_main_process
 
-from modeling_gpt2scratch.common.activity import warn
 from modeling_gpt2scratch.common.atomic_files import write_json_lines
+from modeling_gpt2scratch.common.console import warn
 from modeling_gpt2scratch.common.errors import file_problem
 from modeling_gpt2scratch.common.json_lines import append_json_line, read_json_lines
 

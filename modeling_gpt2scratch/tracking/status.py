@@ -154,7 +154,7 @@ def _heard_at_once(note: Callable[[int], None]) -> Iterator[None]:
 
     It does so even if the main thread is in a library, where Python's handlers cannot run.
     """
-    if os.name == "nt" or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
     receiver, sender = socket.socketpair()
@@ -187,7 +187,7 @@ def _ended_by_signals() -> Iterator[None]:
     While another exception is on its way, they change nothing.
     """
     is_main = threading.current_thread() is threading.main_thread()
-    numbers = [signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)] if is_main else []
+    numbers = [signal.SIGTERM, signal.SIGHUP] if is_main else []
     numbers = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
 
     def handle(number: int, frame: object) -> None:

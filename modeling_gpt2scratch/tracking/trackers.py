@@ -13,7 +13,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
-from modeling_gpt2scratch.common.activity import tell
+from modeling_gpt2scratch.common.console import tell
 from modeling_gpt2scratch.common.errors import MendableError, one_line
 from modeling_gpt2scratch.distributed.processes import on_main_process, say
 

@@ -22,8 +22,8 @@ from modeling_gpt2scratch.checkpoints.retention import (
     checkpoints_by_step,
     put_back_replaced,
 )
-from modeling_gpt2scratch.common.activity import warn
 from modeling_gpt2scratch.common.atomic_files import write_file, write_json
+from modeling_gpt2scratch.common.console import warn
 from modeling_gpt2scratch.common.output_directory import LOCK_NAME, empty
 from modeling_gpt2scratch.distributed.accelerator import describe_environment
 from modeling_gpt2scratch.distributed.processes import LaunchError, on_main_process, say

@@ -17,7 +17,7 @@ class DivergenceError(MendableError, RuntimeError):
 
 
 @dataclass(frozen=True)
-class Finding:
+class StepFinding:
     """A step that was not as others."""
 
     step: int  # optimizer updates made after it
@@ -54,7 +54,7 @@ class LossGuard:
 
     def judge(
         self, step: int, loss: float, grad_norm: float, *, loss_scale: float = 1.0
-    ) -> Finding | None:
+    ) -> StepFinding | None:
         """What is wrong with a step, None if nothing is.
 
         Args:
@@ -65,16 +65,16 @@ class LossGuard:
         """
         if loss_scale > 1 and math.isfinite(loss) and not math.isfinite(grad_norm):
             self.overflowed_steps += 1
-            return Finding(step, "overflow", loss, grad_norm, loss_scale=loss_scale)
+            return StepFinding(step, "overflow", loss, grad_norm, loss_scale=loss_scale)
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             self.skipped_steps += 1
             self._skipped_in_a_row += 1
-            return Finding(step, "skipped", loss, grad_norm)
+            return StepFinding(step, "skipped", loss, grad_norm)
         self._skipped_in_a_row = 0
         deviation = self._deviation(loss)
         self._recent.append(loss)
         if self._spike_threshold and deviation > self._spike_threshold:
-            return Finding(step, "spike", loss, grad_norm, deviation)
+            return StepFinding(step, "spike", loss, grad_norm, deviation)
         return None
 
     def require_progress(self) -> None:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from modeling_gpt2scratch.checkpoints.checkpoint import load_state
-from modeling_gpt2scratch.common.activity import activity, progress_bar
+from modeling_gpt2scratch.common.console import activity, progress_bar
 from modeling_gpt2scratch.common.interruptions import Stopped, StopRequest
 from modeling_gpt2scratch.data.loading.prefetcher import Prefetcher
 from modeling_gpt2scratch.distributed.accelerator import asks_for_fp8, ending, make_accelerator

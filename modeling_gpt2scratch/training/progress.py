@@ -111,7 +111,7 @@ class TrainingProgress:
             spike_threshold=config.spike_threshold, max_skipped_steps=config.max_skipped_steps
         )
         names = ("left_out_steps", "elapsed_seconds")
-        progress = cls(guard, **{name: state[name] for name in names if name in state})
+        progress = cls(guard, **{name: state[name] for name in names if state})
         if state:
             progress._return_to(state)
         progress.was_done = bool(state) and progress.is_done(config)
@@ -183,10 +183,8 @@ class TrainingProgress:
         }
 
     def _return_to(self, state: dict) -> None:
-        """Takes what belongs to a step from a checkpoint; earlier versions wrote less."""
-        self.step = state["step"]
-        self.is_owed = state.get("is_owed", False)
-        if "guard" in state:
-            self.guard.load_state_dict(state["guard"])
-        self.means = StepMeans(**state.get("means", {}))
-        self.best = BestValidation(**state.get("best", {}))
+        """Takes what belongs to a step from a checkpoint."""
+        self.step, self.is_owed = state["step"], state["is_owed"]
+        self.guard.load_state_dict(state["guard"])
+        self.means = StepMeans(**state["means"])
+        self.best = BestValidation(**state["best"])

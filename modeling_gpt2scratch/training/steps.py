@@ -26,7 +26,7 @@ from modeling_gpt2scratch.hardware.devices import flops_per_token, mfu, peak_mem
 from modeling_gpt2scratch.optim.optimizer import skips_by_itself
 from modeling_gpt2scratch.tracking.metrics import Throughput
 
-from .guard_rails import Finding
+from .guard_rails import StepFinding
 from .progress import StepMeans
 from .run import TrainingRun
 
@@ -127,7 +127,7 @@ def update_weights(
 
 def judge_steps(
     run: TrainingRun, outcomes: Sequence[StepOutcome]
-) -> tuple[dict[str, float], list[Finding]]:
+) -> tuple[dict[str, float], list[StepFinding]]:
     """Mean loss and gradient norm since the last multiple of `log_every`, and unusual steps.
 
     Raises:
@@ -197,7 +197,7 @@ def report(run: TrainingRun, bar: tqdm, values: dict) -> None:
         say(f"step {step}, sample:\n{textwrap.indent(printable(values['sample']), '    ')}")
 
 
-def _record(run: TrainingRun, outcome: StepOutcome, finding: Finding) -> None:
+def _record(run: TrainingRun, outcome: StepOutcome, finding: StepFinding) -> None:
     """Writes down a step that was not as usual, with the place of its worst data."""
     if finding.kind == "overflow":
         run.events.write("overflow", step=finding.step, loss_scale=finding.loss_scale)

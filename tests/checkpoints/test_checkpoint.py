@@ -134,13 +134,6 @@ def test_a_refusal_of_other_data_names_those_of_the_run(tmp_path, trained):
         checkpointing.load_state(checkpoint, expected={"tokenizer": {"name": "gpt2"}})
 
 
-def test_a_source_of_the_first_weights_is_the_same_wherever_it_is(tmp_path, trained):
-    checkpoint = save(tmp_path, trained, step=2, init_from="runs/of an earlier version")
-    assert checkpointing.load_state(checkpoint, expected={"init_from": True})["step"] == 2
-    with pytest.raises(CheckpointError, match="expected init_from = None as asked for now"):
-        checkpointing.load_state(checkpoint, expected={"init_from": None})
-
-
 def test_a_flipped_byte_in_any_file_is_found(tmp_path, trained):
     checkpoint = save(tmp_path, trained, step=2)
     checkpointing.verify_checkpoint(checkpoint)

@@ -15,7 +15,7 @@ from support.tiny_models import CORPUS, END_OF_TEXT, tiny_stock_model, tiny_toke
 from modeling_gpt2scratch import GPT2ScratchForCausalLM
 from modeling_gpt2scratch.commands.sample import main
 from modeling_gpt2scratch.generation.conversation import converse
-from modeling_gpt2scratch.generation.writer import Sampling, load_writer
+from modeling_gpt2scratch.generation.text_generator import Sampling, load_generator
 
 COMMAND = [sys.executable, "-m", "modeling_gpt2scratch", "sample"]
 INVITATION = "Type how a text begins, or nothing. Ctrl-C stops a text; exit or Ctrl-D ends."
@@ -58,11 +58,11 @@ def sample(capsys, monkeypatch):
 
 
 def text_of(capsys, run_dir, prompt, *, seed=0, **changes) -> str:
-    """What a writer prints with the command's defaults."""
+    """What a generator prints with the command's defaults."""
     values = {"temperature": 0.8, "top_k": 50, "top_p": 1.0, "max_new_tokens": 200} | changes
-    writer = load_writer(run_dir, trust_remote_code=False)
+    generator = load_generator(run_dir, trust_remote_code=False)
     capsys.readouterr()
-    writer.write(prompt, Sampling(**values), seed=seed)
+    generator.write(prompt, Sampling(**values), seed=seed)
     return capsys.readouterr().out
 
 

@@ -12,7 +12,7 @@ import pytest
 from support.paths import REPOSITORY
 from support.processes import started
 
-from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser
+from modeling_gpt2scratch.common.argument_parser import OneLineErrorParser, with_hint
 from modeling_gpt2scratch.common.command_line import argument, parse_config
 
 # Runs a script under its own name, and prints which of the heavy libraries it has loaded.
@@ -103,6 +103,13 @@ def test_a_flag_that_does_not_exist_is_named_before_one_that_is_missing(argv, li
     with pytest.raises(SystemExit, match="^2$"):
         parse_config(Config, description=None, argv=argv, program="test")
     assert capsys.readouterr().err.startswith(line)
+
+
+def test_many_flags_are_not_listed_in_an_error():
+    few, many = ([f"flag{i}" for i in range(n)] for n in (12, 13))
+    assert with_hint("zzz", few, "--").startswith("--zzz; known: flag0, flag1, ")
+    assert with_hint("zzz", many, "--") == "--zzz; see --help"
+    assert with_hint("flag_12", many, "--") == "--flag_12; did you mean --flag12?"
 
 
 def test_a_value_may_look_like_a_flag():

@@ -21,7 +21,7 @@ from support.processes import run_process
 from modeling_gpt2scratch.doctor import checks as doctor
 from modeling_gpt2scratch.doctor import machine as machine_checks
 from modeling_gpt2scratch.doctor import network as network_checks
-from modeling_gpt2scratch.doctor.machine import Finding
+from modeling_gpt2scratch.doctor.machine import CheckResult
 
 SECRET = "hf_" + "s" * 30
 
@@ -53,7 +53,7 @@ def hub(monkeypatch):
     """Puts an address in the place of the Hub's, with or without a token."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
-    def use(address: str, token: str | None) -> Finding:
+    def use(address: str, token: str | None) -> CheckResult:
         monkeypatch.setattr(constants, "ENDPOINT", address)
         monkeypatch.setattr(network_checks, "get_token", lambda: token)
         return network_checks.check_hub()
@@ -72,11 +72,13 @@ def nobody():
 @pytest.mark.parametrize(
     ("status", "token", "finding"),
     [
-        (200, SECRET, Finding("ok", "reachable, and the token is valid")),
-        (401, None, Finding("ok", "reachable, no token; pushing needs one (hf auth login)")),
+        (200, SECRET, CheckResult("ok", "reachable, and the token is valid")),
+        (401, None, CheckResult("ok", "reachable, no token; pushing needs one (hf auth login)")),
         (
             *(401, SECRET),
-            Finding("warning", "reachable, but it refuses the token (HTTP 401)", "hf auth login"),
+            CheckResult(
+                "warning", "reachable, but it refuses the token (HTTP 401)", "hf auth login"
+            ),
         ),
     ],
 )
@@ -109,12 +111,12 @@ def test_wandb_needs_a_key_and_a_server_unless_it_is_offline(monkeypatch, tmp_pa
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     with server(200) as (address, requests):
         monkeypatch.setenv("WANDB_BASE_URL", address)
-        assert network_checks.check_wandb() == Finding(
+        assert network_checks.check_wandb() == CheckResult(
             "warning", "no key", "wandb login, or WANDB_MODE=offline"
         )
         assert not requests
         (tmp_path / "netrc").write_text(f"machine localhost login user password {SECRET}\n")
-        assert network_checks.check_wandb() == Finding("ok", "reachable, and there is a key")
+        assert network_checks.check_wandb() == CheckResult("ok", "reachable, and there is a key")
         assert [authorization for _, authorization in requests] in ([None], ["Basic"])
     monkeypatch.setenv("WANDB_BASE_URL", nobody)
     assert network_checks.check_wandb().found == f"{nobody} is not reachable"
@@ -138,7 +140,7 @@ def test_a_check_that_hangs_or_raises_leaves_the_others_their_answers():
 
     def late():
         is_seen.wait()
-        return Finding("ok", "well")
+        return CheckResult("ok", "well")
 
     checks = {"hangs": forever.wait, "works": late, "raises": broken}
     findings = {}
@@ -149,7 +151,7 @@ def test_a_check_that_hangs_or_raises_leaves_the_others_their_answers():
     assert list(findings) == ["raises", "works", "hangs"]
     assert findings["hangs"].found == "no answer within 4 seconds"
     assert findings["raises"].found == "RuntimeError: driver mismatch"
-    assert findings["works"] == Finding("ok", "well")
+    assert findings["works"] == CheckResult("ok", "well")
     assert findings["hangs"].status == findings["raises"].status == "failed"
 
 

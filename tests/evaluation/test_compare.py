@@ -227,7 +227,7 @@ def test_results_go_beside_the_first_model_if_it_is_a_local_directory(tmp_path):
             "--val_data: expected a shard directory of prepare_data.py for task val, found none; "
             "add --val_data PATH",
         ),
-        ("--models m --tasks text", "--text_data: expected a file of your own: .txt with"),
+        ("--models m --tasks text", "--text_data: expected a file of your own: .jsonl with"),
         ("--tasks lambada --model m", "unknown flag --model; did you mean --models?"),
         ("--models m m --tasks lambada", "--models: expected each once, found m m"),
         ("--models m --tasks lambada --device gpu9", "--device: expected auto, cpu or a device"),

@@ -16,7 +16,8 @@ from support.processes import run_process
 from support.terminal import terminal
 from transformers import AutoModelForCausalLM
 
-from modeling_gpt2scratch.evaluation import TASKS, comparison, report
+from modeling_gpt2scratch import api
+from modeling_gpt2scratch.evaluation import TASKS, report
 from modeling_gpt2scratch.evaluation.tasks.lambada import LambadaTask
 
 N_PASSAGES = 30
@@ -127,7 +128,7 @@ def test_what_was_measured_is_written_before_it_is_shown(inputs, tmp_path, monke
 
     monkeypatch.setattr(report, "print", closed, raising=False)
     with pytest.raises(BrokenPipeError):
-        comparison.compare(
+        api.compare(
             [str(inputs / "first")], ["lambada"], data_dir=inputs / "data", output_dir=tmp_path
         )
     assert measured(tmp_path)[str(inputs / "first")]["lambada"]

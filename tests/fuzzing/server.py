@@ -37,7 +37,7 @@ MODULES = (
     *(f"{PACKAGE}.reports.run_page", f"{PACKAGE}.reports.loss_plot"),
     *(f"{PACKAGE}.interchange.conversion", f"{PACKAGE}.interchange.foreign_checkpoints"),
     *(f"{PACKAGE}.data.shards.adoption", f"{PACKAGE}.data.shards.conversion"),
-    *(f"{PACKAGE}.data.shards.verification", f"{PACKAGE}.generation.writer"),
+    *(f"{PACKAGE}.data.shards.verification", f"{PACKAGE}.generation.text_generator"),
     *(f"{PACKAGE}.commands.{verb}" for verb in ("convert", "plot", "publish", "report")),
     *(f"{PACKAGE}.commands.{verb}" for verb in ("sample", "shards")),
 )

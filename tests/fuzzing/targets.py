@@ -104,7 +104,7 @@ MACHINE = dict.fromkeys(
 )
 ARGUMENTS = dict.fromkeys(
     {field.name for field in dataclasses.fields(TrainConfig)},
-    "nothing else says with what arguments a run was started; earlier versions had fewer",
+    "nothing else says with what arguments a run was started",
 )
 MEASURED = "nothing else says what was measured, and how"
 RECORD = {
@@ -114,7 +114,6 @@ RECORD = {
     "models.*.higher_is_better.*": MEASURED,
     "models.*.config.*": MEASURED,
     "models.*.model_sha256*": "the card does not need the files of other models",
-    "models.*.task_hashes": "earlier results had none",
     "*date": MEASURED,
 }
 RECORD |= {f"models.*.configs.*.{key}": MEASURED for key in ("data_status", "num_fewshot")}

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from support.paths import REPOSITORY
 from support.processes import run_process
 
-from modeling_gpt2scratch.optim.matrix_sharing import Job, assign_owners
+from modeling_gpt2scratch.optim.matrix_sharing import MatrixJob, assign_owners
 from modeling_gpt2scratch.optim.newton_schulz import iteration_cost
 
 
 def jobs_of(shapes):
     """Jobs that are never done."""
-    return [Job(shape=torch.Size(shape), parts=1, rows=torch.Tensor) for shape in shapes]
+    return [MatrixJob(shape=torch.Size(shape), parts=1, rows=torch.Tensor) for shape in shapes]
 
 
 def test_twelve_blocks_of_gpt2_are_shared_out_within_a_tenth():

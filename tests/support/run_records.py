@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+from modeling_gpt2scratch.common.checksums import file_sha256
 from modeling_gpt2scratch.data.shards.manifest import Manifest, ShardEntry, Split
 
 REPOSITORY = "someone/tiny"
@@ -26,6 +27,8 @@ def model_of(name: str, data: Path, *, limit: int | None, **estimates: float) ->
         "n-shot": {"val": 0},
         "higher_is_better": {"val": dict.fromkeys(estimates, False)},
         "n-samples": {"val": {"original": None if is_cut else 40, "effective": 40}},
+        "task_hashes": {"val": None},
+        "model_sha256": {p.name: file_sha256(p) for p in Path(name).glob("*.safetensors")},
         "errors": {"lambada": f"FileNotFoundError: {data} {SECRET}"},
         "model_name": name,
     }
@@ -51,7 +54,6 @@ def write_records(
     *,
     dataset: str = "someone/fables",
     limit: int | None = None,
-    step: int = 20,
     vocabulary: tuple[int, int, str] = (300, 299, "1" * 64),
 ) -> None:
     """Every record that a run of 20 steps of 128 tokens leaves, and the data it names.
@@ -76,10 +78,10 @@ def write_records(
     ).save(data)
     arguments = {"data": str(data), "output_dir": str(run), "model": "tiny", "max_steps": 20}
     arguments |= {"total_batch_tokens": 128, "learning_rate": 0.003, "resume": SECRET}
-    arguments |= {"mixed_precision": "no", "report_to": "none", "seed": 0}
+    arguments |= {"mixed_precision": "no", "report_to": ["none"], "seed": 0}
     rows = [
         {"step": 10, "loss": 5.0, "tokens_per_second": 900.0},
-        {"step": step, "loss": 4.0, "tokens_per_second": 1100.0, "eval_loss": 4.25},
+        {"step": 20, "loss": 4.0, "tokens_per_second": 1100.0, "eval_loss": 4.25},
     ]
     rows[-1]["sample"] = f"{data} {SECRET}"
     other = str(run.parent / "other")

@@ -152,25 +152,6 @@ def test_the_identity_of_a_plain_run_names_what_every_run_has(small_data, tmp_pa
     assert names == {"tokenizer", "order_version", "data"}
 
 
-def test_a_checkpoint_of_an_earlier_version_with_the_same_order_is_continued(
-    small_data, tmp_path, monkeypatch
-):
-    arguments = flags(small_data, tmp_path / "run", max_steps=2, save_every=1, eval_every=0)
-    assert run_here(monkeypatch, *arguments) == 0
-    expected = curve(tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoint-2")
-    path = tmp_path / "run" / "checkpoint-1" / "training_state.json"
-    state = json.loads(path.read_text())
-    for name in ("mixture", "shuffle_shards", "document_mask", "init_from", "optimizer"):
-        assert state.pop(name) is None
-    for name in ("left_out_steps", "elapsed_seconds", "guard", "trackers"):
-        del state[name]
-    path.write_text(json.dumps(state))
-    (path.parent / "checksums.json").unlink()  # which they did not write either
-    assert run_here(monkeypatch, *arguments, "--resume", "auto") == 0
-    assert curve(tmp_path / "run") == expected
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -21,7 +21,7 @@ from modeling_gpt2scratch.checkpoints.checkpoint import (
 from modeling_gpt2scratch.checkpoints.writer import CheckpointWriter
 from modeling_gpt2scratch.tracking.metrics import read_metrics
 from modeling_gpt2scratch.training import loop
-from modeling_gpt2scratch.training.guard_rails import Finding
+from modeling_gpt2scratch.training.guard_rails import StepFinding
 
 N_KILLS = 20
 MAX_STEPS = 160
@@ -264,7 +264,7 @@ def test_what_a_rollback_leaves_out_is_not_forgotten_by_a_stop_after_it(
     def spiking(run, outcomes):
         values, findings = judge_steps(run, outcomes)
         if run.progress.step == 3:
-            has_spiked.append(Finding(3, "spike", loss=9.0, grad_norm=9.0, deviation=9.0))
+            has_spiked.append(StepFinding(3, "spike", loss=9.0, grad_norm=9.0, deviation=9.0))
         return values, [*findings, *has_spiked]
 
     options = {"max_steps": 6, "eval_every": 0, "save_every": 2, "log_every": 1}

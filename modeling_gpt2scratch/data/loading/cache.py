@@ -17,14 +17,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from modeling_gpt2scratch.common.activity import tell
 from modeling_gpt2scratch.common.atomic_files import PARTIAL_SUFFIX, fsync
+from modeling_gpt2scratch.common.console import tell
 from modeling_gpt2scratch.common.errors import file_problem
 
 SUFFIX = ".bin"
 
 
-class Closed(Exception):
+class CacheClosedError(Exception):
     """The cache was closed while somebody waited for it."""
 
 
@@ -66,7 +66,7 @@ class ShardCache:
             check: looks at a file that is there already, and raises ValueError to have it again.
 
         Raises:
-            Closed: if the cache was closed meanwhile.
+            CacheClosedError: if the cache was closed meanwhile.
             Exception: of `download`, unless the disk is full and something can be deleted.
         """
         path = self._shards / f"{name}{SUFFIX}"
@@ -114,7 +114,7 @@ class ShardCache:
                 problem = f"{file_problem(error)}; choose another --data_cache"
                 raise OSError(problem) from error
         else:
-            raise Closed
+            raise CacheClosedError
         try:
             yield
         finally:
@@ -158,7 +158,7 @@ class ShardCache:
                 )
             has_told = True
             self.closed.wait(0.2)  # what another process downloads may go when it has come
-        raise Closed
+        raise CacheClosedError
 
     def _make_room(self, n_bytes: int) -> bool:
         """Deletes what was not used for the longest time until `n_bytes` fit; whether they do."""
@@ -191,7 +191,7 @@ class ShardCache:
     def _delete(self, path: Path) -> bool:
         """Deletes a shard unless it is spared; whether that was possible."""
         spared = frozenset().union(*list(self._kept.values()))
-        # Windows does not delete files that are in use.
+        # In a cache that several people share, a file may be another's.
         return path.stem not in spared and _unlink(path)
 
     def _delete_if_abandoned(self, partial: Path) -> bool:

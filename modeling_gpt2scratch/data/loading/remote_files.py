@@ -15,34 +15,25 @@ from fsspec.callbacks import Callback
 from tenacity import sleep_using_event, stop_after_attempt, stop_after_delay, stop_when_event_set
 
 from modeling_gpt2scratch.common.addresses import store_credentials, with_credentials
-from modeling_gpt2scratch.common.errors import named, one_line
-from modeling_gpt2scratch.common.retries import (
-    Retries,
-    TemporaryFailure,
-    asked_wait,
-    is_temporary,
-    retrying,
-    status_of,
-)
+from modeling_gpt2scratch.common.errors import one_line
+from modeling_gpt2scratch.common.retries import Retries, download_problem, judge_download, retrying
 from modeling_gpt2scratch.data.shards.format import ShardError
 
 MIN_ATTEMPTS = 3  # however long one takes
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1, 60
 HTTP = ("http://", "https://")
 SILENCE_SECONDS = 60  # after which a connection is given up
-# Exceptions of botocore and huggingface_hub, which need not be installed.
-LASTING_ERRORS = ("NoCredentialsError", "OfflineModeIsEnabled")
 
 
-class MissingFile(ShardError):
+class MissingFileError(ShardError):
     """A file that is not behind its address."""
 
 
-class TooLarge(ShardError):
+class TooLargeError(ShardError):
     """More bytes than a file can have."""
 
 
-class OtherContent(ShardError):
+class OtherContentError(ShardError):
     """A whole file, but not the one that the manifest names."""
 
 
@@ -86,12 +77,12 @@ class RemoteFiles:
             max_bytes: a source that sends more is left.
 
         Raises:
-            MissingFile: if it is not there.
+            MissingFileError: if it is not there.
             ShardError: if it cannot be had; the message says what was tried.
         """
         attempts = retrying(
             f"{self.address}/{name}",
-            judge,
+            judge_download,
             Retries(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, jitter_seconds=FIRST_PAUSE_SECONDS),
             stop=stop_when_event_set(self._closed)
             | (stop_after_delay(self._retry_seconds) & stop_after_attempt(MIN_ATTEMPTS)),
@@ -101,9 +92,9 @@ class RemoteFiles:
             attempts(self._attempt, name, path, check, max_bytes)
         except Exception as error:
             tries = attempts.statistics.get("attempt_number", 1)
-            kind = MissingFile if isinstance(error, FileNotFoundError) else ShardError
+            kind = MissingFileError if isinstance(error, FileNotFoundError) else ShardError
             raise kind(
-                f"{self.address}/{name}: {describe(error)}; {self._advice(error, tries)}"
+                f"{self.address}/{name}: {download_problem(error)}; {self._advice(error, tries)}"
             ) from error
 
     def _attempt(
@@ -120,7 +111,7 @@ class RemoteFiles:
             else:
                 # These ask for the size themselves, and read no more.
                 if (n_bytes := self._fs.size(place) or 0) > max_bytes:
-                    raise TooLarge(f"expected at most {max_bytes:,} bytes, found {n_bytes:,}")
+                    raise TooLargeError(f"expected at most {max_bytes:,} bytes, found {n_bytes:,}")
                 self._fs.get_file(place, str(path))
             if not path.exists():  # some file systems take a missing file for an empty folder
                 raise FileNotFoundError(errno.ENOENT, "no such file")
@@ -144,9 +135,9 @@ class RemoteFiles:
         """What the user can do about the last failure."""
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return "make room, lower --data_cache_gb or choose another --data_cache"
-        if judge(error):
+        if judge_download(error):
             advice = f"gave up after {tries} tries, start again with --resume auto"
-            if isinstance(error, OtherContent):
+            if isinstance(error, OtherContentError):
                 advice += "; the data set may have been changed since"
                 if self.address.startswith("hf://"):
                     advice += ": name the commit that it had, as in hf://datasets/OWNER/NAME@COMMIT"
@@ -157,34 +148,6 @@ class RemoteFiles:
             "check the address and your credentials, which are never recorded: give them in the "
             "address again, or keep them in ~/.netrc or the environment"
         )
-
-
-def judge(error: BaseException) -> TemporaryFailure | None:
-    """Why a failure may be gone at the next try, None if it cannot be."""
-    if isinstance(error, FileNotFoundError | PermissionError | ImportError | MemoryError):
-        return None
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        return None
-    status = status_of(error)
-    if type(error).__name__ in LASTING_ERRORS or not (status is None or is_temporary(status)):
-        return None
-    asked = asked_wait(error)  # a run does not wait for longer than its own longest pause
-    longest = None if asked is None else min(asked, LONGEST_PAUSE_SECONDS)
-    return TemporaryFailure(describe(error), wait_seconds=longest)
-
-
-def describe(error: BaseException) -> str:
-    """A failure in some words."""
-    status = status_of(error)
-    if status is not None:
-        return f"expected the file, found HTTP status {status}"
-    if isinstance(error, FileNotFoundError):
-        return "expected the file, found none"
-    if isinstance(error, TimeoutError):
-        return "expected the file, found no answer in time"
-    if isinstance(error, ValueError):  # of a check, which says what it expected
-        return one_line(error)
-    return f"expected the file, found {named(error)}"
 
 
 class _Limit(Callback):
@@ -198,4 +161,4 @@ class _Limit(Callback):
         """Counts what has come."""
         super().relative_update(inc)
         if self.value > self._max_bytes:
-            raise TooLarge(f"expected at most {self._max_bytes:,} bytes, found more")
+            raise TooLargeError(f"expected at most {self._max_bytes:,} bytes, found more")

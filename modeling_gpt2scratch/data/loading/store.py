@@ -22,11 +22,12 @@ from pathlib import Path
 
 import numpy as np
 
-from modeling_gpt2scratch.common.activity import tell
 from modeling_gpt2scratch.common.addresses import store_credentials
 from modeling_gpt2scratch.common.atomic_files import write_file
 from modeling_gpt2scratch.common.checksums import file_sha256
+from modeling_gpt2scratch.common.console import tell
 from modeling_gpt2scratch.common.errors import content_instead
+from modeling_gpt2scratch.common.retries import download_problem
 from modeling_gpt2scratch.data.shards.directory import load_manifest, open_shard, shard_bytes
 from modeling_gpt2scratch.data.shards.format import ShardError, check_token_ids
 from modeling_gpt2scratch.data.shards.manifest import (
@@ -37,8 +38,8 @@ from modeling_gpt2scratch.data.shards.manifest import (
 )
 from modeling_gpt2scratch.data.shards.verification import read_whole
 
-from .cache import Closed, ShardCache
-from .remote_files import MissingFile, OtherContent, RemoteFiles, describe
+from .cache import CacheClosedError, ShardCache
+from .remote_files import MissingFileError, OtherContentError, RemoteFiles
 
 FETCHED_FILES = ("tokenizer.json", "tokenizer_config.json")
 DOWNLOADS = 4  # at a time
@@ -233,7 +234,7 @@ class RemoteStore:
         self._failed[entry.sha256] = (time.monotonic(), entry)
         if entry.sha256 not in self._told:
             self._told.add(entry.sha256)
-            reason = describe(error.__cause__ or error)
+            reason = download_problem(error.__cause__ or error)
             hint = "it will be tried again when it is needed"
             tell(f"{self.label(entry)}: {reason}; {hint}", file=sys.stderr)
 
@@ -263,7 +264,7 @@ class RemoteStore:
                 future = self._found[entry.sha256]
             try:
                 future.set_result(self._fetch(entry))
-            except Closed:
+            except CacheClosedError:
                 future.set_exception(ShardError(f"{self.name}: closed while {entry.file} came"))
             except Exception as error:
                 with self._condition:
@@ -302,7 +303,7 @@ class RemoteStore:
                 (self.directory / name).unlink(missing_ok=True)
                 try:
                     self._fetch_description(name, folder)
-                except MissingFile:
+                except MissingFileError:
                     # Where other programs' files were adopted, it is known by its name.
                     if has_tokenizer:
                         raise
@@ -326,7 +327,7 @@ def check_shard(path: Path, *, entry: ShardEntry, n_bytes: int) -> None:
         raise ShardError(f"expected {n_bytes:,} bytes, found {found}")
     found = file_sha256(path)
     if found != entry.sha256:
-        raise OtherContent(f"expected sha256 {entry.sha256[:16]}..., found {found[:16]}...")
+        raise OtherContentError(f"expected sha256 {entry.sha256[:16]}..., found {found[:16]}...")
 
 
 def _check_json(path: Path) -> None:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from modeling_gpt2scratch.common.activity import progress_bar
+from modeling_gpt2scratch.common.console import progress_bar
 from modeling_gpt2scratch.data.shards.writer import SplitWriter
 from modeling_gpt2scratch.data.tokens.encoder import EncodedDocuments
 from modeling_gpt2scratch.data.tokens.names import TokenizerError
 from modeling_gpt2scratch.data.tokens.tokenizer import TOKENIZER_NAME
-from modeling_gpt2scratch.data.tokens.workers import Batch, Encoding, encoded
+from modeling_gpt2scratch.data.tokens.workers import DocumentBatch, Encoding, encoded
 
 from .held_out import SplitStream
 from .progress import Progress, SeenDocuments, WorkingDirectory
@@ -94,7 +94,6 @@ class _Blocks:
 
     @property
     def is_block_full(self) -> bool:
-        """Whether it is time to commit."""
         has_tokens = self._n_in_block >= self._plan.block_tokens
         return has_tokens or len(self._block) >= MAX_BLOCK_DOCUMENTS
 
@@ -103,7 +102,7 @@ class _Blocks:
         """Whether no more documents are wanted."""
         return self._plan.max_tokens is not None and self.n_tokens >= self._plan.max_tokens
 
-    def add(self, documents: EncodedDocuments, batch: Batch) -> int:
+    def add(self, documents: EncodedDocuments, batch: DocumentBatch) -> int:
         """Takes the documents of a batch into the block; returns the number of their tokens.
 
         Duplicates are left out, and so is what comes after the document that completes

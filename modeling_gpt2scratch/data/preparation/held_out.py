@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from tqdm import tqdm
 
-from modeling_gpt2scratch.common.activity import progress_bar, tell
+from modeling_gpt2scratch.common.console import progress_bar, tell
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.data.sources.document_stream import DocumentStream
 from modeling_gpt2scratch.data.tokens.encoder import document_digest, is_held_out
-from modeling_gpt2scratch.data.tokens.workers import Batch
+from modeling_gpt2scratch.data.tokens.workers import DocumentBatch
 
 from .configuration import AUTO, DOCUMENTS, TAIL, PrepareConfig
 from .progress import SeenDocuments, WorkingDirectory
@@ -70,7 +70,7 @@ class SplitStream:
         self._min_characters, self._seed = min_characters, seed
         self.release, self.close = stream.release, stream.close
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[DocumentBatch]:
         for batch in self._stream:
             n_before = batch.position["n_documents"] - len(batch.documents)
             kept: list[tuple[str, int]] = []

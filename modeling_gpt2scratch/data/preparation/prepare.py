@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from modeling_gpt2scratch.common.activity import activity, progress_bar, tell, warn
+from modeling_gpt2scratch.common.console import activity, progress_bar, tell, warn
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.common.output_directory import (
     OutputError,

@@ -218,7 +218,6 @@ class SeenDocuments:
             self._connection.commit()
 
     def close(self) -> None:
-        """Closes the table."""
         self._connection.close()
 
     def _execute(self, statement: str, values: tuple = ()) -> int:

@@ -11,16 +11,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from modeling_gpt2scratch.common.activity import progress_bar
+from modeling_gpt2scratch.common.console import progress_bar
 from modeling_gpt2scratch.common.output_directory import writable_directory
 from modeling_gpt2scratch.common.threads import n_cores
 from modeling_gpt2scratch.data.tokens.tokenizer import manifest_entries
 
 from .directory import MAX_THREADS, read_pieces
-from .foreign import ForeignTokenizer, files_by_split
+from .foreign import ForeignTokenizer, dataset_name, files_by_split, files_of
 from .format import ShardError
 from .manifest import MANIFEST_NAME, PART_PATTERN, Manifest, ShardEntry, Split
-from .token_files import TokenFile, read_token_file, token_files
+from .token_files import TokenFile
 
 
 def adopt(
@@ -48,14 +48,9 @@ def adopt(
     """
     paths = _files_in(directory)
     writable_directory(directory, flag="DIR", is_made=False)
-    splits = {
-        split: [read_token_file(path, format=format) for path in members]
-        for split, members in files_by_split(
-            paths, _chosen(directory, paths, val), may_be_silent=True
-        ).items()
-    }
-    files = [file for members in splits.values() for file in members]
-    tokenizer = ForeignTokenizer(tokenizer_name, files)
+    chosen = _chosen(directory, paths, val)
+    splits = files_by_split(paths, chosen, format, may_be_silent=True)
+    tokenizer = ForeignTokenizer(tokenizer_name, splits)
     found = {
         split: _examine(members, tokenizer, f"reading {split}") for split, members in splits.items()
     }
@@ -65,8 +60,7 @@ def adopt(
     manifest = Manifest(
         **manifest_entries(name, tokenizer.tokenizer),
         splits=found,
-        # With blanks, so that nobody takes it for the name of a data set on the Hub.
-        arguments={"dataset": f"adopted {paths[0].name}" + " and others" * (len(paths) > 1)},
+        arguments={"dataset": dataset_name("adopted", paths[0].name, len(paths))},
     )
     manifest.save(directory)
     return manifest
@@ -86,10 +80,7 @@ def _files_in(directory: Path) -> list[Path]:
             f"{directory}: expected another program's files, found {PART_PATTERN}; "
             f"`gpt2scratch shards merge` completes this data set"
         )
-    paths = token_files(directory)
-    if not paths:
-        raise ShardError(f"{directory}: expected .bin or .npy files, found none; name another")
-    return paths
+    return files_of(directory)
 
 
 def _chosen(directory: Path, paths: Sequence[Path], val: Sequence[Path]) -> list[Path]:

@@ -10,17 +10,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from modeling_gpt2scratch.common.activity import progress_bar
 from modeling_gpt2scratch.common.atomic_files import write_json
+from modeling_gpt2scratch.common.console import progress_bar
 from modeling_gpt2scratch.common.output_directory import CONVERTED_SHARDS, making, output_directory
 from modeling_gpt2scratch.data.tokens.ids import token_dtype
 from modeling_gpt2scratch.data.tokens.tokenizer import manifest_entries, save_tokenizer
 
 from .directory import load_manifest, open_shard, read_pieces, shard_layout
-from .foreign import ForeignTokenizer, files_by_split
+from .foreign import ForeignTokenizer, dataset_name, files_by_split, files_of
 from .format import MAX_SHARD_TOKENS, ShardError, first_stranger, shard_header
 from .manifest import DATA_MARKER, MANIFEST_NAME, Manifest, ShardEntry
-from .token_files import TokenFile, read_token_file, token_files
+from .token_files import TokenFile
 from .writer import SplitWriter
 
 BAR = {"desc": "converting", "unit": " tokens", "unit_scale": True}
@@ -60,13 +60,9 @@ def to_ours(
         output_dir, **rule, inputs=[*sources, *val], kept=[tokenizer_name], flag="OUTPUT_DIR"
     )
     paths = [file for source in sources for file in _files_of(source)]
-    splits = {
-        split: [read_token_file(path, format=format) for path in members]
-        for split, members in files_by_split(paths, val).items()
-    }
-    files = [file for members in splits.values() for file in members]
-    tokenizer = ForeignTokenizer(tokenizer_name, files)
-    n_tokens = sum(len(file.tokens) for file in files)
+    splits = files_by_split(paths, val, format)
+    tokenizer = ForeignTokenizer(tokenizer_name, splits)
+    n_tokens = sum(len(file.tokens) for members in splits.values() for file in members)
     with making(place, **rule) as directory, progress_bar(total=n_tokens, **BAR) as progress:
         written = {}
         for split, members in splits.items():
@@ -178,10 +174,7 @@ def _files_of(source: Path) -> list[Path]:
             f"{source}: expected another program's files, found {MANIFEST_NAME}; it is a data "
             f"directory already: train on it, or name its files to copy them"
         )
-    files = token_files(source)
-    if not files:
-        raise ShardError(f"{source}: expected .bin or .npy files, found none; name another")
-    return files
+    return files_of(source)
 
 
 def _arguments(splits: dict[str, list[TokenFile]], shard_tokens: int) -> dict:
@@ -192,6 +185,5 @@ def _arguments(splits: dict[str, list[TokenFile]], shard_tokens: int) -> dict:
         for split, members in splits.items()
         for file in members
     ]
-    # With blanks, so that nobody takes it for the name of a data set on the Hub.
-    dataset = f"converted from {files[0]['file']}" + " and others" * (len(files) > 1)
+    dataset = dataset_name("converted from", files[0]["file"], len(files))
     return {"dataset": dataset, "converted": files, "shard_tokens": shard_tokens}

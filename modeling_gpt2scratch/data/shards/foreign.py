@@ -2,7 +2,7 @@
 
 import json
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer
 
 from .format import ShardError
 from .manifest_checks import is_file_name, says_held_out, splits_named
-from .token_files import NANOGPT, TokenFile
+from .token_files import NANOGPT, TokenFile, read_token_file, token_files
 
 PICKLE_NAME = "meta.pkl"  # nanoGPT's table of characters, which is never read: pickles are programs
 # Of a file's first tokens: as many as are looked at, and so many that do not look like the
@@ -30,15 +30,15 @@ class ForeignTokenizer:
 
     Args:
         name: of the tokenizer, None if the files must say.
-        files: with headers that may say.
+        splits: of files, with headers that may say.
 
     Raises:
         ShardError: if neither says, if the ids cannot be its, or if it is not byte-level.
         TokenizerError: if it cannot be had.
     """
 
-    def __init__(self, name: str | None, files: Sequence[TokenFile]):
-        is_assumed = name is None
+    def __init__(self, name: str | None, splits: Mapping[str, Sequence[TokenFile]]):
+        is_assumed, files = name is None, [file for split in splits.values() for file in split]
         self.name = _name_in(files) if name is None else name
         self.tokenizer = load_tokenizer(self.name)
         self.vocab_size = vocab_size_of(self.tokenizer)
@@ -93,17 +93,18 @@ class ForeignTokenizer:
 
 
 def files_by_split(
-    paths: Sequence[Path], val: Sequence[Path], *, may_be_silent: bool = False
-) -> dict[str, list[Path]]:
-    """The files of each split that has any.
+    paths: Sequence[Path], val: Sequence[Path], format: str | None, *, may_be_silent: bool = False
+) -> dict[str, list[TokenFile]]:
+    """The files of each split that has any, with their layouts checked.
 
     Args:
         paths: each belongs to the split that its name says.
         val: of the validation split, whatever their names; the others may then have any.
+        format: as of `read_token_file`.
         may_be_silent: a name that says nothing makes a file of the training split.
 
     Raises:
-        ShardError: if a name does not say or cannot be recorded, or no training files are left.
+        ShardError: if a file is damaged, of no clear split or badly named, or none is for training.
     """
     # By their places, so that none counts twice in two ways to its folder.
     of_val, of_both = (
@@ -139,7 +140,23 @@ def files_by_split(
             f"{', '.join(map(str, paths or val))}: expected training files among them, found none; "
             f"a name with train in it makes one"
         )
-    return {split: paths for split, paths in splits.items() if paths}
+    return {
+        split: [read_token_file(path, format=format) for path in members]
+        for split, members in splits.items()
+        if members
+    }
+
+
+def files_of(directory: Path) -> list[Path]:
+    """The token files of a foreign directory, or a ShardError."""
+    if files := token_files(directory):
+        return files
+    raise ShardError(f"{directory}: expected .bin or .npy files, found none; name another")
+
+
+def dataset_name(verb: str, file: str, n_files: int) -> str:
+    """What a manifest says of other programs' files; with blanks, for it is no name of the Hub."""
+    return f"{verb} {file}" + " and others" * (n_files > 1)
 
 
 def byte_lengths(tokenizer: PreTrainedTokenizerBase, name: str) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from modeling_gpt2scratch.common.activity import progress_bar
+from modeling_gpt2scratch.common.console import progress_bar
 from modeling_gpt2scratch.common.threads import n_cores
 from modeling_gpt2scratch.data.tokens.names import TokenizerError
 
@@ -26,7 +26,7 @@ from .manifest_checks import ManifestError
 
 
 @dataclass(frozen=True)
-class Found:
+class ShardReport:
     """What was found in one shard."""
 
     problems: list[str]
@@ -76,7 +76,7 @@ def problems_of(directory: Path, *, fast: bool = False) -> list[str]:
     return problems
 
 
-def read_whole(path: Path, entry: ShardEntry, manifest: Manifest) -> Found:
+def read_whole(path: Path, entry: ShardEntry, manifest: Manifest) -> ShardReport:
     """Reads a shard once, for its checksum, its largest id and its documents."""
     sha256 = hashlib.sha256()
     n_documents = position = 0
@@ -98,7 +98,7 @@ def read_whole(path: Path, entry: ShardEntry, manifest: Manifest) -> Found:
             f"{path}: expected ids below {manifest.vocab_size}, found {out_of_range}; prepare the "
             f"data again"
         )
-    return Found(problems, n_documents)
+    return ShardReport(problems, n_documents)
 
 
 def _layout_problems(directory: Path, manifest: Manifest) -> list[str]:
@@ -124,13 +124,15 @@ def _tokenizer_problems(directory: Path, manifest: Manifest) -> list[str]:
     return []
 
 
-def _verify_shard(directory: Path, entry: ShardEntry, manifest: Manifest, fast: bool) -> Found:
+def _verify_shard(
+    directory: Path, entry: ShardEntry, manifest: Manifest, fast: bool
+) -> ShardReport:
     """Name, size and header of one shard; and unless `fast`, its checksum and its ids."""
     path = directory / entry.file
     try:
         open_shard(path, entry, vocab_size=manifest.vocab_size)
-        return Found([]) if fast else read_whole(path, entry, manifest)
+        return ShardReport([]) if fast else read_whole(path, entry, manifest)
     except ShardError as error:
-        return Found([str(error)])
+        return ShardReport([str(error)])
     except (OSError, ValueError) as error:  # it is being replaced, or the disk fails
-        return Found([f"{path}: cannot be read: {error}"])
+        return ShardReport([f"{path}: cannot be read: {error}"])

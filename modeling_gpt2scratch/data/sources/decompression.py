@@ -40,11 +40,9 @@ class _XzFile(io.RawIOBase):
         self._stream = lzma.LZMADecompressor(lzma.FORMAT_XZ)
 
     def readable(self) -> bool:
-        """It is."""
         return True
 
     def close(self) -> None:
-        """Closes the file beneath."""
         self._file.close()
         super().close()
 

@@ -11,8 +11,8 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from modeling_gpt2scratch.common.activity import activity, progress_bar, tell
 from modeling_gpt2scratch.common.atomic_files import write_json_lines
+from modeling_gpt2scratch.common.console import activity, progress_bar, tell
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.common.threads import n_cores
 from modeling_gpt2scratch.data.tokens.text import well_formed

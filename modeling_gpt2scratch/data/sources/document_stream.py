@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from modeling_gpt2scratch.common.errors import SourceError
-from modeling_gpt2scratch.data.tokens.workers import Batch
+from modeling_gpt2scratch.data.tokens.workers import DocumentBatch
 
 from .dataset_argument import FILES_AT_ONCE, Source
 from .file_queue import File, FileQueue
@@ -89,7 +89,7 @@ class DocumentStream:
         self._batch_characters = batch_characters
         self.used_up: str | None = None  # the source whose end ended the mixture
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[DocumentBatch]:
         n_bad_rows = self._bad_rows.count
         while self._limit is None or self._n_documents < self._limit:
             part = self._most_behind()
@@ -104,14 +104,14 @@ class DocumentStream:
                     )
                 self.used_up = name if len(self._parts) > 1 else None
                 if self._bad_rows.count > n_bad_rows:  # there were some behind the last document
-                    yield Batch([], self._position())
+                    yield DocumentBatch([], self._position())
                 return
             name, documents, rows = batch
             if self._limit is not None:
                 documents = documents[: self._limit - self._n_documents]
             self._n_documents += len(documents)
             n_bad_rows = self._bad_rows.count
-            yield Batch(documents, self._position(), name, rows)
+            yield DocumentBatch(documents, self._position(), name, rows)
 
     def _position(self) -> dict:
         """From where to read on, with all that came before counted."""

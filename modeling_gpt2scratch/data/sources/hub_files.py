@@ -19,8 +19,8 @@ from huggingface_hub import HfApi, RepoFile, constants, hf_hub_download
 from huggingface_hub.errors import RevisionNotFoundError
 from tqdm import tqdm
 
-from modeling_gpt2scratch.common.activity import warn
 from modeling_gpt2scratch.common.checksums import file_sha256
+from modeling_gpt2scratch.common.console import warn
 from modeling_gpt2scratch.common.errors import SourceError, one_line
 from modeling_gpt2scratch.common.hub_requests import (
     DEFAULT_RETRIES,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from modeling_gpt2scratch.common.activity import warn
+from modeling_gpt2scratch.common.console import warn
 from modeling_gpt2scratch.common.errors import SourceError, printable
 from modeling_gpt2scratch.data.shards.manifest_checks import says_held_out
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from modeling_gpt2scratch.common.activity import tell
+from modeling_gpt2scratch.common.console import tell
 from modeling_gpt2scratch.common.errors import SourceError
 
 from .filters import Condition, shown_columns

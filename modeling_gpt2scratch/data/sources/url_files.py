@@ -10,15 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modeling_gpt2scratch.common.atomic_files import write_file
-from modeling_gpt2scratch.common.errors import SourceError, named
-from modeling_gpt2scratch.common.retries import (
-    Retries,
-    TemporaryFailure,
-    asked_wait,
-    is_temporary,
-    retrying,
-    status_of,
-)
+from modeling_gpt2scratch.common.errors import SourceError
+from modeling_gpt2scratch.common.retries import Retries, download_problem, judge_download, retrying
 from modeling_gpt2scratch.common.user_cache import user_cache
 
 # Who has no network should not wait long for the advice what to do without.
@@ -58,7 +51,7 @@ class UrlFile:
             return path
         attempts = retrying(
             self.url,
-            _judge,
+            judge_download,
             retries,
             stop=lambda state: (
                 state.idle_for >= retries.give_up_after_seconds
@@ -69,8 +62,8 @@ class UrlFile:
             content = attempts(self._download)
         except (OSError, http.client.HTTPException, _OtherContentError) as error:
             raise SourceError(
-                f"{self.url}: expected the file, found {_described(error)}; without a network, "
-                f"put it ({self.n_bytes:,} bytes, sha256 {self.sha256}) at {path}"
+                f"{self.url}: {download_problem(error)}; without a network, put it "
+                f"({self.n_bytes:,} bytes, sha256 {self.sha256}) at {path}"
             ) from error
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, content)
@@ -82,7 +75,7 @@ class UrlFile:
             content = response.read(self.n_bytes + 1)  # however much it sends
         fault = self._fault(content)
         if fault is not None:
-            raise _OtherContentError(fault)
+            raise _OtherContentError(f"expected the file, found {fault}")
         return content
 
     def _fault(self, content: bytes) -> str | None:
@@ -94,29 +87,8 @@ class UrlFile:
         return None if found == self.sha256 else f"sha256 {found} in place of {self.sha256}"
 
 
-class _OtherContentError(Exception):
+class _OtherContentError(ValueError):
     """A download that is not the file."""
-
-
-def _judge(error: BaseException) -> TemporaryFailure | None:
-    """Why a failure may be gone at the next try, None if it cannot be."""
-    status = status_of(error)
-    if status is not None:
-        failure = TemporaryFailure(_described(error), wait_seconds=asked_wait(error))
-        return failure if is_temporary(status) else None
-    is_of_network = isinstance(error, (OSError, http.client.HTTPException, _OtherContentError))
-    return TemporaryFailure(_described(error)) if is_of_network else None
-
-
-def _described(error: BaseException) -> str:
-    """What was found in place of the file."""
-    status = status_of(error)
-    if status is not None:
-        return f"HTTP status {status}"
-    if isinstance(error, _OtherContentError):
-        return str(error)
-    reason = getattr(error, "reason", None)  # of an error that only says that there was another
-    return named(reason if isinstance(reason, BaseException) else error)
 
 
 # By their short names on the command line.

@@ -1,14 +1,10 @@
 """The numbers of tokens: how many there can be, and the type that holds them."""
 
-from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-
-class HasVocabulary(Protocol):
-    """A tokenizer of transformers, or of the `tokenizers` library."""
-
-    def get_vocab(self) -> Mapping[str, int]:
-        """The id of each entry."""
+if TYPE_CHECKING:  # workers need neither
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
 
 
 def token_dtype(vocab_size: int) -> str:
@@ -16,7 +12,7 @@ def token_dtype(vocab_size: int) -> str:
     return "<u2" if vocab_size <= 2**16 else "<u4"
 
 
-def vocab_size_of(tokenizer: HasVocabulary) -> int:
+def vocab_size_of(tokenizer: "PreTrainedTokenizerBase | Tokenizer") -> int:
     """The highest id plus one: as many rows has an embedding of these ids.
 
     That is more than the number of entries where ids are left out.

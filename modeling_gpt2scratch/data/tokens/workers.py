@@ -38,7 +38,7 @@ class WorkerError(MendableError, RuntimeError):
 
 
 @dataclass(frozen=True)
-class Batch:
+class DocumentBatch:
     """Documents that are read, encoded and written together."""
 
     documents: list[str]
@@ -61,12 +61,12 @@ class Encoding(NamedTuple):
 
 
 # The encoded documents of a batch, and the batch.
-EncodedBatches = Iterator[tuple[EncodedDocuments, Batch]]
+EncodedBatches = Iterator[tuple[EncodedDocuments, DocumentBatch]]
 
 
 @contextmanager
 def encoded(
-    stream: Iterable[Batch], encoding: Encoding, num_workers: int
+    stream: Iterable[DocumentBatch], encoding: Encoding, num_workers: int
 ) -> Iterator[EncodedBatches]:
     """The batches of the stream, encoded, in their order.
 
@@ -146,17 +146,16 @@ def _kill(pool: ProcessPoolExecutor) -> None:
 @contextmanager
 def _deaf_children() -> Iterator[None]:
     """Within the block, processes begin that Ctrl-C does not reach; it is not lost for this one."""
-    if hasattr(signal, "pthread_sigmask"):
-        earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # is inherited
-        try:
-            yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
-    else:
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # is inherited
+    try:
         yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
 
 
-def _in_order(stream: Iterable[Batch], pool: ProcessPoolExecutor, n_ahead: int) -> EncodedBatches:
+def _in_order(
+    stream: Iterable[DocumentBatch], pool: ProcessPoolExecutor, n_ahead: int
+) -> EncodedBatches:
     """Keeps `n_ahead` batches with the workers, so that they encode while this process reads."""
     waiting = deque()
     for batch in stream:
@@ -168,7 +167,9 @@ def _in_order(stream: Iterable[Batch], pool: ProcessPoolExecutor, n_ahead: int) 
         yield _of(batch, result)
 
 
-def _of(batch: Batch, result: Callable[[], EncodedDocuments]) -> tuple[EncodedDocuments, Batch]:
+def _of(
+    batch: DocumentBatch, result: Callable[[], EncodedDocuments]
+) -> tuple[EncodedDocuments, DocumentBatch]:
     """The encoded documents of a batch, with the batch; an error names file and row."""
     try:
         return result(), batch
@@ -202,7 +203,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _encode(batch: Batch) -> EncodedDocuments:
+def _encode(batch: DocumentBatch) -> EncodedDocuments:
     return encode_documents(
         _encoder,
         batch.documents,

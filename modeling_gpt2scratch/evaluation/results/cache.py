@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from modeling_gpt2scratch.common.activity import tell
 from modeling_gpt2scratch.common.atomic_files import write_json
+from modeling_gpt2scratch.common.console import tell
 from modeling_gpt2scratch.common.errors import reason
 from modeling_gpt2scratch.common.output_directory import OutputError, writable_directory
 from modeling_gpt2scratch.evaluation.tasks.task import Estimate, TaskResult

@@ -112,7 +112,7 @@ def table_notes(
     if n_cached := sum(cell.is_from_cache for cell in cells):
         notes.append(
             f"{n_cached} of {len(cells)} results were measured before and come from the cache; "
-            f"--no_cache measures all of them."
+            f"--cache false measures all of them."
         )
     notes += _difference_notes(tasks, models, differences, baseline=titles[baseline])
     notes += _test_notes(models, differences)

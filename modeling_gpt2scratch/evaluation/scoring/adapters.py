@@ -17,8 +17,8 @@ from modeling_gpt2scratch.checkpoints.weight_files import (
     WeightsError,
     naming_damaged_files,
 )
-from modeling_gpt2scratch.common.activity import tell
 from modeling_gpt2scratch.common.addresses import redacted, split_revision
+from modeling_gpt2scratch.common.console import tell
 from modeling_gpt2scratch.common.errors import named
 
 # Of a whole model. Of weights saved twice, transformers takes safetensors.

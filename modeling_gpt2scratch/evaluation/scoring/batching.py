@@ -20,7 +20,7 @@ TOKENS_LOOKED_AT_PER_CHANNEL = 2
 
 
 @dataclass(frozen=True)
-class Batch:
+class RowBatch:
     """Rows that pass through the model together.
 
     Attributes:
@@ -34,14 +34,14 @@ class Batch:
         """The indices of all rows."""
         return [row for tree in self.trees for row in tree]
 
-    def halves(self) -> "tuple[Batch, Batch]":
+    def halves(self) -> "tuple[RowBatch, RowBatch]":
         """The first and the second half of the trees, or of the rows of the only tree."""
         if len(self.trees) > 1:
             middle = len(self.trees) // 2
-            return Batch(self.trees[:middle]), Batch(self.trees[middle:])
+            return RowBatch(self.trees[:middle]), RowBatch(self.trees[middle:])
         (tree,) = self.trees
         middle = len(tree) // 2
-        return Batch([tree[:middle]]), Batch([tree[middle:]])
+        return RowBatch([tree[:middle]]), RowBatch([tree[middle:]])
 
 
 def join_rows(
@@ -79,7 +79,7 @@ def join_rows(
 
 def plan_batches(
     trees: Sequence[list[int]], lengths: Sequence[int], batch_tokens: int
-) -> Iterator[Batch]:
+) -> Iterator[RowBatch]:
     """Batches that hold each tree once: those of several rows first, then the others.
 
     Args:
@@ -90,7 +90,7 @@ def plan_batches(
     for is_joined in (True, False):
         chosen = [number for number, tree in enumerate(trees) if (len(tree) > 1) == is_joined]
         for batch in pack_batches([lengths[number] for number in chosen], batch_tokens):
-            yield Batch([trees[chosen[place]] for place in batch])
+            yield RowBatch([trees[chosen[place]] for place in batch])
 
 
 def pack_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:

@@ -77,14 +77,7 @@ def load_scorer(
     model = model.to(place)
     if accelerator is None:
         return CausalScorer(model, tokenizer, batch_tokens=batch_tokens)
-    return SharedScorer(
-        model,
-        tokenizer,
-        accelerator,
-        batch_tokens=batch_tokens,
-        has_progress=True,
-        checks_head=True,
-    )
+    return SharedScorer(model, tokenizer, accelerator, batch_tokens=batch_tokens)
 
 
 def load_model(

@@ -9,7 +9,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers.utils import logging
 
-from modeling_gpt2scratch.common.activity import has_terminal
+from modeling_gpt2scratch.common.console import has_terminal
 from modeling_gpt2scratch.common.errors import in_words
 
 Value = TypeVar("Value")
@@ -27,7 +27,7 @@ class Problem(NamedTuple):
     line: str
 
 
-class SharedProblem(RuntimeError):
+class SharedProblemError(RuntimeError):
     """A problem that all processes know of; its text is the line of the one that counts."""
 
 
@@ -42,11 +42,11 @@ def exchange(value: Value, problem: Problem | None = None) -> list[Value]:
         problem: that keeps this process from going on.
 
     Raises:
-        SharedProblem: on all processes, if one of them has a problem.
+        SharedProblemError: on all processes, if one of them has a problem.
     """
     shares = gather_object([(problem, value)])
     if problems := [found for found, _ in shares if found is not None]:
-        raise SharedProblem(min(problems).line)
+        raise SharedProblemError(min(problems).line)
     return [value for _, value in shares]
 
 
@@ -58,12 +58,12 @@ def alike(work: Callable[[], Value], kinds: tuple[type[Exception], ...]) -> Valu
         kinds: of errors that are a problem of all; any other is raised on this process alone.
 
     Raises:
-        SharedProblem: on all processes, if one of them has such an error.
+        SharedProblemError: on all processes, if one of them has such an error.
     """
     value, problem = None, None
     try:
         value = work()
-    except SharedProblem:  # the others know
+    except SharedProblemError:  # the others know
         raise
     except kinds as error:
         problem = Problem(0, in_words(error))
@@ -109,17 +109,11 @@ class ProcessGroup:
         broadcast_object_list(values)
         return values[0]
 
-    def first_problem(self, problem: str | None) -> str | None:
-        """The first of all processes' problems, on all of them, so that they give up together."""
-        if self.accelerator is None:
-            return problem
-        return next((found for found in gather_object([problem]) if found is not None), None)
-
     def alike(self, work: Callable[[], Value]) -> Value:
         """What `work` returns on this process, if no process fails; else all of them do.
 
         Raises:
-            SharedProblem: on all processes, if `work` raises anything on one of them.
+            SharedProblemError: on all processes, if `work` raises anything on one of them.
             Exception: if the processes have lost each other, after which none can go on.
         """
         if self.accelerator is not None:
@@ -127,7 +121,7 @@ class ProcessGroup:
         try:
             return work()
         except Exception as error:
-            raise SharedProblem(in_words(error)) from error
+            raise SharedProblemError(in_words(error)) from error
 
     def end(self) -> None:
         """Parts with the other processes once all are here, the one that reports among them."""

@@ -17,10 +17,10 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from modeling_gpt2scratch.common.activity import progress_bar
+from modeling_gpt2scratch.common.console import progress_bar
 from modeling_gpt2scratch.common.errors import named
 
-from .batching import Batch, join_rows, plan_batches
+from .batching import RowBatch, join_rows, plan_batches
 from .causal_model import CausalModel, n_reserved_positions
 from .encoding import context_length, encode_pairs
 from .token_scores import score_tokens
@@ -190,7 +190,7 @@ class CausalScorer(CausalModel):
             is_greedy[index] = greedy.all()
         return log_probs, is_greedy
 
-    def _plan(self, rows: Sequence[np.ndarray]) -> Iterator[Batch]:
+    def _plan(self, rows: Sequence[np.ndarray]) -> Iterator[RowBatch]:
         """The batches of all rows, those that begin alike together."""
         inputs = [row[:-1] for row in rows]
         trees, lengths = join_rows(
@@ -204,7 +204,7 @@ class CausalScorer(CausalModel):
 
     def _score_tails(
         self,
-        batches: Iterable[Batch],
+        batches: Iterable[RowBatch],
         rows: Sequence[np.ndarray],
         n_scored: Sequence[int],
         description: str,
@@ -218,7 +218,7 @@ class CausalScorer(CausalModel):
         )
 
     def _score_batch(
-        self, batch: Batch, rows: Sequence[np.ndarray], n_scored: Sequence[int]
+        self, batch: RowBatch, rows: Sequence[np.ndarray], n_scored: Sequence[int]
     ) -> list[tuple[int, np.ndarray, np.ndarray]]:
         """Index, nats and argmax flags of each row; in halves where the device lacks the memory."""
         trees = self._trees_of(batch, rows)
@@ -233,7 +233,7 @@ class CausalScorer(CausalModel):
             self.halve_batch_tokens()
         return [s for half in batch.halves() for s in self._score_batch(half, rows, n_scored)]
 
-    def _trees_of(self, batch: Batch, rows: Sequence[np.ndarray]) -> list[TokenTree]:
+    def _trees_of(self, batch: RowBatch, rows: Sequence[np.ndarray]) -> list[TokenTree]:
         """The input ids of a batch's rows."""
         return [TokenTree([rows[index][:-1] for index in tree]) for tree in batch.trees]
 
@@ -242,7 +242,7 @@ class CausalScorer(CausalModel):
     @torch.no_grad()  # what a sharded model gathers in inference mode, it cannot train with
     def _score_whole_batch(
         self,
-        batch: Batch,
+        batch: RowBatch,
         trees: Sequence[TokenTree],
         rows: Sequence[np.ndarray],
         n_scored: Sequence[int],

@@ -12,10 +12,10 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from modeling_gpt2scratch.common.activity import progress_bar
+from modeling_gpt2scratch.common.console import progress_bar
 from modeling_gpt2scratch.common.errors import in_words
 
-from .batching import Batch
+from .batching import RowBatch
 from .processes import Problem, exchange
 from .scorer import CausalScorer, Portion, Row
 
@@ -35,9 +35,9 @@ class SharedScorer(CausalScorer):
         tokenizer: the model's own.
         accelerator: of the run.
         batch_tokens: padded input tokens of one forward pass.
-        has_progress: whether the main process draws a bar.
-        checks_head: whether to find out what the logits are made of. Those of a model in training
-            may be in another precision than its weights, and are its head's.
+        in_training: whether the run trains the model. Then no bar is drawn, and nobody finds out
+            what the logits are made of: they may be in another precision than its weights, and are
+            its head's.
         before_batches: called on all processes before each few batches; it may raise.
 
     Raises:
@@ -51,15 +51,13 @@ class SharedScorer(CausalScorer):
         accelerator: Accelerator,
         *,
         batch_tokens: int | Literal["auto"],
-        has_progress: bool = False,
-        checks_head: bool = False,
+        in_training: bool = False,
         before_batches: Callable[[], None] = lambda: None,
     ) -> None:
         # Before the head is checked, which asks for hidden states.
-        self._checks_head, self._is_sharded = checks_head, isinstance(model, FSDPModule)
+        self._in_training, self._is_sharded = in_training, isinstance(model, FSDPModule)
         super().__init__(model, tokenizer, batch_tokens=batch_tokens)
         self._accelerator = accelerator
-        self._has_progress = has_progress and accelerator.is_main_process
         self._agreed_trees: bool | None = None  # not asked yet
         self._before_batches = before_batches
         if self._is_sharded:
@@ -86,11 +84,12 @@ class SharedScorer(CausalScorer):
         Batches go round in turn.
 
         Raises:
-            SharedProblem: on all processes alike, if `compute` raises anything on one of them.
+            SharedProblemError: on all processes alike, if `compute` raises anything on one of them.
         """
         batches = list(batches)
         n_batches = BATCHES_PER_EXCHANGE * self._accelerator.num_processes
-        options = {"desc": description, "unit": "row", "is_shown": self._has_progress}
+        is_shown = self._accelerator.is_main_process and not self._in_training
+        options = {"desc": description, "unit": "row", "is_shown": is_shown}
         with progress_bar(total=n_rows, **options) as bar:
             for start in range(0, len(batches), n_batches):
                 self._before_batches()
@@ -130,7 +129,7 @@ class SharedScorer(CausalScorer):
 
     def _score_tails(
         self,
-        batches: Iterable[Batch],
+        batches: Iterable[RowBatch],
         rows: Sequence[np.ndarray],
         n_scored: Sequence[int],
         description: str,
@@ -145,7 +144,7 @@ class SharedScorer(CausalScorer):
         return super()._score_tails(batches, rows, n_scored, description)
 
     def _score_batch(
-        self, batch: Batch, rows: Sequence[np.ndarray], n_scored: Sequence[int]
+        self, batch: RowBatch, rows: Sequence[np.ndarray], n_scored: Sequence[int]
     ) -> list[tuple[int, np.ndarray, np.ndarray]]:
         """The scores of a batch; in halves for want of memory only where no other process waits."""
         if self._is_sharded:
@@ -173,6 +172,6 @@ class SharedScorer(CausalScorer):
         return outputs[0].to(self._head.keywords["weight"].dtype)
 
     def _check_head(self) -> None:
-        """As in `CausalModel`, if it is asked for."""
-        if self._checks_head:
+        """As in `CausalModel`, of a model that is not in training."""
+        if not self._in_training:
             super()._check_head()

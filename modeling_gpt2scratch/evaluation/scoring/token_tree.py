@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig
 
+from modeling_gpt2scratch.loading_gpt2scratch import prepared_mask
+
 NO_WINDOWS = ("max_window_layers", "_pattern")  # ends of the names of counts of layers
 
 
@@ -83,10 +85,7 @@ def tree_inputs(
         ends[number, : len(tree)] = tree.ends
     place = torch.arange(longest, device=device)[:, None]  # (T, 1), of who looks
     sees = (place >= place.T) & (place < torch.from_numpy(ends).to(device)[:, None, None, :])
-    mask = sees
-    if dtype != torch.bool:
-        mask = torch.zeros(sees.shape, dtype=dtype, device=device)
-        mask.masked_fill_(~sees, torch.finfo(dtype).min)
+    mask = prepared_mask(sees, None if dtype == torch.bool else dtype)
     return {"position_ids": torch.from_numpy(positions).to(device), "attention_mask": mask}
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from .multiple_choice import MultipleChoiceTask, Question
 from .samples import SampleData, Selection
-from .task import TaskResult, ratio_estimate, responses_of
+from .task import TaskResult, mean_estimate, responses_of
 
 if TYPE_CHECKING:  # torch comes with it, and a command line needs none
     from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
@@ -120,7 +120,7 @@ class BlimpTask(MultipleChoiceTask):
         details |= {f"acc_of_{name}": float(np.mean(own)) for name, own in sorted(groups.items())}
         return TaskResult(
             n_samples=len(is_right),
-            estimates={"acc": ratio_estimate(is_right, np.ones(len(is_right)))},
+            estimates={"acc": mean_estimate(is_right)},
             details=details,
             samples={"acc": is_right},
             responses=responses_of(scores, [2] * len(choices)),

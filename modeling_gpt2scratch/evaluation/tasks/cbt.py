@@ -34,7 +34,7 @@ from .cbt_questions import (
     read_questions,
 )
 from .samples import SampleData, Selection, digest_of_rows
-from .task import TaskResult, ratio_estimate, responses_of
+from .task import TaskResult, mean_estimate, responses_of
 
 if TYPE_CHECKING:  # torch comes with it, and a command line needs none
     from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
@@ -143,7 +143,7 @@ class ClozeTask:
         used = is_right[is_used]
         return TaskResult(
             n_samples=len(used),
-            estimates={"acc": ratio_estimate(used, np.ones(len(used)))},
+            estimates={"acc": mean_estimate(used)},
             details=details,
             samples={"acc": is_right},
             responses=responses,

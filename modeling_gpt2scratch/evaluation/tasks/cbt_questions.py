@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from .samples import SampleData, encoding_of, lines_of
+from .samples import SampleData, numbered_lines
 
 HUB_NAME = "cam-cst/cbt"
 REVISION = "refs/convert/parquet"  # the Hub's own copy: CN/validation/0000.parquet and so on
@@ -80,14 +80,8 @@ def read_questions(source: str, data: SampleData, *, limit: int | None) -> list[
 def _read_file(path: Path) -> Iterator[tuple[str, dict]]:
     """Each question of an official file under the Hub's columns, after the place of its end."""
     sentences: list[str] = []
-    place = str(path)
     with path.open("rb") as file:
-        for number, line in enumerate(lines_of(file, place), start=1):
-            place = f"{path}, line {number}"
-            try:
-                text = line.decode(encoding_of(number))
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{place}: expected UTF-8: {error}") from error
+        for place, text in numbered_lines(file, str(path)):
             if not text.endswith("\n"):
                 raise ValueError(f"{place}: expected a line feed at its end: the file is cut")
             if not text.strip():

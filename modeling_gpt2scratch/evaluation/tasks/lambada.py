@@ -41,7 +41,7 @@ from modeling_gpt2scratch.evaluation.scoring.written_words import (
 )
 
 from .samples import SampleData, Selection
-from .task import TaskResult, perplexity_estimate, ratio_estimate
+from .task import TaskResult, mean_estimate, perplexity_estimate
 
 if TYPE_CHECKING:  # torch comes with it, and a command line needs none
     from transformers import PreTrainedTokenizerBase
@@ -107,12 +107,11 @@ class LambadaTask:
         """Accuracy (a fraction) and perplexity of the last words."""
         pairs = self.pairs(scorer.tokenizer)
         scores = scorer.score_continuations(pairs, description=self.protocol)
-        ones = np.ones(len(pairs))
         return TaskResult(
             n_samples=len(pairs),
             estimates={
-                "acc": ratio_estimate(scores.is_greedy, ones),
-                "perplexity": perplexity_estimate(ratio_estimate(-scores.log_probs, ones)),
+                "acc": mean_estimate(scores.is_greedy),
+                "perplexity": perplexity_estimate(mean_estimate(-scores.log_probs)),
             },
             details={
                 "n_target_tokens": int(scores.n_tokens.sum()),
@@ -286,7 +285,7 @@ def _accuracy(is_right: Sequence[bool], n_truncated: int) -> TaskResult:
     samples = np.array(is_right, dtype=np.float64)
     return TaskResult(
         n_samples=len(samples),
-        estimates={"acc": ratio_estimate(samples, np.ones(len(samples)))},
+        estimates={"acc": mean_estimate(samples)},
         details={"n_truncated": n_truncated},
         samples={"acc": samples},
     )

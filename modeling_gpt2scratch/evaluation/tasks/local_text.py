@@ -30,36 +30,31 @@ class LocalTextTask(DocumentsTask):
     }
     data: ClassVar[SampleData] = SampleData(
         argument="text_data",
-        file=".txt with `<|endoftext|>` between documents, or .jsonl with a field `text`",
+        file=".jsonl with a field `text`, or a file that prepare_data.py reads",
         is_own=True,
     )
 
     @classmethod
     def load(cls, selection: Selection) -> Self:
-        """The first `selection.limit` documents."""
-        return cls.from_source(cls.data.source(selection), limit=selection.limit)
-
-    @classmethod
-    def from_source(cls, source: str, *, limit: int | None) -> Self:
-        """The first `limit` documents.
+        """The first `selection.limit` documents.
 
         Args:
-            source: a .jsonl file with a document in the field `text` of each line; or a file that
-                `prepare_data.py` reads, as a .txt file with <|endoftext|> between documents.
-            limit: documents to read, None for all.
+            selection: of a .jsonl file with a document in the field `text` of each line; or a file
+                that `prepare_data.py` reads, as a .txt file with <|endoftext|> between documents.
 
         Raises:
             ValueError: for a line that is not as above, or no document with text.
         """
         from modeling_gpt2scratch.data.sources.local_files import is_readable, read_documents
 
+        source = cls.data.source(selection)
         path = Path(source)
         if path.suffix != ".jsonl" and path.is_file() and is_readable(path.name):
             texts = [text for _, text in read_documents(path)]
         else:
             rows = cls.data.rows(source, columns={"text": str}, limit=None)
             texts = [row["text"] for _, row in rows]
-        texts = [text for text in texts if text.strip()][:limit]
+        texts = [text for text in texts if text.strip()][: selection.limit]
         if not texts:
             raise ValueError(f"{source}: expected at least one document with text, found none")
         documents = [Document(text, len(text.split()), len(text.encode())) for text in texts]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import numpy as np
 
 from .samples import SampleData, Selection, digest_of_rows
-from .task import TaskResult, ratio_estimate, responses_of
+from .task import TaskResult, mean_estimate, responses_of
 
 if TYPE_CHECKING:  # torch comes with it, and a command line needs none
     from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
@@ -112,10 +112,9 @@ class MultipleChoiceTask(ABC):
             "acc": np.equal(chosen, right).astype(np.float64),
             "acc_norm": np.equal(chosen_norm, right).astype(np.float64),
         }
-        ones = np.ones(len(right))
         return TaskResult(
             n_samples=len(right),
-            estimates={name: ratio_estimate(values, ones) for name, values in samples.items()},
+            estimates={name: mean_estimate(values) for name, values in samples.items()},
             details={
                 "n_target_tokens": int(scores.n_tokens.sum()),
                 "n_truncated": int(scores.is_truncated.sum()),

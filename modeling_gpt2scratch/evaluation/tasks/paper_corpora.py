@@ -38,20 +38,16 @@ class PaperTask(DocumentsTask):
 
     @classmethod
     def load(cls, selection: Selection) -> Self:
-        """The first `selection.limit` documents."""
-        return cls.from_source(cls.data.source(selection), limit=selection.limit)
-
-    @classmethod
-    def from_source(cls, source: str, *, limit: int | None) -> Self:
-        """The first `limit` documents of `source`.
+        """The first `selection.limit` documents.
 
         Raises:
             ValueError: if there is none.
         """
+        source = cls.data.source(selection)
         documents, sha256 = cls.read(source)
         if not documents:
             raise ValueError(f"{source}: expected text, found none")
-        return cls(documents[:limit], sha256)
+        return cls(documents[: selection.limit], sha256)
 
     @classmethod
     def read(cls, source: str) -> tuple[list[Document], str]:

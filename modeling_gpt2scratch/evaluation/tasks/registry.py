@@ -34,6 +34,7 @@ PARTS_OF_TASK = ("protocol", "version", "samples", "metrics", "data", "load", "e
 
 ALL = "all"
 ENTRY_POINTS = "gpt2scratch.tasks"
+HARNESS_NAMES = {"lambada_openai": "lambada"}  # of tasks that have another name here
 # In the order of the table.
 MODULES = (
     *(validation, lambada, cbt, wikitext, hellaswag, blimp),
@@ -138,7 +139,19 @@ def _unknown(name: str, known: Sequence[str]) -> str:
         near = difflib.get_close_matches(protocol, names, n=1, cutoff=0.4)
         meant = f"; did you mean {task}:{near[0]}?" if near else ""
         return f"expected {task} or one of {', '.join(protocols)}, found {name!r}{meant}"
-    near = difflib.get_close_matches(name, [*known, ALL], n=1, cutoff=0.4)
-    if near:
-        return f"expected {ALL} or names of tasks, found {name!r}; did you mean {near[0]}?"
+    if near := _meant(name, known):
+        return f"expected {ALL} or names of tasks, found {name!r}; did you mean {near}?"
     return f"expected {ALL} or some of {', '.join(known)}, found {name!r}"
+
+
+def _meant(name: str, known: Sequence[str]) -> str | None:
+    """The task that was perhaps meant, or all whose names begin like this one."""
+    task, colon, protocol = name.partition(":")
+    own = HARNESS_NAMES.get(task)
+    for other in (f"{own}{colon}{protocol}", own):
+        if other in known:
+            return other
+    headlines = [other for other in known if other.startswith(name) and ":" not in other]
+    if headlines:
+        return f"one of {', '.join(headlines)}" if len(headlines) > 1 else headlines[0]
+    return next(iter(difflib.get_close_matches(name, [*known, ALL], n=1, cutoff=0.4)), None)

@@ -82,12 +82,9 @@ class SampleData:
         if self.is_own:
             return f"a file of your own: {self.file}"
         usual = f"{self.file} in --data_dir"
-        unpacked = " or with what is in it" if self.file.endswith(".zip") else ""
-        directory = f"a directory with it{unpacked}"
         if self.hub_name is None:
-            return f"a file like {self.file}, or {directory}; else {usual}"
-        places = f"a file like {self.file}, {directory}, or a Hub data set"
-        return f"{places}; else {usual}, without it {self.hub_name} from the Hub"
+            return f"file or directory [default: {usual}]"
+        return f"file, directory or Hub data set [default: {usual}; without it, {self.hub_name}]"
 
     def source(self, selection: Selection) -> str:
         """The place that is named, else that in `data_dir`, else the Hub.
@@ -239,21 +236,19 @@ def digest_of_rows(rows: Iterable[object]) -> str:
     return digest.hexdigest()
 
 
-def encoding_of(number: int) -> str:
-    """UTF-8, which Windows marks at the beginning of a file, and so in line 1."""
-    return "utf-8-sig" if number == 1 else "utf-8"
-
-
-def lines_of(file: IO[bytes], name: str) -> Iterator[bytes]:
-    """The lines of the file that is called `name`, none of which may fill the memory."""
+def numbered_lines(file: IO[bytes], name: str) -> Iterator[tuple[str, str]]:
+    """The lines of the file that is called `name`, each after its place; none fills the memory."""
     for number in itertools.count(1):
-        line = file.readline(MAX_LINE_BYTES + 1)
+        line, place = file.readline(MAX_LINE_BYTES + 1), f"{name}, line {number}"
         if not line:
             return
         if len(line) > MAX_LINE_BYTES:
             expected = f"expected a line of at most {MAX_LINE_BYTES:,} bytes"
-            raise ValueError(f"{name}, line {number}: {expected}, found more")
-        yield line
+            raise ValueError(f"{place}: {expected}, found more")
+        try:  # Windows marks the beginning of a file, and so line 1
+            yield place, line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{place}: expected UTF-8: {error}") from error
 
 
 def _well_formed(value: Any) -> Any:
@@ -270,13 +265,8 @@ def _well_formed(value: Any) -> Any:
 def _read_lines(path: Path, limit: int | None) -> Iterator[tuple[str, dict]]:
     """The first `limit` lines without their ends, those of Unix or Windows; no other ends one."""
     with path.open("rb") as file:
-        for number, line in enumerate(islice(lines_of(file, str(path)), limit), start=1):
-            place = f"{path}, line {number}"
-            try:
-                text = line.removesuffix(b"\n").removesuffix(b"\r").decode(encoding_of(number))
-                yield place, {"text": text}
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{place}: expected UTF-8: {error}") from error
+        for place, line in islice(numbered_lines(file, str(path)), limit):
+            yield place, {"text": line.removesuffix("\n").removesuffix("\r")}
 
 
 def _read_zip(path: Path) -> Iterator[tuple[str, object]]:
@@ -299,14 +289,13 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, object]]:
 
 def _read_json_lines(name: str, file: IO[bytes]) -> Iterator[tuple[str, object]]:
     """What is in the lines of the file that is called `name`."""
-    for number, line in enumerate(lines_of(file, name), start=1):
+    for place, line in numbered_lines(file, name):
         if line.isspace():
             continue
-        place = f"{name}, line {number}"
         try:
-            yield place, parse_json(line.decode(encoding_of(number)))
+            yield place, parse_json(line)
         except (ValueError, RecursionError) as error:
-            if line.strip() in (b"[", b"{"):
+            if line.strip() in ("[", "{"):
                 found = "the beginning of a longer value; write each object on a line of its own"
                 raise ValueError(f"{place}: expected JSON, found {found}") from error
             raise ValueError(f"{place}: expected JSON: {error}") from error

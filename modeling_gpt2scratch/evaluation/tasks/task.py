@@ -67,6 +67,11 @@ def ratio_estimate(numerators: Sequence[float], denominators: Sequence[float]) -
     return Estimate(ratio, float(np.sqrt(len(y) * residual_variance) / x.sum()))
 
 
+def mean_estimate(samples: Sequence[float]) -> Estimate:
+    """The mean of independent samples, as `ratio_estimate` with denominators of 1."""
+    return ratio_estimate(samples, np.ones(len(samples)))
+
+
 def perplexity_estimate(mean_nats: Estimate) -> Estimate:
     """exp of a mean in nats; by the delta method its standard error grows by the same factor."""
     try:

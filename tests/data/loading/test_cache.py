@@ -17,7 +17,7 @@ from support.servers.faulty_server import delay, serve
 from modeling_gpt2scratch.common.atomic_files import PARTIAL_SUFFIX
 from modeling_gpt2scratch.data.loading import cache as cache_module
 from modeling_gpt2scratch.data.loading import store as store_module
-from modeling_gpt2scratch.data.loading.cache import Closed, ShardCache
+from modeling_gpt2scratch.data.loading.cache import CacheClosedError, ShardCache
 from modeling_gpt2scratch.data.loading.store import LocalStore
 from modeling_gpt2scratch.data.shards.format import ShardError
 
@@ -80,7 +80,7 @@ def test_who_waits_for_a_lock_is_freed_when_the_cache_closes(tmp_path):
     closing = threading.Timer(0.1, cache.closed.set)
     with other.lock("a"):
         closing.start()
-        with pytest.raises(Closed):
+        with pytest.raises(CacheClosedError):
             cache.get("a", 100, download=lambda path: None)
 
 

@@ -220,7 +220,6 @@ def test_a_directory_in_place_of_a_file_is_refused_by_name(tmp_path, name):
     assert refusal(tmp_path / name).startswith(f"{tmp_path / name}: ")
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no such rights")
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
 def test_a_file_that_may_not_be_read_is_refused_by_name(tmp_path, name):
     path = written(tmp_path / name, b"text")
@@ -260,7 +259,6 @@ def test_a_pointer_of_git_lfs_is_no_text(tmp_path, name):
     )
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
 def test_only_regular_files_are_read(tmp_path):
     written(tmp_path / "a.jsonl", jsonl(["one"]))
     (tmp_path / "b.jsonl").symlink_to(written(tmp_path.parent / "other.jsonl", jsonl(["two"])))

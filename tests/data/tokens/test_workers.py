@@ -3,7 +3,7 @@
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from modeling_gpt2scratch.data.tokens.workers import Batch, Encoding, WorkerError, encoded
+from modeling_gpt2scratch.data.tokens.workers import DocumentBatch, Encoding, WorkerError, encoded
 
 
 @pytest.fixture
@@ -15,9 +15,9 @@ def spec():
 
 
 BATCHES = [
-    Batch(["ant", "bee bee"], {"n": 2}, "a.jsonl", [1, 2]),
-    Batch(["ant", "fly", "bee", "wasp"], {"n": 6}, "b.parquet", [3, 4, 6, 7]),
-    Batch(["bee"], {"n": 7}, "b.parquet", [8]),
+    DocumentBatch(["ant", "bee bee"], {"n": 2}, "a.jsonl", [1, 2]),
+    DocumentBatch(["ant", "fly", "bee", "wasp"], {"n": 6}, "b.parquet", [3, 4, 6, 7]),
+    DocumentBatch(["bee"], {"n": 7}, "b.parquet", [8]),
 ]
 
 

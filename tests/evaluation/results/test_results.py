@@ -29,6 +29,7 @@ from modeling_gpt2scratch.evaluation.tasks.registry import resolve_tasks
 from modeling_gpt2scratch.evaluation.tasks.task import Estimate, TaskResult
 
 NAMES_OF_TASKS = ["val", "lambada", "lambada:bos", "lambada:generate", "hellaswag"]
+NAMES_OF_TASKS += ["cbt-cn", "cbt-cn:query-only", "cbt-v"]
 
 
 def test_all_means_every_task_and_a_wrong_name_gets_the_nearest():
@@ -37,6 +38,9 @@ def test_all_means_every_task_and_a_wrong_name_gets_the_nearest():
     for name, meant in (
         ("helaswag", "did you mean hellaswag?"),
         ("lambada:generates", "did you mean lambada:generate?"),
+        ("lambada_openai", "found 'lambada_openai'; did you mean lambada?"),
+        ("lambada_openai:bos", "did you mean lambada:bos?"),
+        ("cbt", "found 'cbt'; did you mean one of cbt-cn, cbt-v?"),
         ("hellaswag:bos", "expected hellaswag, which has only one protocol"),
     ):
         with pytest.raises(ValueError, match=r"--tasks: ") as caught:

@@ -60,7 +60,7 @@ def test_a_process_of_several_runs_the_head_where_tokens_are_scored_as_one_alone
     model, tokenizer, caplog
 ):
     place = SimpleNamespace(is_main_process=True, num_processes=2, process_index=0)
-    scorer = SharedScorer(model, tokenizer, place, batch_tokens=60, checks_head=True)
+    scorer = SharedScorer(model, tokenizer, place, batch_tokens=60)
     assert scorer._head is model.get_output_embeddings() and not caplog.records
 
 
@@ -230,7 +230,7 @@ def test_of_several_problems_the_one_counts_that_one_process_would_meet(monkeypa
 
     for n_processes in (2, 3):  # of two the second has 5 first, of three the second has 4
         for error in in_threads(monkeypatch, n_processes, work):
-            assert isinstance(error, process_group.SharedProblem)
+            assert isinstance(error, process_group.SharedProblemError)
             assert str(error) == "batch 4"
 
 
@@ -245,11 +245,11 @@ def test_only_the_main_process_draws_a_bar_and_only_where_one_is_wanted(
 
     def work(processes):
         threading.current_thread().name = str(processes.accelerator.process_index)
-        for has_progress in (False, True):
+        for in_training in (False, True):
             scorer = SharedScorer(
                 *(model, tokenizer, processes.accelerator),
                 batch_tokens=60,
-                has_progress=has_progress,
+                in_training=in_training,
             )
             list(scorer.compute_rows([], list, n_rows=0, description="test"))
 

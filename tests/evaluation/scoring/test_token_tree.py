@@ -14,7 +14,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from modeling_gpt2scratch.evaluation.scoring.batching import Batch, join_rows, plan_batches
+from modeling_gpt2scratch.evaluation.scoring.batching import RowBatch, join_rows, plan_batches
 from modeling_gpt2scratch.evaluation.scoring.token_tree import (
     TokenTree,
     smallest_window,
@@ -43,7 +43,7 @@ def test_the_plan_holds_each_row_once_within_the_budget(ids, batch_tokens, n_cha
 
 @given(st.lists(st.lists(st.integers(), min_size=1, max_size=5), min_size=1, max_size=5))
 def test_halves_of_a_batch_hold_its_rows(trees):
-    batch = Batch(trees)
+    batch = RowBatch(trees)
     while len(batch.rows) > 1:
         first, second = batch.halves()
         assert first.rows + second.rows == batch.rows

@@ -43,7 +43,7 @@ def test_a_text_of_which_the_tokenizer_knows_nothing_is_refused(tmp_path):
 
 
 def test_text_and_jsonl_are_the_same_documents(files):
-    from_text, from_lines = (LocalTextTask.from_source(file, limit=None) for file in files)
+    from_text, from_lines = (LocalTextTask.load(Selection(place=file)) for file in files)
     assert from_text == from_lines
     assert [document.text for document in from_text.documents] == DOCUMENTS
     assert [document.n_words for document in from_text.documents] == [6, 3]
@@ -56,14 +56,14 @@ def test_a_mark_that_is_a_letter_of_one_document_makes_other_data(tmp_path):
     whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
     whole.write_text(json.dumps({"text": "A<|endoftext|>B"}) + "\n")
     parts.write_text("".join(json.dumps({"text": text}) + "\n" for text in "AB"))
-    digests = {LocalTextTask.from_source(str(path), limit=None).sha256 for path in (whole, parts)}
+    digests = {LocalTextTask.load(Selection(place=str(path))).sha256 for path in (whole, parts)}
     assert len(digests) == 2
 
 
 def test_blank_lines_and_a_directory(files, tmp_path):
     lines = Path(files[1])
     lines.write_text(lines.read_text().replace("\n", "\n\n") + " \n")
-    assert len(LocalTextTask.from_source(str(lines), limit=None).documents) == 2
+    assert len(LocalTextTask.load(Selection(place=str(lines))).documents) == 2
     with pytest.raises(ValueError, match="found a directory; name the file"):
         LocalTextTask.load(Selection(place=str(tmp_path)))
 
@@ -73,7 +73,7 @@ def test_a_line_that_would_fill_the_memory_is_named(files, monkeypatch):
     with pytest.raises(
         ValueError, match=r"mine\.jsonl, line 1: expected a line of at most 30 bytes"
     ):
-        LocalTextTask.from_source(files[1], limit=None)
+        LocalTextTask.load(Selection(place=files[1]))
 
 
 def test_each_document_begins_anew(files):
@@ -83,7 +83,7 @@ def test_each_document_begins_anew(files):
         float(tiny.naive_nats(scorer.model, [0, *tokenizer(d)["input_ids"]]).sum())
         for d in DOCUMENTS
     ]
-    result = LocalTextTask.from_source(files[0], limit=None).evaluate(scorer)
+    result = LocalTextTask.load(Selection(place=files[0])).evaluate(scorer)
     assert result.samples["bits_per_byte"] == pytest.approx(nats, rel=1e-5)
     value = {name: estimate.value for name, estimate in result.estimates.items()}
     assert value["word_perplexity"] == pytest.approx(math.exp(sum(nats) / 9), rel=1e-4)
@@ -109,7 +109,7 @@ def case(name):
 def test_a_text_file_has_the_documents_of_the_preparation(tmp_path, content):
     path = tmp_path / "mine.txt"
     path.write_text(content, encoding="utf-8", newline="")
-    task = LocalTextTask.from_source(str(path), limit=None)
+    task = LocalTextTask.load(Selection(place=str(path)))
     assert [d.text for d in task.documents] == [text for _, text in read_documents(path)]
 
 
@@ -133,7 +133,7 @@ def test_a_document_has_the_ids_of_the_preparation(tmp_path, text, tokenizer):
             return super().score_windows(windows, **options)
 
     scorer = Scorer(tiny.tiny_gpt2(tokenizer, n_positions=64), tokenizer, batch_tokens=64)
-    LocalTextTask.from_source(str(path), limit=None).evaluate(scorer)
+    LocalTextTask.load(Selection(place=str(path))).evaluate(scorer)
     assert scored == [tokenizer.bos_token_id, *expected[1:].tolist()]
 
 
@@ -149,7 +149,7 @@ def test_half_a_surrogate_pair_is_mended_as_in_the_preparation():
     path = case("lone_surrogate/surr.jsonl")
     tokenizer = tiny.tiny_tokenizer()
     scorer = CausalScorer(tiny.tiny_gpt2(tokenizer), tokenizer, batch_tokens=64)
-    task = LocalTextTask.from_source(str(path), limit=None)
+    task = LocalTextTask.load(Selection(place=str(path)))
     assert [d.text for d in task.documents] == [text for _, text in read_documents(path)]
     assert "\ufffd" in task.documents[0].text
     assert task.evaluate(scorer).n_samples == 2
@@ -157,14 +157,14 @@ def test_half_a_surrogate_pair_is_mended_as_in_the_preparation():
 
 def test_a_column_that_nobody_reads_may_hold_any_integer():
     path = case("big_integer/bigint.jsonl")
-    documents = LocalTextTask.from_source(str(path), limit=None).documents
+    documents = LocalTextTask.load(Selection(place=str(path))).documents
     assert [d.text for d in documents] == [text for _, text in read_documents(path)]
 
 
 def test_text_without_spaces_has_an_infinite_perplexity_per_word_and_all_the_rest():
     tokenizer = tiny.tiny_tokenizer()
     scorer = CausalScorer(tiny.tiny_gpt2(tokenizer), tokenizer, batch_tokens=64)
-    task = LocalTextTask.from_source(str(case("japanese_text/cjk.jsonl")), limit=None)
+    task = LocalTextTask.load(Selection(place=str(case("japanese_text/cjk.jsonl"))))
     result = task.evaluate(scorer)
     nats = result.samples["bits_per_byte"].sum()
     n_words = sum(document.n_words for document in task.documents)
@@ -180,7 +180,7 @@ def test_text_without_spaces_has_an_infinite_perplexity_per_word_and_all_the_res
 def test_a_file_without_text_is_refused(tmp_path):
     (tmp_path / "empty.txt").write_text(" \n<|endoftext|>\n")
     with pytest.raises(ValueError, match="expected at least one document with text, found none"):
-        LocalTextTask.from_source(str(tmp_path / "empty.txt"), limit=None)
+        LocalTextTask.load(Selection(place=str(tmp_path / "empty.txt")))
     (tmp_path / "bad.jsonl").write_text('{"content": "a"}\n')
     with pytest.raises(ValueError, match="expected an object with a str `text`"):
-        LocalTextTask.from_source(str(tmp_path / "bad.jsonl"), limit=None)
+        LocalTextTask.load(Selection(place=str(tmp_path / "bad.jsonl")))

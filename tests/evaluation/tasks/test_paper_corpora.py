@@ -62,7 +62,7 @@ def test_a_stream_is_scored_in_a_hundred_parts_that_lose_nothing():
 
 
 def test_ptb_is_per_word_and_line_end(tmp_path, scorer):
-    task = TASKS["ptb"].from_source(write(tmp_path, PTB.encode()), limit=None)
+    task = TASKS["ptb"].load(Selection(place=write(tmp_path, PTB.encode())))
     assert len(task.documents) == 100
     assert sum(document.n_words for document in task.documents) == 150 * (8 + 7 + 2)
     result = TASKS["ptb"](task.documents[:3], task.sha256).evaluate(scorer)
@@ -81,16 +81,14 @@ def test_ptb_is_per_word_and_line_end(tmp_path, scorer):
 
 @pytest.mark.parametrize("name", ["ptb", "1bw"])
 def test_line_ends_of_windows_are_plain_ones(tmp_path, name):
-    plain = TASKS[name].from_source(write(tmp_path, PTB.encode()), limit=None)
+    plain = TASKS[name].load(Selection(place=write(tmp_path, PTB.encode())))
     content = PTB.replace("\n", "\r\n").encode()
-    assert (
-        TASKS[name].from_source(write(tmp_path, content), limit=None).documents == plain.documents
-    )
+    assert TASKS[name].load(Selection(place=write(tmp_path, content))).documents == plain.documents
 
 
 def test_where_bytes_count_line_ends_of_windows_are_two(tmp_path):
     content = "the cat \u00e9\r\nsat\r\n".encode() * 200
-    task = TASKS["enwik8"].from_source(write(tmp_path, content), limit=None)
+    task = TASKS["enwik8"].load(Selection(place=write(tmp_path, content)))
     assert sum(document.n_bytes for document in task.documents) == len(content)
 
 
@@ -98,7 +96,7 @@ def test_a_tokenizer_adds_nothing_to_a_document_but_its_beginning(tmp_path):
     tokenizer = tiny.eos_tokenizer()
     scorer = CausalScorer(tiny.tiny_gpt2(tokenizer, n_positions=64), tokenizer, batch_tokens=512)
     for name, metric in (("1bw", "word_perplexity"), ("text8", "bits_per_character")):
-        task = TASKS[name].from_source(write(tmp_path, b"the cat sat\n"), limit=1)
+        task = TASKS[name].load(Selection(place=write(tmp_path, b"the cat sat\n"), limit=1))
         text = task.documents[0].text
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         nats = tiny.naive_nats(scorer.model, [tokenizer.bos_token_id, *ids]).sum()
@@ -108,9 +106,8 @@ def test_a_tokenizer_adds_nothing_to_a_document_but_its_beginning(tmp_path):
 
 
 def test_sentences_of_the_billion_words_stand_alone(tmp_path):
-    task = TASKS["1bw"].from_source(
-        write(tmp_path, b"The cat sat .\n\nIt 's a mat .\n"), limit=None
-    )
+    source = write(tmp_path, b"The cat sat .\n\nIt 's a mat .\n")
+    task = TASKS["1bw"].load(Selection(place=source))
     assert [(d.text, d.n_words) for d in task.documents] == [
         ("The cat sat.\n", 5),
         ("It's a mat.\n", 6),
@@ -120,7 +117,7 @@ def test_sentences_of_the_billion_words_stand_alone(tmp_path):
 def test_wikitext_tokens_are_pages_with_a_word_for_each_line_end(tmp_path):
     path = tmp_path / "wiki.test.tokens"
     path.write_text(" \n = A = \n \n <unk> sat \n = B = \n \n the mat \n", encoding="utf-8")
-    task = TASKS["wikitext2-tokens"].from_source(str(path), limit=None)
+    task = TASKS["wikitext2-tokens"].load(Selection(place=str(path)))
     assert [document.text for document in task.documents] == [
         " = A =\n\n<unk> sat ",
         " = B =\n\nthe mat\n",
@@ -147,7 +144,7 @@ def test_wikitext_tokens_of_the_hub_are_those_of_the_file(tmp_path, monkeypatch,
     with serve("Salesforce/wikitext", files) as hub:
         hub.use_here(monkeypatch, tmp_path)
         of_hub = TASKS[name].load(Selection())
-    of_file = TASKS[name].from_source(str(path), limit=None)
+    of_file = TASKS[name].load(Selection(place=str(path)))
     assert len(of_file.documents) == 2
     assert (of_hub.documents, of_hub.sha256) == (of_file.documents, of_file.sha256)
 
@@ -155,12 +152,12 @@ def test_wikitext_tokens_of_the_hub_are_those_of_the_file(tmp_path, monkeypatch,
 def test_the_end_of_enwik8_is_its_test_set(tmp_path, scorer, monkeypatch):
     monkeypatch.setattr(paper_corpora, "TEST_BYTES", 498)
     content = b"<page>\n" * 100 + "é\n".encode() * 166 + b"\n"
-    task = TASKS["enwik8"].from_source(write(tmp_path, content), limit=None)
+    task = TASKS["enwik8"].load(Selection(place=write(tmp_path, content)))
     # The cut went through a letter, one byte of which is left out.
     assert sum(document.n_bytes for document in task.documents) == 497
     assert set("".join(document.text for document in task.documents)) == {"é", "\n"}
     monkeypatch.setattr(paper_corpora, "TEST_BYTES", 5_000_000)
-    text8 = TASKS["text8"].from_source(write(tmp_path, b"the cat sat on " * 80), limit=None)
+    text8 = TASKS["text8"].load(Selection(place=write(tmp_path, b"the cat sat on " * 80)))
     assert len(text8.documents) == 100
     assert "".join(document.text for document in text8.documents) == "the cat sat on " * 80
     result = TASKS["text8"](text8.documents[:4], "").evaluate(scorer)

@@ -9,7 +9,7 @@ from support import evaluation as tiny
 from support.paths import REPOSITORY
 from support.processes import run_process
 
-from modeling_gpt2scratch.evaluation.comparison import compare as compare_with
+from modeling_gpt2scratch.api import compare as compare_with
 from modeling_gpt2scratch.evaluation.configuration import CompareConfig, arguments_for
 from modeling_gpt2scratch.evaluation.results.fingerprints import task_code
 from modeling_gpt2scratch.evaluation.tasks.registry import TASKS, TaskError, known_tasks
@@ -149,7 +149,17 @@ def test_help_names_the_hub_only_where_a_task_reads_it():
     for name, kind in TASKS.items():
         help = kind.data.help
         assert ("Hub" in help) == (kind.data.hub_name is not None), name
-    assert TASKS["ptb"].data.help == (
-        "a file like ptb.test.txt, or a directory with it; else ptb.test.txt in --data_dir"
+
+
+def test_help_lists_the_tasks_and_not_their_protocols():
+    help = CompareConfig.__dataclass_fields__["tasks"].metadata["help"]
+    assert " lambada, lambada_standard, cbt-cn, " in help and "lambada:bos" not in help
+    assert help.endswith(", or TASK:PROTOCOL (docs/reference/protocols.md)")
+
+
+def test_help_names_the_place_of_official_files():
+    assert TASKS["ptb"].data.help == ("file or directory [default: ptb.test.txt in --data_dir]")
+    assert TASKS["blimp"].data.help == (
+        "file, directory or Hub data set [default: blimp.zip in --data_dir; without it, "
+        "nyu-mll/blimp]"
     )
-    assert "a directory with it or with what is in it" in TASKS["blimp"].data.help

@@ -18,7 +18,7 @@ from transformers.generation.stopping_criteria import StopStringCriteria
 
 from modeling_gpt2scratch.checkpoints.checkpoint import find_model
 from modeling_gpt2scratch.checkpoints.weight_files import not_finite
-from modeling_gpt2scratch.common.activity import tell
+from modeling_gpt2scratch.common.console import tell
 from modeling_gpt2scratch.common.errors import MendableError, in_words, printable
 from modeling_gpt2scratch.data.tokens.text import well_formed
 from modeling_gpt2scratch.distributed.device import available_device
@@ -30,7 +30,7 @@ ONE_TEXT = {"num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate"
 ONE_TEXT |= {"penalty_alpha": None}  # a search that is no part of transformers any more
 
 
-class WriterError(MendableError, ValueError):
+class GenerationError(MendableError, ValueError):
     """A model that cannot be loaded or cannot write; the message names it."""
 
 
@@ -52,7 +52,7 @@ class Sampling:
         return {"do_sample": True} | chosen
 
 
-class Writer:
+class TextGenerator:
     """A model with its tokenizer.
 
     Args:
@@ -82,7 +82,7 @@ class Writer:
             seed: of torch's random numbers.
 
         Raises:
-            WriterError: if there is no token to begin with, or the model gives no probabilities.
+            GenerationError: without a token to begin with, or if the model gives no probabilities.
         """
         stream = _Stream(self._tokenizer)
         try:
@@ -91,7 +91,7 @@ class Writer:
             stream.show(input_ids)
             self._continue(input_ids, sampling, stream)
         except Exception as error:  # torch and tokenizers have no classes of their own
-            raise WriterError(f"{self.name}: cannot write: {in_words(error)}") from error
+            raise GenerationError(f"{self.name}: cannot write: {in_words(error)}") from error
         finally:
             stream.finish()
 
@@ -140,54 +140,60 @@ class Writer:
         """The logits of the next token, (1, vocabulary), which must be numbers.
 
         Raises:
-            WriterError: naming the weights, if they are the reason. `generate` itself would take
-                the first token of the vocabulary, or call it the fault of its probabilities.
+            GenerationError: naming the weights, if they are the reason. `generate` itself would
+                take the first token of the vocabulary, or call it the fault of its probabilities.
         """
         if (logits < math.inf).all():  # nan is not, and -inf is a token that cannot come
             return logits
         if damaged := not_finite(self._model):
-            raise WriterError(f"expected finite weights, found nan or infinity in {damaged}")
+            raise GenerationError(f"expected finite weights, found nan or infinity in {damaged}")
         dtype = self._model.dtype
-        raise WriterError(f"expected finite logits, found nan or infinity; is {dtype} too narrow?")
+        found = f"nan or infinity; is {dtype} too narrow?"
+        raise GenerationError(f"expected finite logits, found {found}")
 
 
-def load_writer(name: str, *, trust_remote_code: bool) -> Writer:
+def load_generator(name: str, *, trust_remote_code: bool) -> TextGenerator:
     """The model of a run, of a checkpoint or of the Hub, on the accelerator if there is one.
 
     Of a run that is not finished, it is the newest checkpoint.
 
     Raises:
-        WriterError: if it cannot be loaded whole.
+        GenerationError: if it cannot be loaded whole.
     """
     place = str(find_model(Path(name))) if Path(name).is_dir() else name
     try:
         model, tokenizer = load_model(place, dtype="auto", trust_remote_code=trust_remote_code)
-        return Writer(place, model.to(available_device()), tokenizer)
+        return TextGenerator(place, model.to(available_device()), tokenizer)
     except Exception as error:  # transformers passes on whatever its readers raise
-        raise WriterError(f"{name}: {in_words(error)}") from error
+        raise GenerationError(f"{name}: {in_words(error)}") from error
 
 
 def write_samples(
-    writers: Sequence[Writer], prompts: Sequence[str], sampling: Sampling, *, n: int, seed: int
+    generators: Sequence[TextGenerator],
+    prompts: Sequence[str],
+    sampling: Sampling,
+    *,
+    n: int,
+    seed: int,
 ) -> None:
-    """Prints `n` texts for each prompt by each writer, under headings that tell them apart.
+    """Prints `n` texts for each prompt by each generator, under headings that tell them apart.
 
     Args:
-        writers: all have the same prompts and seeds.
+        generators: all have the same prompts and seeds.
         prompts: to go on from.
         sampling: how.
         n: texts for each prompt.
         seed: of the first of them; the others have the next ones.
     """
     for number, prompt in enumerate(prompts, start=1):
-        for writer in writers:
+        for generator in generators:
             for sample in range(n):
-                parts = [writer.name] if len(writers) > 1 else []
+                parts = [generator.name] if len(generators) > 1 else []
                 parts += [f"prompt {number} of {len(prompts)}"] if len(prompts) > 1 else []
                 parts += [f"sample {sample + 1} of {n}"] if n > 1 else []
                 if parts:
                     print(f"=== {', '.join(parts)} ===", flush=True)
-                writer.write(prompt, sampling, seed=seed + sample)
+                generator.write(prompt, sampling, seed=seed + sample)
 
 
 class _Stream(TextStreamer):

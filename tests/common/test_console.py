@@ -13,14 +13,14 @@ import pytest
 from support.paths import REPOSITORY
 from support.terminal import terminal
 
-from modeling_gpt2scratch.common.activity import activity, has_terminal, tell, warn
+from modeling_gpt2scratch.common.console import activity, has_terminal, tell, warn
 
 PACKAGE = REPOSITORY / "modeling_gpt2scratch"
 PROGRAM = """
 import sys
 from tqdm import tqdm
-from modeling_gpt2scratch.common import activity as module
-from modeling_gpt2scratch.common.activity import activity
+from modeling_gpt2scratch.common import console as module
+from modeling_gpt2scratch.common.console import activity
 module.REFRESH_SECONDS = 0.05
 with activity("making the model"):
     input()
@@ -57,7 +57,7 @@ def test_a_line_that_cannot_be_written_is_lost_and_the_next_one_is_not(monkeypat
 
 SPEAKER = """
 import subprocess, sys
-from modeling_gpt2scratch.common.activity import activity, readable_output, tell, warn
+from modeling_gpt2scratch.common.console import activity, readable_output, tell, warn
 def speak():
     with activity("working"):
         tell("told")
@@ -135,7 +135,7 @@ def test_beside_the_first_process_and_without_a_terminal_nothing_is_shown():
 
 def test_letters_that_a_terminal_does_not_know_end_nothing():
     program = (
-        "from modeling_gpt2scratch.common.activity import readable_output\n"
+        "from modeling_gpt2scratch.common.console import readable_output\n"
         "with readable_output():\n"
         "    print('a \\u2193 b')\n"
     )

@@ -16,11 +16,11 @@ from transformers import (
 )
 
 from modeling_gpt2scratch import GPT2ScratchForCausalLM
-from modeling_gpt2scratch.generation.writer import (
+from modeling_gpt2scratch.generation.text_generator import (
+    GenerationError,
     Sampling,
-    Writer,
-    WriterError,
-    load_writer,
+    TextGenerator,
+    load_generator,
     write_samples,
 )
 
@@ -54,16 +54,16 @@ def directories(tmp_path_factory, tokenizer):
 
 
 @pytest.fixture
-def writer(directories):
-    return load_writer(str(directories["ours"]), trust_remote_code=False)
+def generator(directories):
+    return load_generator(str(directories["ours"]), trust_remote_code=False)
 
 
 @pytest.fixture
 def written(capsys):
-    """What a writer prints for a prompt, without the end of the line."""
+    """What a generator prints for a prompt, without the end of the line."""
 
-    def written(writer, prompt, sampling, seed=0):
-        writer.write(prompt, sampling, seed=seed)
+    def written(generator, prompt, sampling, seed=0):
+        generator.write(prompt, sampling, seed=seed)
         text = capsys.readouterr().out
         assert text.endswith("\n")
         return text[:-1]
@@ -78,7 +78,7 @@ def model_of(directory):
 @pytest.mark.parametrize("kind", ["ours", "stock", "llama"])
 def test_the_text_is_what_generate_gives(directories, tokenizer, written, kind):
     model = model_of(directories[kind])
-    writer = load_writer(str(directories[kind]), trust_remote_code=False)
+    generator = load_generator(str(directories[kind]), trust_remote_code=False)
     inputs = tokenizer(PROMPT, return_tensors="pt")
     for sampling, options in (
         (GREEDY, {"do_sample": False}),
@@ -87,7 +87,7 @@ def test_the_text_is_what_generate_gives(directories, tokenizer, written, kind):
         torch.manual_seed(3)
         expected = model.generate(**inputs, **options, max_new_tokens=20)
         text = tokenizer.decode(expected[0], skip_special_tokens=True)
-        assert written(writer, PROMPT, sampling, seed=3) == text
+        assert written(generator, PROMPT, sampling, seed=3) == text
         assert text.startswith(PROMPT) and len(text) > len(PROMPT)
 
 
@@ -104,7 +104,9 @@ def test_a_models_own_way_to_generate_does_not_keep_it_from_writing(
 ):
     plain, other = (model_of(directories["ours"]) for _ in range(2))
     other.generation_config.update(**setting)
-    texts = [written(Writer("x", m, tokenizer), PROMPT, GREEDY, seed=3) for m in (plain, other)]
+    texts = [
+        written(TextGenerator("x", m, tokenizer), PROMPT, GREEDY, seed=3) for m in (plain, other)
+    ]
     assert texts[0] == texts[1]
 
 
@@ -119,15 +121,15 @@ def test_a_stop_string_ends_the_text_also_where_the_positions_are_full(
     texts = {n: tokenizer.decode(ids[:n]) for n in range(n_prompt + 1, len(ids))}
     n_full, expected = next((n, text) for n, text in texts.items() if text.endswith("sat"))
     model.generation_config.stop_strings = ["sat"]
-    writer = Writer("x", model, tokenizer)
-    writer._max_tokens = n_full  # so that the window is full with the string's last token
-    assert written(writer, PROMPT, GREEDY) == expected
+    generator = TextGenerator("x", model, tokenizer)
+    generator._max_tokens = n_full  # so that the window is full with the string's last token
+    assert written(generator, PROMPT, GREEDY) == expected
 
 
-def test_the_same_seed_gives_the_same_text_whatever_was_written_before(writer, written):
-    first = written(writer, PROMPT, CHOSEN, seed=5)
-    assert written(writer, PROMPT, CHOSEN, seed=6) != first
-    assert written(writer, PROMPT, CHOSEN, seed=5) == first
+def test_the_same_seed_gives_the_same_text_whatever_was_written_before(generator, written):
+    first = written(generator, PROMPT, CHOSEN, seed=5)
+    assert written(generator, PROMPT, CHOSEN, seed=6) != first
+    assert written(generator, PROMPT, CHOSEN, seed=5) == first
 
 
 @pytest.mark.parametrize("kind", ["ours", "stock"])
@@ -141,7 +143,7 @@ def test_when_the_positions_are_full_the_oldest_tokens_are_forgotten(
     model = model_of(directories[kind])
     model.generation_config.eos_token_id = None  # so that all tokens are written
     sampling = Sampling(temperature=0, top_k=0, top_p=1, max_new_tokens=n_new)
-    text = written(Writer("model", model, tokenizer), prompt, sampling)
+    text = written(TextGenerator("model", model, tokenizer), prompt, sampling)
 
     # Token by token, without a cache. The last token needs no position.
     first = max(0, n_prompt - (N_POSITIONS + 1 - min(n_new, 24))) if n_prompt > N_POSITIONS else 0
@@ -155,20 +157,20 @@ def test_when_the_positions_are_full_the_oldest_tokens_are_forgotten(
     assert text == tokenizer.decode(shown, skip_special_tokens=True)
 
 
-def test_a_prompt_that_is_too_long_is_said_to_be_cut(writer, capsys):
-    writer.write(" ".join(CORPUS), GREEDY, seed=0)
+def test_a_prompt_that_is_too_long_is_said_to_be_cut(generator, capsys):
+    generator.write(" ".join(CORPUS), GREEDY, seed=0)
     n_tokens = len(tiny_tokenizer()(" ".join(CORPUS))["input_ids"])
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
-        f"{writer.name}: the prompt has {n_tokens} tokens, the model 48 positions; "
+        f"{generator.name}: the prompt has {n_tokens} tokens, the model 48 positions; "
         f"only the last 29 are taken"
     )
 
 
-def test_an_empty_prompt_is_the_beginning_of_a_document(directories, tokenizer, writer, written):
+def test_an_empty_prompt_is_the_beginning_of_a_document(directories, tokenizer, generator, written):
     start = torch.tensor([[END_OF_TEXT]])
     expected = model_of(directories["ours"]).generate(start, do_sample=False, max_new_tokens=20)
-    assert written(writer, "", GREEDY) == tokenizer.decode(expected[0], skip_special_tokens=True)
+    assert written(generator, "", GREEDY) == tokenizer.decode(expected[0], skip_special_tokens=True)
 
 
 def test_the_text_ends_with_the_end_of_text(directories, tokenizer, written):
@@ -179,12 +181,14 @@ def test_the_text_ends_with_the_end_of_text(directories, tokenizer, written):
     end = ids[n_prompt + 5]
     n_until_end = ids[n_prompt:].tolist().index(end.item())
     model.generation_config.eos_token_id = [end.item(), END_OF_TEXT]
-    text = written(Writer("model", model, tokenizer), PROMPT, GREEDY)
+    text = written(TextGenerator("model", model, tokenizer), PROMPT, GREEDY)
     assert text == tokenizer.decode(ids[: n_prompt + n_until_end + 1])
 
 
-def test_half_a_character_in_a_prompt_is_replaced(writer, written):
-    assert written(writer, "the cat \udcff", GREEDY).startswith("the cat \N{REPLACEMENT CHARACTER}")
+def test_half_a_character_in_a_prompt_is_replaced(generator, written):
+    assert written(generator, "the cat \udcff", GREEDY).startswith(
+        "the cat \N{REPLACEMENT CHARACTER}"
+    )
 
 
 def test_words_appear_while_the_model_is_still_writing(directories, tokenizer, monkeypatch):
@@ -198,15 +202,17 @@ def test_words_appear_while_the_model_is_still_writing(directories, tokenizer, m
     model.register_forward_hook(count)
     print_now = sys.stdout.write
     monkeypatch.setattr(sys.stdout, "write", lambda text: seen.append(n_tokens) or print_now(text))
-    Writer("model", model, tokenizer).write(PROMPT, CHOSEN, seed=1)
+    TextGenerator("model", model, tokenizer).write(PROMPT, CHOSEN, seed=1)
     assert n_tokens == 20 and len({*seen} - {0, n_tokens}) >= 2
 
 
-def test_what_would_move_the_cursor_of_a_terminal_is_not_shown_there(writer, written, monkeypatch):
+def test_what_would_move_the_cursor_of_a_terminal_is_not_shown_there(
+    generator, written, monkeypatch
+):
     prompt = "the\x1b[2J\tcat\x9b\nsat\r"
-    assert written(writer, prompt, GREEDY).startswith(prompt)
+    assert written(generator, prompt, GREEDY).startswith(prompt)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    assert written(writer, prompt, GREEDY).startswith("the\ufffd[2J\tcat\ufffd\nsat\ufffd")
+    assert written(generator, prompt, GREEDY).startswith("the\ufffd[2J\tcat\ufffd\nsat\ufffd")
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, CHOSEN], ids=["greedy", "chosen"])
@@ -215,22 +221,28 @@ def test_a_model_without_probabilities_is_one_line(directories, tokenizer, sampl
     model = model_of(directories["ours"])
     model.transformer.h[1].ln_2.weight.data.fill_(float(number))
     damage = r"expected finite weights, found nan or infinity in transformer\.h\.1\.ln_2\.weight$"
-    with pytest.raises(WriterError, match=f"^model: cannot write: {damage}"):
-        Writer("model", model, tokenizer).write(PROMPT, sampling, seed=0)
+    with pytest.raises(GenerationError, match=f"^model: cannot write: {damage}"):
+        TextGenerator("model", model, tokenizer).write(PROMPT, sampling, seed=0)
 
 
 def test_a_token_that_the_model_has_no_embedding_for_is_one_line(directories, tokenizer):
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.add_tokens([f"<{number}>" for number in range(100)])
-    with pytest.raises(WriterError, match=r"^model: cannot write: IndexError: index out of range"):
-        Writer("model", model_of(directories["stock"]), tokenizer).write("<99>", CHOSEN, seed=0)
+    with pytest.raises(
+        GenerationError, match=r"^model: cannot write: IndexError: index out of range"
+    ):
+        TextGenerator("model", model_of(directories["stock"]), tokenizer).write(
+            "<99>", CHOSEN, seed=0
+        )
 
 
 def test_a_prompt_that_the_tokenizer_has_no_tokens_for_is_one_line(directories):
     words = WordLevel({letter: number for number, letter in enumerate("abc")}, unk_token="<?>")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words))
-    with pytest.raises(WriterError, match=r"^model: cannot write: Exception: WordLevel error"):
-        Writer("model", model_of(directories["ours"]), tokenizer).write("Hello", CHOSEN, seed=0)
+    with pytest.raises(GenerationError, match=r"^model: cannot write: Exception: WordLevel error"):
+        TextGenerator("model", model_of(directories["ours"]), tokenizer).write(
+            "Hello", CHOSEN, seed=0
+        )
 
 
 def test_a_model_that_lacks_a_tensor_does_not_write(tmp_path, tokenizer):
@@ -240,8 +252,8 @@ def test_a_model_that_lacks_a_tensor_does_not_write(tmp_path, tokenizer):
     model.save_pretrained(tmp_path, state_dict=weights)
     tokenizer.save_pretrained(tmp_path)
     expected = "expected all tensors of GPT2LMHeadModel, found no transformer.h.1.ln_1.bias"
-    with pytest.raises(WriterError, match=f"^{tmp_path}: {expected}$"):
-        load_writer(str(tmp_path), trust_remote_code=False)
+    with pytest.raises(GenerationError, match=f"^{tmp_path}: {expected}$"):
+        load_generator(str(tmp_path), trust_remote_code=False)
 
 
 def test_an_unfinished_run_writes_with_its_newest_checkpoint(directories, tmp_path, written):
@@ -252,26 +264,28 @@ def test_an_unfinished_run_writes_with_its_newest_checkpoint(directories, tmp_pa
         for file in source.iterdir():
             (checkpoint / file.name).symlink_to(file)
         (checkpoint / "training_state.json").write_text("{}")
-    writer = load_writer(str(tmp_path), trust_remote_code=False)
-    assert writer.name == str(tmp_path / "checkpoint-12")
-    expected = load_writer(str(directories["llama"]), trust_remote_code=False)
-    assert written(writer, PROMPT, CHOSEN) == written(expected, PROMPT, CHOSEN)
+    generator = load_generator(str(tmp_path), trust_remote_code=False)
+    assert generator.name == str(tmp_path / "checkpoint-12")
+    expected = load_generator(str(directories["llama"]), trust_remote_code=False)
+    assert written(generator, PROMPT, CHOSEN) == written(expected, PROMPT, CHOSEN)
 
 
 def test_samples_stand_under_headings_that_tell_them_apart(directories, capsys, written):
-    writers = [load_writer(str(directories[kind]), trust_remote_code=False) for kind in directories]
-    write_samples(writers[:1], [PROMPT], CHOSEN, n=1, seed=7)
-    assert capsys.readouterr().out == f"{written(writers[0], PROMPT, CHOSEN, seed=7)}\n"
-    write_samples(writers[::2], [PROMPT, "on"], CHOSEN, n=2, seed=7)
+    generators = [
+        load_generator(str(directories[kind]), trust_remote_code=False) for kind in directories
+    ]
+    write_samples(generators[:1], [PROMPT], CHOSEN, n=1, seed=7)
+    assert capsys.readouterr().out == f"{written(generators[0], PROMPT, CHOSEN, seed=7)}\n"
+    write_samples(generators[::2], [PROMPT, "on"], CHOSEN, n=2, seed=7)
     output = capsys.readouterr().out
     lines = [
         line
         for number, prompt in enumerate([PROMPT, "on"], start=1)
-        for writer in writers[::2]
+        for generator in generators[::2]
         for sample in range(2)
         for line in (
-            f"=== {writer.name}, prompt {number} of 2, sample {sample + 1} of 2 ===",
-            written(writer, prompt, CHOSEN, seed=7 + sample),
+            f"=== {generator.name}, prompt {number} of 2, sample {sample + 1} of 2 ===",
+            written(generator, prompt, CHOSEN, seed=7 + sample),
         )
     ]
     assert output == "\n".join(lines) + "\n"
