@@ -14,7 +14,7 @@ PROGRAM = "prepare_data.py"
 def main() -> None:
     """Parses, prepares, and turns what is wrong with the input into one line and an exit code."""
     # Each worker process imports this file once more and needs none of these.
-    from modeling_gpt2scratch.common.activity import activity, readable_output
+    from modeling_gpt2scratch.common.console import activity, readable_output
     from modeling_gpt2scratch.common.interruptions import Interruptible, started_as
 
     with readable_output(), Interruptible(PROGRAM) as ctrl_c:

@@ -14,7 +14,7 @@ PROGRAM = "train_accelerate.py"
 
 def main() -> None:
     """Parses, trains, and turns what is wrong with the input into one line and an exit code."""
-    from modeling_gpt2scratch.common.activity import activity, readable_output, tell
+    from modeling_gpt2scratch.common.console import activity, readable_output, tell
     from modeling_gpt2scratch.common.interruptions import Interruptible
     from modeling_gpt2scratch.common.threads import let_waiting_threads_rest
 
@@ -22,7 +22,7 @@ def main() -> None:
         let_waiting_threads_rest()  # before numpy is loaded
         # `--help` and mistakes need not wait for torch.
         from modeling_gpt2scratch.common.command_line import parse_config, with_place
-        from modeling_gpt2scratch.common.errors import MendableError, last_line
+        from modeling_gpt2scratch.common.errors import MendableError, in_words
         from modeling_gpt2scratch.training.configuration import TrainConfig
         from modeling_gpt2scratch.training.continuation import continuing_command
 
@@ -38,7 +38,7 @@ def main() -> None:
             end = train(config)
         except (MendableError, OSError) as error:
             if not ctrl_c.was_pressed and is_speaker(error):
-                tell(f"{PROGRAM}: error: {with_place(last_line(error))}", file=sys.stderr)
+                tell(f"{PROGRAM}: error: {with_place(in_words(error))}", file=sys.stderr)
             sys.exit(2 if isinstance(error, LaunchError) else 1)
         if end == "finished" and os.environ.get("RANK", "0") == "0":
             with activity("writing the report"):

@@ -14,7 +14,7 @@ PROGRAM = "compare.py"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of a whole comparison; `argv` defaults to the command line."""
-    from modeling_gpt2scratch.common.activity import activity, readable_output
+    from modeling_gpt2scratch.common.console import activity, readable_output
     from modeling_gpt2scratch.common.interruptions import Interruptible, started_as
     from modeling_gpt2scratch.common.threads import let_waiting_threads_rest
 
