@@ -2,7 +2,7 @@
 # requires-python = ">=3.11"
 # dependencies = []  # uv, which runs this file, installs the project below with its tested versions
 # ///
-"""Trains on a rented machine of Hugging Face Jobs, with a recipe and any flags:
+r"""Trains on a rented machine of Hugging Face Jobs, with a recipe and any flags:
 
     hf jobs uv run --flavor l4x1 --timeout 3d --secrets HF_TOKEN launch/hf_jobs.py \
         recipes/gpt2_124m_24gb.yaml --data hf://datasets/you/fineweb-tokens \
@@ -13,6 +13,7 @@ train_accelerate.py, with one process for each GPU. `hf` sends your local copy o
 code comes from the repository. Nobody has run this on Jobs yet.
 """
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -25,6 +26,14 @@ CONFIGS = {0: "cpu.yaml", 1: "single_gpu.yaml"}  # by the number of GPUs
 
 def main() -> None:
     """Installs the project in a new folder, and becomes its training."""
+    parser = argparse.ArgumentParser(
+        prog="hf_jobs.py",
+        description=__doc__,
+        usage="hf jobs uv run ... launch/hf_jobs.py RECIPE [arguments of train_accelerate.py]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.parse_known_args()  # of these, only --help is for this script
     run("git", "clone", "--depth", "1", REPOSITORY, FOLDER)
     os.chdir(FOLDER)
     run("uv", "venv", "--python", sys.executable, ".venv")

@@ -44,6 +44,11 @@ from .weight_files import WeightsError, open_tensors
 OPTIMIZER_FOLDER = "optimizer"
 WEIGHTS_NAME = "model.safetensors"
 SHOWN_CHARACTERS = 200  # of a value that differs
+# What a state leaves out where a run is as usual.
+USUAL = {
+    **{"optimizer": "adamw", "document_mask": False, "shuffle_shards": 0},
+    **{"mixture": "none", "init_from": "none"},
+}
 
 
 class CheckpointError(MendableError, ValueError):
@@ -113,7 +118,6 @@ def load_state(checkpoint: Path, *, expected: dict) -> dict:
     """The saved state, after checking that it continues the same run.
 
     Args:
-        checkpoint: from `find_checkpoint`.
         expected: what must not have changed since; a part of the state.
 
     Raises:
@@ -316,7 +320,9 @@ def _differences(expected: dict, found: dict, prefix: str = "") -> Iterator[str]
         if isinstance(left, dict) and isinstance(right, dict):
             yield from _differences(left, right, f"{prefix}{key}.")
         elif left != right:
-            yield f"expected {prefix}{key} = {_shown(left)} as asked for now, found {_shown(right)}"
+            name, usual = f"{prefix}{key}", USUAL.get(key)
+            left, right = (usual if value is None else value for value in (left, right))
+            yield f"expected {name} = {_shown(left)} as asked for now, found {_shown(right)}"
 
 
 def _shown(value) -> str:

@@ -23,11 +23,7 @@ SENDING_SUFFIX = ".sending"
 
 
 class Outbox:
-    """What a run has still to send, oldest first.
-
-    Args:
-        output_dir: of the run.
-    """
+    """What a run has still to send, oldest first."""
 
     def __init__(self, output_dir: Path):
         self._folder = output_dir / OUTBOX_NAME

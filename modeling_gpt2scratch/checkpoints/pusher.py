@@ -47,7 +47,6 @@ class RevisionPusher:
     directory for the next one.
 
     Args:
-        output_dir: of the run.
         repository: OWNER/NAME; None sends nothing.
         private: make it private.
         metrics: file of JSON lines with the metrics of the steps.

@@ -91,9 +91,7 @@ def most_to_come(
     Args:
         here: steps of the checkpoints that there are.
         step: at which the run is.
-        last_step: of the run.
         save_every: steps between checkpoints, 0 for none before the last step.
-        keep_checkpoints: as in `expired`.
         keep_every: as in `expired`, a multiple of `save_every`.
         keep_best: whether the one with the lowest validation loss stays.
     """
@@ -114,12 +112,7 @@ def most_to_come(
 
 
 def prune(output_dir: Path, **rule: int | None) -> None:
-    """Deletes the expired checkpoints, each under a hidden name, so that none is seen half gone.
-
-    Args:
-        output_dir: of the run.
-        rule: the other arguments of `expired`.
-    """
+    """Deletes what is `expired` by a rule, each under a hidden name: none is seen half gone."""
     checkpoints = checkpoints_by_step(output_dir)
     for step in expired(checkpoints, **rule):
         hidden = _out_of_the_way(checkpoints[step], f".{checkpoints[step].name}")

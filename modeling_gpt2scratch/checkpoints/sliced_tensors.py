@@ -50,7 +50,6 @@ def write_slices(path: Path, tensors: dict[str, Tensor], slices: dict[str, dict]
     """One file of slices, or of whole tensors if `slices` is None.
 
     Args:
-        path: of the file.
         tensors: on the CPU, contiguous.
         slices: for each name the `shape` of the whole tensor and the `offset` of the slice.
     """

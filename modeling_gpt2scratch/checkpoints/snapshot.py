@@ -134,8 +134,6 @@ def take_snapshot(
     Args:
         copies: where they go.
         model: without any wrapper, plain, sharded by FSDP2 or trained by DeepSpeed's ZeRO-2.
-        skeleton: from `make_skeleton`.
-        tokenizer: of the data.
         optimizer: the torch optimizer itself or DeepSpeed's, None for the model alone.
         state: JSON values.
     """

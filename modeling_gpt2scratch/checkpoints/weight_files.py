@@ -91,6 +91,13 @@ def unpickling_problem(error: Exception) -> str:
     return f"what torch cannot read: {reason[1].strip()}" if reason else named(error)
 
 
+def cut_archive(path: Path) -> str | None:
+    """What is wrong with a file that begins as a zip archive, as those of torch do."""
+    with open(path, "rb") as file:
+        is_cut = file.read(2) == b"PK" and not zipfile.is_zipfile(file)
+    return "a zip archive without its end; copy or download it again" if is_cut else None
+
+
 def _damage(name: str | Path, error: Exception) -> str | None:
     """What is wrong with the first damaged file of a model; None if all of them can be opened."""
     directory = Path(name)
@@ -106,7 +113,7 @@ def _damage(name: str | Path, error: Exception) -> str | None:
         try:
             if path.suffix == ".safetensors":
                 open_tensors(path)
-            elif found := content_instead(path) or _cut_archive(path):
+            elif found := content_instead(path) or cut_archive(path):
                 return f"{path}: expected tensors, found {found}"
         except WeightsError as damage:
             return str(damage)
@@ -132,10 +139,3 @@ def _config_problem(path: Path, error: Exception) -> str | None:
         return None
     found = json_problem(path) or named(error)
     return f"{path}: expected the configuration of a model that fits its weights, found {found}"
-
-
-def _cut_archive(path: Path) -> str | None:
-    """What is wrong with a file that begins as a zip archive, as those of torch do."""
-    with open(path, "rb") as file:
-        is_cut = file.read(2) == b"PK" and not zipfile.is_zipfile(file)
-    return "a zip archive without its end; copy or download it again" if is_cut else None

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.common.atomic_files import PARTIAL_SUFFIX, publish_directory, write_file
 from modeling_gpt2scratch.common.checksums import write_checksums
+from modeling_gpt2scratch.common.console import gigabytes
 from modeling_gpt2scratch.common.errors import in_words
 from modeling_gpt2scratch.distributed.zero_state import is_zero
 
@@ -106,7 +107,6 @@ class CheckpointWriter:
 
         Args:
             model: without any wrapper; its parameters are the optimizer's.
-            tokenizer: of the data.
             optimizer: the torch optimizer itself.
             state: JSON values that a resumed run needs or checks.
             best_step: of the checkpoint with the lowest validation loss, None if it is not known.
@@ -161,10 +161,7 @@ class CheckpointWriter:
         """Writes, verifies and deletes one checkpoint, after looking for the space of all.
 
         Args:
-            model: as for `save`, and so the next three.
-            tokenizer: see there.
-            optimizer: see there.
-            state: see there.
+            model: as for `save`, and so tokenizer, optimizer and state.
             last_step: of the run, which saves its last checkpoint after it; 0 if not known.
             save_every: steps between checkpoints, 0 for none before that.
 
@@ -333,8 +330,8 @@ def _require_space(output_dir: Path, n_bytes: int, **rule) -> None:
     if n_free < n_missing * n_bytes:
         checkpoints = "checkpoints" if n_missing > 1 else "checkpoint"
         raise OSError(
-            f"{output_dir}: expected {n_missing * n_bytes / 1e9:.1f} GB free for {n_missing} more "
-            f"{checkpoints} of {n_bytes / 1e9:.1f} GB, found {n_free / 1e9:.1f}; free some{fewer}"
+            f"{output_dir}: expected {gigabytes(n_missing * n_bytes)} GB free for {n_missing} more "
+            f"{checkpoints} of {gigabytes(n_bytes)} GB, found {gigabytes(n_free)}; free some{fewer}"
         )
 
 

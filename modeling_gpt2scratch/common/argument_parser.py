@@ -57,6 +57,8 @@ OTHER_NAMES = {
     "push_to_hub": "hub_model_id repo_id",
     "models": "model model_name_or_path pretrained",
 }
+# argparse itself takes -1e-9 and -inf for flags.
+NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|-(inf(inity)?|nan)$", re.IGNORECASE)
 FLAG = re.compile(r"--[\w-]+(=[^ ]*)?")  # and no text that begins like one
 MOST_NAMES_SHOWN = 12  # more are not read in one line
 KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "True or False"}
@@ -70,6 +72,7 @@ class OneLineErrorParser(argparse.ArgumentParser):
 
     def __init__(self, **options):
         super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **options)
+        self._negative_number_matcher = NEGATIVE_NUMBER
 
     def add_fields(self, config_class: type) -> None:
         """One flag for each field of a dataclass, under the headings that the fields name."""

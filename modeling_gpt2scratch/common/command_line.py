@@ -53,7 +53,6 @@ class ArgumentError(ValueError):
     """An argument that cannot be used, or several that do not go together.
 
     Args:
-        names: of the arguments.
         problem: "expected X, found Y; do Z".
     """
 

@@ -49,6 +49,11 @@ def warn(text: str) -> None:
     tell(f"warning: {text}", file=sys.stderr)
 
 
+def gigabytes(n_bytes: int) -> str:
+    """A number of bytes in units of 10^9, to two digits where it is less than one."""
+    return f"{n_bytes / 1e9:,.1f}" if n_bytes >= 10**9 else f"{n_bytes / 1e9:.2g}"
+
+
 def has_terminal() -> bool:
     """Whether bars are seen."""
     # There may be none, or an object of some other program that knows nothing of terminals.

@@ -5,6 +5,7 @@ the Hub is down for minutes, a rate limit lasts, the network of the machine is g
 down damaged.
 """
 
+import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -39,6 +40,7 @@ PUSH_HINTS = {
     401: "the login is not valid; run `hf auth login`",
     403: "this login may not write there; use a token with write access to the repository",
     404: "there is no such user or organization, or this login may not see it",
+    412: "somebody else wrote at the same moment; run the same command again",
 }
 DEFAULT_RETRIES = Retries()
 SILENCE_SECONDS = 300.0  # after which a server that says nothing is asked again
@@ -72,6 +74,18 @@ def check_license(name: str | None) -> None:
     """
     if name is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", name):
         raise ValueError(f"expected --license as the Hub names it, such as mit, found {name!r}")
+
+
+def check_language(code: str | None) -> None:
+    """Refuses what the Hub takes for no language, which it would say after making a repository.
+
+    Raises:
+        ValueError: with an example.
+    """
+    if code is not None and not re.fullmatch(r"[a-z]{2,3}|code|multilingual", code):
+        raise ValueError(
+            f"expected --language as a code of two or three letters, such as en, found {code!r}"
+        )
 
 
 def require_login() -> None:
@@ -177,6 +191,12 @@ def reason_of(error: BaseException) -> str:
     answer = getattr(error, "server_message", None)
     answer = answer or getattr(getattr(error, "response", None), "reason_phrase", "")
     return f"the Hub answered {status} {one_line(Exception(answer)) if answer else ''}".rstrip()
+
+
+def answered(error: ValueError | RuntimeError) -> str:
+    """What the Hub's client said in one line, also where no JSON came, as from a proxy."""
+    no_hub = isinstance(error, json.JSONDecodeError)
+    return f"expected the Hub, found {named(error)}" if no_hub else one_line(error)
 
 
 def unreadable(repository: str, error: BaseException) -> SourceError:

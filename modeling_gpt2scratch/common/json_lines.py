@@ -27,7 +27,6 @@ def read_json_lines(
     """The objects in a file, in their order; none if there is no file.
 
     Args:
-        path: of the file.
         rising: a key that must be in each object, with a whole number of at least 0 and above that
             of the object before.
         texts: keys that hold texts; if given, all others hold numbers or null.
@@ -72,7 +71,6 @@ def append_json_line(path: Path, row: dict) -> None:
     """Adds a line to a file, made if there is none, after cutting off what a kill left unfinished.
 
     Args:
-        path: of the file.
         row: fit for JSON.
 
     Raises:

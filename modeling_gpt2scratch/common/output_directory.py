@@ -21,6 +21,7 @@ from .errors import one_line
 
 LOCK_NAME = "run.lock"  # held by a run, in its directory
 STATUS_NAME = "status.json"  # what a run says of itself
+PREPARING_SUFFIX = ".preparing"  # of a hidden directory, the unfinished work of a preparation
 MAX_MARKER_BYTES = 2**26  # a manifest of very many shards has half of it
 ELSEWHERE = "choose another"
 REPLACE = f"{ELSEWHERE} or add --overwrite"
@@ -28,6 +29,12 @@ REPLACE = f"{ELSEWHERE} or add --overwrite"
 CACHE_VARIABLES = (
     *("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "TIKTOKEN_CACHE_DIR", "XDG_CACHE_HOME"),
 )
+OWN_FORMATS = "gpt2scratch-"  # what the formats of all our markers begin with
+# Names of all our markers, and what each stands for.
+KINDS = {
+    **{"train_config.json": "run", "manifest.json": "data directory"},
+    **{"results.json": "comparison", ".gpt2scratch.json": "conversion"},
+}
 MAKEABLE = "expected a directory that can be made and written to"
 Paths = Iterable[str | Path | None]  # None and names of nothing on this machine are passed over
 
@@ -54,10 +61,7 @@ class Marker:
         if not path.is_file():
             return "other content"
         try:
-            if path.stat().st_size > MAX_MARKER_BYTES:
-                raise ValueError
-            content = json.loads(path.read_bytes())
-            format, version = content["format"], content["version"]
+            format, version = _format_and_version(path)
         except (OSError, ValueError, LookupError, TypeError, RecursionError):
             return f"a {self.name} of another program"
         if format != self.format:
@@ -190,13 +194,6 @@ def require_free(
 ) -> None:
     """Refuses a directory that holds anything, unless it is ours and may be replaced.
 
-    Args:
-        place: of the directory.
-        marker: as in `output_directory`.
-        overwrite: as in `output_directory`.
-        flag: as in `output_directory`.
-        remedy: as in `output_directory`.
-
     Raises:
         OutputError: if it is in use.
     """
@@ -215,6 +212,7 @@ def require_free(
     if not overwrite:
         found = f"found {marker.name} in {place}"
         raise OutputError(f"expected a new directory, {found}; {remedy}")
+    _require_alone(place, flag=flag)
 
 
 def require_apart(place: Path, inputs: Paths, *, kept: Paths = ()) -> None:
@@ -222,8 +220,6 @@ def require_apart(place: Path, inputs: Paths, *, kept: Paths = ()) -> None:
 
     Args:
         place: of the directory, without links.
-        inputs: as in `output_directory`.
-        kept: as in `output_directory`.
 
     Raises:
         OutputError: at the first that is not apart.
@@ -240,7 +236,12 @@ def require_apart(place: Path, inputs: Paths, *, kept: Paths = ()) -> None:
 
 
 def empty(directory: Path, *, kept: Sequence[str] = ()) -> None:
-    """Deletes everything in a directory but files of these names."""
+    """Deletes everything in a directory but files of these names.
+
+    Raises:
+        OutputError: before that, if another directory of ours is in it by now.
+    """
+    _require_alone(directory)
     for path in directory.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -314,6 +315,34 @@ def is_in_use(directory: Path) -> bool:
 def nearest_existing(place: Path) -> Path:
     """What is there of an absolute path: itself, or what it would be made in."""
     return next(path for path in (place, *place.parents) if os.path.lexists(path))
+
+
+def _format_and_version(marker: Path) -> tuple[object, object]:
+    """What a marker says; whatever its reader raises if it is none."""
+    if marker.stat().st_size > MAX_MARKER_BYTES:
+        raise ValueError
+    content = json.loads(marker.read_bytes())
+    return content["format"], content["version"]
+
+
+def _kind_of(directory: Path) -> str | None:
+    """What one of our commands has made or is making here, None if none of them has."""
+    for name, kind in KINDS.items():
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+            if str(_format_and_version(directory / name)[0]).startswith(OWN_FORMATS):
+                return kind
+    if directory.name.endswith(PREPARING_SUFFIX):
+        return "preparation"
+    return "run" if is_in_use(directory) else None
+
+
+def _require_alone(place: Path, *, flag: str = "--output_dir") -> None:
+    """Refuses to replace a directory that holds another one of ours, finished or under way."""
+    for path, _, _ in os.walk(place):
+        if Path(path) != place and (kind := _kind_of(Path(path))):
+            raise OutputError(
+                f"expected no other {kind} in {place}, found {path}; {ELSEWHERE} {flag}"
+            )
 
 
 def _counts_for_nothing(path: Path) -> bool:

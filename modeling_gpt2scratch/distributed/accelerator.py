@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import re
 import subprocess
 import traceback
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from accelerate.utils import (
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from modeling_gpt2scratch import __version__
+from modeling_gpt2scratch.common.errors import one_line
 
 from .agreement import StalledError, is_first_to_say
 from .device import available_device, device_name, has_bf16
@@ -34,6 +36,7 @@ from .processes import LaunchError
 # NCCL and its like end a process whose operation timed out. Before that, the exchange among the
 # processes' CPUs shall time out, which names the one that is missing.
 NCCL_GRACE = timedelta(minutes=1)
+TIMED_OUT = re.compile(r"time(d )?out", re.IGNORECASE)  # in what torch says of a group
 
 
 def make_accelerator(*, mixed_precision: str, timeout_minutes: float) -> Accelerator:
@@ -44,29 +47,31 @@ def make_accelerator(*, mixed_precision: str, timeout_minutes: float) -> Acceler
         timeout_minutes: how long a process waits for another in any collective operation.
 
     Raises:
-        LaunchError: if the launcher started several processes that do not know of each other, or
-            its configuration asks for an unknown precision, a compiler, a model in parts, fp16 in
-            shards, or more of DeepSpeed than ZeRO-2.
+        LaunchError: if the launcher started several processes that do not know of each other or
+            do not find each other in time, or its configuration asks for an unknown precision, a
+            compiler, a model in parts, fp16 in shards, or more of DeepSpeed than ZeRO-2.
     """
     timeout = timedelta(minutes=timeout_minutes)
     if torch.accelerator.is_available():
         timeout += NCCL_GRACE
-    _join_after_restart(timeout)
+    with _naming_the_timeout(timeout_minutes):
+        _join_after_restart(timeout)
     precision = choose_precision(mixed_precision)
     plugin = _fsdp_plugin(precision)
     # Shards are reduced on each micro-step, or every process would hold whole gradients.
     accumulation = {"sync_with_dataloader": False, "sync_each_batch": plugin is not None}
-    accelerator = Accelerator(
-        # Without a GPU, torchrun's processes must be told to meet on the CPU, or each is alone.
-        cpu=not torch.accelerator.is_available(),
-        mixed_precision=precision,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, **accumulation),
-        fsdp_plugin=plugin,
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=timeout),
-        ],
-    )
+    with _naming_the_timeout(timeout_minutes):
+        accelerator = Accelerator(
+            # Without a GPU, torchrun's processes must be told to meet on the CPU, or each is alone.
+            cpu=not torch.accelerator.is_available(),
+            mixed_precision=precision,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, **accumulation),
+            fsdp_plugin=plugin,
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+                InitProcessGroupKwargs(timeout=timeout),
+            ],
+        )
     n_launched = int(os.environ.get("WORLD_SIZE", 1))
     if n_launched != accelerator.num_processes:
         raise LaunchError(
@@ -244,6 +249,25 @@ def _join_after_restart(timeout: timedelta) -> None:
         world_size=int(os.environ["WORLD_SIZE"]),
         timeout=timeout,
     )
+
+
+@contextlib.contextmanager
+def _naming_the_timeout(timeout_minutes: float) -> Iterator[None]:
+    """Says what to do where processes have not found each other in time.
+
+    Raises:
+        LaunchError: in place of torch's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not TIMED_OUT.search(str(error)):
+            raise
+        raise LaunchError(
+            f"expected the processes to find each other within {timeout_minutes:g} minutes, found "
+            f"that they did not ({one_line(error)}); make sure that all are started, or raise "
+            f"--timeout_minutes"
+        ) from error
 
 
 def _backends(device: torch.device) -> str:

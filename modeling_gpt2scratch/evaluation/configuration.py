@@ -185,9 +185,19 @@ class CompareArguments:
 
 
 def arguments_for(registry: Mapping[str, type[Task]]) -> type[CompareArguments]:
-    """The arguments with one more for each place of data that the tasks know."""
+    """The arguments with one more for each place of data that the tasks know.
+
+    Raises:
+        TaskError: for a place that is called like another argument.
+    """
     places: dict[str, SampleData] = {}
-    for kind in registry.values():
+    taken = {"help", *dir(CompareArguments), *CompareArguments.__dataclass_fields__}
+    for name, kind in registry.items():
+        if kind.data.argument in taken:
+            raise TaskError(
+                f"task {name!r}: expected a new name as argument of its data, found "
+                f"{kind.data.argument!r}, which has another meaning; rename it"
+            )
         places.setdefault(kind.data.argument, kind.data)
     fields = [
         (name, str | None, argument(data.help, group=DATA, default=None))
@@ -244,10 +254,10 @@ def parse_arguments(
     """
     argv = take_arguments(argv)
     try:
-        registry = known_tasks(_include_path(argv))
+        kind = arguments_for(known_tasks(_include_path(argv)))
     except TaskError as error:
         refuse(str(error))
-    config = parse_config(arguments_for(registry), description=description, argv=argv)
+    config = parse_config(kind, description=description, argv=argv)
     try:
         return config, open_output_dir(config)
     except OutputError as error:

@@ -42,10 +42,8 @@ def load_benchmarks(
     One process of each machine reads first, so that the others find what it downloaded.
 
     Args:
-        names: of the benchmarks.
         sources: by name, a local file or a Hub data set in place of the usual one.
         limit: examples of each, None for all.
-        accelerator: of the run.
 
     Raises:
         BenchmarkError, LaunchError: if data cannot be read, or differ between processes; on every
@@ -80,10 +78,7 @@ def score_benchmarks(
     left out without a word.
 
     Args:
-        benchmarks: from `load_benchmarks`.
         model: of the run: not behind DDP, but itself if FSDP2 shards it. It keeps its mode.
-        tokenizer: the model's own.
-        accelerator: of the run.
         batch_tokens: padded tokens of one forward pass of one process.
         before_batches: called on all processes now and then; it may raise.
     """

@@ -51,7 +51,6 @@ def sources_of(tasks: Mapping[str, Task], config: CompareArguments) -> dict[str,
 
     Args:
         tasks: those whose data could be read.
-        config: the command line.
     """
     sources = {}
     for name, task in tasks.items():

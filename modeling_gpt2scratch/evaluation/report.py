@@ -44,10 +44,7 @@ def report(
     """Writes the files and prints the table; whether they could be written, else stderr says why.
 
     Args:
-        config: the command line.
         comparison: everything measured.
-        output_dir: of the files.
-        seconds: from start to end.
     """
     models, metrics = comparison.models, metrics_of(config)
     (baseline,) = (m for m in models if m.name == (config.baseline or config.models[0]))
@@ -154,9 +151,7 @@ def write_files(
     """Writes results.json and what else the command line asks for.
 
     Args:
-        config: the command line.
         comparison: everything measured.
-        output_dir: of the files.
         results: further arguments of `results_content`.
 
     Raises:

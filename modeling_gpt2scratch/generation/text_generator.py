@@ -58,7 +58,6 @@ class TextGenerator:
     Args:
         name: of the model, for people.
         model: any causal LM of transformers.
-        tokenizer: the model's own.
     """
 
     def __init__(self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
@@ -79,7 +78,6 @@ class TextGenerator:
         Args:
             prompt: empty for the beginning of a document.
             sampling: how to go on.
-            seed: of torch's random numbers.
 
         Raises:
             GenerationError: without a token to begin with, or if the model gives no probabilities.
@@ -180,7 +178,6 @@ def write_samples(
 
     Args:
         generators: all have the same prompts and seeds.
-        prompts: to go on from.
         sampling: how.
         n: texts for each prompt.
         seed: of the first of them; the others have the next ones.

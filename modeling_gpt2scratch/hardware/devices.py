@@ -142,7 +142,6 @@ def device_peak_flops(
     """Dense peak in FLOP/s of the device a run is on, None if it is unknown, as any CPU's is.
 
     Args:
-        device: of this process.
         mixed_precision: of the Accelerator: no, fp16, bf16 or fp8.
         peak_tflops: what the user says it is, in TFLOP/s.
     """

@@ -9,9 +9,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import ProfileKwargs
 
+from modeling_gpt2scratch.distributed.processes import say
+
 PROFILE_DIRECTORY = "profile"
 # The first steps compile, choose kernels and take their memory.
 SCHEDULE = {"wait": 2, "warmup": 1, "active": 3, "repeat": 1}
+LEAST_STEPS = SCHEDULE["wait"] + SCHEDULE["warmup"] + 1
 SHOWN_OPERATORS = 15
 
 
@@ -42,6 +45,11 @@ def profiler(
     kwargs = ProfileKwargs(schedule_option=SCHEDULE, on_trace_ready=finish, record_shapes=True)
     with accelerator.profile(kwargs) as profile:
         yield profile
+    if profile.step_num < LEAST_STEPS:
+        say(
+            f"note: expected at least {LEAST_STEPS} steps for --profile, found "
+            f"{profile.step_num}; there is no trace, so make more steps"
+        )
 
 
 def write_trace(profile: torch.profiler.profile, path: Path) -> None:

@@ -26,10 +26,15 @@ class PublishConfig:
     written: ClassVar = "dry_run"  # where no recipe must be
 
     def __post_init__(self):
-        from modeling_gpt2scratch.common.hub_requests import check_license, check_repository
+        from modeling_gpt2scratch.common.hub_requests import (
+            check_language,
+            check_license,
+            check_repository,
+        )
 
         check_repository(self.repository, flag="--repository")
         check_license(self.license)
+        check_language(self.language)
         if self.dry_run is not None:
             inputs = [self.run, self.results]
             place = output_directory(self.dry_run, inputs=inputs, flag="--dry_run")

@@ -15,10 +15,11 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 
 from modeling_gpt2scratch.common.atomic_files import write_file
-from modeling_gpt2scratch.common.errors import SourceError, named, one_line
+from modeling_gpt2scratch.common.errors import SourceError, named
 from modeling_gpt2scratch.common.hub_requests import (
     DEFAULT_RETRIES,
     PUSH_HINTS,
+    answered,
     blob_id,
     file_ids,
     make_repository,
@@ -53,7 +54,6 @@ def push_data(
     """Uploads a data directory as a data set and returns the address of the repository.
 
     Args:
-        directory: made by prepare_data.py.
         repository: OWNER/NAME, made if it is not there.
         private: make it private; an existing public one is refused then.
         license: of the text, by the Hub's name for it; None states none.
@@ -80,7 +80,7 @@ def push_data(
         raise
     except (ValueError, RuntimeError) as error:  # of the uploader, or of its storage
         raise SourceError(
-            f"{repository}: {one_line(error)}; run the same command again to go on"
+            f"{repository}: {answered(error)}; run the same command again to go on"
         ) from error
     return url
 
@@ -173,9 +173,7 @@ def _deletions(
 
     Args:
         repository: with or without a data set.
-        there: the names of its files.
         shards: which stay, as do the files in `folder`.
-        folder: of small files.
     """
     if MANIFEST_NAME not in there:
         return []

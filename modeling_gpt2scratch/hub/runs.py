@@ -15,6 +15,7 @@ from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.common.hub_requests import (
     DEFAULT_RETRIES,
     PUSH_HINTS,
+    answered,
     make_repository,
     require_login,
     with_retries,
@@ -104,7 +105,7 @@ def write_repository(
         repository=repository,
         license=license,
         language=language,
-        has_picture=_draw(records, folder),
+        has_picture=_draw(run, records, folder),
     )
     card.save(folder / "README.md")
     for name, text in eval_result_files(records.results, repository).items():
@@ -146,7 +147,7 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
     except SourceError:
         raise
     except (ValueError, RuntimeError) as error:  # metadata that the Hub refuses, or its uploader
-        raise SourceError(f"{repository}: {error}") from error
+        raise SourceError(f"{repository}: {answered(error)}") from error
     return url
 
 
@@ -176,13 +177,13 @@ def _write_records(records: RunRecords, folder: Path) -> None:
         write_json(folder / RESULTS_NAME, records.results)
 
 
-def _draw(records: RunRecords, folder: Path) -> bool:
-    """Whether there is a picture of the losses, drawn from the records in the folder."""
+def _draw(run: Path, records: RunRecords, folder: Path) -> bool:
+    """Whether there is a picture of the losses, drawn from the run's records in the folder."""
     if not records.metrics:
         return False
     try:
         draw_losses([folder], folder / PICTURE_NAME)
-    except PlotError as error:
-        print(f"without {PICTURE_NAME}: {error}")
+    except PlotError:
+        print(f"without {PICTURE_NAME}: {run / METRICS_NAME} has no losses")
         return False
     return True

@@ -27,7 +27,13 @@ from modeling_gpt2scratch.data.tokens.tokenizer import (
 )
 from modeling_gpt2scratch.modeling_gpt2scratch import GPT2ScratchForCausalLM
 
-from .foreign_checkpoints import GPT2_VOCAB_SIZE, ConversionError, assemble, gpt2_name
+from .foreign_checkpoints import (
+    GPT2_VOCAB_SIZE,
+    ConversionError,
+    assemble,
+    gpt2_name,
+    require_finite,
+)
 
 NO_TOKENIZER = "none"
 
@@ -44,7 +50,7 @@ def read_run(path: Path) -> tuple[GPT2ScratchForCausalLM, PreTrainedTokenizerBas
     """The model of a run or of one of its checkpoints, and its tokenizer if it has one.
 
     Raises:
-        ConversionError: if it is no model of ours, or not a whole one.
+        ConversionError: if it is no model of ours, or not a whole and finite one.
         TokenizerError: if the tokenizer cannot be loaded.
     """
     try:
@@ -58,6 +64,7 @@ def read_run(path: Path) -> tuple[GPT2ScratchForCausalLM, PreTrainedTokenizerBas
                 f"{path}: expected the tensors of its config.json, found "
                 f"{problem.replace('_', ' ')}: {', '.join(sorted(map(str, report[problem]))[:3])}"
             )
+    require_finite(path, model)
     model.config.auto_map = dict(AUTO_MAP)  # our code is saved with it, not what the run names
     has_tokenizer = (path / "tokenizer_config.json").is_file()
     return model, load_tokenizer(str(path.absolute())) if has_tokenizer else None

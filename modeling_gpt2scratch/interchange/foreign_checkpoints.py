@@ -17,9 +17,14 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from modeling_gpt2scratch.checkpoints.weight_files import unpickling_problem
+from modeling_gpt2scratch.checkpoints.weight_files import (
+    cut_archive,
+    not_finite,
+    unpickling_problem,
+)
 from modeling_gpt2scratch.common.errors import MendableError, content_instead, one_line
 from modeling_gpt2scratch.configuration_gpt2scratch import GPT2ScratchConfig
+from modeling_gpt2scratch.data.sources.readers import kind_of_file
 from modeling_gpt2scratch.loading_gpt2scratch import GPT2_NAMES
 from modeling_gpt2scratch.modeling_gpt2scratch import GPT2ScratchForCausalLM
 
@@ -114,6 +119,7 @@ def from_llmc(path: Path) -> GPT2ScratchForCausalLM:
     Source: train_gpt2.py (write_model, write_tensors) and train_gpt2.cu (gpt2_write_to_checkpoint)
         of karpathy/llm.c.
     """
+    _require_file(path)
     header = np.fromfile(path, dtype="<i4", count=LLMC_HEADER_WORDS).tolist()
     if len(header) < LLMC_HEADER_WORDS or header[0] != LLMC_MAGIC:
         found = content_instead(path) or f"{len(header)} words {header[:1]}"
@@ -167,6 +173,19 @@ def assemble(
     return model.eval()
 
 
+def require_finite(path: Path, model: PreTrainedModel) -> None:
+    """Refuses a model that can compute nothing.
+
+    Raises:
+        ConversionError: naming the file or directory and the first damaged tensor.
+    """
+    if damaged := not_finite(model):
+        raise ConversionError(
+            f"{path}: expected finite weights, found nan or infinity in {damaged}; take an earlier "
+            f"checkpoint"
+        )
+
+
 class _InertConfig:
     """Stands in for build-nanogpt's pickled configuration: attributes, and no code."""
 
@@ -174,6 +193,7 @@ class _InertConfig:
 def _load_without_code(path: Path) -> dict:
     """What `torch.save` wrote, if that is tensors, plain values and build-nanogpt's config."""
     allowed = [(_InertConfig, name) for name in BUILD_NANOGPT_CONFIGS]
+    _require_file(path)
     with open(path, "rb"):  # an error here names the file, torch's would not
         pass
     try:
@@ -187,12 +207,20 @@ def _load_without_code(path: Path) -> dict:
     except Exception as error:  # a file that is no checkpoint can fail in any way
         raise ConversionError(
             f"{path}: expected a checkpoint of tensors and plain values, found "
-            f"{content_instead(path) or unpickling_problem(error)}"
+            f"{content_instead(path) or cut_archive(path) or unpickling_problem(error)}"
         ) from error
     weights = checkpoint.get("model", checkpoint) if isinstance(checkpoint, dict) else None
     if not isinstance(weights, dict):
         raise ConversionError(f"{path}: expected a dict of weights, found no dict")
     return checkpoint
+
+
+def _require_file(path: Path) -> None:
+    """Refuses what cannot be read twice, or never ends."""
+    if kind := kind_of_file(path):
+        raise ConversionError(
+            f"{path}: expected a regular file, found {kind}; name the file of the checkpoint"
+        )
 
 
 def _require_checksums(path: Path) -> None:
@@ -334,5 +362,6 @@ def _our_model(
         raise ConversionError(f"{path}: {one_line(error)}") from error
     tensors = tensors | {"transformer.wte.weight": embedding, "lm_head.weight": head}
     model = assemble(GPT2ScratchForCausalLM, config, tensors)
+    require_finite(path, model)
     model.generation_config.pad_token_id = end_of_text_id
     return model

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -27,9 +28,10 @@ from modeling_gpt2scratch.checkpoints.checkpoint import find_model
 from modeling_gpt2scratch.checkpoints.retention import CHECKPOINT_PREFIX
 from modeling_gpt2scratch.common.atomic_files import PARTIAL_SUFFIX, publish_directory
 from modeling_gpt2scratch.common.checksums import file_sha256
-from modeling_gpt2scratch.common.errors import one_line
+from modeling_gpt2scratch.common.errors import named, one_line
 from modeling_gpt2scratch.common.output_directory import writable_directory
 from modeling_gpt2scratch.common.sampling import SAMPLING
+from modeling_gpt2scratch.data.tokens.text import LONG_CHARACTERS, well_formed
 from modeling_gpt2scratch.evaluation.scoring.encoding import prefix_token
 
 from .conversion import read_run, save_converted, to_gpt2
@@ -44,6 +46,7 @@ CHAT_TEMPLATE = "{{ messages[-1]['content'] }}"
 MAX_NAME_CHARACTERS = 90  # the Hub has a limit
 KEY = re.compile("[0-9a-f]{40}")
 MAX_COPIES = 4  # the least recently served ones go
+MAX_TOKEN_CHARACTERS = 256  # on average in a prompt; GPT-2's longest token has 128
 MAX_COPYING_SECONDS = 86_400  # whoever began earlier was killed
 
 
@@ -112,20 +115,45 @@ def fit_request(
     n_asked = generation_config.max_new_tokens
     if n_asked is not None and n_asked < 1:
         raise ValueError(f"expected at least 1 token to generate, found {n_asked}; ask for more")
-    if not generation_config.stop_strings:  # an empty list is no request to stop
-        generation_config.stop_strings = None
+    stops = generation_config.stop_strings or []
+    stops = [stops] if isinstance(stops, str) else stops
+    # An empty list is no request to stop, and an empty string would stop at once.
+    generation_config.stop_strings = [stop for stop in stops if stop != ""] or None
     generation_config.max_new_tokens = n_left if n_asked is None else min(n_asked, n_left)
+
+
+def sound_request(model: PreTrainedModel, body: dict) -> dict:
+    """A request without halves of characters, and short enough to be encoded soon.
+
+    Nobody is answered while a prompt is encoded. `fit_request` counts the tokens of what passes.
+
+    Raises:
+        ValueError: if it has more characters than a prompt that fits the model.
+    """
+    text = json.dumps(body, ensure_ascii=False)
+    n_characters = max(LONG_CHARACTERS, MAX_TOKEN_CHARACTERS * model.config.n_positions)
+    if len(text) > n_characters:
+        raise ValueError(
+            f"expected a request of at most {n_characters:,} characters, found {len(text):,}; "
+            f"shorten it"
+        )
+    return json.loads(well_formed(text))
 
 
 def main() -> None:
     """Serves until somebody ends it, or the program that started it is gone."""
     from transformers.cli.serving import utils
+    from transformers.cli.serving.chat_completion import ChatCompletionHandler
+    from transformers.cli.serving.completion import CompletionHandler
+    from transformers.cli.serving.response import ResponseHandler
     from transformers.cli.transformers import main as transformers_cli
 
     cache, name, *options = sys.argv[1:]
     os.chdir(cache)  # a directory of this name would come before the copy
     threading.Thread(target=_end_with_parent, daemon=True).start()
     utils.GenerateManager = _fitting(utils.GenerateManager)
+    for handler in (ChatCompletionHandler, CompletionHandler, ResponseHandler):
+        handler.handle_request = _refusing(handler.handle_request)
     sys.argv = ["transformers", "serve", name, *options]
     transformers_cli()
 
@@ -186,6 +214,28 @@ def _fitting(manager: type) -> type:
                 raise HTTPException(400, one_line(error)) from error
 
     return FittingManager
+
+
+def _refusing(handle_request: Callable) -> Callable:
+    """The method of a handler, which answers a request that it cannot read with 400, not 500."""
+    from fastapi import HTTPException
+
+    # What the handlers raise at values that they do not expect.
+    unfit = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
+    async def handle(self, body, request_id):
+        _, model, _ = self._resolve_model(dict(body))
+        try:
+            sound = sound_request(model, body)
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from error
+        try:
+            return await handle_request(self, sound, request_id)
+        except unfit as error:
+            expected = "expected a request as OpenAI's API describes it"
+            raise HTTPException(400, f"{expected}, found {named(error)}") from error
+
+    return handle
 
 
 def _end_with_parent() -> None:

@@ -59,7 +59,6 @@ def draw_curves(run: Path, logged: Sequence[dict]) -> bytes:
 
     Args:
         run: output directory of the training script.
-        logged: the lines of its `metrics.jsonl`.
 
     Raises:
         PlotError: without losses.

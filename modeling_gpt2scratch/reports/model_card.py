@@ -90,7 +90,6 @@ def model_card(
     """The card of a run's model.
 
     Args:
-        records: of the run.
         repository: "OWNER/NAME" on the Hub; also what the results call the model.
         license: of the weights, by the Hub's name for it; None states none.
         language: of the training text, by its ISO 639 code; None states none.

@@ -40,12 +40,10 @@ def run_html(
     """The file.
 
     Args:
-        title: of the page.
         summary: what was trained on what, in Markdown.
         results: rows of a table, as `settings` and `files` are.
         settings: arguments of the training, and where it ran.
         files: what is in the directory.
-        logged: the lines of `metrics.jsonl`.
         events: the lines of `events.jsonl`, each after its name.
     """
     from plotly.io import to_html  # loaded only to draw

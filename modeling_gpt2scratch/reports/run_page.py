@@ -171,7 +171,7 @@ def _results(
     max_steps = records.arguments.get("max_steps", rows[-1]["step"])
     yield "Steps", f"{rows[-1]['step']:,} of {max_steps:,}"
     for row in [row for row in rows if "loss" in row][-1:]:
-        yield "Training loss, last", f"{row['loss']:.4f} nats per token"
+        yield "Training loss, last", f"{row['loss']:.4f} nats per token after step {row['step']:,}"
     measured = [row for row in rows if "eval_loss" in row]
     if measured:
         last, best = measured[-1], min(measured, key=lambda row: row["eval_loss"])

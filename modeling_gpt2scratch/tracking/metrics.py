@@ -21,7 +21,6 @@ class JsonlTracker(GeneralTracker):
     """An Accelerate tracker that appends one JSON object per logged step to a file.
 
     Args:
-        path: the file.
         resume_step: steps after this one are dropped from the file: a killed run logged them, and
             the resumed run will log them again.
     """

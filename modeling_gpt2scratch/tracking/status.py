@@ -60,9 +60,11 @@ class RunStatus:
                 self._write({"status": FAILED, "step": step, "message": message})
 
     def end(self, status: str, *, step: int, message: str | None = None) -> None:
-        """Says how the run ended. What cannot be written stays as it was."""
+        """Says how the run ended, once. What cannot be written stays as it was."""
         content = {"status": status, "step": step}
         with self._lock:
+            if self._is_over:
+                return
             self._is_over = True
             self._write(content | ({} if message is None else {"message": message}))
             os.close(self._descriptor)
@@ -78,6 +80,23 @@ class RunStatus:
             with contextlib.suppress(OSError):
                 write_file(self._path, content)
         self._content = content
+
+
+class Outcome(dict[str, str]):
+    """How a block of `recorded` ends, under "status".
+
+    Args:
+        write: puts it into the file, at the first call.
+    """
+
+    def __init__(self, write: Callable[["Outcome"], None]):
+        super().__init__(status=RUNNING)
+        self._write = write
+
+    def settle(self, status: str) -> None:
+        """Writes the status at once; whatever raises later in the block does not change it."""
+        self["status"] = status
+        self._write(self)
 
 
 def read_status(run: Path) -> dict | None:
@@ -100,9 +119,7 @@ def was_killed(run: Path) -> bool:
 
 
 @contextlib.contextmanager
-def recorded(
-    run: Path, step: Callable[[], int], *, is_main: bool = True
-) -> Iterator[dict[str, str]]:
+def recorded(run: Path, step: Callable[[], int], *, is_main: bool = True) -> Iterator[Outcome]:
     """Keeps `status.json` during the block, which puts how it ended under "status" of what it gets.
 
     If the block raises, the file says "failed" with a message. It does so as soon as a signal asks
@@ -120,13 +137,13 @@ def recorded(
     """
     from modeling_gpt2scratch.distributed.processes import on_all_processes  # loads torch
 
-    outcome, path = {"status": RUNNING}, run / STATUS_NAME
+    path = run / STATUS_NAME
     # Without room for it all processes end, or the others would wait for this one.
     status = on_all_processes(lambda: RunStatus(path, step=step()) if is_main else None)
     if status is None:
         try:
             with _ended_by_signals():
-                yield outcome
+                yield Outcome(lambda outcome: None)
         except BaseException as error:
             _note_for_main(path, step=step(), message=one_line(error))
             raise
@@ -136,6 +153,10 @@ def recorded(
         name = signal.Signals(number).name
         status.note(f"stopping after {name}, not finished yet", step=step())
 
+    def write(outcome: Outcome) -> None:
+        status.end(outcome["status"], step=step(), message=outcome.get("message"))
+
+    outcome = Outcome(write)
     try:
         with _heard_at_once(note), _ended_by_signals():
             yield outcome
@@ -145,7 +166,7 @@ def recorded(
         outcome |= {"status": FAILED, "message": message}
         raise
     finally:
-        status.end(outcome["status"], step=step(), message=outcome.get("message"))
+        write(outcome)
 
 
 @contextlib.contextmanager

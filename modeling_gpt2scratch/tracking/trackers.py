@@ -220,7 +220,6 @@ class TensorBoardRun(TensorBoardTracker):
     """Accelerate's tracker for TensorBoard, for numbers only.
 
     Args:
-        output_dir: of the run.
         first_step: of this process; what an earlier one logged from there on is hidden.
     """
 

@@ -127,7 +127,6 @@ def surprises_of_resuming(
     """A sentence about each argument that shapes losses or scores and was another one until now.
 
     Args:
-        config: from here on.
         accelerator: whose precision is what `mixed_precision` "auto" means here.
         before: the arguments that the checkpoint was made with, empty if there is none.
         was_done: whether every step was made before this launch.

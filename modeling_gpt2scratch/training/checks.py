@@ -32,6 +32,7 @@ NON_NEGATIVE = (
     *("eval_tasks_every", "save_every", "keep_checkpoints", "keep_every", "shuffle_shards"),
     *("spike_threshold", "patience", "push_every"),
 )
+LEAST_MINUTES = 0.1  # that processes wait for each other; they need seconds to meet
 # What none can want, and why.
 AT_MOST = {
     "learning_rate": (1.0, "an update of Adam moves every weight by about this much"),
@@ -66,6 +67,9 @@ def check_arguments(config: Any) -> None:
     check_numbers(config, positive=POSITIVE, non_negative=NON_NEGATIVE)
     for name, (bound, reason) in AT_MOST.items():
         _require(getattr(config, name) <= bound, config, name, f"of at most {bound}: {reason}")
+    is_met = config.timeout_minutes >= LEAST_MINUTES
+    bound = f"of at least {LEAST_MINUTES}, because processes need seconds to find each other"
+    _require(is_met, config, "timeout_minutes", bound)
     _require(config.dropout < 1, config, "dropout", "below 1")
     _check_choices(config, "eval_tasks", EVAL_TASKS)
     _check_choices(config, "report_to", TRACKERS)
@@ -79,7 +83,6 @@ def check_output_dir(config: Any, marker: Marker) -> Path:
     """The directory of the run, which is new, or may be continued or replaced, and written to.
 
     Args:
-        config: of the run.
         marker: by which the directory of a run is known.
 
     Raises:
@@ -102,9 +105,9 @@ def check_output_dir(config: Any, marker: Marker) -> Path:
         return output_directory(
             config.output_dir,
             marker=marker,
-            overwrite=config.overwrite or is_continued,
+            overwrite=config.overwrite,
             # Whoever goes on deletes nothing, and checkpoints are a run's as well.
-            is_ours=is_continued and has_checkpoints,
+            is_ours=is_continued and (has_checkpoints or marker.difference(place) is None),
             # What is not there, or nothing of its kind, is refused where it is read.
             inputs=filter(_can_be_read, read),
             kept=[*read, config.data_cache],
@@ -145,7 +148,7 @@ def _is_restarted() -> bool:
 def _require(is_met: bool, config: Any, name: str, expected: str, *others: str) -> None:
     """Refuses the value of `name`, which does not go with the others."""
     if not is_met:
-        problem = f"expected {name} {expected}, found {getattr(config, name)}"
+        problem = f"expected {name} {expected}, found {shown(getattr(config, name))}"
         raise ArgumentError(name, *others, problem=problem)
 
 
@@ -209,6 +212,9 @@ def _check_checkpoints(config: Any) -> None:
         _require(is_met, config, name, reason, "save_every")
     _check_push(config)
     _check_overwrite(config)
+    reason = "true for final = best, which is that checkpoint"
+    is_met = config.keep_best or config.final != "best"
+    _require(is_met, config, "keep_best", reason, "final")
     wanted = {"final": config.final == "best", "keep_best": config.keep_best}
     for name, is_wanted in (wanted | {"patience": config.patience > 0}).items():
         if is_wanted:

@@ -145,7 +145,9 @@ class TrainConfig:
         "steps between validations, 0 for never", group=EVALUATION, default=250
     )
     eval_tokens: int = argument(
-        "validation tokens to read at most; always the same", group=EVALUATION, default=10_485_760
+        "validation tokens to read at most, and at least one row of each source; always the same",
+        group=EVALUATION,
+        default=10_485_760,
     )
     patience: int = argument(
         "end the run after this many validations without a lower loss, 0 for never",
@@ -186,8 +188,10 @@ class TrainConfig:
         group=CHECKPOINTS,
         default=0,
     )
-    keep_best: bool = argument(
-        "also keep the checkpoint with the lowest validation loss", group=CHECKPOINTS, default=False
+    keep_best: bool | None = argument(
+        "also keep the checkpoint with the lowest validation loss; true for --final best",
+        group=CHECKPOINTS,
+        default=None,
     )
     final: Literal["last", "best"] = argument(
         "weights in output_dir at the end: the last, or those with the lowest validation loss",
@@ -327,8 +331,7 @@ class TrainConfig:
         for name in ("eval_tasks", "report_to"):
             if getattr(self, name) == ["none"]:
                 self._set(**{name: []})
-        if self.final == "best":
-            self._set(keep_best=True)
+        self._fill_in(keep_best=self.final == "best")
         if self.init_from:
             split_revision(self.init_from)  # refuses a directory with a revision
         sizes = _initial_sizes(self) if self.init_from else MODEL_SIZES[self.model]
@@ -352,10 +355,7 @@ class TrainConfig:
         self._set(**{name: value for name, value in values.items() if getattr(self, name) is None})
 
     def identity(self) -> dict:
-        """What decides the loss curve apart from the data and the schedule.
-
-        It may not change within a run.
-        """
+        """What decides the loss curve apart from the data and the schedule, fixed within a run."""
         return {
             "model": {name: getattr(self, name) for name in SIZES},
             "init_from": True if self.init_from else None,  # from where no longer matters

@@ -27,9 +27,6 @@ REMOTE_SHUFFLE_SHARDS = 8
 class TrainingData:
     """The sources that `config.data` names, with their manifests at hand.
 
-    Args:
-        config: of the run.
-
     Raises:
         ShardError: if a source holds no data set, or they do not share a tokenizer.
         OSError: if the cache cannot be made.
@@ -138,7 +135,6 @@ class TrainingData:
         """This process's training batches, and what `validation` returns, if it will be read.
 
         Args:
-            rank: of this process.
             world_size: number of processes.
             micro_batch_size: rows per process and micro-step, a divisor of `rows_per_process`.
 
@@ -235,7 +231,7 @@ def _refuse_uneven_shares(config: TrainConfig, world_size: int, micro_batch_size
             advice = f"start {fewer} process{'es' * (fewer > 1)}"
         else:
             own = rows // world_size
-            fitting = max(size for size in range(1, micro_batch_size) if own % size == 0)
+            fitting = max(n for n in range(1, min(micro_batch_size, own + 1)) if own % n == 0)
             advice = f"--micro_batch_size can be {fitting}"
         nearest = max(1, round(config.total_batch_tokens / divisor)) * divisor
         raise LaunchError(

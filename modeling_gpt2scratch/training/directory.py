@@ -75,11 +75,7 @@ def find_resume_point(config: TrainConfig) -> Path | None:
 
 
 class OutputLock:
-    """Keeps other runs out of a directory, from `acquire` to `close` or the end of this process.
-
-    Args:
-        output_dir: of the run.
-    """
+    """Keeps other runs out of a directory, from `acquire` to `close` or the end of this process."""
 
     def __init__(self, output_dir: Path):
         self._output_dir = output_dir
@@ -189,9 +185,6 @@ def recorded_arguments(
     """The arguments that ran, whatever was asked for.
 
     Args:
-        config: of the run.
-        accelerator: of the launch.
-        compiled: in words.
         checkpoint: what the run continues from.
         state: of that checkpoint, else empty.
         progress: where the run is; one that was done keeps what its steps were made with.

@@ -1,5 +1,6 @@
 """The weights of a trained GPT-2 from which training starts: OpenAI's, or those of an own run."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -49,8 +50,6 @@ def load_initial_model(
             of transformers' `gpt2`.
         n_positions: how many of its positions are kept, the first ones.
         dropout: everywhere in the model, in place of the checkpoint's.
-        manifest: of the data.
-        tokenizer: of the data.
 
     Raises:
         InitialWeightsError: if its vocabulary is another one than the data's, or its weights are
@@ -82,6 +81,7 @@ def load_initial_model(
 
 def _stored_config(name: str) -> GPT2ScratchConfig:
     """The configuration of the checkpoint."""
+    _require_directory_or_hub_name(name)
     try:
         repository, revision = split_revision(name)
         stored, _ = PreTrainedConfig.get_config_dict(repository, revision=revision)
@@ -92,6 +92,23 @@ def _stored_config(name: str) -> GPT2ScratchConfig:
         )
     except Exception as error:  # also of kinds that are no ValueError, at a value of another type
         raise InitialWeightsError(_refusal(name, "a config.json", error)) from error
+
+
+def _require_directory_or_hub_name(name: str) -> None:
+    """Refuses files, and paths that lead nowhere, of which the Hub would speak as names."""
+    path = Path(name)
+    if os.path.isdir(name):
+        return
+    is_path = path.is_absolute() or path.parts[:1] in [("..",), ("~",)] or len(path.parts) > 2
+    if is_file := os.path.exists(name):
+        found = "a file; name the directory that it is in"
+    elif is_path:
+        found = "no directory of that name; look for a wrong letter"
+    if is_file or is_path:
+        raise InitialWeightsError(
+            f"{name}: expected the directory of a gpt2 or gpt2scratch checkpoint, or a Hub name "
+            f"(OWNER/NAME), found {found}"
+        )
 
 
 def _refusal(name: str, expected: str, error: Exception) -> str:

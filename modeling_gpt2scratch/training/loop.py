@@ -114,7 +114,7 @@ def train_from(
                     run.writer.wait()
                     if end == "finished":
                         save_result(run)
-            outcome["status"] = end
+                outcome.settle(end)  # while signals only ask
         is_sending = end == "finished" and config.push_every > 0
         # Who asked the run to stop meanwhile leaves the rest to the next process.
         if is_sending and not on_main_process(lambda: request.is_made):

@@ -29,9 +29,7 @@ def make_model(
     """The model to train, for the vocabulary of the data; its random weights are torch's seed's.
 
     Args:
-        config: of the run.
         checkpoint: from which the run goes on; the source of `config.init_from` may have gone.
-        manifest: of the data.
         tokenizer: of the data; it learns the longest input.
 
     Raises:
@@ -74,7 +72,6 @@ def with_max_steps(config: TrainConfig, manifest: Manifest) -> TrainConfig:
     The tokens are rounded up to whole steps. All parameters count, tied ones once.
 
     Args:
-        config: of the run.
         manifest: of the data, whose vocabulary decides the size of the embeddings.
 
     Raises:

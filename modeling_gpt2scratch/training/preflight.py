@@ -72,8 +72,6 @@ def try_one_batch(
 
     Args:
         model: as the loop calls it, behind DDP or sharded.
-        loader: of this process.
-        accelerator: of the run.
         step: whose data are used.
 
     Returns:

@@ -88,9 +88,7 @@ class TrainingProgress:
 
         Args:
             state: of the checkpoint, what `to_state` wrote among it; else empty.
-            config: of the run.
             validation: what tells the held-out tokens from others.
-            place: the checkpoint.
 
         Raises:
             CheckpointError: if the state is of another version, or was edited.

@@ -120,9 +120,6 @@ def open_run(
     """Everything at the point from which training goes on; makes the run's directory.
 
     Args:
-        config: of the run.
-        data: of the run.
-        accelerator: of the launch.
         benchmarks: of `--eval_tasks`, by name.
         checkpoint: to continue from, None for a run from scratch.
         state: of that checkpoint, else empty.

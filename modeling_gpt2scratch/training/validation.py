@@ -26,8 +26,6 @@ def open_benchmarks(
     """The benchmarks of `--eval_tasks` with their data, by name.
 
     Args:
-        config: of the run.
-        accelerator: of the launch.
         limit: examples of each, None for all.
 
     Raises:
@@ -114,8 +112,6 @@ def validation_loss(
 
     Args:
         model: without any wrapper.
-        windows: of the validation split.
-        accelerator: of the run.
         n_windows: how many to read.
         batch_size: windows per forward pass.
         document_start: id with which documents begin, if they are to be kept apart.
@@ -157,8 +153,6 @@ def sample_text(
 
     Args:
         model: without any wrapper.
-        tokenizer: of the model.
-        seed: of the sample.
         is_sharded: whether processes share the model's parameters, and all call this.
     """
     torch.manual_seed(seed)

@@ -254,7 +254,8 @@ def test_too_small_a_disk_is_refused_before_the_first_step(tmp_path, parts, monk
         (0, 40, " or give --keep_checkpoints 3"),
     ):
         message = (
-            f"^{tmp_path}.*: expected 0.0 GB free for 4 more checkpoints of .*; free some{remedy}$"
+            rf"^{tmp_path}.*: expected (\S+) GB free for 4 more checkpoints of \S+ GB, found \1; "
+            f"free some{remedy}$"
         )
         with pytest.raises(OSError, match=message):
             make_writer(tmp_path, keep_checkpoints=keep).rehearse(**parts, last_step=last_step)

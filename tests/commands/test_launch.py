@@ -5,8 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed
+import yaml
 from accelerate.commands import launch as accelerate_launch
+from accelerate.commands.config import config_args
 from support.paths import REPOSITORY
 from support.processes import PATIENCE, run_process
 from support.programs.warm_python import warm_python
@@ -80,9 +83,10 @@ def test_a_configuration_that_is_not_there_is_one_line():
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        ("", "AttributeError: 'NoneType' object"),
-        ("a:\t1\n\tb", "cannot start any token"),
-        ("[1]", "AttributeError: 'list' object"),
+        ("", "expected a YAML mapping, found nothing; take one of accelerate_configs/"),
+        ("a:\t1\n\tb", "cannot be read: ScannerError: "),
+        ("[1]", "expected a YAML mapping, found a list; take one of accelerate_configs/"),
+        ("{a: 1}", "cannot be read: ValueError: A `distributed_type` must be specified"),
     ],
 )
 def test_a_configuration_that_is_none_is_one_line(launch, tmp_path, content, found):
@@ -91,8 +95,7 @@ def test_a_configuration_that_is_none_is_one_line(launch, tmp_path, content, fou
     launched = launch(path, "script.py")
     (line,) = launched.stderr.splitlines()
     assert launched.returncode == 1
-    assert line.startswith(f"gpt2scratch launch: error: --config_file: {path}: cannot be read: ")
-    assert found in line
+    assert line.startswith(f"gpt2scratch launch: error: --config_file: {path}: {found}")
 
 
 @pytest.mark.parametrize(
@@ -125,3 +128,60 @@ def test_ctrl_c_before_there_are_processes_ends_a_launcher_that_nobody_hears():
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-c", program]
         assert subprocess.run(command, cwd=REPOSITORY, stderr=full).returncode == 130
+
+
+def test_a_flag_that_nobody_knows_is_two_lines(launch):
+    launched = launch("cpu.yaml", "--foo", "script.py")
+    usage, line = launched.stderr.splitlines()
+    assert launched.returncode == 2 and usage.startswith("usage: gpt2scratch launch [--config_file")
+    assert line == "gpt2scratch launch: error: unrecognized arguments: --foo"
+
+
+def test_several_processes_are_refused_where_accelerate_would_start_one(launch, script):
+    launched = launch("cpu.yaml", "--num_processes", "2", str(script), "0")
+    (line,) = launched.stderr.splitlines()
+    assert launched.returncode == 1 and line == (
+        "gpt2scratch launch: error: expected --num_processes 1, as Accelerate starts a single "
+        "process on a CPU, found 2; for more, use --config_file accelerate_configs/cpu_2proc.yaml "
+        "without --cpu"
+    )
+    for config, number in (("cpu.yaml", "1"), ("cpu_2proc.yaml", "2")):
+        assert launch(config, "--num_processes", number, str(script), "0").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "changes", "has_gpu", "expected"),
+    [
+        ("", None, False, True),
+        ("", None, True, False),
+        ("--cpu", None, True, True),
+        ("--cpu --mpirun_hostfile hosts", None, False, False),
+        ("--multi_gpu", None, False, False),
+        ("--use_fsdp", None, False, False),
+        ("--use_deepspeed", None, False, False),
+        ("", {"use_cpu": True}, True, True),
+        ("--multi_gpu", {"use_cpu": True}, True, False),
+        ("", {"use_cpu": False}, True, False),
+        ("", {"use_cpu": False}, False, True),
+        ("", {"use_cpu": True, "num_machines": 2}, False, False),
+        *(
+            ("", {"use_cpu": True, "distributed_type": kind}, False, False)
+            for kind in ("MULTI_CPU", "MULTI_GPU", "DEEPSPEED", "FSDP", "XLA")
+        ),
+    ],
+)
+def test_who_gets_one_process_on_a_cpu(tmp_path, monkeypatch, words, changes, has_gpu, expected):
+    monkeypatch.setattr(config_args, "default_config_file", str(tmp_path / "none"))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: has_gpu)
+    for name in command.MPI_SIZES:
+        monkeypatch.delenv(name, raising=False)
+    words = words.split()
+    if changes is not None:
+        path = tmp_path / "own.yaml"
+        path.write_text(yaml.safe_dump({"distributed_type": "NO", "num_processes": 1} | changes))
+        words += ["--config_file", str(path)]
+    arguments = accelerate_launch.launch_command_parser().parse_args([*words, "script.py"])
+    config = command.read_config(arguments)
+    assert command.is_one_cpu_process(arguments, config) == expected
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")  # mpirun started this launcher twice
+    assert not command.is_one_cpu_process(arguments, config)

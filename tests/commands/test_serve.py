@@ -129,6 +129,17 @@ def check_options(client, request: dict, text: str) -> None:
         client.completions.create(**request | {"prompt": [PROMPT]})
     with pytest.raises(openai.UnprocessableEntityError):
         client.completions.create(**request, extra_body={"top_k": 3})
+    for unfit in ({"temperature": "hot"}, {"extra_body": {"generation_config": "x"}}):
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.completions.create(**request | unfit)
+        detail = refused.value.response.json()["detail"]
+        assert detail.startswith("expected a request as OpenAI's API describes it, found ")
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(model="tiny", messages=[])
+    with pytest.raises(openai.BadRequestError):
+        client.completions.create(**request | {"prompt": "a" * 1_000_000})
+    halved = {"model": "tiny", "prompt": "a \ud800", "max_tokens": 1}
+    client.post("/completions", content=json.dumps(halved), cast_to=object)
     stop = text[1:3]  # of the random text, these are letters
     (choice,) = client.completions.create(**request, max_tokens=30, stop=[stop]).choices
     assert stop in choice.text and text.startswith(choice.text) and choice.text != text

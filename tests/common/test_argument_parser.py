@@ -173,3 +173,10 @@ def test_ctrl_c_while_libraries_load_is_one_line(tmp_path, script, library, flag
         _, errors = process.communicate()
     assert process.returncode == 130 and errors.count("\n") == 1
     assert errors.startswith(f"{script}: ") and "interrupted" in errors
+
+
+@pytest.mark.parametrize("text", ["-1e-9", "-1", "-.5", "-2.E+3", "-inf", "-nan"])
+def test_a_negative_number_is_a_value_however_it_is_written(text):
+    argv = ["--source", "here", "--rate", text]
+    rate = parse_config(Config, description="A test.", argv=argv, program="test").rate
+    assert str(rate) == str(float(text))

@@ -13,7 +13,7 @@ import pytest
 from support.paths import REPOSITORY
 from support.terminal import terminal
 
-from modeling_gpt2scratch.common.console import activity, has_terminal, tell, warn
+from modeling_gpt2scratch.common.console import activity, gigabytes, has_terminal, tell, warn
 
 PACKAGE = REPOSITORY / "modeling_gpt2scratch"
 PROGRAM = """
@@ -143,3 +143,8 @@ def test_letters_that_a_terminal_does_not_know_end_nothing():
     environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
     process = subprocess.run(command, cwd=REPOSITORY, capture_output=True, env=environment)
     assert (process.returncode, process.stdout, process.stderr) == (0, b"a ? b\n", b"")
+
+
+def test_small_numbers_of_bytes_are_not_nothing():
+    sizes = (1_234_500_000_000, 2_000_000_000, 31_400_000, 1_000)
+    assert [*map(gigabytes, sizes)] == ["1,234.5", "2.0", "0.031", "1e-06"]

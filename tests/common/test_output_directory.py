@@ -225,6 +225,53 @@ def test_a_place_that_was_taken_meanwhile_is_not_replaced(place):
         require_free(out, marker=None, overwrite=False)
 
 
+@pytest.mark.parametrize(
+    ("name", "marker", "kind"),
+    [
+        ("run/a", Marker("train_config.json", "gpt2scratch-run"), "run"),
+        ("data", Marker("manifest.json", "gpt2scratch-adopted-shards", 9), "data directory"),
+        ("a/b/c", Marker("results.json", "gpt2scratch-comparison", 2), "comparison"),
+        ("llm.c", outputs.CONVERTED_SHARDS, "conversion"),
+        (".fineweb.preparing", None, "preparation"),
+    ],
+)
+def test_what_holds_another_output_of_ours_is_not_replaced(place, name, marker, kind):
+    out = fill(place / "out", manifest__json=MARKER.content())
+    inner = fill(out / name, **{"checkpoint-1": "the work of days"})
+    assert (marker is None) or output_directory(out, marker=MARKER, overwrite=True) == out
+    if marker:
+        (inner / marker.name).write_text(json.dumps(marker.content()))
+    line = refusal(out, marker=MARKER, overwrite=True)
+    assert line == f"expected no other {kind} in {out}, found {inner}; choose another --output_dir"
+    # It may also come while a command that was accepted is at work.
+    with pytest.raises(OutputError, match=f"found {inner}"):
+        outputs.empty(out)
+    rule = {"marker": MARKER, "overwrite": True}
+    with pytest.raises(OutputError, match=f"found {inner}"), making(out, **rule):
+        pass
+    assert (inner / "checkpoint-1").exists() and MARKER.difference(out) is None
+
+
+def test_a_run_that_begins_within_another_directory_is_not_deleted_with_it(place):
+    from filelock import FileLock
+
+    out = fill(place / "out", manifest__json=MARKER.content())
+    (out / "run").mkdir()
+    with FileLock(out / "run" / outputs.LOCK_NAME):
+        assert f"expected no other run in {out}" in refusal(out, marker=MARKER, overwrite=True)
+    assert output_directory(out, marker=MARKER, overwrite=True) == out
+
+
+def test_every_marker_is_known_to_who_replaces_directories():
+    from modeling_gpt2scratch.data.shards.manifest import DATA_MARKER
+    from modeling_gpt2scratch.evaluation.results.results_json import MARKER as COMPARISON
+    from modeling_gpt2scratch.training.configuration import RUN_MARKER
+
+    ours = (DATA_MARKER, COMPARISON, RUN_MARKER, outputs.CONVERTED_MODEL, outputs.CONVERTED_SHARDS)
+    assert {marker.name for marker in ours} == {*outputs.KINDS}
+    assert all(marker.format.startswith(outputs.OWN_FORMATS) for marker in ours)
+
+
 def test_a_directory_to_add_to_may_hold_anything_and_be_the_current_one(place):
     assert writable_directory(".", flag="--output_dir") == Path(".")
     assert writable_directory(place / "a" / "b", flag="--output_dir").is_dir()

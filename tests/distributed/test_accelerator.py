@@ -74,6 +74,23 @@ def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):
         accelerator.make_accelerator(mixed_precision="no", timeout_minutes=1.0)
 
 
+@pytest.mark.parametrize("reason", ["Gloo: Connect timeout [none]", "Timed out after 1 seconds"])
+def test_processes_that_do_not_meet_in_time_are_told_of_the_flag(monkeypatch, reason):
+    def fail(**options):
+        raise RuntimeError(reason)
+
+    monkeypatch.setattr(accelerator, "Accelerator", fail)
+    with pytest.raises(LaunchError) as error:
+        accelerator.make_accelerator(mixed_precision="no", timeout_minutes=0.5)
+    assert str(error.value) == (
+        f"expected the processes to find each other within 0.5 minutes, found that they did not "
+        f"({reason}); make sure that all are started, or raise --timeout_minutes"
+    )
+    reason = "CUDA error: out of memory"
+    with pytest.raises(RuntimeError, match=reason):
+        accelerator.make_accelerator(mixed_precision="no", timeout_minutes=0.5)
+
+
 def test_a_compiler_in_the_configuration_is_refused(monkeypatch):
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
     AcceleratorState._reset_state(reset_partial_state=True)  # other tests have left one

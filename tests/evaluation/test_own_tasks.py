@@ -77,6 +77,10 @@ def measure(tmp_path, capsys):
             RETURNS + "TaskResult(1, {'acc': Estimate(0.5, None)}, samples={'acc': 0.5})",
             "samples: expected one number of acc for each, found 0.5",
         ),
+        (
+            RETURNS + "TaskResult(1, {'accuracy': Estimate(0.5, None)})",
+            "expected estimates of acc, found accuracy; add it to metrics of Own",
+        ),
     ],
 )
 def test_what_is_no_result_is_an_error_of_its_cell(measure, change, message):
@@ -93,8 +97,11 @@ def test_what_is_no_result_is_an_error_of_its_cell(measure, change, message):
         RETURNS
         + "TaskResult(1, {'acc': Estimate(0.5, None)}, responses=[[(np.float32(-1), np.True_)]])",
         "data = SampleData(argument='own_data', file='own.jsonl')",
+        "metrics = {'acc': True, 'f1': True}; "
+        + RETURNS
+        + "TaskResult(1, {'acc': Estimate(0.5, None)})",
     ],
-    ids=["numbers of numpy", "a list of samples", "responses of numpy", "no file"],
+    ids=["numbers of numpy", "a list of samples", "responses of numpy", "no file", "fewer"],
 )
 def test_numbers_of_any_kind_and_data_of_no_file_are_taken(measure, change):
     model, code, _ = measure(change)
@@ -112,6 +119,14 @@ def test_numbers_of_any_kind_and_data_of_no_file_are_taken(measure, change):
             "better, found ['acc']",
         ),
         ("data = None", "expected data of the task 'own' as a SampleData, found None"),
+        *(
+            (
+                f"data = SampleData(argument={name!r}, file='own.jsonl')",
+                f"expected letters, digits and _ as argument of the data of the task 'own', found "
+                f"{name!r}; rename it",
+            )
+            for name in ("own-data", "class", "", 3)
+        ),
     ],
 )
 def test_a_class_that_is_no_task_is_refused_before_anything_is_measured(tmp_path, change, message):
@@ -119,3 +134,15 @@ def test_a_class_that_is_no_task_is_refused_before_anything_is_measured(tmp_path
     with pytest.raises(TaskError) as caught:
         known_tasks(str(tmp_path))
     assert str(caught.value) == f"{tmp_path}/own.py: {message}"
+
+
+@pytest.mark.parametrize("name", ["models", "limit", "help", "kinds", "only_with"])
+def test_data_may_not_be_called_like_another_argument(tmp_path, capsys, name):
+    change = f"data = SampleData(argument={name!r}, file='own.jsonl')"
+    (tmp_path / "own.py").write_text(TASK.format(change=change))
+    with pytest.raises(SystemExit) as caught:
+        compare.main(["--models", "m", "--tasks", "own", "--include_path", str(tmp_path)])
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "task 'own': expected a new name as argument of its data" in line
+    assert f"found {name!r}, which has another meaning; rename it" in line

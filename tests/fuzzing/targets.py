@@ -258,7 +258,12 @@ TARGETS = (
     Target("run/train_config.json", "resume", JSON, 10, ARGUMENTS),
     # Models.
     Target(
-        "run/model.safetensors", "to gpt2", SAFETENSORS, 60, TENSORS, ("config.json", "tensors of")
+        "run/model.safetensors",
+        "to gpt2",
+        SAFETENSORS,
+        60,
+        TENSORS,
+        ("config.json", "tensors of", "finite weights"),
     ),
     Target(
         "run/model.safetensors",
@@ -269,7 +274,12 @@ TARGETS = (
         ("config.json", "tensors of", "finite weights"),
     ),
     Target(
-        "run/model.safetensors", "publish", SAFETENSORS, 15, TENSORS, ("config.json", "tensors of")
+        "run/model.safetensors",
+        "publish",
+        SAFETENSORS,
+        15,
+        TENSORS,
+        ("config.json", "tensors of", "finite weights"),
     ),
     Target("run/config.json", "to gpt2", JSON, 60, CONFIG),
     Target("run/config.json", "sample", JSON, 30, CONFIG, ("tensors of",)),

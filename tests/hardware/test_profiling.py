@@ -32,13 +32,16 @@ def test_the_fourth_to_sixth_step_are_traced_and_the_operators_shown(tmp_path, c
     assert capsys.readouterr().out.count("aten::mm") == 1
 
 
-@pytest.mark.parametrize("n_steps", [0, 2])
-def test_a_run_that_is_too_short_has_no_trace_and_no_error(tmp_path, n_steps):
+@pytest.mark.parametrize("n_steps", [0, 3])
+def test_a_run_that_is_too_short_has_no_trace_and_says_so(tmp_path, n_steps, capsys):
     assert steps(tmp_path, n_steps) is None
+    found = f"note: expected at least 4 steps for --profile, found {n_steps}; there is no trace"
+    assert found in capsys.readouterr().out
 
 
 def test_a_run_that_ends_while_it_is_traced_has_what_there_is(tmp_path):
     assert {"step-3", "step-4"} <= steps(tmp_path, 5)
+    assert "step-3" in steps(tmp_path, 4)
 
 
 def test_without_a_directory_nothing_is_traced():

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import sys
 
@@ -134,5 +135,27 @@ def test_a_foreign_checkpoint_that_was_cut_is_one_line(tmp_path, zipped, share):
     with pytest.raises(SystemExit) as stop:
         convert.main(["from-nanogpt", str(path), str(tmp_path / "out")])
     line = stop.value.code
+    assert line.endswith("a zip archive without its end; copy or download it again") or not zipped
     assert f"{path}: expected a checkpoint of tensors and plain values, found " in line
     assert "\n" not in line and len(line) < 600
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_weights_that_are_not_finite_are_named(run, tmp_path, command):
+    model = tiny_model()
+    with torch.no_grad():
+        model.transformer.ln_f.bias[3] = torch.nan
+    save_model(model, tiny_tokenizer(), run)
+    assert refusal(command, run, tmp_path / "out").endswith(
+        f"error: {run}: expected finite weights, found nan or infinity in transformer.ln_f.bias; "
+        f"take an earlier checkpoint"
+    )
+
+
+@pytest.mark.parametrize("direction", ["from-nanogpt", "from-llmc"])
+def test_a_foreign_checkpoint_must_be_a_regular_file(tmp_path, direction):
+    os.mkfifo(tmp_path / "pipe")
+    for path, found in ((tmp_path / "pipe", "a pipe"), (tmp_path, "a directory")):
+        with pytest.raises(SystemExit) as stop:
+            convert.main([direction, str(path), str(tmp_path / "out")])
+        assert f"{path}: expected a regular file, found {found}; name the file" in stop.value.code

@@ -352,3 +352,14 @@ def test_a_missing_file_is_refused_with_code_1(tmp_path, command):
         SystemExit, match="none: expected to read or write it, found No such file or directory"
     ):
         convert(command, tmp_path / "none")
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path):
+    for name in ("wte.weight", "h.1.ln_2.bias"):
+        peer = Peer(gelu="tanh")
+        peer.weights[f"transformer.{name}"].view(-1)[5] = torch.inf if "wte" in name else torch.nan
+        expected = f"expected finite weights, found nan or infinity in transformer.{name}; take an"
+        with pytest.raises(ConversionError, match=expected):
+            from_nanogpt(nanogpt_file(tmp_path / "ckpt.pt", peer))
+        with pytest.raises(ConversionError, match=expected):
+            from_llmc(llmc_file(tmp_path / "model.bin", peer))

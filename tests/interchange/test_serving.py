@@ -12,7 +12,12 @@ from support.tiny_models import random_ids, tiny_stock_model, tiny_tokenizer, ti
 from transformers import AutoTokenizer, GenerationConfig, GPT2LMHeadModel
 
 from modeling_gpt2scratch.interchange.foreign_checkpoints import ConversionError
-from modeling_gpt2scratch.interchange.serving import MAX_COPIES, copy_for_serving, fit_request
+from modeling_gpt2scratch.interchange.serving import (
+    MAX_COPIES,
+    copy_for_serving,
+    fit_request,
+    sound_request,
+)
 
 
 @pytest.fixture
@@ -149,6 +154,10 @@ def test_a_request_asks_for_at_least_one_token_and_an_empty_list_of_stops_is_non
     options = GenerationConfig(max_new_tokens=5, stop_strings=[])
     fit_request(tiny_stock_model(), tiny_tokenizer(), inputs, options)
     assert options.stop_strings is None
+    for stops, kept in (("", None), ([""], None), (["", "a"], ["a"]), ("ab", ["ab"])):
+        options.stop_strings = stops
+        fit_request(tiny_stock_model(), tiny_tokenizer(), inputs, options)
+        assert options.stop_strings == kept
     options.max_new_tokens = 0
     with pytest.raises(ValueError, match="expected at least 1 token to generate, found 0; ask for"):
         fit_request(tiny_stock_model(), tiny_tokenizer(), inputs, options)
@@ -160,3 +169,17 @@ def test_a_request_without_a_prompt_begins_a_document():
     fit_request(tiny_stock_model(), tokenizer, inputs, options := GenerationConfig())
     assert inputs["input_ids"].tolist() == [[tokenizer.bos_token_id]]
     assert inputs["attention_mask"].tolist() == [[1]] and options.max_new_tokens == 48
+
+
+def test_a_request_has_whole_characters_and_not_too_many_of_them():
+    model = tiny_stock_model()
+    body = {"prompt": "a \ud800 b", "messages": [{"content": "\udc00\U0001f600"}], "seed": 3}
+    assert sound_request(model, body) == {
+        "prompt": "a \ufffd b",
+        "messages": [{"content": "\ufffd\U0001f600"}],
+        "seed": 3,
+    }
+    with pytest.raises(ValueError, match="at most 262,144 characters, found 300,014; shorten it"):
+        sound_request(model, {"prompt": "a" * 300_000})
+    model.config.n_positions = 2000  # 256 characters for each
+    assert len(sound_request(model, {"prompt": "a" * 300_000})["prompt"]) == 300_000

@@ -136,3 +136,10 @@ def test_it_trains(job, small_data):
     process = run_script(job, *flags(small_data, job / "run", **changes))
     assert process.returncode == 0, process.stderr
     assert curve(job / "run").keys() == {1, 2}
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_installs_nothing(job, flag):
+    process = run_script(job, "recipes/quickstart.yaml", flag)
+    assert process.returncode == 0 and "What is not pushed is gone" in process.stdout
+    assert "git clone" not in process.stdout and not any((job / "work").iterdir())

@@ -55,7 +55,7 @@ def test_a_report_says_what_the_run_recorded(run):
     report = write_report(run).read_text()
     assert cells_of(report) >= {
         ("Steps", "30 of 40"),
-        ("Training loss, last", "4.0000 nats per token"),
+        ("Training loss, last", "4.0000 nats per token after step 20"),
         ("Validation loss, last", "3.0000 nats per token after step 30, perplexity 20.09"),
         ("Validation loss, best", "2.0000 nats per token after step 20, perplexity 7.39"),
         ("lambada, acc, first 7 examples", "0.5000 after step 30"),

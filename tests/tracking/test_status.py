@@ -78,6 +78,15 @@ def test_a_block_says_how_it_ended(tmp_path):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+def test_what_comes_after_a_settled_end_does_not_change_it(tmp_path):
+    for error in (KeyboardInterrupt, SystemExit, ValueError):
+        with pytest.raises(error), recorded(tmp_path, lambda: 12) as outcome:
+            outcome.settle("finished")
+            assert content_of(tmp_path) == {"status": "finished", "step": 12}
+            raise error("too late")
+        assert content_of(tmp_path) == {"status": "finished", "step": 12}
+
+
 def test_the_file_is_whole_whatever_its_length_was(tmp_path):
     status = RunStatus(tmp_path / "status.json", step=0)
     for message in ("x" * 600, "short", "é" * 200):

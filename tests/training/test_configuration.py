@@ -86,6 +86,16 @@ def test_other_programs_names_lead_to_ours(capsys, other, own):
         ({"model": "gpt3"}, "gpt2-xl, found 'gpt3'; did you mean gpt2?"),
         ({"weight_decay": 100}, "x.yaml: weight_decay: expected weight_decay of at most 10.0"),
         ({"timeout_minutes": 1e9}, "x.yaml: timeout_minutes: expected timeout_minutes of at most"),
+        (
+            {"timeout_minutes": 0.001},
+            "x.yaml: timeout_minutes: expected timeout_minutes of at least 0.1, because processes "
+            "need seconds to find each other, found 0.001",
+        ),
+        (
+            {"final": "best", "keep_best": False},
+            "x.yaml: keep_best, final: expected keep_best true for final = best, which is that "
+            "checkpoint, found false",
+        ),
         ({"dropout": 1}, "x.yaml: dropout: expected dropout below 1, found 1.0"),
         (
             {"warmup_steps": 100},

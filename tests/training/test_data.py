@@ -155,8 +155,9 @@ def test_the_identity_of_a_plain_run_names_what_every_run_has(small_data, tmp_pa
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"shuffle_shards": 1}, "expected shuffle_shards = 1 as asked for now, found None"),
-        ({"document_mask": True}, "expected document_mask = True as asked for now, found None"),
+        ({"shuffle_shards": 1}, "expected shuffle_shards = 1 as asked for now, found 0"),
+        ({"document_mask": True}, "expected document_mask = True as asked for now, found False"),
+        ({"optimizer": "muon"}, "expected optimizer = muon as asked for now, found adamw"),
     ],
 )
 def test_a_resumed_run_keeps_its_order(small_data, tmp_path, monkeypatch, capsys, changes, message):

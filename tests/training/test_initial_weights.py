@@ -67,6 +67,25 @@ def test_a_revision_on_the_hub_can_be_named(small_data, stock, tmp_path, monkeyp
         assert torch.equal(theirs.state_dict()[name], tensor)
 
 
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("{stock}/model.safetensors", "a file; name the directory that it is in"),
+        ("{stock}/nothing", "no directory of that name; look for a wrong letter"),
+        ("../nothing/here", "no directory of that name; look for a wrong letter"),
+        ("runs/of/mine", "no directory of that name; look for a wrong letter"),
+    ],
+)
+def test_a_path_is_not_taken_for_a_name_on_the_hub(stock, name, found):
+    name = name.format(stock=stock)
+    with pytest.raises(InitialWeightsError) as refused:
+        stored_sizes(name)
+    assert str(refused.value) == (
+        f"{name}: expected the directory of a gpt2 or gpt2scratch checkpoint, or a Hub name "
+        f"(OWNER/NAME), found {found}"
+    )
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_weights_are_named_with_what_to_do(small_data, stock, damage):
     weights = stock / "model.safetensors"

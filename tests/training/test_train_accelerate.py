@@ -173,6 +173,7 @@ def test_wandb_in_offline_mode_logs_beside_the_jsonl(small_data, tmp_path):
             *(2, "32 x 4 x 1 = 128, found 544; --micro_batch_size can be 1. In a new run, "),
         ),
         ({"micro_batch_size": 32}, 2, "found 512; --micro_batch_size can be 16. In a new run, "),
+        ({"micro_batch_size": 10**11}, 2, "found 512; --micro_batch_size can be 16. In a new"),
         ({"micro_batch_size": 6}, 2, "found 512; --micro_batch_size can be 4. In a new run, --"),
         ({"n_head": 3}, 2, "--n_embd, --n_head: expected n_embd divisible by n_head = 3, found 32"),
         ({"data": "README.md"}, 1, "README.md: expected a directory of shards, found a file"),

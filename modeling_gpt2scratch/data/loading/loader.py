@@ -210,9 +210,7 @@ class ShardLoader:
         windows: of the training split, or of several sources that share a vocabulary.
         rows_per_step: rows of one optimizer step, all processes and micro-steps together.
         micro_batch_size: B, rows per process and micro-step.
-        rank: of this process.
         world_size: number of processes.
-        seed: of the shuffle.
         weights: shares of several sources; by their numbers of windows if None.
         document_start: id with which documents begin, if they are to be kept apart.
 

@@ -22,7 +22,6 @@ class Prefetcher:
     Use it as a context manager: the thread ends with the block.
 
     Args:
-        loader: of this process.
         start_step: optimizer updates already made.
         device: that the batches are for; they are put where a GPU fetches them by itself.
     """

@@ -31,7 +31,6 @@ class WindowOrder:
     Args:
         group_starts: first window of each group and the number of all windows, not decreasing;
             groups without windows are never visited.
-        seed: of the run.
         source: number of the source in the run; each has an order of its own.
     """
 
@@ -111,7 +110,6 @@ class MixtureOrder:
 
     Args:
         weights: positive, one per source; only their ratios count.
-        seed: of the run.
 
     Raises:
         ValueError: if a source's share is less than one row in `PERIOD`.
@@ -193,7 +191,6 @@ def shuffled(
     Args:
         positions: uint64 values below `n`.
         n: length of the permuted range.
-        seed: of the run.
         epoch: every epoch has a permutation of its own.
         stream: every stream has permutations of its own.
 

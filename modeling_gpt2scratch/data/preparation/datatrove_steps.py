@@ -113,7 +113,6 @@ class ShardWriterStep(PipelineStep):
 
         Args:
             data: the documents; lone surrogates in their text become U+FFFD.
-            rank: of this task.
             world_size: number of tasks.
 
         Raises:

@@ -117,9 +117,7 @@ def settle(
     """What will be held out; one line on stderr says so if it is the tail.
 
     Args:
-        config: of the preparation.
         open_stream: the documents, in the order of the files' names with `in_order=True`.
-        working: for a table of digests.
 
     Raises:
         SourceError: if the text has no documents, or too little to hold a part of it out.

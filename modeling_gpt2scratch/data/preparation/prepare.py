@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from modeling_gpt2scratch.common.console import activity, progress_bar, tell, warn
+from modeling_gpt2scratch.common.console import activity, gigabytes, progress_bar, tell, warn
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.common.output_directory import (
     OutputError,
@@ -170,8 +170,8 @@ def require_free_space(sources: list[Source], config: PrepareConfig) -> None:
     free = shutil.disk_usage(nearest_existing(Path(config.output_dir).absolute().parent)).free
     if free < needed and config.limit_documents is None and not config.ignore_free_space:
         raise OSError(
-            f"{config.output_dir}: expected about {needed / 1e9:,.1f} GB of free space for shards "
-            f"and downloads, found {free / 1e9:,.1f}; choose another disk or a lower --max_tokens, "
+            f"{config.output_dir}: expected about {gigabytes(needed)} GB of free space for shards "
+            f"and downloads, found {gigabytes(free)}; choose another disk or a lower --max_tokens, "
             f"or add --ignore_free_space"
         )
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from modeling_gpt2scratch.common.atomic_files import publish_directory, write_json
 from modeling_gpt2scratch.common.errors import MendableError, one_line
-from modeling_gpt2scratch.common.output_directory import require_free
+from modeling_gpt2scratch.common.output_directory import PREPARING_SUFFIX, require_free
 from modeling_gpt2scratch.data.shards.format import ShardError
 from modeling_gpt2scratch.data.shards.manifest import DATA_MARKER, Manifest
 
@@ -60,7 +60,7 @@ class WorkingDirectory:
 
     def __init__(self, output_dir: Path):
         self.output_dir = output_dir
-        self.path = output_dir.with_name(f".{output_dir.name}.preparing")
+        self.path = output_dir.with_name(f".{output_dir.name}{PREPARING_SUFFIX}")
         self.data = self.path / "data"
         self.downloads = self.path / "downloads"
         self.seen = self.path / "seen.sqlite"

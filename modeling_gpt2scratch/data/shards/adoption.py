@@ -36,10 +36,8 @@ def adopt(
     many as its end-of-text ids.
 
     Args:
-        directory: of `.bin` and `.npy` files.
         tokenizer_name: of the tokenizer that wrote them, None if their headers say.
         val: files of the validation split, whatever their names.
-        format: as of `read_token_file`.
 
     Raises:
         ShardError: if a file is damaged, of an unknown split or of another tokenizer.

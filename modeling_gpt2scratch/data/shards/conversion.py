@@ -46,7 +46,6 @@ def to_ours(
         output_dir: directory to make.
         tokenizer_name: of the tokenizer that wrote the files, None if their headers say.
         val: files of the validation split, whatever their names; the others may then have any.
-        format: as of `read_token_file`.
         shard_tokens: tokens per shard.
         overwrite: replace an older data directory.
 
@@ -91,7 +90,6 @@ def to_llmc(
     in the headers all words beyond the third are zero. Every source is held against its checksum.
 
     Args:
-        source: the data directory.
         output_dir: directory to make.
         name: what the files' names begin with, otherwise the name of `output_dir`.
         overwrite: replace an older directory that this function made.

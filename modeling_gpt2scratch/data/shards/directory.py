@@ -44,7 +44,6 @@ def open_shard(path: Path, entry: ShardEntry, *, vocab_size: int) -> np.ndarray:
     """The tokens of a shard, memory-mapped where they lie, of shape (n_tokens,).
 
     Args:
-        path: of the file.
         entry: what the manifest says of it.
         vocab_size: what its ids stay below; they are not read, see `check_token_ids`.
 
@@ -110,8 +109,6 @@ def load_own_tokenizer(
     """The tokenizer that made the shards: beside them, or of other programs' files by its name.
 
     Args:
-        directory: of the tokenizer's files.
-        manifest: of the data.
         name: of the data in messages, the directory's if None.
 
     Raises:

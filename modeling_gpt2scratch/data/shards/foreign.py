@@ -100,7 +100,6 @@ def files_by_split(
     Args:
         paths: each belongs to the split that its name says.
         val: of the validation split, whatever their names; the others may then have any.
-        format: as of `read_token_file`.
         may_be_silent: a name that says nothing makes a file of the training split.
 
     Raises:

@@ -106,7 +106,6 @@ def read_token_file(path: Path, *, format: str | None = None) -> TokenFile:
     """Recognizes and opens a token file.
 
     Args:
-        path: the file.
         format: what it is said to be. Only "nanogpt" decides, as such a file has no header.
 
     Raises:

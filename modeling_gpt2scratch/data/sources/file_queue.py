@@ -36,7 +36,6 @@ class FileQueue(Iterator[Path]):
 
     Args:
         files: what to fetch.
-        directory: for the downloads.
         ahead: downloads that may be on the disk before their turn.
     """
 

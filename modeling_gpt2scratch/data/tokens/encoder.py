@@ -28,7 +28,6 @@ class DocumentError(ValueError):
 
     Args:
         index: of the document among those that were to be encoded.
-        reason: in one line.
     """
 
     def __init__(self, index: int, reason: str):
@@ -152,9 +151,6 @@ def encode_documents(
     """The documents, encoded, hashed and split.
 
     Args:
-        encoder: of the tokenizer.
-        documents: in their order.
-        seed: of the digests.
         val_fraction: share of the documents that are held out, by their text.
         n_train: if given, the documents behind so many are held out, and no others.
         skips_failures: whether documents that cannot be encoded are left out.

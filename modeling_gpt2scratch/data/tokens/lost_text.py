@@ -32,8 +32,6 @@ def refuse_lost_text(
     """Refuses texts with characters that the tokenizer drops.
 
     Args:
-        tokenizer: of the model.
-        texts: to be encoded.
         split_special_tokens: whether the name of a special token is text like any other.
 
     Raises:

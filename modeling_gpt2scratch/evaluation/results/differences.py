@@ -35,7 +35,6 @@ def differences_of(
     Args:
         model: whose values are compared.
         baseline: with which.
-        metrics: of each task.
     """
     values, ratios, tests, same = {}, {}, {}, {}
     for task, names in metrics.items():

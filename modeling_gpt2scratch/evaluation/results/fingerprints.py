@@ -1,6 +1,7 @@
 """Checksums of what a score depends on: the model's files, its code, and ours."""
 
 import hashlib
+import json
 import sys
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from transformers.utils import cached_file
 
 from modeling_gpt2scratch.common.addresses import split_revision
 from modeling_gpt2scratch.common.checksums import file_sha256
+from modeling_gpt2scratch.common.errors import named
 from modeling_gpt2scratch.evaluation.scoring.adapters import (
     WEIGHTS,
     adapter_config,
@@ -96,11 +98,12 @@ def checksums_of(name: str) -> dict[str, str]:
         own = sorted({path for kind in OTHERS for path in directory.glob(kind) if path.is_file()})
         of_base = {f"base/{file}": digest for file, digest in checksums_of(base).items()}
         return {path.name: file_sha256(path) for path in own} | of_base
-    weights = next((found for kind in WEIGHTS if (found := sorted(directory.glob(kind)))), [])
+    weights = _weights_in(directory)
     if not weights:
         raise FileNotFoundError(f"{name}: expected {' or '.join(WEIGHTS)}, found none")
     others = {path for kind in OTHERS for path in directory.glob(kind) if path.is_file()}
-    return {path.name: file_sha256(path) for path in [*weights, *sorted(others)]}
+    files = [*weights, *sorted(others)]
+    return {str(path.relative_to(directory)): file_sha256(path) for path in files}
 
 
 def hub_commit(name: str) -> str | None:
@@ -115,6 +118,21 @@ def _sha256(paths: list[Path]) -> str:
     for path in paths:
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+def _weights_in(directory: Path) -> list[Path]:
+    """The files of a model's weights, those that its index names among them."""
+    for kind in WEIGHTS:
+        found = {*directory.glob(kind)}
+        for index in directory.glob(f"{kind}.index.json"):
+            try:
+                names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+                found |= {directory / name for name in names}
+            except (KeyError, TypeError, AttributeError, RecursionError) as error:
+                raise ValueError(f"{index}: expected a weight_map, found {named(error)}") from error
+        if found:
+            return sorted(found)
+    return []
 
 
 def _directory_of(name: str) -> Path:

@@ -44,13 +44,10 @@ def results_content(
     """The whole file.
 
     Args:
-        arguments: of the command line.
-        models: from `model_content`.
         differences: from the baseline, by model.
         published: numbers that the table shows beside ours.
         baseline: the model that others were compared with.
         date: of the end, in ISO 8601.
-        seconds: from start to end.
         is_complete: false if the evaluation was interrupted.
     """
     own = own_version()

@@ -42,7 +42,6 @@ def write_samples(
     """Writes a file for each task of a model, named as lm-evaluation-harness names it.
 
     Args:
-        folder: of the model.
         model: everything measured of it.
         tasks: by name.
         stamp: date and time, for the names of the files.

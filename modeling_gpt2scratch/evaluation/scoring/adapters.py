@@ -23,6 +23,8 @@ from modeling_gpt2scratch.common.errors import named
 
 # Of a whole model. Of weights saved twice, transformers takes safetensors.
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+PROMPT_HINT = "leave it out: a prompt of trained vectors cannot be merged into a model"
+PROMPT_KEY = "num_virtual_tokens"  # in the configurations of such prompts alone
 MERGE_HINT = "merge the adapter into its model first (PeftModel.merge_and_unload)"
 
 
@@ -86,6 +88,9 @@ def add_adapter(model: PreTrainedModel, name: str) -> None:
         ValueError: if it is damaged, or made for another model.
     """
     misfit = f"expected the adapter {name} to fit {type(model).__name__}, found"
+    config = adapter_config(name)
+    is_prompt = config is not None and PROMPT_KEY in config.read_text(encoding="utf-8")
+    remedy = PROMPT_HINT if is_prompt else MERGE_HINT
     try:
         with naming_damaged_files(name):
             repository, revision = split_revision(name)
@@ -94,10 +99,10 @@ def add_adapter(model: PreTrainedModel, name: str) -> None:
     except WeightsError:
         raise
     except Exception as error:  # of many kinds, from what peft finds in its files
-        raise ValueError(f"{misfit} {named(error)}") from error
+        raise ValueError(f"{misfit} {named(error)}; {remedy}") from error
     if report.missing_keys or report.unexpected_keys:
         found = [*sorted(report.missing_keys)[:1], *sorted(report.unexpected_keys)[:1]]
-        raise ValueError(f"{misfit} other tensors: {' and '.join(found)}")
+        raise ValueError(f"{misfit} other tensors: {' and '.join(found)}; {remedy}")
 
 
 @functools.cache  # each request may be made again for half a minute where there is no network

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from modeling_gpt2scratch.common.errors import named
 from modeling_gpt2scratch.loading_gpt2scratch import CACHE_NAME
@@ -51,21 +51,32 @@ class CausalModel:
             self._head = model.get_output_embeddings()
         takes = inspect.signature(model.base_model.forward).parameters
         self._cache_name = "cache" if "cache" in takes else "past_key_values"
+        self._first_position = n_reserved_positions(model) if "position_ids" in takes else None
+        self._short_rope_tokens = short_rope_tokens(model.config.get_text_config())
         # Between rows and a tree, relative differences up to this are the rounding of a precision.
         self._tolerance = max(1e-3, 4 * torch.finfo(model.dtype).eps)
         self._check_head()
 
     @torch.no_grad()
-    def next_logits(self, input_ids: torch.Tensor, cache: Any = None) -> tuple[torch.Tensor, Any]:
+    def next_logits(self, row_ids: torch.Tensor, cache: Any = None) -> tuple[torch.Tensor, Any]:
         """Logits of what comes after each row, and a cache to go on from: (B, T) -> (B, V) float32.
 
         Args:
-            input_ids: of whole rows, or what is new since `cache`.
-            cache: from the pass before. It is None where the model gives none, and then the next
-                pass needs whole rows.
+            row_ids: of whole rows.
+            cache: from the pass before, of all but the last token of each row. It is None where the
+                model gives none, and then all are computed again.
         """
-        inputs = {} if cache is None else {self._cache_name: cache}
-        outputs = self._outputs(input_ids, use_cache=True, **inputs)
+        n_tokens = row_ids.shape[1]
+        if self._short_rope_tokens == n_tokens - 1:  # whose positions are those of other factors
+            cache = None
+        inputs: dict[str, Any] = {}
+        if cache is not None:
+            inputs[self._cache_name] = cache
+            if self._first_position is not None:  # some models would begin to count again
+                place = self._first_position + n_tokens - 1
+                inputs["position_ids"] = row_ids.new_full((len(row_ids), 1), place)
+            row_ids = row_ids[:, -1:]
+        outputs = self._outputs(row_ids, use_cache=True, **inputs)
         logits = self._logits_of(outputs[0][:, -1]).float()
         return logits, getattr(outputs, CACHE_NAME, None)
 
@@ -182,6 +193,16 @@ def n_reserved_positions(model: PreTrainedModel) -> int:
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
             return 0 if module.padding_idx is None else module.padding_idx + 1
     return 0
+
+
+def short_rope_tokens(config: PreTrainedConfig) -> int | None:
+    """Most tokens for which `longrope` takes the factors of a short text; None without it."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    # One dictionary, or one for each kind of layers.
+    for own in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        if own.get("rope_type") == "longrope":
+            return own["original_max_position_embeddings"]
+    return None
 
 
 def _is_close(expected: torch.Tensor, found: torch.Tensor, *, tolerance: float) -> bool:

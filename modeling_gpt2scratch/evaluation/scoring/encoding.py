@@ -49,7 +49,6 @@ def encode_pairs(
     tokens begin with their space. An empty context becomes the tokenizer's `bos` or `eos` token.
 
     Args:
-        tokenizer: of the model.
         pairs: contexts and continuations.
         keeps_end: whether what a tokenizer adds after each text stays there, as in the harness.
 
@@ -88,8 +87,6 @@ def encode_document(
     them, and the second counts as a token of the text.
 
     Args:
-        tokenizer: of the model.
-        text: of the document.
         options: of the tokenizer; None encodes as the harness does.
 
     Raises:

@@ -25,11 +25,9 @@ def greedy_continuations(
     length make a batch, so none is padded. Several processes share the batches out.
 
     Args:
-        scorer: the model.
         contexts: token ids, at least one each; leftmost ones are dropped if all do not fit.
         n_tokens: to write after each, end-of-text tokens among them.
         first_excluded: ids that may not be the first one written.
-        description: of the progress bar.
 
     Raises:
         ValueError: for logits that are not finite, or a model sharded by FSDP2.
@@ -94,14 +92,13 @@ def _write_batch(
 ) -> torch.Tensor:
     """(B, T) -> (B, N)."""
     row_ids = context_ids.to(scorer.model.device)
-    input_ids, cache = row_ids, None
+    cache = None
     for n_written in range(n_tokens):
-        logits, cache = scorer.next_logits(input_ids, cache)  # (B, V)
+        logits, cache = scorer.next_logits(row_ids, cache)  # (B, V)
         if not torch.isfinite(logits).all():
             raise ValueError("expected finite logits, found nan or infinity")
         if n_written == 0 and first_excluded:
             logits[:, first_excluded] = -torch.inf
         next_ids = logits.argmax(dim=-1, keepdim=True)
         row_ids = torch.cat([row_ids, next_ids], dim=1)
-        input_ids = row_ids if cache is None else next_ids
     return row_ids[:, context_ids.shape[1] :].cpu()

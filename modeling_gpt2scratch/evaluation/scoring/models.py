@@ -58,7 +58,6 @@ def load_scorer(
         name: a directory, or a model of the Hub, perhaps with @REVISION.
         device: as torch calls it, or "auto".
         dtype: of weights and activations, as torch calls it.
-        batch_tokens: as in `CausalScorer`.
         trust_remote_code: whether code that comes with the model may run.
         processes: that share out the batches.
 

@@ -31,9 +31,6 @@ class SharedScorer(CausalScorer):
     makes the same number of them.
 
     Args:
-        model: see `score_benchmarks`.
-        tokenizer: the model's own.
-        accelerator: of the run.
         batch_tokens: padded input tokens of one forward pass.
         in_training: whether the run trains the model. Then no bar is drawn, and nobody finds out
             what the logits are made of: they may be in another precision than its weights, and are

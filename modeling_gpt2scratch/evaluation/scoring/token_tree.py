@@ -20,6 +20,9 @@ from transformers import PreTrainedConfig
 from modeling_gpt2scratch.loading_gpt2scratch import prepared_mask
 
 NO_WINDOWS = ("max_window_layers", "_pattern")  # ends of the names of counts of layers
+LAYER_KINDS = ("layer_types", "layers_block_type", "block_types")  # lists in configs
+# In the name of a kind of layers that go from token to token and know of no mask.
+NO_ATTENTION = "conv|recurrent|mamba|linear|hybrid"
 
 
 class TokenTree:
@@ -67,10 +70,8 @@ def tree_inputs(
     Nothing if each is a single row: padding on the right needs no mask.
 
     Args:
-        trees: of a batch.
         dtype: of the mask: bool for one that is True where a token is seen, or that of the scores
             of attention for one to add to them.
-        device: of the model.
 
     Returns:
         "position_ids", (B, T), and "attention_mask", (B, 1, T, T).
@@ -108,3 +109,16 @@ def smallest_window(config: PreTrainedConfig) -> int | None:
             values = value if isinstance(value, list | tuple) else [value]
             sizes += [v for v in values if isinstance(v, int) and not isinstance(v, bool) and v > 0]
     return min(sizes, default=None)
+
+
+def layers_without_mask(config: PreTrainedConfig) -> str | None:
+    """The first kind of layers that take tokens one after the other, None if there is none.
+
+    Convolutions and state spaces beside attention let a branch of a tree see the one before it.
+    """
+    for name in LAYER_KINDS:
+        kinds = getattr(config, name, None)
+        for kind in kinds if isinstance(kinds, list | tuple) else ():
+            if re.search(NO_ATTENTION, str(kind)):
+                return str(kind)
+    return None

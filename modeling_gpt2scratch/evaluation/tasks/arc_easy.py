@@ -6,7 +6,7 @@ split, each with three to five answers, no examples before the question. Chance 
 
 from typing import ClassVar
 
-from .multiple_choice import MultipleChoiceTask, Question
+from .multiple_choice import MultipleChoiceTask, Question, have_text
 from .samples import SampleData
 
 
@@ -33,10 +33,12 @@ class ArcEasyTask(MultipleChoiceTask):
                     f"{place}: expected `choices` with lists of texts as `text` and `label`, found "
                     f"{row['choices']}"
                 )
-        if not answers or not labels or len(answers) != len(labels) or not all(answers):
+        if not answers or len(answers) != len(labels) or not have_text(answers):
             raise ValueError(
                 f"{place}: expected `choices` with as many texts as labels, found {row['choices']}"
             )
+        if len(set(labels)) != len(labels):
+            raise ValueError(f"{place}: expected each label once, found {labels}; correct the row")
         if row["answerKey"] not in labels:
             raise ValueError(
                 f"{place}: expected an `answerKey` among {labels}, found {row['answerKey']!r}"

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from .multiple_choice import MultipleChoiceTask, Question
+from .multiple_choice import MultipleChoiceTask, Question, have_text
 from .samples import SampleData, Selection
 from .task import TaskResult, mean_estimate, responses_of
 
@@ -82,7 +82,7 @@ class BlimpTask(MultipleChoiceTask):
     def question(cls, place: str, row: dict) -> MinimalPair:
         """The two sentences of a row."""
         sentences = (row["sentence_good"], row["sentence_bad"])
-        if not all(sentences):
+        if not have_text(sentences):
             raise ValueError(f"{place}: expected two sentences with text, found {sentences}")
         phenomenon = PHENOMENA.get(row["linguistics_term"], row["linguistics_term"])
         return MinimalPair("", sentences, 0, paradigm=row["UID"], phenomenon=phenomenon)

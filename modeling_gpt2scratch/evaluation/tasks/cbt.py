@@ -34,7 +34,7 @@ from .cbt_questions import (
     read_questions,
 )
 from .samples import SampleData, Selection, digest_of_rows
-from .task import TaskResult, mean_estimate, responses_of
+from .task import TaskResult, mean_estimate, n_truncated_of, responses_of
 
 if TYPE_CHECKING:  # torch comes with it, and a command line needs none
     from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
@@ -80,15 +80,15 @@ class ClozeTask:
         requests = [self.request(question) for question in self.questions]
         contexts, choices = [context for context, _ in requests], [own for _, own in requests]
         scores = scorer.score_choices(contexts, choices, description=self.protocol)
-        bounds = np.cumsum([len(own) for own in choices])[:-1]
+        n_answers = [len(own) for own in choices]
+        bounds = np.cumsum(n_answers)[:-1]
         chosen = [int(nats.argmax()) for nats in np.split(scores.log_probs, bounds)]
-        n_truncated = sum(bool(flags[0]) for flags in np.split(scores.is_truncated, bounds))
         return self.result(
             scorer,
             chosen,
             {"n_target_tokens": int(scores.n_tokens.sum())},
-            responses=responses_of(scores, [len(own) for own in choices]),
-            n_truncated=n_truncated,
+            responses=responses_of(scores, n_answers),
+            n_truncated=n_truncated_of(scores, n_answers),
         )
 
     def request(self, question: ClozeQuestion) -> tuple[str, list[str]]:
@@ -116,7 +116,6 @@ class ClozeTask:
             scorer: whose tokens are counted.
             chosen: index of a candidate for each question, None where it was left out.
             details: further counts.
-            responses: as in `TaskResult`.
             n_truncated: questions whose context lost tokens.
         """
         right = [question.right for question in self.questions]

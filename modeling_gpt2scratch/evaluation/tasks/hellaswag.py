@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from .multiple_choice import MultipleChoiceTask, Question
+from .multiple_choice import MultipleChoiceTask, Question, have_text
 from .samples import SampleData
 
 HUB_NAME = "Rowan/hellaswag"
@@ -44,7 +44,7 @@ class HellaswagTask(MultipleChoiceTask):
         """The scene after its activity's label, without WikiHow's marks."""
         endings = read_endings(place, row)
         cleaned = tuple(clean_text(ending) for ending in endings)
-        if not all(cleaned):
+        if not have_text(cleaned):
             raise ValueError(f"{place}: expected {N_ENDINGS} endings with text, found {endings}")
         scene = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
         return Question(clean_text(scene), cleaned, read_label(place, row))
@@ -59,7 +59,10 @@ class PerTokenHellaswagTask(HellaswagTask):
     @classmethod
     def question(cls, place: str, row: dict) -> Question:
         """Scene and endings, nothing changed."""
-        return Question(row["ctx"], read_endings(place, row), read_label(place, row))
+        endings = read_endings(place, row)
+        if not have_text(endings):
+            raise ValueError(f"{place}: expected {N_ENDINGS} endings with text, found {endings}")
+        return Question(row["ctx"], endings, read_label(place, row))
 
     def answer_lengths(self, n_tokens: np.ndarray) -> np.ndarray:
         """Tokens of each ending."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import numpy as np
 
 from .samples import SampleData, Selection, digest_of_rows
-from .task import TaskResult, mean_estimate, responses_of
+from .task import TaskResult, mean_estimate, n_truncated_of, responses_of
 
 if TYPE_CHECKING:  # torch comes with it, and a command line needs none
     from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
@@ -117,7 +117,7 @@ class MultipleChoiceTask(ABC):
             estimates={name: mean_estimate(values) for name, values in samples.items()},
             details={
                 "n_target_tokens": int(scores.n_tokens.sum()),
-                "n_truncated": int(scores.is_truncated.sum()),
+                "n_truncated": n_truncated_of(scores, n_answers),
             },
             samples=samples,
             responses=responses_of(scores, n_answers),
@@ -130,3 +130,8 @@ class MultipleChoiceTask(ABC):
             n_tokens: of each answer under the model's tokenizer, with the space before it.
         """
         return np.array([len(answer) for q in self.questions for answer in q.answers])
+
+
+def have_text(answers: Sequence[str]) -> bool:
+    """Whether each has more than white space, which a model would score without a word."""
+    return all(answer.strip() for answer in answers)

@@ -7,6 +7,7 @@ names, or a module that your package declares under the entry points `gpt2scratc
 
 import difflib
 import importlib.util
+import keyword
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import entry_points
@@ -110,6 +111,11 @@ def _add(tasks: dict[str, type[Task]], module: ModuleType, place: str) -> None:
     if not isinstance(own, Mapping) or not own:
         raise TaskError(f"{place}: expected a dictionary TASKS of name and class, found {own!r}")
     for name, kind in own.items():
+        if not isinstance(name, str) or name == ALL:
+            raise TaskError(
+                f"{place}: expected a text other than {ALL!r} as name of a task, found {name!r}; "
+                f"rename it"
+            )
         if name in tasks:
             raise TaskError(f"{place}: expected a new name for a task, found {name!r} again")
         if missing := [part for part in PARTS_OF_TASK if not hasattr(kind, part)]:
@@ -122,6 +128,12 @@ def _add(tasks: dict[str, type[Task]], module: ModuleType, place: str) -> None:
         if not isinstance(kind.data, SampleData):
             raise TaskError(
                 f"{place}: expected data of the task {name!r} as a SampleData, found {kind.data!r}"
+            )
+        flag = kind.data.argument
+        if not (isinstance(flag, str) and flag.isidentifier() and not keyword.iskeyword(flag)):
+            raise TaskError(
+                f"{place}: expected letters, digits and _ as argument of the data of the task "
+                f"{name!r}, found {flag!r}; rename it"
             )
         tasks[name] = kind
 

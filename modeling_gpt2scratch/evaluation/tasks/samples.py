@@ -200,7 +200,6 @@ class SampleData:
         """Why samples of this status are not the official ones; None if nothing says so.
 
         Args:
-            status: from one of the above.
             limit: of samples to read, None for all: fewer are the beginning of a cut file.
         """
         if status == NOT_OFFICIAL and self.sha256 is not None:

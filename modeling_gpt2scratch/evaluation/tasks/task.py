@@ -151,7 +151,8 @@ def result_of(task: Task, scorer: CausalScorer) -> TaskResult:
     """What a task finds of a model.
 
     Raises:
-        ValueError: for anything but a `TaskResult`, which a task of one's own may return.
+        ValueError: for anything but a `TaskResult`, which a task of one's own may return, or an
+            estimate of something that is none of the task's metrics.
     """
     result = task.evaluate(scorer)
     if not isinstance(result, TaskResult):
@@ -159,21 +160,27 @@ def result_of(task: Task, scorer: CausalScorer) -> TaskResult:
             f"expected a TaskResult from evaluate of {type(task).__name__}, found "
             f"{type(result).__name__}; return TaskResult(n_samples, estimates)"
         )
+    if unknown := [name for name in result.estimates if name not in task.metrics]:
+        raise ValueError(
+            f"expected estimates of {', '.join(task.metrics)}, found {unknown[0]}; add it to "
+            f"metrics of {type(task).__name__}"
+        )
     return result
 
 
 def responses_of(
     scores: ContinuationScores, n_answers: Sequence[int]
 ) -> list[list[tuple[float, bool]]]:
-    """The scores of all answers, one after the other, by question.
-
-    Args:
-        scores: from `score_choices`.
-        n_answers: of each question.
-    """
+    """The scores of all answers, one after the other, by question."""
     ends = np.cumsum(n_answers, dtype=np.int64)
     pairs = list(zip(scores.log_probs.tolist(), scores.is_greedy.tolist(), strict=True))
     return [pairs[end - n : end] for end, n in zip(ends, n_answers, strict=True)]
+
+
+def n_truncated_of(scores: ContinuationScores, n_answers: Sequence[int]) -> int:
+    """Of the scores of all answers, one after the other, questions whose context lost tokens."""
+    by_question = np.split(scores.is_truncated, np.cumsum(n_answers, dtype=np.int64)[:-1])
+    return sum(bool(flags.any()) for flags in by_question)
 
 
 def _as_responses(responses: Any) -> list[list[tuple[float, bool]]]:

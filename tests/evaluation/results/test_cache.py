@@ -237,6 +237,24 @@ def test_the_vocabulary_counts_whatever_its_file_is_called(tmp_path, name):
     assert set(fingerprints.checksums_of(str(tmp_path))) == {"model.safetensors", name}
 
 
+@pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_count_wherever_their_index_says_that_they_are(tmp_path, kind):
+    (tmp_path / "parts").mkdir()
+    parts = ["parts/a", "parts/b", "c"]
+    for name in parts:
+        (tmp_path / name).write_bytes(b"content")
+    index = tmp_path / f"{kind}.index.json"
+    weight_map = {f"tensor {number}": name for number, name in enumerate([*parts, "c"])}
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    before = fingerprints.checksums_of(str(tmp_path))
+    assert set(before) == {*parts, index.name}
+    (tmp_path / "parts" / "b").write_bytes(b"other")
+    assert fingerprints.checksums_of(str(tmp_path)) != before
+    index.write_text("{}")
+    with pytest.raises(ValueError, match="expected a weight_map, found KeyError"):
+        fingerprints.checksums_of(str(tmp_path))
+
+
 def test_a_result_is_one_of_everything_that_it_depends_on(monkeypatch):
     task = SimpleNamespace(protocol="p", version=1, sha256="0" * 64)
     config = SimpleNamespace(dtype="float32", limit=None)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from support.damaged_files import add_hostile_code, damaged, spoil_config
 from support.paths import SHARED_DATA
 from support.tiny_models import random_ids, tiny_model, tiny_stock_model, tiny_tokenizer
@@ -185,6 +185,29 @@ def test_an_adapter_of_another_model_is_refused(adapter, sizes):
         adapter, str(save_base(adapter.parent / "kind", "stock" if kind == "ours" else "ours"))
     )
     assert "Target modules" in problem(adapter)
+
+
+@pytest.mark.parametrize(
+    ("config", "remedy"),
+    [
+        (
+            LoraConfig(target_modules=["c_attn"], use_dora=True, task_type="CAUSAL_LM"),
+            "; merge the adapter into its model first (PeftModel.merge_and_unload)",
+        ),
+        (
+            PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"),
+            "; leave it out: a prompt of trained vectors cannot be merged into a model",
+        ),
+    ],
+    ids=["weights", "prompt"],
+)
+def test_an_adapter_that_only_peft_can_load_is_refused_with_what_to_do(tmp_path, config, remedy):
+    base = save_base(tmp_path / "run", "stock")
+    get_peft_model(tiny_stock_model(), config).save_pretrained(tmp_path / "adapter")
+    set_base(tmp_path / "adapter", str(base))
+    line = problem(tmp_path / "adapter")
+    assert line.startswith(f"expected the adapter {tmp_path}/adapter to fit ")
+    assert line.endswith(remedy)
 
 
 @pytest.mark.parametrize("content", ["{}", "[", "[]", "null"])

@@ -161,8 +161,10 @@ def test_what_holds_no_pairs_is_named(unpacked, archive, tmp_path):
     path = unpacked / "causative.jsonl"
     path.write_text(json_lines(FILES["causative"][:1]) + '{"sentence_good": "a"}\n')
     assert problem(unpacked).startswith(f"{path}, line 2: expected an object with a str `sente")
-    path.write_text(json_lines([FILES["causative"][0] | {"sentence_bad": ""}]))
-    assert problem(unpacked).startswith(f"{path}, line 1: expected two sentences with text, found")
+    for blank in ("", " "):
+        path.write_text(json_lines([FILES["causative"][0] | {"sentence_bad": blank}]))
+        expected = f"{path}, line 1: expected two sentences with text, found"
+        assert problem(unpacked).startswith(expected)
     archive.write_bytes(archive.read_bytes()[:-30])
     assert problem(archive).startswith(f"{archive}: expected a zip archive: ")
     archive.unlink()

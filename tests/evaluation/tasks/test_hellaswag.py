@@ -115,6 +115,13 @@ def test_a_bad_question_is_named_by_its_line(tmp_path, change, message):
         HellaswagTask.read(path, limit=None)
 
 
+@pytest.mark.parametrize("task", [HellaswagTask, PerTokenHellaswagTask])
+def test_an_ending_of_white_space_is_none(tmp_path, task):
+    path = write_jsonl(tmp_path / "rows.jsonl", [ROW | {"endings": ["a", "b", "c", " "]}])
+    with pytest.raises(ValueError, match="line 1: expected 4 endings with text, found"):
+        task.read(path, limit=None)
+
+
 def test_file_and_data_set_of_the_same_questions_have_one_checksum(monkeypatch, tmp_path, rows):
     import datasets
 

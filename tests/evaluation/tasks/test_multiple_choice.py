@@ -82,12 +82,25 @@ def test_questions_may_have_different_numbers_of_answers(scorer):
     assert result.details["n_truncated"] == 0
 
 
+def test_a_question_whose_context_is_cut_counts_once(scorer):
+    long = "the cat sat on the mat and " * 20
+    questions = [Question(long, ("a", "the"), 0), Question("the cat", ("a", "the", "dog"), 1)]
+    assert ArcEasyTask(questions).evaluate(scorer).details["n_truncated"] == 1
+
+
 @pytest.mark.parametrize(
     ("task_class", "row", "change", "message"),
     [
         (ArcEasyTask, ARC, {"answerKey": "C"}, r"expected an `answerKey` among \['1', '2', '3'\]"),
         (ArcEasyTask, ARC, {"choices": {"text": ["a"], "label": []}}, "as many texts as labels"),
         (ArcEasyTask, ARC, {"choices": {"text": [""], "label": ["1"]}}, "as many texts as labels"),
+        (ArcEasyTask, ARC, {"choices": {"text": [" "], "label": ["1"]}}, "as many texts as labels"),
+        (
+            ArcEasyTask,
+            ARC,
+            {"choices": {"text": ["a", "b"], "label": ["1", "1"]}, "answerKey": "1"},
+            r"expected each label once, found \['1', '1'\]",
+        ),
         (ArcEasyTask, ARC, {"question": None}, "expected an object with a str `question`"),
         (PiqaTask, PIQA, {"label": -1}, "expected a `label` of 0 or 1, found -1"),
         (PiqaTask, PIQA, {"sol2": ""}, "expected answers with text"),

@@ -111,6 +111,8 @@ def test_a_task_of_an_installed_package_needs_no_argument(inputs, tmp_path):
         ("1 / 0", "own.py: expected a module of tasks, found ZeroDivisionError: division by zero"),
         ("tasks = {}", "own.py: expected a dictionary TASKS of name and class, found None"),
         ("TASKS = {'mine': str}", "own.py: expected protocol of the task 'mine', found none"),
+        ("TASKS = {1: str}", "own.py: expected a text other than 'all' as name of a task, found 1"),
+        ("TASKS = {'all': str}", "name of a task, found 'all'; rename it"),
         ("TASKS = {'lambada': str}", "own.py: expected a new name for a task, found 'lambada'"),
         (None, "--include_path: expected a directory with .py files, found "),
     ],
