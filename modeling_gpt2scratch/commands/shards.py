@@ -262,8 +262,13 @@ def _inspect(arguments: argparse.Namespace) -> int:
         print(_table_of_files(files, tokenizer))
     for file in files if tokenizer else []:
         tokens = file.tokens[:TOKENS_SHOWN]
-        file.check_ids(tokens, vocab_size_of(tokenizer), tokenizer=arguments.tokenizer)
-        print(f"\n{file.path}: {tokenizer.decode(tokens.tolist())!r}")
+        try:
+            file.check_ids(tokens, vocab_size_of(tokenizer), tokenizer=arguments.tokenizer)
+        except ShardError as error:
+            tell(f"{PROGRAM} inspect: error: {error}", file=sys.stderr)
+            code = 1
+        else:
+            print(f"\n{file.path}: {tokenizer.decode(tokens.tolist())!r}")
     return code
 
 

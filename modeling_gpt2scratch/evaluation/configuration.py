@@ -32,6 +32,8 @@ HARNESS_FOLDER = "lm_eval_results"  # laid out as lm-evaluation-harness does
 BARS_NAME = "scores.png"
 CURVES_NAME = "scores_over_tokens.png"
 CACHE_FOLDER = "evaluation_cache"
+# What a parser of arguments, or `common/command_line.py`, understands otherwise.
+PARSER_WORDS = ("help", "main", "only_until", "only_with", "written")
 MODELS, DATA, HARDWARE, OUTPUT = "models and tasks", "data", "hardware", "output"
 
 
@@ -191,7 +193,7 @@ def arguments_for(registry: Mapping[str, type[Task]]) -> type[CompareArguments]:
         TaskError: for a place that is called like another argument.
     """
     places: dict[str, SampleData] = {}
-    taken = {"help", *dir(CompareArguments), *CompareArguments.__dataclass_fields__}
+    taken = {*PARSER_WORDS, *dir(CompareArguments), *CompareArguments.__dataclass_fields__}
     for name, kind in registry.items():
         if kind.data.argument in taken:
             raise TaskError(

@@ -37,6 +37,8 @@ def profiler(
     directory = output_dir / PROFILE_DIRECTORY
 
     def finish(profile: torch.profiler.profile) -> None:
+        if profile.step_num < LEAST_STEPS:  # it was about to trace the first one
+            return
         write_trace(profile, directory / f"trace-{accelerator.process_index}.json.gz")
         accelerator.print(costliest_operators(profile, accelerator.device))
 

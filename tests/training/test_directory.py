@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import pytest
+from filelock import FileLock
 from support.paths import REPOSITORY
 from support.processes import PATIENCE, started, wait_until
 from support.training_runs import (
@@ -207,6 +208,35 @@ def test_a_directory_in_which_a_run_is_going_on_is_refused(
     assert (run_copy / "checkpoint-8" / "model.safetensors").exists()
     lock.close()
     assert run_here(monkeypatch, *flags(small_data, run_copy, resume="auto")) == 0
+
+
+def test_a_signal_after_the_last_line_does_not_change_how_the_run_ended(
+    small_data, tmp_path, monkeypatch
+):
+    class Late(loop.StopRequest):
+        def __exit__(self, *error):
+            super().__exit__(*error)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(loop, "StopRequest", Late)
+    options = {"max_steps": 1, "eval_every": 0, "preflight": False}
+    assert run_here(monkeypatch, *flags(small_data, tmp_path / "run", **options)) != 0
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status == {"status": "finished", "step": 1}
+
+
+def test_a_run_within_another_is_not_deleted_with_it(
+    run_copy, small_data, tmp_path, monkeypatch, capsys
+):
+    inner = shutil.copytree(run_copy, run_copy / "inner")
+    arguments = flags(small_data, run_copy, overwrite=True)
+    code, error = refusal(monkeypatch, capsys, *arguments)
+    expected = f"expected no other run in {run_copy}, found {inner}; choose another --output_dir"
+    assert code == 2 and error.endswith(expected)
+    (inner / "train_config.json").unlink()
+    with FileLock(inner / "run.lock"):
+        assert expected in refusal(monkeypatch, capsys, *arguments)[1]
+    assert (run_copy / "checkpoint-8").is_dir() and (inner / "checkpoint-8").is_dir()
 
 
 @pytest.mark.parametrize("is_replaced", [False, True])

@@ -142,7 +142,7 @@ def test_positions_can_be_left_out_and_the_rest_computes_the_same(small_data, tm
         ({"sequence_length": 64}, "--sequence_length"),
         (
             {"init_from": "nowhere/at/all"},
-            "--init_from: nowhere/at/all: expected a gpt2 or gpt2scratch checkpoint",
+            "--init_from: nowhere/at/all: expected the directory of a gpt2 or gpt2scratch ch",
         ),
     ],
 )

@@ -42,6 +42,7 @@ from modeling_gpt2scratch.data.tokens.ids import vocab_size_of
 from modeling_gpt2scratch.data.tokens.names import TRAINED_PREFIX
 from modeling_gpt2scratch.data.tokens.text import well_formed
 from modeling_gpt2scratch.data.tokens.tokenizer import (
+    absolute_name,
     load_tokenizer,
     manifest_entries,
     tokenizer_spec,
@@ -99,7 +100,7 @@ class ShardWriterStep(PipelineStep):
         self.output_dir = _directory(output_dir)
         self.arguments = {
             "dataset": dataset,
-            "tokenizer": tokenizer,
+            "tokenizer": absolute_name(tokenizer),  # who merges may stand elsewhere
             "shard_tokens": shard_tokens,
             "val_fraction": val_fraction,
             "seed": seed,

@@ -44,7 +44,12 @@ from modeling_gpt2scratch.data.sources.url_files import UrlFile
 from modeling_gpt2scratch.data.tokens.encoder import document_digest, is_held_out
 from modeling_gpt2scratch.data.tokens.ids import vocab_size_of
 from modeling_gpt2scratch.data.tokens.lost_text import drops_characters
-from modeling_gpt2scratch.data.tokens.names import BYTES, KNOWN_NAMES_WITH_TEXT, trained_vocab_size
+from modeling_gpt2scratch.data.tokens.names import (
+    BYTES,
+    GPT2,
+    KNOWN_NAMES_WITH_TEXT,
+    trained_vocab_size,
+)
 from modeling_gpt2scratch.data.tokens.tokenizer import (
     load_tokenizer,
     manifest_entries,
@@ -124,6 +129,8 @@ def describe_inputs(config: PrepareConfig, sources: list[Source]) -> list[list]:
 
 def tokenizer_files(config: PrepareConfig) -> Iterator[Path]:
     """The files of the tokenizer that say what it is, if it is a directory or a file."""
+    if config.tokenizer in (GPT2, BYTES):  # whatever folder of that name there is
+        return
     place = Path(config.tokenizer)
     if place.is_file():
         yield place

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from modeling_gpt2scratch.common.console import progress_bar
 from modeling_gpt2scratch.common.output_directory import writable_directory
 from modeling_gpt2scratch.common.threads import n_cores
-from modeling_gpt2scratch.data.tokens.tokenizer import manifest_entries
+from modeling_gpt2scratch.data.tokens.tokenizer import absolute_name, manifest_entries
 
 from .directory import MAX_THREADS, read_pieces
 from .foreign import ForeignTokenizer, dataset_name, files_by_split, files_of
@@ -52,9 +52,7 @@ def adopt(
     found = {
         split: _examine(members, tokenizer, f"reading {split}") for split, members in splits.items()
     }
-    name = tokenizer.name
-    if Path(name).is_dir():  # whoever trains may stand elsewhere
-        name = str(Path(name).resolve())
+    name = absolute_name(tokenizer.name)  # whoever trains may stand elsewhere
     manifest = Manifest(
         **manifest_entries(name, tokenizer.tokenizer),
         splits=found,

@@ -14,12 +14,9 @@ from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer
 
 from .format import ShardError
 from .manifest_checks import is_file_name, says_held_out, splits_named
-from .token_files import NANOGPT, TokenFile, read_token_file, token_files
+from .token_files import FEWEST_JUDGED, TOKENS_JUDGED, TokenFile, read_token_file, token_files
 
 PICKLE_NAME = "meta.pkl"  # nanoGPT's table of characters, which is never read: pickles are programs
-# Of a file's first tokens: as many as are looked at, and so many that do not look like the
-# tokenizer's are not of it.
-TOKENS_JUDGED, FEWEST_JUDGED = 2**20, 100
 TOKENS_AT_END = 1024
 TOKENS_DECODED, MOST_CONTROLS = 2**14, 0.05
 NAME_IT = "name the tokenizer that wrote it with --tokenizer"
@@ -46,7 +43,6 @@ class ForeignTokenizer:
         self._token_bytes = byte_lengths(self.tokenizer, self.name)
         for file in files:
             file.check_vocabulary(self.vocab_size, tokenizer=self.name)
-            _refuse_wide_ids(file)
             if 0 not in self.tokenizer.all_special_ids:  # with which a file may be filled up
                 _refuse_empty_end(file)
         self._refuse_unlikely(files, is_assumed)
@@ -180,16 +176,6 @@ def byte_lengths(tokenizer: PreTrainedTokenizerBase, name: str) -> np.ndarray:
     for token in state["added_tokens"]:
         lengths[token["id"]] = 0 if token["special"] else len(token["content"].encode())
     return lengths
-
-
-def _refuse_wide_ids(file: TokenFile) -> None:
-    """Refuses ids of 32 or 64 bits in a file without a header, which is read as uint16."""
-    tokens = file.tokens[:TOKENS_JUDGED]
-    if file.format == NANOGPT and len(tokens) >= FEWEST_JUDGED and not tokens[1::2].any():
-        raise ShardError(
-            f"{file.path}: expected ids of two bytes, found 0 in the place of every second one, as "
-            f"in a file of int32 or int64; save them as numpy.uint16"
-        )
 
 
 def _refuse_empty_end(file: TokenFile) -> None:

@@ -27,6 +27,8 @@ from .format import HEADER_BYTES, HEADER_INTS, LAYOUTS, SUFFIXES, ShardError, fi
 from .manifest import FileLayout
 
 NANOGPT = "nanogpt"
+# Of a file's first tokens: as many as are looked at, and so many that look strange are not of it.
+TOKENS_JUDGED, FEWEST_JUDGED = 2**20, 100
 NANOGPT_NAMES = ("train.bin", "val.bin")
 NPY_MAGIC = b"\x93NUMPY"
 LLMC_EVALUATION_MAGIC = 20240522  # HellaSwag and MMLU: multiple choice, no stream of tokens
@@ -214,4 +216,10 @@ def _read_nanogpt(path: Path, n_bytes: int) -> TokenFile:
             f"{path}: expected two bytes per token, found an odd number of bytes, {n_bytes}; "
             f"{COPY_AGAIN}"
         )
-    return TokenFile(path, NANOGPT, np.dtype("<u2"), None, 0)
+    file = TokenFile(path, NANOGPT, np.dtype("<u2"), None, 0)
+    if n_bytes >= 2 * FEWEST_JUDGED and not file.tokens[1:TOKENS_JUDGED:2].any():
+        raise ShardError(
+            f"{path}: expected ids of two bytes, found 0 in the place of every second one, as in a "
+            f"file of int32 or int64; save them as numpy.uint16"
+        )
+    return file

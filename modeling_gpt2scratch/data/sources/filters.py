@@ -5,7 +5,7 @@ import operator
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from decimal import Decimal
 
 import yaml
@@ -57,13 +57,16 @@ class Condition:
         if self.column not in row:
             raise SourceError(
                 f"{place}: expected column {self.column!r} for --where {str(self)!r}, "
-                f"found {shown_columns(row)}"
+                f"found {shown_columns(row)}; --on_bad_row skip leaves such rows out"
             )
         cell = _like(self.value, row[self.column])
+        value = _as_time(self.value, cell) if isinstance(cell, datetime) else self.value
         is_ordered = self.operator not in ("==", "!=")
-        if _kind(cell) == _kind(self.value) or (None in (cell, self.value) and not is_ordered):
-            return COMPARISONS[self.operator](cell, self.value)
-        if cell is None:
+        if _kind(cell) == _kind(value) or (None in (cell, value) and not is_ordered):
+            return COMPARISONS[self.operator](cell, value)
+        if isinstance(cell, datetime):
+            advice = "compare with a date or time, such as 2020-12-31 or 2020-12-31T08:00"
+        elif cell is None:
             advice = f'put "{self.column} != null" before it, which leaves such rows out'
         else:
             advice = "compare with a value of that kind (quotes make it a text)"
@@ -105,6 +108,11 @@ def shown_columns(row: Mapping[str, object]) -> str:
 def _value(written: str, text: str) -> float | int | str | bool | None:
     """What stands behind the operator, read as one YAML value, in which no sign begins another."""
     loader = yaml.SafeLoader("")
+    if written[0] not in QUOTES and any(sign in written for sign in COMPARISONS):
+        raise ValueError(
+            f"expected one condition in each text of --where, found {text!r}; write two texts, "
+            f'such as "lang != de" "lang != fr", or quotes around a value'
+        )
     if written.startswith(("[", "{")):
         raise ValueError(
             f"expected a number, a text, true, false or null in --where {text!r}, found {written}; "
@@ -138,8 +146,8 @@ def _like(value: object, cell: object) -> object:
     """The cell, read as a number or a bool if it is a text and the value to compare with is not."""
     if isinstance(cell, Decimal) and not isinstance(value, str):
         return float(cell)
-    if isinstance(cell, date) and isinstance(value, str):  # a time of a day is one, too
-        return cell.isoformat() if "T" in value else str(cell)
+    if isinstance(cell, date) and not isinstance(cell, datetime) and isinstance(value, str):
+        return str(cell)
     if not isinstance(cell, str) or isinstance(value, str):
         return cell
     if isinstance(value, bool):
@@ -151,6 +159,17 @@ def _like(value: object, cell: object) -> object:
     return cell
 
 
+def _as_time(value: object, cell: datetime) -> object:
+    """The value as a time in the cell's zone if it names none; itself if it is no time."""
+    try:
+        time = datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        return value
+    if (time.tzinfo is None) != (cell.tzinfo is None):
+        time = time.replace(tzinfo=cell.tzinfo)
+    return time
+
+
 def _kind(value: object) -> str:
     """Name of a value's kind; values of one kind can be compared."""
     if value is None:
@@ -159,6 +178,8 @@ def _kind(value: object) -> str:
         return "true or false"
     if isinstance(value, float | int):
         return "a number"
+    if isinstance(value, datetime):  # or a subclass, such as that of pandas
+        return "a time"
     return "a text" if isinstance(value, str) else f"a {type(value).__name__}"
 
 

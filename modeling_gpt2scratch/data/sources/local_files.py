@@ -153,6 +153,8 @@ def _found(pattern: str) -> list[LocalFile] | None:
             hint = f"; write {os.path.expanduser(pattern)}"
         elif pattern.count("{") != pattern.count("}"):
             hint = f"; {NO_BRACES}"
+        elif "[" in pattern:
+            hint = "; write [[] for a bracket in a name"
         raise SourceError(f"{pattern}: expected a file or glob, found nothing there{hint}")
     return [_local_file(path) for path in _each_once(paths)]
 
@@ -252,7 +254,8 @@ def _local_file(path: Path) -> LocalFile:
     """The file, if there is a reader for it."""
     kind = kind_of_file(path)
     if kind is not None:
-        raise SourceError(f"{path}: expected a regular file, found {kind}")
+        hint = "; name the folder itself, or end the glob in *.txt" * path.is_dir()
+        raise SourceError(f"{path}: expected a regular file, found {kind}{hint}")
     if not is_readable(path.name):
         raise _unknown_kind(str(path))
     return LocalFile(path)

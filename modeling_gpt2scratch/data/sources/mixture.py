@@ -65,6 +65,6 @@ def _name_and_weight(part: str) -> tuple[str, float | None]:
     if not colon or HOST_AND_PORT.fullmatch(part):
         return part, None
     try:
-        return name, float(weight)
+        return name.rstrip(), float(weight)
     except ValueError:
         return part, None

@@ -85,7 +85,8 @@ def _texts_of(batch: pa.RecordBatch, n_before: int, reading: Reading) -> Rows:
 
 def _cells_of(column: pa.Array) -> list:
     """The values of a column, with a `_BadCell` for each that Python cannot hold."""
-    if column.type == pa.float32():  # 0.9 and not the 0.8999999761581421 that stands for it
+    # 0.9 and not the 0.8999999761581421 that stands for it.
+    if column.type in (pa.float32(), pa.float16()):
         column = column.cast(pa.string()).cast(pa.float64())
     try:
         return column.to_pylist()

@@ -27,6 +27,7 @@ BETWEEN_LETTERS = re.compile("[\\0-\\x08\\x0e]")
 ESCAPES = re.compile(r"\x1b\$[@B]")  # with which ISO-2022 begins an alphabet of its own
 MOST_BETWEEN_LETTERS = 0.2  # of the characters of a text
 NULS = "zero bytes, as in UTF-16; convert the file to UTF-8 first"
+BYTE_ORDER_MARK = "\ufeff"  # also in the middle of files that were joined
 UTF8 = {"encoding": "utf-8", "errors": "surrogateescape"}
 
 
@@ -145,7 +146,7 @@ def _pieces_of(file: io.BufferedReader) -> Iterator[str | None]:
         first, *others = (end + decoder.decode(chunk)).split(END_OF_TEXT)
         for piece in others:
             if not is_too_long:
-                yield "".join((*parts, first)).strip()
+                yield _trimmed("".join((*parts, first)))
             parts, n_bytes, is_too_long, first = [], 0, False, piece
         parts.append(first[:-n_kept])
         end = first[-n_kept:]
@@ -156,7 +157,12 @@ def _pieces_of(file: io.BufferedReader) -> Iterator[str | None]:
                 is_too_long = True
                 yield None
     if not is_too_long:
-        yield "".join((*parts, end, decoder.decode(b"", final=True))).strip()
+        yield _trimmed("".join((*parts, end, decoder.decode(b"", final=True))))
+
+
+def _trimmed(text: str) -> str:
+    """Without white space at both ends, nor the byte order mark of a file within a file."""
+    return text.strip().removeprefix(BYTE_ORDER_MARK).lstrip()
 
 
 def _document_of_json(line: bytes, reading: Reading, place: str) -> str | SourceError | None:
@@ -166,7 +172,7 @@ def _document_of_json(line: bytes, reading: Reading, place: str) -> str | Source
     except UnicodeDecodeError as error:
         return not_utf8(place, error.object[error.start])
     try:
-        row = parse_json(content)
+        row = parse_json(content.removeprefix(BYTE_ORDER_MARK))
     except (ValueError, RecursionError) as error:
         found = NULS if "\0" in content else one_line(error)
         return SourceError(f"{place}: expected one JSON object per line, found {found}")
@@ -226,6 +232,12 @@ def _header(cells: list[str], reading: Reading, place: str) -> list[str]:
         raise header
     if "\0" in header:
         raise SourceError(f"{place}: expected the names of columns, found {NULS}")
+    if len(cells) == 1 and any(separator in cells[0] for separator in ";\t"):
+        found = shown_columns(dict.fromkeys(cells))
+        raise SourceError(
+            f"{place}: expected columns separated by commas, found {found}; write the table again "
+            f"with commas"
+        )
     if reading.text_column not in cells:
         raise reading.no_text(place, shown_columns(dict.fromkeys(cells)))
     if twice := next((name for name in cells if name and cells.count(name) > 1), None):

@@ -28,6 +28,7 @@ from .names import BYTES, GPT2, KNOWN_NAMES, TokenizerError
 from .text import END_OF_TEXT, LONG_CHARACTERS, cut_between_words
 
 GPT2_N_POSITIONS = 1024
+LONGEST_WORD = 1000  # characters, when a tokenizer is trained
 TOKENIZER_NAME = "tokenizer.json"
 SETTINGS_NAME = "tokenizer_config.json"
 TOKENIZER_FILES = (SETTINGS_NAME, "special_tokens_map.json", TOKENIZER_NAME)
@@ -38,6 +39,12 @@ MAX_VOCAB_SIZE = 2**22
 GPT2_FILES = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 GPT2_MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 GPT2_VOCABULARY_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+
+
+def absolute_name(name: str) -> str:
+    """The name of a tokenizer as it holds wherever one stands: of files, their whole path."""
+    is_path = name not in (GPT2, BYTES) and Path(name).exists()
+    return str(Path(name).resolve()) if is_path else name
 
 
 def load_tokenizer(name: str, *, known: str = KNOWN_NAMES) -> PreTrainedTokenizerBase:
@@ -118,7 +125,13 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> GPT2Tokenizer:
     Its last entry is `<|endoftext|>`, as in GPT-2. Little text may give fewer entries than asked.
     """
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # The trainer's time grows with the square of a word's length, as of a text without spaces.
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+            pre_tokenizers.FixedLength(LONGEST_WORD),
+        ]
+    )
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1,

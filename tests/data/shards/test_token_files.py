@@ -108,6 +108,12 @@ def test_our_files_and_what_numpy_saves_are_read(tmp_path):
     assert (saved.format, saved.vocab_size, saved.tokens.tolist()) == ("npy", None, IDS)
 
 
+@pytest.mark.parametrize("dtype", ["<i4", "<u4", "<i8"])
+def test_wide_ids_in_a_file_without_a_header_are_refused(tmp_path, dtype):
+    path = write(tmp_path, "train.bin", np.arange(1, 400).astype(dtype).tobytes())
+    assert "expected ids of two bytes, found 0 in the place of every second one" in refusal(path)
+
+
 def test_a_file_without_a_header_needs_nanogpts_name_or_the_users_word(tmp_path):
     path = write(tmp_path, "shakespeare.bin", NANOGPT)
     message = refusal(path)

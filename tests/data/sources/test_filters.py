@@ -1,7 +1,7 @@
 """Conditions on rows: how they are written, when they hold, and what cannot be compared."""
 
 import pickle
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 
 import pytest
@@ -54,6 +54,7 @@ def test_a_condition_is_a_column_an_operator_and_a_value(text, condition):
     [
         *("", "text", "text ==", "== en", "text = en", "text === en", "a => 1", "a < b < c\n:"),
         *("a == [1]", "a == {b: 1}", "a == 'open", "a >= null", "a < true"),
+        *("a != de and a != fr", "a != de or b >= 3", "a >= b && c > 3"),
         *("a == 'x': b", "a == 'tis", "a == 'it's'", 'a == "one" two'),
     ],
 )
@@ -112,6 +113,12 @@ def test_numbers_are_compared_as_python_does_it(name, cell, value):
         ("day >= 2024-02-01", datetime(2024, 1, 31, 12), False),
         ("time >= 2024-02-01 12:00:00", datetime(2024, 2, 1, 6), False),
         ("time >= 2024-02-01T12:00:00", datetime(2024, 2, 1, 18), True),
+        ("time <= 2024-02-01", datetime(2024, 2, 1), True),
+        ("time == 2024-02-01", datetime(2024, 2, 1, tzinfo=UTC), True),
+        ("time >= 2024-02-01T00:00:00Z", datetime(2024, 2, 1, tzinfo=UTC), True),
+        ("time >= 2024-02-01T00:00:00Z", datetime(2024, 2, 1), True),
+        ("time < 2024-02-01T01:00+01:00", datetime(2024, 2, 1, tzinfo=UTC), False),
+        ("time != null", datetime(2024, 2, 1), True),
         ("score >= 0.8", Decimal("0.80"), True),
         ("score >= 0.8", Decimal("0.79"), False),
     ],
@@ -129,6 +136,11 @@ def test_dates_and_decimals_of_parquet_are_compared_as_they_are_written(text, ce
         ("language == no", "no", "expected true or false in column .* found a text 'no'; .*quotes"),
         ("language == en", 5, "expected a text in column 'language' .* found 5; "),
         ("tags == a", ["a"], "expected a text in column 'tags' .* found a list; "),
+        (
+            "day > soon",
+            datetime(2024, 2, 1),
+            ".* found a time; compare with a date or time, such",
+        ),
         ("score >= 0.8", None, '.* found null; put "score != null" before it'),
     ],
 )
@@ -143,5 +155,6 @@ def test_a_row_without_the_column_is_refused_with_its_place_and_its_columns():
     with pytest.raises(SourceError) as caught:
         parse_condition("score > 1").holds({"text": "a", "id": 1}, "a.jsonl:7")
     assert str(caught.value) == (
-        "a.jsonl:7: expected column 'score' for --where 'score > 1', found columns ['id', 'text']"
+        "a.jsonl:7: expected column 'score' for --where 'score > 1', found columns ['id', 'text']; "
+        "--on_bad_row skip leaves such rows out"
     )

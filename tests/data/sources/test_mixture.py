@@ -17,6 +17,7 @@ def parse(text):
 def test_weights_follow_the_last_colon_of_each_name():
     assert parse("a:0.7,b:0.3") == [("a", 0.7), ("b", 0.3)]
     assert parse(" a:.7 , b:3e-1 ") == [("a", 0.7), ("b", 0.3)]
+    assert parse("a : 0.7, b : 0.3") == [("a", 0.7), ("b", 0.3)]
 
 
 def test_sources_without_weights_have_none():

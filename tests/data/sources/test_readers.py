@@ -199,7 +199,8 @@ def test_a_column_that_a_parquet_file_has_twice_is_refused(tmp_path):
 def test_a_condition_on_a_column_that_is_not_there_is_refused_before_any_row(tmp_path):
     path = written(tmp_path / "a.parquet", parquet_table([], type=pa.string()))
     assert refusal(path, where=[parse_condition("score > 1")]) == (
-        f"{path}: expected column 'score' for --where 'score > 1', found columns ['id', 'text']"
+        f"{path}: expected column 'score' for --where 'score > 1', found columns ['id', 'text']; "
+        "--on_bad_row skip leaves such rows out"
     )
 
 

@@ -116,6 +116,20 @@ def test_colours_of_a_terminal_are_no_other_encoding(tmp_path):
     assert texts_of(path) == ["one \x1b[31mred\x1b(B\x1b[m word"]
 
 
+def test_marks_of_the_byte_order_in_files_that_were_joined_are_no_text(tmp_path):
+    mark = "\ufeff"
+    text = f"{mark}one<|endoftext|>\n{mark}two<|endoftext|>{mark}"
+    assert texts_of(written(tmp_path / "a.txt", text.encode())) == ["one", "two"]
+    rows = "".join(f'{mark}{{"text": "{word}"}}\n' for word in ("one", "two"))
+    assert texts_of(written(tmp_path / "a.jsonl", rows.encode())) == ["one", "two"]
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_a_table_with_other_separators_is_named_as_such(tmp_path, separator):
+    path = written(tmp_path / "a.csv", f"id{separator}text\n1{separator}one\n".encode())
+    assert "expected columns separated by commas, found columns ['id" in refusal(path)
+
+
 def test_columns_without_a_name_at_the_end_need_no_cells(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("text,label,,\none,ham\ntwo,ham,\n")

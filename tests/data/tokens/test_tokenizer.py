@@ -107,6 +107,11 @@ def test_training_joins_what_stands_together_often(trained):
     ]
 
 
+def test_training_takes_a_text_without_spaces_in_pieces():
+    n_entries = 257 + 9  # x twice, four times and so on, up to 512 times
+    assert len(train_tokenizer(["x" * 400_000], n_entries)) == n_entries
+
+
 def test_training_is_the_same_every_time_and_different_for_other_text(trained):
     assert fingerprint(train_tokenizer(CORPUS, VOCAB_SIZE)) == fingerprint(trained)
     assert fingerprint(train_tokenizer(CORPUS[:1], VOCAB_SIZE)) != fingerprint(trained)

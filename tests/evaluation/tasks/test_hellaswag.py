@@ -117,7 +117,9 @@ def test_a_bad_question_is_named_by_its_line(tmp_path, change, message):
 
 @pytest.mark.parametrize("task", [HellaswagTask, PerTokenHellaswagTask])
 def test_an_ending_of_white_space_is_none(tmp_path, task):
-    path = write_jsonl(tmp_path / "rows.jsonl", [ROW | {"endings": ["a", "b", "c", " "]}])
+    path = write_jsonl(
+        tmp_path / "rows.jsonl", [ROW | {"ctx": "a", "endings": ["a", "b", "c", " "]}]
+    )
     with pytest.raises(ValueError, match="line 1: expected 4 endings with text, found"):
         task.read(path, limit=None)
 
