@@ -25,7 +25,6 @@ GPT2_SWITCHES = {
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
-    "bias": True,  # nanoGPT's
 }
 
 
@@ -119,9 +118,6 @@ class GPT2ScratchConfig(PreTrainedConfig):
         for name in kwargs.keys() - own:
             if near := difflib.get_close_matches(name, own, n=1, cutoff=ALMOST_THE_SAME):
                 raise ValueError(f"{name}: expected a known name, found none; {near[0]} is one")
-        for name, fields in OTHER_NAMES.items():
-            if name in kwargs and {kwargs[name]} != {getattr(self, field) for field in fields}:
-                raise ValueError(f"{name}: expected a known name; give {' and '.join(fields)}")
         _refuse_switches(kwargs, "config")
         if kwargs.get("model_type", self.model_type) != self.model_type:
             raise ValueError(
@@ -131,6 +127,9 @@ class GPT2ScratchConfig(PreTrainedConfig):
         if self.auto_map is None:
             self.auto_map = dict(AUTO_MAP)
         super().__post_init__(**kwargs)  # which sets those of other names, such as hidden_size
+        for name, fields in OTHER_NAMES.items():
+            if name in kwargs and any(kwargs[name] != getattr(self, field) for field in fields):
+                raise ValueError(f"{name}: expected a known name; give {' and '.join(fields)}")
         # transformers calls it too, but wraps the error in one that is no ValueError.
         self.validate_architecture()
 
@@ -182,6 +181,11 @@ def _refuse_switches(config: dict, source: str) -> None:
                 f"{source}: expected {name}={expected} as in GPT-2, found {config[name]}; load it "
                 f"with transformers' own GPT2LMHeadModel"
             )
+    if config.get("bias", True) is not True:  # of nanoGPT
+        raise ValueError(
+            f"{source}: expected bias=True as in GPT-2, found {config['bias']}; the layers always "
+            f"have biases"
+        )
 
 
 __all__ = ["GPT2ScratchConfig"]

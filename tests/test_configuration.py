@@ -65,7 +65,7 @@ def test_a_name_of_another_project_that_would_change_nothing_is_refused(values, 
         GPT2ScratchConfig.from_dict(GPT2ScratchConfig().to_dict() | values)
     with pytest.raises(ValueError, match=message):
         GPT2ScratchConfig(**values)
-    assert GPT2ScratchConfig(n_positions=128, n_ctx=128, dropout=0.0).n_positions == 128
+    assert GPT2ScratchConfig(max_position_embeddings=128, n_ctx=128, dropout=0.0).n_positions == 128
 
 
 def test_a_value_of_the_wrong_type_names_the_field():

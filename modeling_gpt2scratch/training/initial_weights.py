@@ -96,9 +96,9 @@ def _stored_config(name: str) -> GPT2ScratchConfig:
 
 def _require_directory_or_hub_name(name: str) -> None:
     """Refuses files, and paths that lead nowhere, of which the Hub would speak as names."""
-    path = Path(name)
     if os.path.isdir(name):
         return
+    path = Path(name.partition("@")[0])  # a revision, such as refs/pr/1, may have any parts
     is_path = path.is_absolute() or path.parts[:1] in [("..",), ("~",)] or len(path.parts) > 2
     if is_file := os.path.exists(name):
         found = "a file; name the directory that it is in"

@@ -5,7 +5,7 @@ import operator
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 
 import yaml
@@ -26,6 +26,9 @@ CONDITION = re.compile(r"\s*([^=!<>]*[^=!<>\s])\s*(==|!=|>=|<=|>|<)\s*([^=!<>\s]
 EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 # YAML 1.1 also counts in eights (02134), sixteens (0x1F), twos (0b1) and sixties (12:30).
 OTHER_BASE = re.compile(r"[-+]?0[0-9xb_]+$|[-+]?0x|.*:")
+MONTH = re.compile(r"\d{4}-\d{2}")  # which begins at its first day
+# What stands between two conditions, where one text has two.
+JOINER = re.compile(r"\s+(?:and|or)\s+|[&|,]+", re.IGNORECASE)
 QUOTES = ("'", '"')
 SHOWN_CHARACTERS = 40  # of a value, or of a column's name, in a message
 
@@ -65,7 +68,7 @@ class Condition:
         if _kind(cell) == _kind(value) or (None in (cell, value) and not is_ordered):
             return COMPARISONS[self.operator](cell, value)
         if isinstance(cell, datetime):
-            advice = "compare with a date or time, such as 2020-12-31 or 2020-12-31T08:00"
+            advice = "compare with a date or time in its zone, such as 2020-12-31T08:00"
         elif cell is None:
             advice = f'put "{self.column} != null" before it, which leaves such rows out'
         else:
@@ -108,7 +111,7 @@ def shown_columns(row: Mapping[str, object]) -> str:
 def _value(written: str, text: str) -> float | int | str | bool | None:
     """What stands behind the operator, read as one YAML value, in which no sign begins another."""
     loader = yaml.SafeLoader("")
-    if written[0] not in QUOTES and any(sign in written for sign in COMPARISONS):
+    if written[0] not in QUOTES and any(map(CONDITION.fullmatch, JOINER.split(written)[1:])):
         raise ValueError(
             f"expected one condition in each text of --where, found {text!r}; write two texts, "
             f'such as "lang != de" "lang != fr", or quotes around a value'
@@ -162,11 +165,14 @@ def _like(value: object, cell: object) -> object:
 def _as_time(value: object, cell: datetime) -> object:
     """The value as a time in the cell's zone if it names none; itself if it is no time."""
     try:
-        time = datetime.fromisoformat(value)
+        time = datetime.fromisoformat(f"{value}-01" if MONTH.fullmatch(str(value)) else value)
     except (TypeError, ValueError):
         return value
-    if (time.tzinfo is None) != (cell.tzinfo is None):
-        time = time.replace(tzinfo=cell.tzinfo)
+    if time.tzinfo is None:
+        return time.replace(tzinfo=cell.tzinfo)
+    # UTC is what a table without zones mostly means; of another zone nobody knows.
+    if cell.tzinfo is None:
+        return time.replace(tzinfo=None) if time.utcoffset() == timedelta(0) else value
     return time
 
 
