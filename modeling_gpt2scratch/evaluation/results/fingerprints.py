@@ -127,7 +127,8 @@ def _weights_in(directory: Path) -> list[Path]:
         for index in directory.glob(f"{kind}.index.json"):
             try:
                 names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-                found |= {directory / name for name in names}
+                # An older index may lie beside a file that is whole, and is not read then.
+                found |= {path for name in names if (path := directory / name).is_file()}
             except (KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise ValueError(f"{index}: expected a weight_map, found {named(error)}") from error
         if found:

@@ -255,6 +255,15 @@ def test_weights_count_wherever_their_index_says_that_they_are(tmp_path, kind):
         fingerprints.checksums_of(str(tmp_path))
 
 
+def test_an_older_index_beside_whole_weights_does_not_hide_them(tmp_path):
+    sizes = {"n_layer": 1, "n_embd": 32, "n_head": 2, "n_positions": 16, "vocab_size": 64}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes))
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(fingerprints.checksums_of(str(tmp_path))) > 3
+    model.save_pretrained(tmp_path)  # which leaves the index
+    assert "model.safetensors" in fingerprints.checksums_of(str(tmp_path))
+
+
 def test_a_result_is_one_of_everything_that_it_depends_on(monkeypatch):
     task = SimpleNamespace(protocol="p", version=1, sha256="0" * 64)
     config = SimpleNamespace(dtype="float32", limit=None)
