@@ -82,6 +82,20 @@ def test_files_are_read_where_they_lie(tmp_path, run, tokenizer, tokenizer_dir, 
     assert task.encode(task.tokenizer, None).tolist() == val
 
 
+@pytest.mark.parametrize("name", ["tokenizer", "tokenizer/tokenizer.json"])
+def test_a_tokenizer_that_was_named_from_where_one_stood_is_found_from_elsewhere(
+    tmp_path, run, tokenizer, monkeypatch, name
+):
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    write_directory(tmp_path / "foreign", "npy", tokenizer)
+    monkeypatch.chdir(tmp_path)
+    assert run("adopt", "foreign", "--tokenizer", name)[0] == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run("verify", tmp_path / "foreign")[0] == 0
+    assert Manifest.load(tmp_path / "foreign").tokenizer["name"] == str(tmp_path / name)
+
+
 @pytest.mark.parametrize("name", ["data\\\\train.npy", "train\n.npy", "train\udce9.npy"])
 def test_a_file_whose_name_no_manifest_could_hold_is_refused(tmp_path, run, tokenizer_dir, name):
     directory = tmp_path / "foreign"

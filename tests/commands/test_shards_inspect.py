@@ -73,3 +73,14 @@ def test_inspect_refuses_to_read_a_file_with_another_tokenizer(run, ours, tmp_pa
         f"gpt2scratch shards inspect: error: {path}: expected a vocabulary of 257 entries as in "
         f"the tokenizer {tmp_path}/bytes, found 270; name its own with --tokenizer"
     )
+
+
+def test_inspect_goes_on_behind_a_file_with_ids_of_another_tokenizer(run, tokenizer_dir, tmp_path):
+    for name, id_ in (("a", 116), ("b", 270), ("c", 117)):
+        write_foreign(tmp_path / name, "npy", [269, id_], "train")
+    code, lines = run("inspect", *(tmp_path / name for name in "abc"), "--tokenizer", tokenizer_dir)
+    assert code == 1
+    texts = [line for line in lines if "<|endoftext|>" in line and line.startswith(str(tmp_path))]
+    assert [line[len(str(tmp_path)) + 1] for line in texts] == ["a", "c"]
+    assert lines[-1].startswith(f"gpt2scratch shards inspect: error: {tmp_path}/b/")
+    assert "expected ids from 0 to 269 as in the tokenizer" in lines[-1]

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -86,12 +87,19 @@ def _texts_of(batch: pa.RecordBatch, n_before: int, reading: Reading) -> Rows:
 def _cells_of(column: pa.Array) -> list:
     """The values of a column, with a `_BadCell` for each that Python cannot hold."""
     # 0.9 and not the 0.8999999761581421 that stands for it.
-    if column.type in (pa.float32(), pa.float16()):
+    if column.type == pa.float32():
         column = column.cast(pa.string()).cast(pa.float64())
+    elif column.type == pa.float16():  # of which pyarrow writes every digit
+        return [None if value is None else _short(float(value)) for value in column.to_pylist()]
     try:
         return column.to_pylist()
     except (ValueError, OverflowError):  # both a byte that is not UTF-8 and pyarrow's own
         return [_cell(scalar) for scalar in column]
+
+
+def _short(value: float) -> float:
+    """The number of the fewest digits for a value of two bytes; whole ones stay as they are."""
+    return value if value.is_integer() else float(str(np.float16(value)))
 
 
 def _cell(scalar: pa.Scalar) -> object:

@@ -251,6 +251,14 @@ def test_text_that_no_encoding_can_hold_is_mended(tmp_path, tokenizer_dir):
     assert texts_of(tmp_path, "train") == ["half a pair \ufffd here", "whole 😀 pair"]
 
 
+def test_whoever_merges_may_stand_elsewhere(tmp_path, tokenizer_dir, monkeypatch):
+    monkeypatch.chdir(tokenizer_dir.parent)
+    list(step(tmp_path / "out", tokenizer_dir.name).run(documents(TEXTS)))
+    monkeypatch.chdir(tmp_path)
+    list(MergeManifests(tmp_path / "out").run())
+    assert Manifest.load(tmp_path / "out").tokenizer["name"] == str(tokenizer_dir)
+
+
 def test_a_data_set_that_is_complete_is_not_written_again(tmp_path, tokenizer_dir):
     list(step(tmp_path, tokenizer_dir).run(documents(TEXTS)))
     list(MergeManifests(tmp_path).run())

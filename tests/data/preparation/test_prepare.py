@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 import tiktoken
@@ -12,7 +13,7 @@ from support.tiny_corpus import fables, write_jsonl
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.common.output_directory import OutputError
 from modeling_gpt2scratch.data.preparation import prepare as preparation
-from modeling_gpt2scratch.data.preparation.prepare import prepare
+from modeling_gpt2scratch.data.preparation.prepare import prepare, tokenizer_files
 from modeling_gpt2scratch.data.sources.dataset_argument import estimated_bytes, open_sources
 from modeling_gpt2scratch.data.sources.local_files import read_documents
 from modeling_gpt2scratch.data.tokens.tokenizer import train_tokenizer
@@ -157,6 +158,17 @@ def test_data_of_a_tokenizer_that_changed_are_not_taken_for_made_before(configur
     (directory / name).write_text((directory / name).read_text())
     with pytest.raises(OutputError, match="their input has changed since"):
         prepare(configure(tokenizer=str(named)))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bytes"])
+def test_a_folder_named_like_a_known_tokenizer_is_not_its_input(
+    configure, tmp_path, monkeypatch, name
+):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "tokenizer.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert list(tokenizer_files(configure(tokenizer=name))) == []
+    assert list(tokenizer_files(configure(tokenizer=f"./{name}"))) == [Path(name, "tokenizer.json")]
 
 
 @pytest.mark.parametrize("weights", [("", ""), (":0.5", ":0.5")])

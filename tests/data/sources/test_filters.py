@@ -1,7 +1,7 @@
 """Conditions on rows: how they are written, when they hold, and what cannot be compared."""
 
 import pickle
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 
 import pytest
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.data.sources.filters import COMPARISONS, Condition, parse_condition
 
+EAST = timezone(timedelta(hours=2))
 TEXTS = ("#1", "C #", "x # y", "---", "|", "x: y", "- a", "@me", "%a", "*", "one two")
 
 
@@ -35,6 +36,8 @@ TEXTS = ("#1", "C #", "x # y", "---", "|", "x: y", "- a", "@me", "%a", "*", "one
         ("x < 007.5", Condition("x", "<", 7.5)),
         ("n == 0", Condition("n", "==", 0)),
         ("my column == a b", Condition("my column", "==", "a b")),
+        ("title == rock and roll", Condition("title", "==", "rock and roll")),
+        ("title == a -> b", Condition("title", "==", "a -> b")),
         ("title == 'a >= b'", Condition("title", "==", "a >= b")),
         ("a == 'no'", Condition("a", "==", "no")),
         ("a == ~", Condition("a", "==", None)),
@@ -120,6 +123,8 @@ def test_numbers_are_compared_as_python_does_it(name, cell, value):
         ("time >= 2024-02", datetime(2024, 2, 1), True),
         ("time < 2024-02", datetime(2024, 2, 1), False),
         ("time < 2024-02-01T01:00+01:00", datetime(2024, 2, 1, tzinfo=UTC), False),
+        ("time <= 2024-02-01", datetime(2024, 2, 1, tzinfo=EAST), True),
+        ("time == 2024-02-01T00:00Z", datetime(2024, 2, 1, 2, tzinfo=EAST), True),
         ("time != null", datetime(2024, 2, 1), True),
         ("score >= 0.8", Decimal("0.80"), True),
         ("score >= 0.8", Decimal("0.79"), False),

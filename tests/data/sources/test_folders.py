@@ -1,7 +1,8 @@
-"""What is said of a folder before its files are read."""
+"""What is said of folders and globs before their files are read."""
 
 import pytest
 
+from modeling_gpt2scratch.common.errors import SourceError
 from modeling_gpt2scratch.data.sources.local_files import find_files
 
 
@@ -31,3 +32,28 @@ def test_a_folder_of_several_splits_says_that_all_of_them_are_read(tmp_path, cap
     warning = capsys.readouterr().err
     expected = f"such as {said}; to leave them out, name the others, by their folder or a glob\n"
     assert warning.endswith(expected) if said else not warning
+
+
+def refusal_of(pattern):
+    with pytest.raises(SourceError) as caught:
+        find_files(str(pattern))
+    return str(caught.value)
+
+
+def test_a_glob_that_takes_a_bracket_for_its_own_says_how_to_write_one(tmp_path):
+    (tmp_path / "a [1]").mkdir()
+    (tmp_path / "a [1]" / "a.txt").write_text("one")
+    pattern = tmp_path / "a [1]" / "*.txt"
+    problem = "expected a file or glob, found nothing there; write [[] for a bracket in a name"
+    assert refusal_of(pattern) == f"{pattern}: {problem}"
+    [file] = find_files(str(tmp_path / "a [[]1]" / "*.txt"))
+    assert file.path == tmp_path / "a [1]" / "a.txt"
+
+
+def test_a_glob_that_finds_a_folder_says_what_to_name(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "more").mkdir()
+    assert refusal_of(tmp_path / "**").endswith(
+        "expected a regular file, found a directory; name the folder itself, or end the glob in "
+        "*.txt"
+    )

@@ -151,3 +151,18 @@ def test_a_condition_compares_what_a_number_of_four_bytes_is_written_as(tmp_path
         assert texts_of(path, where=[parse_condition(condition)]) == expected
     where = [parse_condition("score != null"), parse_condition("score >= 0.9")]
     assert texts_of(path, where=where) == ["one", "four"]
+
+
+def test_a_condition_compares_what_a_number_of_two_bytes_is_written_as(tmp_path):
+    scores = pa.array([0.9, 65504.0, None, float("inf"), float("nan")], pa.float32())
+    path = tmp_path / "a.parquet"
+    table = {"text": ["one", "two", "three", "four", "five"], "score": scores.cast(pa.float16())}
+    pq.write_table(pa.table(table), path)
+    for condition, expected in (
+        ("score == 0.9", ["one"]),
+        ("score == 65504", ["two"]),
+        ("score != null", ["one", "two", "four", "five"]),
+    ):
+        assert texts_of(path, where=[parse_condition(condition)]) == expected
+    where = [parse_condition("score != null"), parse_condition("score >= 0.9")]
+    assert texts_of(path, where=where) == ["one", "two", "four"]
