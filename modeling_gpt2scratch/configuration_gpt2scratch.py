@@ -129,7 +129,9 @@ class GPT2ScratchConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)  # which sets those of other names, such as hidden_size
         for name, fields in OTHER_NAMES.items():
             if name in kwargs and any(kwargs[name] != getattr(self, field) for field in fields):
-                raise ValueError(f"{name}: expected a known name; give {' and '.join(fields)}")
+                raise ValueError(
+                    f"{name}: expected a known name, found none; give {' and '.join(fields)}"
+                )
         # transformers calls it too, but wraps the error in one that is no ValueError.
         self.validate_architecture()
 

@@ -52,9 +52,9 @@ def test_a_name_that_is_almost_a_known_one_is_refused(tmp_path, name, meant):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"block_size": 256}, "block_size: expected a known name; give n_positions"),
-        ({"n_ctx": 128}, "n_ctx: expected a known name; give n_positions"),
-        ({"dropout": 0.2}, "dropout: expected a known name; give resid_pdrop and embd_pdrop and"),
+        ({"block_size": 256}, "block_size: expected a known name, found none; give n_positions"),
+        ({"n_ctx": 128}, "n_ctx: expected a known name, found none; give n_positions"),
+        ({"dropout": 0.2}, "dropout: expected a known name, found none; give resid_pdrop and"),
         ({"scale_attn_by_inverse_layer_idx": True}, "expected scale_attn_by_inverse_layer_idx=Fal"),
         ({"bias": False}, "expected bias=True as in GPT-2, found False"),
         ({"model_type": "gpt2"}, "model_type: expected gpt2scratch, found gpt2; "),

@@ -103,6 +103,13 @@ def split_revision(name: str) -> tuple[str, str]:
     return (name, MAIN) if name.startswith((".", "/", "~")) else (repository, revision)
 
 
+def leads_nowhere(name: str) -> bool:
+    """Whether this is neither a place on this machine nor a name that the Hub could know."""
+    repository = name.partition("@")[0]  # a revision, such as refs/pr/1, may have any parts
+    is_path = repository.startswith((".", "/", "~")) or len(Path(repository).parts) > 2
+    return is_path and not Path(name).exists()
+
+
 def redact_fields(config: Any, *, but: Sequence[str] = ()) -> None:
     """Leaves no secrets in the texts of a dataclass, which will be recorded.
 

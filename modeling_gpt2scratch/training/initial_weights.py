@@ -1,6 +1,5 @@
 """The weights of a trained GPT-2 from which training starts: OpenAI's, or those of an own run."""
 
-import os
 from pathlib import Path
 
 import torch
@@ -8,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.checkpoints.weight_files import WeightsError, naming_damaged_files
-from modeling_gpt2scratch.common.addresses import split_revision
+from modeling_gpt2scratch.common.addresses import leads_nowhere, split_revision
 from modeling_gpt2scratch.common.errors import MendableError, named, one_line
 from modeling_gpt2scratch.configuration_gpt2scratch import AUTO_MAP, GPT2ScratchConfig
 from modeling_gpt2scratch.data.shards.manifest import Manifest
@@ -96,15 +95,12 @@ def _stored_config(name: str) -> GPT2ScratchConfig:
 
 def _require_directory_or_hub_name(name: str) -> None:
     """Refuses files, and paths that lead nowhere, of which the Hub would speak as names."""
-    if os.path.isdir(name):
-        return
-    path = Path(name.partition("@")[0])  # a revision, such as refs/pr/1, may have any parts
-    is_path = path.is_absolute() or path.parts[:1] in [("..",), ("~",)] or len(path.parts) > 2
-    if is_file := os.path.exists(name):
+    found = None
+    if Path(name).is_file():
         found = "a file; name the directory that it is in"
-    elif is_path:
+    elif leads_nowhere(name):
         found = "no directory of that name; look for a wrong letter"
-    if is_file or is_path:
+    if found is not None:
         raise InitialWeightsError(
             f"{name}: expected the directory of a gpt2 or gpt2scratch checkpoint, or a Hub name "
             f"(OWNER/NAME), found {found}"

@@ -8,6 +8,7 @@ import pytest
 
 from modeling_gpt2scratch.common import addresses
 from modeling_gpt2scratch.common.addresses import (
+    leads_nowhere,
     redact_fields,
     redacted,
     split_revision,
@@ -229,3 +230,14 @@ def test_every_command_refuses_a_directory_with_a_revision(tmp_path):
     ):
         with pytest.raises(ValueError, match="expected a repository of the Hub before @step-1"):
             make()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        *[(name, False) for name in ("gpt2", "me/model", "me/model@refs/pr/1", ".", "/")],
+        *[(name, True) for name in ("/no/such", "./no", "../no", "~/no", "a/b/c", "/no@main")],
+    ],
+)
+def test_a_path_to_nothing_is_told_from_a_name_of_the_hub(name, expected):
+    assert leads_nowhere(name) == expected

@@ -28,7 +28,9 @@ EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 OTHER_BASE = re.compile(r"[-+]?0[0-9xb_]+$|[-+]?0x|.*:")
 MONTH = re.compile(r"\d{4}-\d{2}")  # which begins at its first day
 # What stands between two conditions, where one text has two.
-JOINER = re.compile(r"\s+(?:and|or)\s+|[&|,]+", re.IGNORECASE)
+JOINER = re.compile(r"\s+(?:and|or)\s+|[&|,;]+", re.IGNORECASE)
+# Or nothing but white space, before a name and an operator of two signs: a text may hold a < b.
+SECOND = re.compile(r".*\s[^=!<>\s]+\s*(==|!=|>=|<=)\s*[^=!<>\s].*")
 QUOTES = ("'", '"')
 SHOWN_CHARACTERS = 40  # of a value, or of a column's name, in a message
 
@@ -68,7 +70,7 @@ class Condition:
         if _kind(cell) == _kind(value) or (None in (cell, value) and not is_ordered):
             return COMPARISONS[self.operator](cell, value)
         if isinstance(cell, datetime):
-            advice = "compare with a date or time in its zone, such as 2020-12-31T08:00"
+            advice = "compare with a date or time, such as 2020-12-31T08:00, in the column's zone"
         elif cell is None:
             advice = f'put "{self.column} != null" before it, which leaves such rows out'
         else:
@@ -111,7 +113,8 @@ def shown_columns(row: Mapping[str, object]) -> str:
 def _value(written: str, text: str) -> float | int | str | bool | None:
     """What stands behind the operator, read as one YAML value, in which no sign begins another."""
     loader = yaml.SafeLoader("")
-    if written[0] not in QUOTES and any(map(CONDITION.fullmatch, JOINER.split(written)[1:])):
+    are_two = SECOND.fullmatch(written) or any(map(CONDITION.fullmatch, JOINER.split(written)[1:]))
+    if written[0] not in QUOTES and are_two:
         raise ValueError(
             f"expected one condition in each text of --where, found {text!r}; write two texts, "
             f'such as "lang != de" "lang != fr", or quotes around a value'

@@ -20,7 +20,7 @@ from transformers import (
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.utils import cached_file
 
-from modeling_gpt2scratch.common.addresses import split_revision
+from modeling_gpt2scratch.common.addresses import leads_nowhere, split_revision
 from modeling_gpt2scratch.common.errors import json_problem, named
 
 from .ids import vocab_size_of
@@ -94,7 +94,8 @@ def problem_of_files(name: str, error: Exception, known: str = KNOWN_NAMES) -> s
         beside = [file for file in (SETTINGS_NAME, "config.json") if Path(name, file).is_file()]
         fitting = f" that fits {' and '.join(beside)}" if beside else ""
         return f"{path}: expected a tokenizer{fitting}, found {named(error)}; save it again"
-    return f"{name}: expected {known}, found {named(error)}"
+    nothing = "no directory of that name; look for a wrong letter"
+    return f"{name}: expected {known}, found {nothing if leads_nowhere(name) else named(error)}"
 
 
 def refuse_huge_ids(name: str, highest: int) -> None:

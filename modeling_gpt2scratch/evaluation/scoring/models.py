@@ -25,7 +25,7 @@ from transformers import (
 
 from modeling_gpt2scratch.checkpoints.checkpoint import find_checkpoint
 from modeling_gpt2scratch.checkpoints.weight_files import naming_damaged_files
-from modeling_gpt2scratch.common.addresses import split_revision
+from modeling_gpt2scratch.common.addresses import leads_nowhere, split_revision
 from modeling_gpt2scratch.data.tokens.ids import vocab_size_of
 from modeling_gpt2scratch.data.tokens.tokenizer import problem_of_files, refuse_huge_ids
 from modeling_gpt2scratch.distributed.device import available_device
@@ -139,7 +139,7 @@ def require_model(name: str, *, trust_remote_code: bool) -> None:
         if Path(name).suffix == ".gguf":
             todo = "convert it to a directory with config.json and model.safetensors first"
         raise ValueError(f"{expected}, found a file; {todo}")
-    if name.startswith((".", "/", "~")):
+    if leads_nowhere(name):
         raise ValueError(f"{expected}, found none{_nearest(name)}")
     repository, revision = split_revision(name)
     try:

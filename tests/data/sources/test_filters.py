@@ -58,6 +58,7 @@ def test_a_condition_is_a_column_an_operator_and_a_value(text, condition):
         *("", "text", "text ==", "== en", "text = en", "text === en", "a => 1", "a < b < c\n:"),
         *("a == [1]", "a == {b: 1}", "a == 'open", "a >= null", "a < true"),
         *("a != de and a != fr", "a != de or b >= 3", "a >= b && c > 3"),
+        *("a != de; b > 3", "a != de a != fr", "a == x b >= 3"),
         *("a == 'x': b", "a == 'tis", "a == 'it's'", 'a == "one" two'),
     ],
 )
@@ -143,7 +144,7 @@ def test_dates_and_decimals_of_parquet_are_compared_as_they_are_written(text, ce
         ("language == no", "no", "expected true or false in column .* found a text 'no'; .*quotes"),
         ("language == en", 5, "expected a text in column 'language' .* found 5; "),
         ("tags == a", ["a"], "expected a text in column 'tags' .* found a list; "),
-        ("day > soon", datetime(2024, 2, 1), ".* found a time; compare with a date or time in"),
+        ("day > soon", datetime(2024, 2, 1), ".* found a time; compare with a date or time, "),
         ("day > 2024-02-01T08:00+05:00", datetime(2024, 2, 1), ".* found a time; compare with a"),
         ("score >= 0.8", None, '.* found null; put "score != null" before it'),
     ],

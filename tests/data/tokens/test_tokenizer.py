@@ -320,6 +320,7 @@ def test_a_directory_that_is_not_there_is_refused_by_name(tmp_path):
         load_tokenizer(str(tmp_path / "none"))
     message = str(caught.value)
     assert message.startswith(f"{tmp_path / 'none'}: expected gpt2, bytes, or a directory")
+    assert message.endswith("found no directory of that name; look for a wrong letter")
     assert len(message.splitlines()) == 1
 
 
