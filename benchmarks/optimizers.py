@@ -10,6 +10,7 @@ widened. The rest of the training is the same for all.
 import csv
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from search import train_once
 from tabulate import tabulate
@@ -111,14 +112,16 @@ def write_csv(path: Path, config: BenchmarkConfig, curves: dict[Trial, list[dict
 def print_table(config: BenchmarkConfig, curves: dict[Trial, list[dict]]) -> None:
     """A row for each run, and what Muon's best has over AdamW's best."""
     final = {trial: rows[-1]["eval_loss"] for trial, rows in curves.items()}
+    speed = {t: median(row["tokens_per_second"] for row in rows) for t, rows in curves.items()}
     rows = [
         [
             *(trial.optimizer, f"{trial.learning_rate:g}", trial.max_steps),
             *(f"{trial.max_steps * config.total_batch_tokens:,}", f"{loss:.4f}"),
+            f"{speed[trial]:,.0f}",
         ]
         for trial, loss in final.items()
     ]
-    headers = ["optimizer", "peak rate", "steps", "tokens", "validation loss"]
+    headers = ["optimizer", "peak rate", "steps", "tokens", "validation loss", "tokens/s"]
     print(tabulate(rows, headers, "pipe", disable_numparse=True))
     best = {
         name: min((t for t in final if t.optimizer == name), key=final.get)
@@ -127,7 +130,8 @@ def print_table(config: BenchmarkConfig, curves: dict[Trial, list[dict]]) -> Non
     share = best["muon"].max_steps / best["adamw"].max_steps
     print(
         f"\nMuon's best on {share:.0%} of the tokens minus AdamW's best: "
-        f"{final[best['muon']] - final[best['adamw']]:+.4f}"
+        f"{final[best['muon']] - final[best['adamw']]:+.4f}; a step takes "
+        f"{speed[best['adamw']] / speed[best['muon']]:.2f} x as long"
     )
 
 
