@@ -92,13 +92,16 @@ class Contestant:
         torch.manual_seed(0)  # so that ours begins alike in both precisions
         sizes = MODEL_SIZES[config.model] | {"n_positions": config.sequence_length}
         sizes["vocab_size"] = config.vocab_size
-        model, self.loss_of = MODELS[entry.kind](sizes)
-        self.model = model.to(config.device).train()
+        with torch.device(config.device):  # a GPU draws the weights in no time
+            model, self.loss_of = MODELS[entry.kind](sizes)
+        self.model = model.train()
         if entry.is_compiled:
             self.model.compile(backend=backend, dynamic=False)
         self.optimizer = make_optimizer(
             self.model, learning_rate=LEARNING_RATE, weight_decay=0.1, name=entry.optimizer
         )
+        if entry.kind == "ours":  # which a training run always sets
+            self.optimizer.found_inf = torch.zeros((), device=config.device)
 
     def step(self, input_ids: Tensor, targets: Tensor) -> tuple[float, float]:
         """One optimizer update; its loss in nats per token, and its seconds."""
@@ -121,10 +124,14 @@ def ours(sizes: dict) -> tuple[nn.Module, Callable]:
 
 
 def theirs(sizes: dict) -> tuple[nn.Module, Callable]:
-    """transformers' model without dropout, as ours; it shifts its labels itself."""
+    """transformers' model without dropout, as ours, and as its Trainer calls it: without a cache.
+
+    It shifts its labels itself.
+    """
     no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     model = GPT2LMHeadModel(GPT2Config(**sizes, **no_dropout, bos_token_id=0, eos_token_id=0))
-    return model, lambda model, ids, targets: model(ids, labels=ids).loss
+    model.loss_type = "ForCausalLM"  # None makes it warn, and leave the compiled graph for that
+    return model, lambda model, ids, targets: model(ids, labels=ids, use_cache=False).loss
 
 
 def plain(sizes: dict) -> tuple[nn.Module, Callable]:

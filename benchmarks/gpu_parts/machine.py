@@ -14,7 +14,10 @@ from modeling_gpt2scratch.doctor.checks import checks_for, examine
 
 REPOSITORY = Path(__file__).parents[2]
 OFFLINE = {"gpt2 tokenizer", "Hugging Face Hub", "wandb"}  # checks that need a network
-TESTS = ("tests/gpu", "tests/training/test_steps.py")
+TESTS = (  # the most valuable first
+    *("tests/gpu/test_runs_on_device.py", "tests/training/test_steps.py"),
+    "tests/gpu/test_model_on_device.py",
+)
 LAST_LINES = 40  # of the tests
 
 

@@ -76,6 +76,7 @@ def _machine(results: dict) -> str:
 
 def _steps(results: dict) -> str:
     parts = [table_of(results["contestants"], "contestant")] if "contestants" in results else []
+    parts.append(f"Medians of {results.get('rounds', 0) + 1} steps each.")
     parts += [f"- {name}: {problem}" for name, problem in results.get("problems", {}).items()]
     return "\n".join([*parts[:1], "", *parts[1:]])
 

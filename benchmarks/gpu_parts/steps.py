@@ -2,6 +2,7 @@
 
 import dataclasses
 import statistics
+import time
 from collections.abc import Sequence
 
 import torch
@@ -26,7 +27,9 @@ ENTRIES = {
 }
 ROWS = (64, 48, 32, 16, 8, 4, 2, 1)
 VOCABULARY, PADDED_VOCABULARY = 50_257, 50_304  # single-file scripts pad it themselves
-START_SHARE = 0.8  # of the time, to make and compile contestants
+ROUNDS_SHARE = 0.2  # of the time, kept for the rounds
+# To make a contestant, before one of its kind has shown how long that takes.
+EAGER_SECONDS, COMPILED_SECONDS = 0.1, 2.0  # for each block
 ROUNDS = 20
 
 
@@ -52,19 +55,28 @@ def measure(
     torch._dynamo.config.recompile_limit = 64
     contestants, rows, problems, data = {}, {}, {}, {}
     speeds: dict[str, list[float]] = {}
+    starts: dict[tuple[str, bool], float] = {}  # seconds, by kind and whether it is compiled
+    n_layer = MODEL_SIZES[config.model]["n_layer"]
     for name in names:
-        if plan.seconds_left < (1 - START_SHARE) * plan.seconds:
-            problems[name] = "no time"
+        entry = ENTRIES[name]
+        kind = entry.kind, entry.is_compiled
+        needed = n_layer * (COMPILED_SECONDS if entry.is_compiled else EAGER_SECONDS)
+        needed = starts.get(kind, 0.0 if plan.is_smoke else needed)
+        if plan.seconds_left < needed + ROUNDS_SHARE * plan.seconds:
+            problems[name] = f"no time: {plan.seconds_left:.0f} s left, about {needed:.0f} needed"
+            record(problems=problems)
             continue
+        started = time.monotonic()
         try:
             contestants[name], rows[name] = largest(
-                ENTRIES[name], config, sizes, backend="eager" if plan.is_smoke else "inductor"
+                entry, config, sizes, backend="eager" if plan.is_smoke else "inductor"
             )
         except Exception as error:  # whatever it is, the others are still worth having
             problems[name] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
             record(problems=problems)
             continue
-        data[name] = batches(sized(config, ENTRIES[name], rows[name]))
+        starts[kind] = max(starts.get(kind, 0.0), time.monotonic() - started)
+        data[name] = batches(sized(config, entry, rows[name]))
         speeds[name] = [speed_of(contestants[name], data[name][0])]
         record(problems=problems, rows=rows, contestants=summary(speeds, rows, config, plan))
     for round_ in range(2 if plan.is_smoke else ROUNDS):

@@ -67,7 +67,8 @@ def draw_bars(
             error = estimate.stderr
             axes.bar(place, estimate.value, yerr=error, capsize=3, color=colors[place])
             values.append(estimate.value)
-        axes.set_ylim(bottom=0)
+        if min(values) >= 0:
+            axes.set_ylim(bottom=0)
         _spread(axes, values)
         axes.set_title(f"{task}\n{metric} {'↑' if metrics[task][metric] else '↓'}", fontsize=8)
         axes.set_xlim(-0.6, len(shown) - 0.4)

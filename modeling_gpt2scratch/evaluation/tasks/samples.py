@@ -139,7 +139,7 @@ class SampleData:
         path = Path(source)
         if path.suffix in FILE_SUFFIXES and not path.exists():
             raise FileNotFoundError(f"expected a file {path}, found none")
-        if path.suffix in TEXT_SUFFIXES:
+        if path.suffix.lower() in TEXT_SUFFIXES:
             rows = _read_lines(path, limit)
         elif path.is_dir():
             files = sorted(path.glob("*.jsonl"))
