@@ -69,7 +69,6 @@ def report(
     notes += data_notes(comparison.tasks, config.limit)
     results = {"differences": differences, "published": published, "baseline": baseline.name}
     say_what_is_left(output_dir / RESULTS_FILE, models, asked=config.kinds)
-    print(table, "", *notes, sep="\n")
     problem = None
     try:
         write_files(config, comparison, output_dir, results | {"seconds": seconds})
@@ -87,6 +86,7 @@ def report(
         tell(f"no {PAGE_NAME}: {error}", file=sys.stderr)
     except (OSError, UnicodeEncodeError) as error:
         problem = f"--output_dir: expected to write to {output_dir}, found {reason(error)}"
+    print(table, "", *notes, sep="\n")
     if problem:
         tell(problem, file=sys.stderr)
     return not problem
