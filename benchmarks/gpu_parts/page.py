@@ -75,10 +75,14 @@ def _machine(results: dict) -> str:
 
 
 def _steps(results: dict) -> str:
-    parts = [table_of(results["contestants"], "contestant")] if "contestants" in results else []
-    parts.append(f"Medians of {results.get('rounds', 0) + 1} steps each.")
-    parts += [f"- {name}: {problem}" for name, problem in results.get("problems", {}).items()]
-    return "\n".join([*parts[:1], "", *parts[1:]])
+    parts = []
+    if "contestants" in results:
+        n_steps = results.get("rounds", 0) + 1  # one of them when it is made
+        parts.append(table_of(results["contestants"], "contestant"))
+        parts.append(f"Timed steps of each: {n_steps}.")
+    if problems := results.get("problems"):
+        parts.append("\n".join(f"- {name}: {problem}" for name, problem in problems.items()))
+    return "\n\n".join(parts)
 
 
 def _losses(results: dict) -> str:

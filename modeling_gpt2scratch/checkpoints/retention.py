@@ -31,14 +31,18 @@ def checkpoints_by_step(output_dir: Path) -> dict[int, Path]:
     return found
 
 
-def latest_step(output_dir: Path) -> int | None:
-    """The step of the checkpoint that `latest` names, None if there is no such checkpoint."""
+def latest_name(output_dir: Path) -> str | None:
+    """The checkpoint that `latest` names, whether or not it is there; None without a name."""
     try:
-        name = (output_dir / LATEST_NAME).read_text(encoding="utf-8").strip()
+        return (output_dir / LATEST_NAME).read_text(encoding="utf-8").strip() or None
     except (OSError, ValueError):
         return None
+
+
+def latest_step(output_dir: Path) -> int | None:
+    """The step of the checkpoint that `latest` names, None if there is no such checkpoint."""
     steps = {path.name: step for step, path in checkpoints_by_step(output_dir).items()}
-    return steps.get(name)
+    return steps.get(latest_name(output_dir))
 
 
 def expired(

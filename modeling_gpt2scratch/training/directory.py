@@ -20,6 +20,7 @@ from modeling_gpt2scratch.checkpoints.checkpoint import (
 from modeling_gpt2scratch.checkpoints.retention import (
     LATEST_NAME,
     checkpoints_by_step,
+    latest_name,
     put_back_replaced,
 )
 from modeling_gpt2scratch.common.atomic_files import write_file, write_json
@@ -129,6 +130,26 @@ class OutputLock:
         """Gives the directory back."""
         self._identity = None
         self._lock.release()
+
+
+def refuse_newer_run(config: TrainConfig, checkpoint: Path | None) -> None:
+    """Looks again, once the directory is taken: another run may have come and gone since.
+
+    Args:
+        checkpoint: what the run continues from.
+
+    Raises:
+        LaunchError: if there is a run now which this one would mix with.
+    """
+    output_dir = Path(config.output_dir)
+    if config.overwrite or is_own(checkpoint, output_dir):
+        return
+    is_there = (output_dir / RUN_CONFIG_NAME).exists()
+    if is_there and (config.resume != "auto" or find_checkpoints(output_dir)):
+        raise LaunchError(
+            f"expected no other run in {output_dir}, found one that was made while this one was "
+            f"starting; choose another --output_dir, or continue it with --resume auto"
+        )
 
 
 def prepare_output_dir(
@@ -259,12 +280,26 @@ def _candidates(config: TrainConfig) -> list[Path]:
     """The checkpoints that this run can continue from, best first.
 
     Raises:
-        CheckpointError: if one was asked for that is not there.
+        CheckpointError: if one was asked for that is not there, or if the run has had some and none
+            is left: to begin anew would replace its result.
     """
-    if config.resume == "auto":
-        put_back_replaced(Path(config.output_dir))
-        return find_checkpoints(Path(config.output_dir))
-    checkpoints = find_checkpoints(Path(config.resume))
+    is_auto = config.resume == "auto"
+    directory = Path(config.output_dir if is_auto else config.resume)
+    if is_auto:
+        put_back_replaced(directory)
+    checkpoints, newest = find_checkpoints(directory), latest_name(directory)
+    if checkpoints and newest and newest not in {path.name for path in checkpoints}:
+        warn(
+            f"{directory}: expected {newest}, which `{LATEST_NAME}` names, found no such complete "
+            f"checkpoint; trying {checkpoints[0].name}"
+        )
+    if is_auto and not checkpoints and (newest or (directory / WEIGHTS_NAME).is_file()):
+        raise CheckpointError(
+            f"{directory}: expected {newest or 'a checkpoint'} to resume from, found a run without "
+            f"complete checkpoints; put it back, or start in another directory"
+        )
+    if is_auto:
+        return checkpoints
     if not checkpoints:
         raise CheckpointError(
             f"{config.resume}: expected a complete checkpoint, found none; "

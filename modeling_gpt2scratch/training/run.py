@@ -54,6 +54,7 @@ from .directory import (
     leave_later_checkpoints,
     prepare_output_dir,
     recorded_arguments,
+    refuse_newer_run,
 )
 from .model import make_model, sum_of_weights
 from .progress import TrainingProgress
@@ -332,6 +333,7 @@ def _open_directory(
     output_dir = Path(config.output_dir)
     lock = OutputLock(output_dir)
     on_main_process(lock.acquire)
+    on_main_process(refuse_newer_run, config, checkpoint)
     if was_killed(output_dir):
         say(f"{output_dir}: the last process of this run left no status; probably it was killed")
     with recorded(output_dir, lambda: progress.step, is_main=accelerator.is_main_process):

@@ -6,6 +6,7 @@ import os
 import sys
 
 import pytest
+import torch
 from support.paths import REPOSITORY
 from support.processes import run_process
 from support.tiny_corpus import fables, write_jsonl
@@ -103,6 +104,41 @@ def test_a_part_that_hangs_or_fails_leaves_what_it_found(scripts, monkeypatch, t
     page = (tmp_path / "day" / "gpu_day.md").read_text()
     assert "This part did not finish: ended after 4 s." in page
     assert "| ours         | 8      |" in page
+
+
+def test_a_contestant_that_cannot_be_made_in_time_is_left_out(scripts, monkeypatch, tmp_path):
+    steps, plans = scripts("gpu_parts.steps"), scripts("gpu_parts.plan")
+    clock, made = [0.0], []
+
+    def largest(entry, *_, **__):
+        made.append((entry.kind, entry.is_compiled))
+        clock[0] += 31.0 if entry.is_compiled else 1.0
+        return entry, 8
+
+    monkeypatch.setattr(plans.time, "time", lambda: clock[0])
+    monkeypatch.setattr(steps.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(steps, "largest", largest)
+    monkeypatch.setattr(steps, "batches", lambda _: [(torch.zeros(1), torch.zeros(1))])
+    monkeypatch.setattr(steps, "speed_of", lambda *_: 1.0)
+    plan = plans.Plan(str(tmp_path), "", seconds=105, is_smoke=False, started=0.0)
+    record = plans.Record(tmp_path / "steps.json")
+    steps.measure(plan, record, "gpt2")
+    found = json.loads((tmp_path / "steps.json").read_text())
+    # Of 105 s, two compilations of ours leave 43, and 21 are kept for the rounds.
+    assert found["problems"] == {
+        "plain GPT, AdamW, compiled": "no time: 43 s left, about 24 needed",
+        "transformers, AdamW, compiled": "no time: 43 s left, about 24 needed",
+    }
+    eager = [("ours", False), ("transformers", False), ("ours", False)]
+    assert made == [("ours", True), ("ours", True), *eager]
+    assert found["rounds"] == steps.ROUNDS and found["contestants"].keys() == found["rows"].keys()
+
+
+def test_the_day_runs_every_file_of_tests_for_an_accelerator(scripts):
+    listed = scripts("gpu_parts.machine").TESTS
+    files = [str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("tests/gpu/test_*.py")]
+    assert files and set(files) <= set(listed)
+    assert all((REPOSITORY / path).is_file() for path in listed)
 
 
 def test_the_data_keep_to_their_limit_and_are_those_of_the_text(scripts, monkeypatch, tmp_path):

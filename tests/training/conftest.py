@@ -24,6 +24,7 @@ def run_copy(finished, tmp_path) -> Path:
     copy = tmp_path / "run"
     shutil.copytree(finished, copy)
     shutil.rmtree(copy / "checkpoint-12")
+    (copy / "latest").write_text("checkpoint-8")
     return copy
 
 

@@ -1,4 +1,7 @@
-"""Ctrl-C at any moment, in a terminal: one line, and its command goes on to the same result."""
+"""Runs that are continued, after Ctrl-C at any moment or without some of their checkpoints.
+
+Ctrl-C in a terminal: one line, and its command goes on to the same result.
+"""
 
 import json
 import random
@@ -10,12 +13,14 @@ from pathlib import Path
 
 import pytest
 from support.terminal import terminal
-from support.training_runs import flags, launch
+from support.training_runs import curve as steps_of
+from support.training_runs import flags, launch, refusal, run_here
 
 from modeling_gpt2scratch.common.command_line import parse_config
 from modeling_gpt2scratch.tracking.metrics import read_metrics
 from modeling_gpt2scratch.training import continuation
 from modeling_gpt2scratch.training.configuration import RUN_MARKER, TrainConfig
+from modeling_gpt2scratch.training.directory import OutputLock
 
 OPTIONS = {"max_steps": 40, "save_every": 8, "eval_every": 20, "log_every": 5, "dropout": 0}
 # What the terminal shows when a moment is near; each comes only if those before it have passed.
@@ -152,3 +157,47 @@ def test_a_run_that_goes_on_replaces_nothing(tmp_path, typed):
     argv = [str(tmp_path / "x.yaml"), *typed.split(), "--overwrite", "false", "--resume", "auto"]
     config = parse_config(TrainConfig, description=None, argv=argv)
     assert (config.overwrite, config.resume) == (False, "auto")
+
+
+@pytest.mark.parametrize("left", ["latest", "model.safetensors"])
+def test_a_run_without_its_checkpoints_is_not_begun_anew(
+    finished, small_data, tmp_path, monkeypatch, capsys, left
+):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run, ignore=shutil.ignore_patterns("checkpoint-*"))
+    (run / ({"latest", "model.safetensors"} - {left}).pop()).unlink()
+    before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    code, error = refusal(monkeypatch, capsys, *flags(small_data, run, resume="auto", seed=5))
+    wanted = "checkpoint-12" if left == "latest" else "a checkpoint"
+    assert code == 1
+    assert f"{run}: expected {wanted} to resume from, found a run without complete" in error
+    assert error.endswith("put it back, or start in another directory")
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_a_missing_newest_checkpoint_is_named(run_copy, small_data, monkeypatch, capsys):
+    (run_copy / "latest").write_text("checkpoint-12")
+    assert run_here(monkeypatch, *flags(small_data, run_copy, resume="auto")) == 0
+    warning = f"{run_copy}: expected checkpoint-12, which `latest` names, found no such complete"
+    assert f"{warning} checkpoint; trying checkpoint-8" in capsys.readouterr().err
+    assert max(steps_of(run_copy)) == 12
+
+
+@pytest.mark.parametrize("resume", ["none", "auto"])
+def test_a_run_that_was_made_while_this_one_started_is_kept(
+    finished, small_data, tmp_path, monkeypatch, capsys, resume
+):
+    run, acquire = tmp_path / "run", OutputLock.acquire
+
+    def acquire_late(self):
+        shutil.copytree(finished, run)
+        acquire(self)
+
+    monkeypatch.setattr(OutputLock, "acquire", acquire_late)
+    arguments = flags(small_data, run, resume=resume, seed=5, max_steps=3)
+    code, error = refusal(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert f"expected no other run in {run}, found one that was made while this one was" in error
+    for path in finished.iterdir():
+        if path.is_file() and path.name != "run.lock":
+            assert (run / path.name).read_bytes() == path.read_bytes()

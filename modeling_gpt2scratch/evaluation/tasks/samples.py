@@ -137,17 +137,18 @@ class SampleData:
             ValueError: for a file of another kind, and a line or a row that is not as above.
         """
         path = Path(source)
-        if path.suffix in FILE_SUFFIXES and not path.exists():
+        suffix = path.suffix.lower()
+        if suffix in FILE_SUFFIXES and not path.exists():
             raise FileNotFoundError(f"expected a file {path}, found none")
-        if path.suffix.lower() in TEXT_SUFFIXES:
+        if suffix in TEXT_SUFFIXES:
             rows = _read_lines(path, limit)
         elif path.is_dir():
             files = sorted(path.glob("*.jsonl"))
             rows = islice(chain.from_iterable(map(_read_jsonl, files)), limit)
-        elif path.suffix == ".zip":
+        elif suffix == ".zip":
             rows = islice(_read_zip(path), limit)
         elif path.is_file():
-            if path.suffix.lower() in OTHER_SUFFIXES:
+            if suffix in OTHER_SUFFIXES:
                 raise ValueError(
                     f"{path}: expected .jsonl, .txt or .zip, found {path.suffix}; unpack or "
                     f"convert it"

@@ -106,3 +106,10 @@ def test_values_that_are_far_apart_have_a_logarithmic_axis(tmp_path, figures):
     ]
     draw_bars(models, METRICS, tmp_path / "bars.png", limit=None)
     assert [axes.get_yscale() for axes in figures[0].axes] == ["linear", "log"]
+
+
+def test_bars_below_zero_are_drawn_whole(tmp_path, figures):
+    models = [measured("random", [-1.0, -2.0], [9.0, 9.5]), measured("trained", [1.0], [2.0])]
+    draw_bars(models, {"lambada": {"acc": True}}, tmp_path / "bars.png", limit=None)
+    low, high = figures[0].axes[0].get_ylim()
+    assert low < -1.5 and high > 1.0

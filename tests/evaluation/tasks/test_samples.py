@@ -43,7 +43,9 @@ def test_a_text_of_ones_own_may_be_a_page_and_no_pointer(tmp_path):
         LocalTextTask.load(Selection(place=str(path)))
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.md", "rows.parquet", "rows.csv"])
+@pytest.mark.parametrize(
+    "name", ["rows.jsonl.gz", "rows.md", "rows.parquet", "rows.csv", "rows.CSV"]
+)
 def test_a_file_of_another_kind_is_named_and_so_is_one_that_is_not_there(tmp_path, name):
     path = tmp_path / name
     with pytest.raises(FileNotFoundError, match=f"expected a file {path}, found none"):
@@ -124,3 +126,10 @@ def test_a_text_that_cannot_be_read_is_named_and_the_mark_of_windows_is_no_text(
     assert [document.text for document in task.load(Selection(place=str(path))).documents] == [
         "the café\n"
     ]
+
+
+@pytest.mark.parametrize("name", ["rows.txt", "rows.TXT", "rows.Raw"])
+def test_an_ending_counts_in_capitals_too(tmp_path, name):
+    path = tmp_path / name
+    path.write_text("the cat\n")
+    assert read_texts(str(path), limit=None) == ["the cat"]
