@@ -134,6 +134,8 @@ def _config_problem(path: Path, error: Exception) -> str | None:
             f"{path}: expected a model that transformers knows, found one with code of its own; to "
             f"run it, name this model and add --trust_remote_code"
         )
+    if isinstance(error, ImportError):  # of a quantization, whose message says what to install
+        return f"{path}: {one_line(error)}"
     is_clear = message.startswith("expected ") or any(word in message for word in CLEAR)
     if is_clear or isinstance(error, NOT_OF_A_FILE) or not path.is_file():
         return None

@@ -92,8 +92,14 @@ def evaluate_model(
         _note(model, missing, str(error), processes)
         return
     # Of a model of the Hub, some files may be here only now.
+    known = model.files
     with activity(f"looking at {model.name}"):
         keys = _look_up(model, tasks, config, cache, processes)
+    changed = [file for file, digest in known.items() if model.files.get(file) != digest]
+    if changed:  # nobody knows which of them was loaded
+        problem = f"expected {changed[0]} as it was before, found it changed while the model loaded"
+        _note(model, missing, f"{problem}; measure the model again", processes)
+        return
     missing = [name for name in missing if name not in model.tasks]
     model.description = describe_model(scorer)
     for name in missing:

@@ -26,8 +26,9 @@ MODEL_KEYS = ("results", "configs", "versions", "n-shot", "higher_is_better", "n
 MODEL_KEYS += ("task_hashes", "model_sha256")
 CONFIG_KEYS = ("task", "protocol", "num_fewshot", "samples", "sha256", "official_dataset")
 CONFIG_KEYS += ("dataset_revision", "data_status", "metadata")
-# Of the details of a task: samples whose context was cut, and that did not fit at all.
-COUNTS = ("n_truncated", "n_left_out")
+# Of the details of a task: samples whose context was cut, samples that did not fit at all, and
+# scored tokens that are the unknown token.
+COUNTS = ("n_truncated", "n_left_out", "n_unknown")
 VERSION_KEYS = ("python_version", "torch_version", "transformers_version", "date")
 
 

@@ -69,6 +69,12 @@ model into a stock `gpt2`, for programs that run no code from repositories:
 hf download {repository} --local-dir {name}
 gpt2scratch convert to-gpt2 {name} {name}-stock
 ```"""
+# What a count among a task's details says of its score.
+CAVEATS = {
+    "n_truncated": "samples are longer than this model has room for, and were cut at the beginning",
+    "n_left_out": "samples are longer than this model has room for, and were left out",
+    "n_unknown": "scored tokens are this model's unknown token: its score is of another text",
+}
 SIZES = {
     "parameters": "Parameters",
     "n_layer": "Layers",
@@ -215,9 +221,9 @@ def _results(results: dict | None, repository: str) -> str:
             f"these are not scores of the whole task.\n\n"
         )
     cut = "".join(
-        f"`{task}`: {n:,} samples are longer than this model has room for, and were {what}.\n\n"
+        f"`{task}`: {n:,} {what}.\n\n"
         for task, details in own["details"].items()
-        for name, what in (("n_truncated", "cut at the beginning"), ("n_left_out", "left out"))
+        for name, what in CAVEATS.items()
         if (n := details.get(name))
     )
     other = "".join(

@@ -84,8 +84,8 @@ def test_a_command_line_compares_what_it_reaches_and_says_why_it_misses_the_rest
         ["val", "stream v1", "loss", "↓"],
         ["val", "stream v1", "perplexity", "↓"],
         ["val", "stream v1", "bits_per_byte", "↓"],
-        ["lambada", "lambada_openai v2", "acc", "↑"],
-        ["lambada", "lambada_openai v2", "perplexity", "↓"],
+        ["lambada", "lambada_openai v3", "acc", "↑"],
+        ["lambada", "lambada_openai v3", "perplexity", "↓"],
     ]
     reported = results_of(tmp_path)
     for task, _, metric, _, first, missing, second, *_ in rows:
@@ -108,7 +108,7 @@ def test_the_results_file_says_what_was_measured_on_what(inputs, arguments, tmp_
     weights = (inputs / "first" / "model.safetensors").read_bytes()
     digest = hashlib.sha256(passages).hexdigest()
     config = found["configs"]["lambada"]
-    assert (config["protocol"], found["versions"]["lambada"]) == ("lambada_openai", 2)
+    assert (config["protocol"], found["versions"]["lambada"]) == ("lambada_openai", 3)
     assert config["data_status"] == f"{N_PASSAGES} of 5153 samples, unchecked"
     assert found["n-samples"]["lambada"] == {"original": N_PASSAGES, "effective": N_PASSAGES}
     assert found["task_hashes"]["lambada"] == digest
@@ -129,7 +129,7 @@ def test_a_limit_is_named_in_the_table(inputs, arguments, tmp_path, capsys):
     assert compare.main([*arguments, "--models", model, "--limit", "3"]) == 0
     _, *rows = table_rows(capsys.readouterr().out)
     assert rows[0][1] == "stream v1, first 3 windows"
-    assert rows[-1][1] == "lambada_openai v2, first 3 passages"
+    assert rows[-1][1] == "lambada_openai v3, first 3 passages"
     counts = results_of(tmp_path)["models"][model]["n-samples"]
     assert counts["lambada"] == counts["val"] == {"original": None, "effective": 3}
 

@@ -40,7 +40,7 @@ RETURNS = "evaluate = lambda self, scorer: "
 def measure(tmp_path, capsys):
     """Measures the two tasks of a file, and returns results, exit code and output."""
 
-    def measure(change):
+    def measure(change, *options):
         tokenizer = tiny.tiny_tokenizer()
         tiny.tiny_gpt2(tokenizer).save_pretrained(tmp_path / "model")
         tokenizer.save_pretrained(tmp_path / "model")
@@ -48,10 +48,10 @@ def measure(tmp_path, capsys):
         (tmp_path / "tasks" / "own.py").write_text(TASK.format(change=change))
         places = ["--models", str(tmp_path / "model"), "--output_dir", str(tmp_path / "out")]
         places += ["--include_path", str(tmp_path / "tasks"), "--device", "cpu"]
-        code = compare.main([*places, "--tasks", "own", "kept"])
+        code = compare.main([*places, "--tasks", "own", "kept", *options])
         (model,) = json.loads((tmp_path / "out" / "results.json").read_text())["models"].values()
         assert model["results"]["kept"]["acc,none"] == 0.25
-        return model, code, capsys.readouterr().out
+        return model, code, capsys.readouterr()
 
     return measure
 
@@ -81,12 +81,13 @@ def measure(tmp_path, capsys):
             RETURNS + "TaskResult(1, {'accuracy': Estimate(0.5, None)})",
             "expected estimates of acc, found accuracy; add it to metrics of Own",
         ),
+        (RETURNS + "exit(0)", "SystemExit: 0"),
     ],
 )
 def test_what_is_no_result_is_an_error_of_its_cell(measure, change, message):
     model, code, output = measure(change)
     assert code == 1 and model["errors"]["own"].startswith(message)
-    assert f"error [1]: {message}" in output
+    assert f"error [1]: {message}" in output.out
 
 
 @pytest.mark.parametrize(
@@ -96,18 +97,36 @@ def test_what_is_no_result_is_an_error_of_its_cell(measure, change, message):
         RETURNS + "TaskResult(2, {'acc': Estimate(0.5, None)}, samples={'acc': [1, 0]})",
         RETURNS
         + "TaskResult(1, {'acc': Estimate(0.5, None)}, responses=[[(np.float32(-1), np.True_)]])",
+        RETURNS + "TaskResult(1, {'acc': Estimate(0.5, None)}, {'n': np.int64(3)})",
         "data = SampleData(argument='own_data', file='own.jsonl')",
         "metrics = {'acc': True, 'f1': True}; "
         + RETURNS
         + "TaskResult(1, {'acc': Estimate(0.5, None)})",
     ],
-    ids=["numbers of numpy", "a list of samples", "responses of numpy", "no file", "fewer"],
+    ids=[
+        "numbers of numpy",
+        "a list of samples",
+        "responses of numpy",
+        "a detail of numpy",
+        "no file",
+        "fewer",
+    ],
 )
 def test_numbers_of_any_kind_and_data_of_no_file_are_taken(measure, change):
     model, code, _ = measure(change)
     assert code == 0
     assert model["results"]["own"]["acc,none"] == (0.25 if "data" in change else 0.5)
     assert (model["configs"]["own"]["dataset_path"] is None) == ("data" in change)
+
+
+def test_samples_that_do_not_go_together_cost_their_log_alone(measure):
+    samples = "{'acc': [1, 0], 'f1': [1]}"
+    change = "metrics = {'acc': True, 'f1': True}; " + RETURNS
+    change += f"TaskResult(2, {{'acc': Estimate(0.5, None)}}, samples={samples})"
+    model, code, output = measure(change, "--log_samples")
+    assert code == 0 and model["results"]["own"]["acc,none"] == 0.5
+    assert "no samples_own_" in output.err and "shorter than argument" in output.err
+    assert "| own " in output.out
 
 
 @pytest.mark.parametrize(

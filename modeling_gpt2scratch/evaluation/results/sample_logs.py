@@ -10,6 +10,7 @@ Source of the layout: `simple_evaluate` and `save_results_samples` of lm_eval 0.
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import singledispatch
@@ -19,6 +20,8 @@ from typing import Any
 import numpy as np
 
 from modeling_gpt2scratch.common.atomic_files import write_json_lines
+from modeling_gpt2scratch.common.console import tell
+from modeling_gpt2scratch.common.errors import in_words
 from modeling_gpt2scratch.evaluation.tasks.cbt import ClozeTask
 from modeling_gpt2scratch.evaluation.tasks.documents import DocumentsTask
 from modeling_gpt2scratch.evaluation.tasks.lambada import (
@@ -41,6 +44,8 @@ def write_samples(
 ) -> None:
     """Writes a file for each task of a model, named as lm-evaluation-harness names it.
 
+    Where samples of a task of one's own do not go together, there is no file, and a line says so.
+
     Args:
         model: everything measured of it.
         tasks: by name.
@@ -49,7 +54,12 @@ def write_samples(
     for name, cell in model.tasks.items():
         if cell.result is not None and cell.result.samples:
             path = folder / f"samples_{sanitized(name)}_{stamp}.jsonl"
-            write_json_lines(path, sample_rows(tasks[name], cell.result), ensure_ascii=False)
+            try:
+                write_json_lines(path, sample_rows(tasks[name], cell.result), ensure_ascii=False)
+            except OSError:
+                raise
+            except Exception as error:  # of any kind, from a task of one's own
+                tell(f"no {path.name}: {in_words(error)}", file=sys.stderr)
 
 
 def sample_rows(task: Task, result: TaskResult) -> Iterator[dict[str, Any]]:

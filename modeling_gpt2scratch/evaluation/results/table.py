@@ -223,7 +223,7 @@ def _per_token_notes(
 
 
 def _cut_notes(models: Sequence[ModelMeasurements], titles: Mapping[str, str]) -> Iterator[str]:
-    """Which models have no room for the whole context of some samples, or for these at all."""
+    """Which models have no room for some samples or their contexts, or no token for some text."""
     for model in models:
         for task, cell in model.tasks.items():
             details = cell.result.details if cell.result else {}
@@ -236,6 +236,12 @@ def _cut_notes(models: Sequence[ModelMeasurements], titles: Mapping[str, str]) -
                 yield (
                     f"{task}: {titles[model.name]} has no room for {n_left_out:,} samples, which "
                     f"are left out; its score covers the rest."
+                )
+            if n_unknown := details.get("n_unknown", 0):
+                yield (
+                    f"{task}: {titles[model.name]} has no token for parts of the text; "
+                    f"{n_unknown:,} scored tokens are its unknown token, so its score is of "
+                    f"another text."
                 )
 
 

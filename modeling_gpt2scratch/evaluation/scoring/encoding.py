@@ -1,14 +1,19 @@
 """Token ids of texts, contexts and continuations, and how many of them a model takes.
 
 All as lm-evaluation-harness has them, for whatever a tokenizer adds of itself: that of Llama begins
-each text with a beginning-of-text token, that of GPT-2 adds nothing. In one thing the harness
-differs from the preparation of data: where a text spells the name of a special token, such as
-`<|endoftext|>`, the harness makes that one special token of it, the preparation letters. The
-protocols of the harness keep the harness's rules; `encode_document` takes others, too.
+each text with a beginning-of-text token, that of GPT-2 adds nothing. The exception is a tokenizer
+that ends each text with a token, as `</s>`: cut as the harness cuts it, a continuation would lose
+its first token to the end of the context, and the end of the text would be scored in its place.
+
+The harness differs from the preparation of data in one thing: where a text spells the name of a
+special token, such as `<|endoftext|>`, the harness makes that one special token of it, the
+preparation letters. The protocols of the harness keep the harness's rules; `encode_document` takes
+others, too.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -40,17 +45,17 @@ def context_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase)
 
 
 def encode_pairs(
-    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]], *, keeps_end: bool = True
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]]
 ) -> Iterator[tuple[list[int], list[int]]]:
     """Token ids of each (context, continuation), as lm-evaluation-harness splits them.
 
     Context and continuation are encoded as one text and cut after as many tokens as the context
     has by itself. Spaces at the end of the context count as the continuation's first: byte-level
     tokens begin with their space. An empty context becomes the tokenizer's `bos` or `eos` token.
+    What a tokenizer adds after each text is left out, of context and continuation.
 
     Args:
         pairs: contexts and continuations.
-        keeps_end: whether what a tokenizer adds after each text stays there, as in the harness.
 
     Raises:
         ValueError: for a context of white space only, if it has no token left, an empty one if the
@@ -60,10 +65,10 @@ def encode_pairs(
     """
     contexts = [context.rstrip() for context, _ in pairs]
     unique = list(dict.fromkeys(contexts))
-    context_ids = encode_texts(tokenizer, unique, keeps_end=keeps_end)
+    context_ids = encode_texts(tokenizer, unique, keeps_end=False)
     ids_of = dict(zip(unique, context_ids, strict=True))
     wholes = [context + after for context, after in pairs if context]
-    whole_ids = iter(encode_texts(tokenizer, wholes, keeps_end=keeps_end))
+    whole_ids = iter(encode_texts(tokenizer, wholes, keeps_end=False))
     alone = [after for context, after in pairs if not context]
     refuse_lost_text(tokenizer, alone)
     alone_ids = iter(encode_plain(tokenizer, alone))
@@ -143,6 +148,21 @@ def prefix_token(tokenizer: PreTrainedTokenizerBase) -> int:
     if prefix is None:
         raise ValueError("expected a tokenizer with a bos or eos token, found none")
     return prefix
+
+
+def unknown_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Id of the token that stands for text without a token of its own; None if there is none.
+
+    GPT-2's `unk_token` is none: its `bos`, `eos` and `unk` are one token, and no text becomes it.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        unknown = getattr(tokenizer, "unk_token_id", None)
+        return None if unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id) else unknown
+    model = json.loads(backend.model.__getstate__())
+    if model["type"] == "Unigram":
+        return model["unk_id"]
+    return backend.token_to_id(model["unk_token"]) if model["unk_token"] else None
 
 
 def _prefix_token_or_none(tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -50,7 +50,7 @@ def exchange(value: Value, problem: Problem | None = None) -> list[Value]:
     return [value for _, value in shares]
 
 
-def alike(work: Callable[[], Value], kinds: tuple[type[Exception], ...]) -> Value:
+def alike(work: Callable[[], Value], kinds: tuple[type[BaseException], ...]) -> Value:
     """What `work` returns on this process, if no process fails; else all of them do.
 
     Args:
@@ -113,14 +113,15 @@ class ProcessGroup:
         """What `work` returns on this process, if no process fails; else all of them do.
 
         Raises:
-            SharedProblemError: on all processes, if `work` raises anything on one of them.
+            SharedProblemError: on all processes, if `work` raises anything on one of them, or ends
+                the program, as code of one's own may.
             Exception: if the processes have lost each other, after which none can go on.
         """
         if self.accelerator is not None:
-            return alike(work, (Exception,))
+            return alike(work, (Exception, SystemExit))
         try:
             return work()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise SharedProblemError(in_words(error)) from error
 
     def end(self) -> None:

@@ -22,7 +22,7 @@ from modeling_gpt2scratch.common.errors import named
 
 from .batching import RowBatch, join_rows, plan_batches
 from .causal_model import CausalModel, n_reserved_positions
-from .encoding import context_length, encode_pairs
+from .encoding import context_length, encode_pairs, unknown_token
 from .token_scores import score_tokens
 from .token_tree import TokenTree, layers_without_mask, smallest_window, tree_inputs
 
@@ -77,6 +77,8 @@ class CausalScorer(CausalModel):
         # What batches are made for. It stays as it is, so that several processes make the same.
         self.planned_tokens = batch_tokens
         self._takes_trees: bool | None = None  # not tried yet
+        self._unknown_token = unknown_token(tokenizer)
+        self.n_unknown = 0  # scored tokens, since somebody set it to 0, that are this one
 
     def score_continuations(
         self, pairs: Sequence[tuple[str, str]], *, description: str = "continuations"
@@ -171,6 +173,15 @@ class CausalScorer(CausalModel):
                     yield found
                     bar.update()
 
+    def count_unknown(self, scored: Iterable[np.ndarray]) -> None:
+        """Adds to `n_unknown` how many of the ids, which are to be scored, are the unknown token.
+
+        Who scores tokens elsewhere says so here.
+        """
+        if self._unknown_token is not None:
+            found = (np.count_nonzero(ids == self._unknown_token) for ids in scored)
+            self.n_unknown += int(sum(found))
+
     def halve_batch_tokens(self) -> None:
         """Halves `batch_tokens` after a forward pass for which the device lacked the memory.
 
@@ -225,6 +236,7 @@ class CausalScorer(CausalModel):
         description: str,
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Index, nats and argmax flags of the last `n_scored[index]` ids of each row."""
+        self.count_unknown(row[len(row) - n :] for row, n in zip(rows, n_scored, strict=True))
         return self.compute_rows(
             batches,
             lambda batch: self._score_batch(batch, rows, n_scored),

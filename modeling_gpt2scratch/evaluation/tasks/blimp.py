@@ -57,7 +57,7 @@ class BlimpTask(MultipleChoiceTask):
     """Minimal pairs of all paradigms in turn."""
 
     protocol: ClassVar[str] = "blimp"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     samples: ClassVar[str] = "pairs"
     metrics: ClassVar[dict[str, bool]] = {"acc": True}
     columns: ClassVar[dict[str, type]] = {

@@ -52,7 +52,7 @@ class ClozeTask:
     """Sentences with a blank, and the protocol of the paper."""
 
     protocol: ClassVar[str]
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     samples: ClassVar[str] = "questions"
     metrics: ClassVar[dict[str, bool]] = {"acc": True}
     data: ClassVar[SampleData]
@@ -181,13 +181,15 @@ class PredecessorTask(ClozeTask):
         requests = []
         for index, question in enumerate(self.questions):
             before, own = self.request(question)
-            whole = encode_texts(scorer.tokenizer, [before + choice for choice in own])
+            texts = [before + choice for choice in own]
+            whole = encode_texts(scorer.tokenizer, texts, keeps_end=False)
             if max(map(len, whole)) <= scorer.context_tokens:
                 requests.append((index, before, own))
         contexts = [before for _, before, _ in requests]
         choices = [own for _, _, own in requests]
         scores = scorer.score_choices(contexts, choices, description=self.protocol)
-        context_ids = [np.array(ids) for ids in encode_texts(scorer.tokenizer, contexts)]
+        encoded = encode_texts(scorer.tokenizer, contexts, keeps_end=False)
+        context_ids = [np.array(ids) for ids in encoded]
         chosen: list[int | None] = [None] * len(self.questions)
         bounds = np.cumsum([len(own) for own in choices])[:-1]
         log_probs, n_tokens = np.split(scores.log_probs, bounds), np.split(scores.n_tokens, bounds)

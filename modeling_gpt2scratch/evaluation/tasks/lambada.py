@@ -70,7 +70,7 @@ class LambadaTask:
     """Passages whose last word is to be predicted."""
 
     protocol: ClassVar[str] = "lambada_openai"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     samples: ClassVar[str] = "passages"
     metrics: ClassVar[dict[str, bool]] = {"acc": True, "perplexity": False}
     data: ClassVar[SampleData] = OPENAI
@@ -155,6 +155,7 @@ class LastTokenTask(LambadaTask):
         """How often the argmax is that token."""
         rows = [before + word for before, word in _encode(scorer, self.texts)]
         contexts = [row[:-1] for row in rows]
+        scorer.count_unknown(np.array([row[-1:] for row in rows]))
         written, n_truncated = _write(scorer, contexts, n_tokens=1, description=self.protocol)
         is_right = [ids == row[-1:] for ids, row in zip(written, rows, strict=True)]
         return _accuracy(is_right, n_truncated)
@@ -193,7 +194,7 @@ class StopwordFilterTask(GenerateTask):
     """The last word as the model writes it if it may not write a stop word."""
 
     protocol: ClassVar[str] = "lambada_openai:stopword-filter"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     def write(
         self, scorer: CausalScorer, contexts: Sequence[list[int]], **options: Any
@@ -275,9 +276,9 @@ def read_texts(source: str, *, limit: int | None, data: SampleData = OPENAI) -> 
 
 
 def _encode(scorer: CausalScorer, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
-    """Token ids of each passage and of its last word, no end of a text after either."""
+    """Token ids of each passage and of its last word."""
     pairs = [split_last_word(text) for text in texts]
-    return list(encode_pairs(scorer.tokenizer, pairs, keeps_end=False))
+    return list(encode_pairs(scorer.tokenizer, pairs))
 
 
 def _accuracy(is_right: Sequence[bool], n_truncated: int) -> TaskResult:

@@ -35,7 +35,7 @@ class MultipleChoiceTask(ABC):
     """Questions with a few answers each."""
 
     protocol: ClassVar[str]
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     samples: ClassVar[str] = "questions"
     metrics: ClassVar[dict[str, bool]] = {"acc": True, "acc_norm": True}
     columns: ClassVar[dict[str, type]]  # that a row must have

@@ -117,6 +117,8 @@ class TaskResult:
         object.__setattr__(self, "responses", _as_responses(self.responses))
         object.__setattr__(self, "n_samples", int(self.n_samples))
         for name, value in self.details.items():
+            if isinstance(value, np.generic):
+                self.details[name] = value = value.item()
             is_number = isinstance(value, int | float) and math.isfinite(value)
             if not (is_number or isinstance(value, str)):  # results are JSON
                 raise ValueError(f"details: expected a number for {name}, found {value!r}")
@@ -148,12 +150,13 @@ class Task(Protocol):
 
 
 def result_of(task: Task, scorer: CausalScorer) -> TaskResult:
-    """What a task finds of a model.
+    """What a task finds of a model, and in `details` how many scored tokens are `n_unknown`.
 
     Raises:
         ValueError: for anything but a `TaskResult`, which a task of one's own may return, or an
             estimate of something that is none of the task's metrics.
     """
+    scorer.n_unknown = 0
     result = task.evaluate(scorer)
     if not isinstance(result, TaskResult):
         raise ValueError(
@@ -165,6 +168,8 @@ def result_of(task: Task, scorer: CausalScorer) -> TaskResult:
             f"expected estimates of {', '.join(task.metrics)}, found {unknown[0]}; add it to "
             f"metrics of {type(task).__name__}"
         )
+    if scorer.n_unknown:
+        result.details["n_unknown"] = scorer.n_unknown
     return result
 
 

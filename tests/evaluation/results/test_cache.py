@@ -74,6 +74,24 @@ def test_results_that_cannot_be_kept_are_reported_all_the_same(model, arguments,
     assert set(read(tmp_path)["results"]) == {"lambada", "lambada:bos"}
 
 
+def test_weights_replaced_while_the_model_loads_are_no_measurement_of_the_new_ones(
+    model, arguments, tmp_path, monkeypatch, capsys
+):
+    own, load = tmp_path / "model", measuring.load_scorer
+    shutil.copytree(model, own)
+
+    def load_and_replace(*args, **options):
+        scorer = load(*args, **options)
+        tiny.tiny_gpt2(scorer.tokenizer).save_pretrained(own)
+        return scorer
+
+    monkeypatch.setattr(measuring, "load_scorer", load_and_replace)
+    assert compare.main([*arguments, "--models", str(own)]) == 1
+    expected = "expected model.safetensors as it was before, found it changed while the model"
+    assert expected in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("cache/*.json")) and not read(tmp_path)["results"]
+
+
 def test_a_measurement_is_kept_before_it_is_told(model, arguments, tmp_path, monkeypatch):
     n_kept = []
 

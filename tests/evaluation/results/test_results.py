@@ -160,10 +160,12 @@ def notes_of(models, *, baseline="first", tasks=("lambada",), published=(), sour
 
 
 def test_contexts_that_a_model_has_no_room_for_are_counted(pair):
-    pair[1].tasks["lambada"].result.details.update(n_truncated=3, n_left_out=2)
-    assert notes_of(pair)[-2:] == [
+    pair[1].tasks["lambada"].result.details.update(n_truncated=3, n_left_out=2, n_unknown=1)
+    assert notes_of(pair)[-3:] == [
         "lambada: second has no room for 3 of 40 contexts; their beginnings were cut off.",
         "lambada: second has no room for 2 samples, which are left out; its score covers the rest.",
+        "lambada: second has no token for parts of the text; 1 scored tokens are its unknown "
+        "token, so its score is of another text.",
     ]
 
 

@@ -3,20 +3,26 @@
 import pytest
 from support import evaluation as tiny
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import GPT2TokenizerFast, PreTrainedTokenizerFast
 
 from modeling_gpt2scratch.data.tokens.lost_text import drops_characters, refuse_lost_text
 from modeling_gpt2scratch.data.tokens.tokenizer import byte_tokenizer
-from modeling_gpt2scratch.evaluation.scoring.encoding import encode_pairs, encode_texts
+from modeling_gpt2scratch.evaluation.scoring.encoding import (
+    encode_pairs,
+    encode_texts,
+    unknown_token,
+)
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
 from modeling_gpt2scratch.evaluation.tasks.blimp import BlimpTask, MinimalPair
 from modeling_gpt2scratch.evaluation.tasks.cbt import TASKS as CLOZE_TASKS
 from modeling_gpt2scratch.evaluation.tasks.cbt_questions import ClozeQuestion
 from modeling_gpt2scratch.evaluation.tasks.documents import Document
 from modeling_gpt2scratch.evaluation.tasks.lambada import TASKS as LAMBADA_TASKS
+from modeling_gpt2scratch.evaluation.tasks.lambada import GenerateTask
 from modeling_gpt2scratch.evaluation.tasks.local_text import LocalTextTask
 from modeling_gpt2scratch.evaluation.tasks.multiple_choice import Question
 from modeling_gpt2scratch.evaluation.tasks.piqa import PiqaTask
+from modeling_gpt2scratch.evaluation.tasks.task import result_of
 from modeling_gpt2scratch.evaluation.tasks.wikitext import StrideTask, WikitextTask
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz .\n"
@@ -58,6 +64,33 @@ def test_characters_that_make_no_token_are_refused_in_every_task():
         )
     for task in tasks_of("a cat"):
         task.evaluate(scorer)
+
+
+@pytest.mark.parametrize("kind", ["WordLevel", "Unigram", "BPE"])
+def test_scored_tokens_that_are_the_unknown_token_are_counted(kind):
+    vocabulary = {name: index for index, name in enumerate(["<unk>", "<end>", *LETTERS])}
+    if kind == "Unigram":
+        model = models.Unigram([(name, -1.0) for name in vocabulary], unk_id=0)
+    else:
+        options = {} if kind == "WordLevel" else {"merges": []}
+        model = getattr(models, kind)(vocabulary, unk_token="<unk>", **options)
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>")
+    scorer = CausalScorer(tiny.tiny_gpt2(tokenizer, n_positions=512), tokenizer, batch_tokens=600)
+    tasks = tasks_of("a 1é90")
+    found = [result_of(task, scorer).details.get("n_unknown", 0) for task in tasks]
+    assert found[:3] == [4, 4, 4]
+    # A text that the model writes is compared as text, and here the candidates of CBT are known.
+    without = (GenerateTask, CLOZE_TASKS["cbt-cn"])
+    assert [n == 0 for n in found] == [isinstance(task, without) for task in tasks]
+    for task in tasks_of("a cat"):
+        assert "n_unknown" not in result_of(task, scorer).details
+
+
+def test_the_end_of_a_text_by_the_name_of_an_unknown_token_is_none():
+    assert unknown_token(tiny.tiny_tokenizer()) is None
+    assert unknown_token(GPT2TokenizerFast(vocab={"<|endoftext|>": 0, "a": 1}, merges=[])) is None
 
 
 def test_the_first_of_many_characters_are_named():
