@@ -19,7 +19,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -94,23 +95,20 @@ def verify_checkpoint(checkpoint: Path) -> None:
     Raises:
         CheckpointError: on all of them alike, naming the files that are damaged.
     """
-    group_exists = dist.is_initialized()
-    rank, n_ranks = (dist.get_rank(), dist.get_world_size()) if group_exists else (0, 1)
+    state = PartialState()
     optimizer_files = sorted((checkpoint / OPTIMIZER_FOLDER).glob("*.safetensors"))
     written = [WEIGHTS_NAME, STATE_NAME]
     written += [f"{OPTIMIZER_FOLDER}/{file.name}" for file in optimizer_files]
-    own = list(damage(checkpoint, listed=written, part=rank, n_parts=n_ranks))
-    if rank == 0 and checkpoint.is_dir() and not (checkpoint / CHECKSUMS_NAME).exists():
+    own = list(
+        damage(checkpoint, listed=written, part=state.process_index, n_parts=state.num_processes)
+    )
+    if state.is_main_process and checkpoint.is_dir() and not (checkpoint / CHECKSUMS_NAME).exists():
         warn(
             f"{checkpoint}: expected {CHECKSUMS_NAME}, found none; "
             f"damage to its files would not be seen"
         )
         own += _damaged_headers(checkpoint)
-    problems = [own] * n_ranks
-    if group_exists:
-        dist.all_gather_object(problems, own)
-    found = dict.fromkeys(itertools.chain.from_iterable(problems))
-    if found:
+    if found := dict.fromkeys(gather_object(own)):
         raise CheckpointError("; ".join(found))
 
 

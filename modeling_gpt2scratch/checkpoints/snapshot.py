@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from modeling_gpt2scratch.common.atomic_files import fsync
+from modeling_gpt2scratch.common.atomic_files import fsync, new_files
 from modeling_gpt2scratch.common.checksums import checksum, drop_from_cache
 from modeling_gpt2scratch.distributed.device import has_pinned_memory
 from modeling_gpt2scratch.distributed.zero_state import is_zero, whole_state, whole_weight
@@ -107,17 +107,11 @@ class Snapshot:
 
     def _write_model(self, directory: Path) -> set[str]:
         """What `save_pretrained` writes, and the state of the run; the names of these files."""
-        # A directory of its own, because other ranks are writing into this one.
-        own = directory / ".model"
-        own.mkdir()
-        save_pretrained(self.skeleton, self.tokenizer, own, weights=dict(self.weights))
-        (own / STATE_NAME).write_text(self.state, encoding="utf-8")
-        _read_back(own / WEIGHTS_NAME, self.weights)
-        names = {file.name for file in own.iterdir()}
-        for name in names:
-            (own / name).rename(directory / name)
-        own.rmdir()
-        return names
+        with new_files(directory) as own:  # for other ranks are writing into this one
+            save_pretrained(self.skeleton, self.tokenizer, own, weights=dict(self.weights))
+            (own / STATE_NAME).write_text(self.state, encoding="utf-8")
+            _read_back(own / WEIGHTS_NAME, self.weights)
+            return {file.name for file in own.iterdir()}
 
 
 def take_snapshot(

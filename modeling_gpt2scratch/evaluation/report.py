@@ -21,7 +21,7 @@ from .results.measurements import ModelMeasurements
 from .results.published_numbers import numbers_beside, read_published
 from .results.results_json import model_content, results_content
 from .results.sample_logs import write_samples
-from .results.table import markdown_table, table_notes
+from .results.table import Shown, markdown_table, table_notes
 from .tasks.samples import NO_CHECKSUM, UNCHECKED
 from .tasks.task import Task
 
@@ -55,32 +55,18 @@ def report(
     }
     numbers, origins = read_published()
     published = numbers_beside(numbers, tasks=metrics, models=config.models)
-    table = markdown_table(
-        config.kinds, models, limit=config.limit, differences=differences, published=published
+    shown = Shown(
+        config.kinds, models, baseline.name, config.limit, differences, published, origins
     )
-    notes = table_notes(
-        config.kinds,
-        models,
-        differences=differences,
-        published=published,
-        baseline=baseline.name,
-        sources=origins,
-    )
+    table, notes = markdown_table(shown), table_notes(shown)
     notes += data_notes(comparison.tasks, config.limit)
     results = {"differences": differences, "published": published, "baseline": baseline.name}
     say_what_is_left(output_dir / RESULTS_FILE, models, asked=config.kinds)
     problem = None
     try:
         write_files(config, comparison, output_dir, results | {"seconds": seconds})
-        page = comparison_page(
-            config.kinds,
-            models,
-            limit=config.limit,
-            differences=differences,
-            published=published,
-            notes=notes,
-            logged=comparison.tasks if config.log_samples else {},
-        )
+        logged = comparison.tasks if config.log_samples else {}
+        page = comparison_page(shown, notes=notes, logged=logged)
         write_file(output_dir / PAGE_NAME, page)
     except ImportError as error:  # of the page, on a machine with little more than torch
         tell(f"no {PAGE_NAME}: {error}", file=sys.stderr)

@@ -8,13 +8,9 @@ out: results do not depend on them beyond the last digits.
 
 import hashlib
 import json
-import math
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from modeling_gpt2scratch.common.atomic_files import write_json
 from modeling_gpt2scratch.common.console import tell
@@ -23,8 +19,6 @@ from modeling_gpt2scratch.common.output_directory import OutputError, writable_d
 from modeling_gpt2scratch.evaluation.tasks.task import Estimate, TaskResult
 
 from .measurements import Measurement
-
-VERSION = 1  # of these files
 
 
 class ResultCache:
@@ -56,19 +50,11 @@ class ResultCache:
             return None
         try:
             content = json.loads(self._path(key).read_bytes())
-            if content["key"] != key or content["version"] != VERSION:
+            if content["key"] != key:
                 return None
             result = content["result"]
-            samples = {
-                name: np.array(values, dtype=np.float64)  # null is nan
-                for name, values in result["samples"].items()
-            }
-            estimates = {
-                name: Estimate(**entry | {"value": _number(entry["value"])})
-                for name, entry in result["estimates"].items()
-            }
-            parts = result["n_samples"], estimates, result["details"], samples
-            measured = TaskResult(*parts, result["responses"])
+            estimates = {name: Estimate(**entry) for name, entry in result["estimates"].items()}
+            measured = TaskResult(**result | {"estimates": estimates})
             measurement = Measurement(measured, seconds=content["seconds"], is_from_cache=True)
             return measurement, content["model"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -77,40 +63,20 @@ class ResultCache:
     def write(self, key: dict[str, Any], measurement: Measurement, model: dict[str, Any]) -> None:
         """Keeps a measurement.
 
-        The nan of a sample that was left out is null in the file, and so is an infinite estimate,
-        which says its nats. A measurement with an infinite sample or log-likelihood is not kept,
-        because JSON has no word for that. Once the directory cannot be written to, which one line
-        on stderr says, nothing more is kept.
+        Samples that were left out are NaN there, which Python's JSON reads. Once the directory
+        cannot be written to, which one line on stderr says, nothing more is kept.
         """
         result = measurement.result
         if self._directory is None or result is None or not self._can_write:
             return
-        if not _is_fit_for_json(result):
-            return
-        samples = {
-            name: [None if math.isnan(value) else value for value in values.tolist()]
-            for name, values in result.samples.items()
+        content = vars(result) | {
+            "estimates": {name: vars(estimate) for name, estimate in result.estimates.items()},
+            "samples": {name: values.tolist() for name, values in result.samples.items()},
         }
-        content = {
-            "n_samples": result.n_samples,
-            "estimates": {
-                name: asdict(estimate) | ({} if estimate.nats is None else {"value": None})
-                for name, estimate in result.estimates.items()
-            },
-            "details": result.details,
-            "samples": samples,
-            "responses": result.responses,
-        }
-        file = {"version": VERSION, "key": key, "model": model, "seconds": measurement.seconds}
+        file = {"key": key, "model": model, "seconds": measurement.seconds, "result": content}
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            write_json(
-                self._path(key),
-                file | {"result": content},
-                indent=None,
-                ensure_ascii=False,
-                allow_nan=False,
-            )
+            write_json(self._path(key), file, indent=None, ensure_ascii=False)
         except OSError as error:
             self._give_up(reason(error))
 
@@ -127,15 +93,3 @@ class ResultCache:
         """The file of a key."""
         text = json.dumps(key, sort_keys=True)
         return self._directory / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
-
-
-def _number(value: float | None) -> float:
-    """The value of an estimate in a file."""
-    return math.inf if value is None else value
-
-
-def _is_fit_for_json(result: TaskResult) -> bool:
-    """Whether no sample is infinite, and each response is a number."""
-    if any(np.isinf(values).any() for values in result.samples.values()):
-        return False
-    return all(math.isfinite(log_prob) for answers in result.responses for log_prob, _ in answers)

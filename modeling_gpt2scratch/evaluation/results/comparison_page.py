@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from modeling_gpt2scratch.common.short_names import short_names
 from modeling_gpt2scratch.evaluation.tasks.task import Estimate, Task
 
 from .differences import Difference
@@ -24,7 +23,7 @@ from .measurements import ModelMeasurements
 from .paired_tests import PairedTest
 from .published_numbers import PublishedNumber
 from .sample_logs import sample_rows
-from .table import NO_VALUE, Rows, errors_of, format_cell, format_estimate, protocol_cell
+from .table import NO_VALUE, Shown, format_estimate
 
 PAGE_NAME = "comparison.html"
 SHOWN_CHARACTERS = 1_000  # of a sample, its end
@@ -54,49 +53,26 @@ if (samples) {
 """
 
 
-def comparison_page(
-    tasks: Mapping[str, type[Task]],
-    models: Sequence[ModelMeasurements],
-    *,
-    limit: int | None,
-    differences: Mapping[str, Rows],
-    published: Sequence[PublishedNumber],
-    notes: Iterable[str],
-    logged: Mapping[str, Task],
-) -> bytes:
+def comparison_page(shown: Shown, *, notes: Iterable[str], logged: Mapping[str, Task]) -> bytes:
     """The file.
 
     Args:
-        tasks: in the order of the columns.
-        models: in the order of the rows.
-        limit: of samples, None for all.
-        differences: from the baseline, by model; the baseline has none.
-        published: numbers that may stand beside these tasks.
         notes: what is to be known of the table, in plain text.
         logged: tasks whose samples are to be shown, by name.
     """
     import itables.options  # loaded only to write a page
 
-    columns = [(name, metric) for name, task in tasks.items() for metric in task.metrics]
-    titles = short_names(model.name for model in models)
-    errors = errors_of(tasks, models)
-    protocols = {
-        name: protocol_cell(task, limit, [model.tasks.get(name) for model in models])
-        for name, task in tasks.items()
-    }
-    head = "".join(_head(tasks[name], name, metric, protocols[name]) for name, metric in columns)
+    columns = [(name, metric) for name, task in shown.tasks.items() for metric in task.metrics]
+    head = "".join(_head(shown, *column) for column in columns)
     rows = [
-        _row(
-            titles[model.name],
-            (_cell(tasks, model, *column, protocols, differences, errors) for column in columns),
-        )
-        for model in models
+        _row(shown.titles[model.name], (_cell(shown, model, *column) for column in columns))
+        for model in shown.models
     ]
-    rows += _published_rows(published, columns)
+    rows += _published_rows(shown.published, columns)
     table = f"<thead><tr><th>Model</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
     parts = [f'<table id="scores" class="display">{table}</table>']
     parts += [f"<p>{html.escape(note)}</p>" for note in notes]
-    parts += _samples(logged, models, titles)
+    parts += _samples(logged, shown.models, shown.titles)
     bundle = Path(itables.options.dt_bundle)
     script = b64encode(bundle.read_bytes()).decode()
     parts.append(f'<script type="module">{SCRIPT % script}</script>')
@@ -104,12 +80,12 @@ def comparison_page(
     return html_page("Comparison of language models", *parts, style=style + STYLE)
 
 
-def _head(task: type[Task], name: str, metric: str, protocol: str) -> str:
+def _head(shown: Shown, name: str, metric: str) -> str:
     """The title of a column."""
-    arrow = "↑" if task.metrics[metric] else "↓"
+    arrow = "↑" if shown.tasks[name].metrics[metric] else "↓"
     about = f"{'higher' if arrow == '↑' else 'lower'} is better"
     title = f"{html.escape(name)}<br>{html.escape(metric)} {arrow}"
-    title += f"<br><small>{html.escape(protocol)}</small>"
+    title += f"<br><small>{html.escape(shown.protocol(name))}</small>"
     return f'<th class="score" title="{about}">{title}</th>'
 
 
@@ -124,23 +100,15 @@ def _row(name: str, cells: Iterable[tuple[float | None, str, str]], kind: str = 
 
 
 def _cell(
-    tasks: Mapping[str, type[Task]],
-    model: ModelMeasurements,
-    name: str,
-    metric: str,
-    protocols: Mapping[str, str],
-    differences: Mapping[str, Rows],
-    errors: Sequence[str],
+    shown: Shown, model: ModelMeasurements, name: str, metric: str
 ) -> tuple[float | None, str, str]:
     """One number of one model, as in the table that is printed."""
-    measurement, task = model.tasks.get(name), tasks[name]
-    difference = differences.get(model.name, {}).get((name, metric))
-    is_first = metric == next(iter(task.metrics))
-    text = format_cell(measurement, metric, difference, is_first=is_first, errors=errors)
-    about = protocols[name]
+    text, about = shown.cell(model, name, metric), shown.protocol(name)
+    measurement = model.tasks.get(name)
     if measurement is None or measurement.result is None:
         return None, text, f"{about}; {measurement.error if measurement else 'interrupted'}"
-    about += f"; {measurement.result.n_samples:,} {task.samples}"
+    about += f"; {measurement.result.n_samples:,} {shown.tasks[name].samples}"
+    difference = shown.differences.get(model.name, {}).get((name, metric))
     if difference is not None:
         about += f"; {_about(difference)}"
     estimate = measurement.result.estimates.get(metric)

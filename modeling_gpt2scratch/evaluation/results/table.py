@@ -3,7 +3,9 @@
 Published numbers have columns of their own, which say that nothing of it was measured here.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from tabulate import tabulate
 
@@ -11,94 +13,81 @@ from modeling_gpt2scratch.common.short_names import short_names
 from modeling_gpt2scratch.evaluation.tasks.task import Estimate, Task
 
 from .differences import Difference
-from .measurements import Measurement, ModelMeasurements
+from .measurements import ModelMeasurements
 from .published_numbers import PublishedNumber
 
 NO_VALUE = "–"
 Rows = Mapping[tuple[str, str], Difference]  # by task and metric
 
 
-def markdown_table(
-    tasks: Mapping[str, type[Task]],
-    models: Sequence[ModelMeasurements],
-    *,
-    limit: int | None,
-    differences: Mapping[str, Rows],
-    published: Sequence[PublishedNumber],
-) -> str:
-    """The table of everything measured.
+@dataclass(frozen=True)
+class Shown:
+    """What a table and a page show of a comparison."""
 
-    Args:
-        tasks: in the order of the rows.
-        models: in the order of the columns.
-        limit: of samples, None for all.
-        differences: from the baseline, by model; the baseline has none.
-        published: numbers that may stand beside these tasks.
-    """
-    sources = list(dict.fromkeys(number.source for number in published))
-    errors = errors_of(tasks, models)
+    tasks: Mapping[str, type[Task]]  # in their order
+    models: Sequence[ModelMeasurements]  # likewise
+    baseline: str  # name of the model that the others are compared with
+    limit: int | None = None  # of samples
+    differences: Mapping[str, Rows] = field(default_factory=dict)  # by model, but the baseline
+    published: Sequence[PublishedNumber] = ()  # that may stand beside these tasks
+    sources: Mapping[str, str] = field(default_factory=dict)  # what those of the numbers are
+
+    @cached_property
+    def titles(self) -> dict[str, str]:
+        """A short name for each model."""
+        return short_names(model.name for model in self.models)
+
+    @cached_property
+    def errors(self) -> list[str]:
+        """Every reason for which a cell has no number, once, in the order of the table."""
+        cells = [model.tasks.get(name) for name in self.tasks for model in self.models]
+        return list(dict.fromkeys(cell.error for cell in cells if cell is not None and cell.error))
+
+    def protocol(self, name: str) -> str:
+        """Protocol and version, and whether only the first samples were measured, if known."""
+        task, cells = self.tasks[name], [model.tasks.get(name) for model in self.models]
+        n_read = [cell.result.n_read for cell in cells if cell is not None and cell.result]
+        is_cut = self.limit is not None and max(n_read, default=self.limit) >= self.limit
+        first = f", first {self.limit:,} {task.samples}" if is_cut else ""
+        return f"{task.protocol} v{task.version}{first}"
+
+    def cell(self, model: ModelMeasurements, name: str, metric: str) -> str:
+        """What one model has in a row; why it has nothing stands in the task's first row only."""
+        measurement = model.tasks.get(name)
+        is_first = metric == next(iter(self.tasks[name].metrics))
+        if measurement is None:
+            return "interrupted" if is_first else NO_VALUE
+        if measurement.result is None:
+            number = self.errors.index(measurement.error) + 1
+            return f"error [{number}]" if is_first else NO_VALUE
+        estimate = measurement.result.estimates.get(metric)
+        if estimate is None:
+            return NO_VALUE
+        difference = self.differences.get(model.name, {}).get((name, metric))
+        text = "" if difference is None else _in_parentheses(difference)
+        return format_estimate(estimate) + text
+
+
+def markdown_table(shown: Shown) -> str:
+    """The table of everything measured."""
+    sources = list(dict.fromkeys(number.source for number in shown.published))
     rows = []
-    for name, task in tasks.items():
+    for name, task in shown.tasks.items():
         for metric, is_higher_better in task.metrics.items():
-            own = [model.tasks.get(name) for model in models]
-            head = [name, protocol_cell(task, limit, own), metric]
-            cells = [
-                format_cell(
-                    model.tasks.get(name),
-                    metric,
-                    differences.get(model.name, {}).get((name, metric)),
-                    is_first=metric == next(iter(task.metrics)),
-                    errors=errors,
-                )
-                for model in models
-            ]
-            others = [_published_cell(published, source, name, metric) for source in sources]
-            rows.append([*head, "↑" if is_higher_better else "↓", *cells, *others])
-    titles = short_names(model.name for model in models)
-    headers = ["Task", "Protocol", "Metric", "", *titles.values()]
+            head = [name, shown.protocol(name), metric, "↑" if is_higher_better else "↓"]
+            cells = [shown.cell(model, name, metric) for model in shown.models]
+            others = [_published_cell(shown.published, source, name, metric) for source in sources]
+            rows.append([*head, *cells, *others])
+    headers = ["Task", "Protocol", "Metric", "", *shown.titles.values()]
     headers += [f"{source} (published, not measured here)" for source in sources]
     return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)
 
 
-def protocol_cell(
-    task: type[Task], limit: int | None, measurements: Iterable[Measurement | None]
-) -> str:
-    """Protocol and version, and whether only the first samples were measured, as far as known."""
-    n_read = [cell.result.n_read for cell in measurements if cell is not None and cell.result]
-    is_cut = limit is not None and max(n_read, default=limit) >= limit
-    first = f", first {limit:,} {task.samples}" if is_cut else ""
-    return f"{task.protocol} v{task.version}{first}"
-
-
-def errors_of(tasks: Iterable[str], models: Sequence[ModelMeasurements]) -> list[str]:
-    """Every reason for which a cell has no number, once, in the order of the table."""
-    cells = [model.tasks.get(name) for name in tasks for model in models]
-    return list(dict.fromkeys(cell.error for cell in cells if cell is not None and cell.error))
-
-
-def table_notes(
-    tasks: Mapping[str, type[Task]],
-    models: Sequence[ModelMeasurements],
-    *,
-    differences: Mapping[str, Rows],
-    published: Sequence[PublishedNumber],
-    baseline: str,
-    sources: Mapping[str, str],
-) -> list[str]:
-    """What the table's titles and signs mean, a line each.
-
-    Args:
-        tasks: in the order of the rows.
-        models: in the order of the columns.
-        differences: from the baseline, by model.
-        published: numbers that stand beside these tasks.
-        baseline: name of the model that others are compared with.
-        sources: what the published numbers' sources are.
-    """
-    titles = short_names(model.name for model in models)
-    notes = [f"{title}: {name}" for name, title in titles.items() if title != name]
-    errors = errors_of(tasks, models)
-    notes += [f"error [{number}]: {text}" for number, text in enumerate(errors, start=1)]
+def table_notes(shown: Shown) -> list[str]:
+    """What the table's titles and signs mean, a line each."""
+    models = shown.models
+    notes = [f"{title}: {name}" for name, title in shown.titles.items() if title != name]
+    notes += [f"error [{number}]: {text}" for number, text in enumerate(shown.errors, start=1)]
     notes.append("± is one standard error.")
     precisions = {model.description.get("model_dtype") for model in models} - {None}
     if precisions - {"float32"}:
@@ -114,30 +103,9 @@ def table_notes(
             f"{n_cached} of {len(cells)} results were measured before and come from the cache; "
             f"--cache false measures all of them."
         )
-    notes += _difference_notes(tasks, models, differences, baseline=titles[baseline])
-    notes += _test_notes(models, differences)
-    notes += _per_token_notes(tasks, models)
-    notes += _cut_notes(models, titles)
-    return [*notes, *_published_notes(published, sources)]
-
-
-def format_cell(
-    measurement: Measurement | None,
-    metric: str,
-    difference: Difference | None = None,
-    *,
-    is_first: bool = True,
-    errors: Sequence[str] = (),
-) -> str:
-    """Text of one cell; the number of its error in `errors` stands in the task's first row only."""
-    if measurement is None:
-        return "interrupted" if is_first else NO_VALUE
-    if measurement.result is None:
-        return f"error [{errors.index(measurement.error) + 1}]" if is_first else NO_VALUE
-    estimate = measurement.result.estimates.get(metric)
-    if estimate is None:
-        return NO_VALUE
-    return format_estimate(estimate) + ("" if difference is None else _in_parentheses(difference))
+    for kind in (_difference_notes, _test_notes, _per_token_notes, _cut_notes, _published_notes):
+        notes += kind(shown)
+    return notes
 
 
 def format_estimate(estimate: Estimate) -> str:
@@ -153,14 +121,9 @@ def format_number(value: float) -> str:
     return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4e}"
 
 
-def _difference_notes(
-    tasks: Mapping[str, type[Task]],
-    models: Sequence[ModelMeasurements],
-    differences: Mapping[str, Rows],
-    *,
-    baseline: str,
-) -> Iterator[str]:
+def _difference_notes(shown: Shown) -> Iterator[str]:
     """What the parentheses hold, and in which rows the baseline has no number to compare with."""
+    differences, baseline = shown.differences, shown.titles[shown.baseline]
     rows = [row for model in differences.values() for row in model.values()]
     if rows:
         tested = any(row.test for row in rows)
@@ -171,8 +134,9 @@ def _difference_notes(
         what = f"the difference from {baseline} (for perplexities, the ratio)"
         yield f"In parentheses: {what}{how * tested}."
     compared = {row for model in differences.values() for row in model}
-    others = [model for model in models if model.name in differences]
+    others = [model for model in shown.models if model.name in differences]
     missing = {}  # metrics by task
+    tasks = shown.tasks
     for task, kind in tasks.items():
         for metric in kind.metrics:
             row = task, metric
@@ -187,13 +151,11 @@ def _difference_notes(
         yield f"No differences{where}: the baseline, {baseline}, has no number to compare with."
 
 
-def _test_notes(
-    models: Sequence[ModelMeasurements], differences: Mapping[str, Rows]
-) -> Iterator[str]:
+def _test_notes(shown: Shown) -> Iterator[str]:
     """In which rows models read other samples than the baseline, so that nothing is tested."""
     untested = {}
-    for name, rows in differences.items():
-        pair = [model for model in models if model.name == name or model.name not in differences]
+    for name, rows in shown.differences.items():
+        pair = [model for model in shown.models if model.name in (name, shown.baseline)]
         for (task, metric), difference in rows.items():
             has_samples = all(metric in model.tasks[task].result.samples for model in pair)
             if difference.test is None and has_samples:
@@ -205,13 +167,12 @@ def _test_notes(
         )
 
 
-def _per_token_notes(
-    tasks: Mapping[str, type[Task]], models: Sequence[ModelMeasurements]
-) -> Iterator[str]:
+def _per_token_notes(shown: Shown) -> Iterator[str]:
     """Which rows do not compare models that cut text into other tokens."""
+    models = shown.models
     rows = [
         (name, metric)
-        for name, kind in tasks.items()
+        for name, kind in shown.tasks.items()
         for metric in getattr(kind, "per_token", ())  # most tasks have no such metric
         if len({model.vocabulary for model in models if model.value(name, metric) is not None}) > 1
     ]
@@ -222,39 +183,36 @@ def _per_token_notes(
         )
 
 
-def _cut_notes(models: Sequence[ModelMeasurements], titles: Mapping[str, str]) -> Iterator[str]:
+def _cut_notes(shown: Shown) -> Iterator[str]:
     """Which models have no room for some samples or their contexts, or no token for some text."""
-    for model in models:
+    for model in shown.models:
         for task, cell in model.tasks.items():
-            details = cell.result.details if cell.result else {}
+            details, title = cell.result.details if cell.result else {}, shown.titles[model.name]
             if n_cut := details.get("n_truncated", 0):
                 yield (
-                    f"{task}: {titles[model.name]} has no room for {n_cut:,} of "
-                    f"{cell.result.n_samples:,} contexts; their beginnings were cut off."
+                    f"{task}: {title} has no room for {n_cut:,} of {cell.result.n_samples:,} "
+                    f"contexts; their beginnings were cut off."
                 )
             if n_left_out := details.get("n_left_out", 0):
                 yield (
-                    f"{task}: {titles[model.name]} has no room for {n_left_out:,} samples, which "
-                    f"are left out; its score covers the rest."
+                    f"{task}: {title} has no room for {n_left_out:,} samples, which are left "
+                    f"out; its score covers the rest."
                 )
             if n_unknown := details.get("n_unknown", 0):
                 yield (
-                    f"{task}: {titles[model.name]} has no token for parts of the text; "
-                    f"{n_unknown:,} scored tokens are its unknown token, so its score is of "
-                    f"another text."
+                    f"{task}: {title} has no token for parts of the text; {n_unknown:,} scored "
+                    f"tokens are its unknown token, so its score is of another text."
                 )
 
 
-def _published_notes(
-    published: Sequence[PublishedNumber], sources: Mapping[str, str]
-) -> Iterator[str]:
+def _published_notes(shown: Shown) -> Iterator[str]:
     """Where the published numbers are from."""
-    for source in dict.fromkeys(number.source for number in published):
-        numbers = [number for number in published if number.source == source]
+    for source in dict.fromkeys(number.source for number in shown.published):
+        numbers = [number for number in shown.published if number.source == source]
         where = "; ".join(dict.fromkeys(number.where for number in numbers))
         reasons = "; ".join(dict.fromkeys(number.note for number in numbers if number.note))
         star = f". * {reasons}" if reasons else ""
-        yield f"Published, not measured here: {source}, {sources[source]} ({where}){star}."
+        yield f"Published, not measured here: {source}, {shown.sources[source]} ({where}){star}."
 
 
 def _in_parentheses(difference: Difference) -> str:

@@ -19,8 +19,7 @@ from modeling_gpt2scratch.evaluation.results.paired_tests import holm, paired_te
 from modeling_gpt2scratch.evaluation.results.published_numbers import numbers_beside, read_published
 from modeling_gpt2scratch.evaluation.results.results_json import model_content
 from modeling_gpt2scratch.evaluation.results.table import (
-    errors_of,
-    format_cell,
+    Shown,
     format_number,
     markdown_table,
     table_notes,
@@ -117,10 +116,10 @@ def test_the_table_has_differences_in_parentheses_and_published_numbers_apart(pa
     published = numbers_beside(
         numbers, tasks=tasks, models=["first", "openai-community/gpt2-xl@main"]
     )
-    options = {"limit": None, "differences": differences, "published": published}
+    shown = Shown(tasks, pair, "first", None, differences, published)
     header, _, acc, perplexity = (
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in markdown_table(tasks, pair, **options).splitlines()
+        for line in markdown_table(shown).splitlines()
     )
     assert header[-1] == "lm-evaluation-harness (published, not measured here)"
     assert acc[4:] == ["0.3750 ± 0.1000", "1.0000 ± 0.1000 (+0.6250, p < 0.001)", "gpt2-xl 0.5121"]
@@ -149,14 +148,8 @@ def notes_of(models, *, baseline="first", tasks=("lambada",), published=(), sour
         for model in models
         if model is not compared
     }
-    return table_notes(
-        {task: TASKS[task] for task in tasks},
-        models,
-        differences=differences,
-        published=published,
-        baseline=baseline,
-        sources=sources or {},
-    )
+    kinds = {task: TASKS[task] for task in tasks}
+    return table_notes(Shown(kinds, models, baseline, None, differences, published, sources or {}))
 
 
 def test_contexts_that_a_model_has_no_room_for_are_counted(pair):
@@ -173,7 +166,7 @@ def test_columns_have_the_shortest_names_and_the_notes_whole_ones(pair):
     models = [replace(pair[0], name="runs/a/final"), replace(pair[1], name="runs/b/final")]
     models.append(replace(pair[1], name="gpt2"))
     tasks = {"lambada": TASKS["lambada"]}
-    table = markdown_table(tasks, models, limit=None, differences={}, published=[])
+    table = markdown_table(Shown(tasks, models, "gpt2"))
     titles = [cell.strip() for cell in table.splitlines()[0].strip("|").split("|")]
     assert titles[4:] == ["a/final", "b/final", "gpt2"]
     notes = notes_of(models, baseline="runs/b/final")
@@ -265,14 +258,15 @@ def test_an_error_stands_whole_below_the_table_and_once():
     first, second = ModelMeasurements("first"), ModelMeasurements("second")
     first.tasks = {"lambada": Measurement(error="a | b")}
     second.tasks = {"lambada": Measurement(error="c"), "val": Measurement(error="a | b")}
-    errors = errors_of(["val", "lambada"], [first, second])
-    assert errors == ["a | b", "c"]
-    assert format_cell(first.tasks["lambada"], "acc", errors=errors) == "error [1]"
-    assert format_cell(second.tasks["lambada"], "acc", errors=errors) == "error [2]"
-    assert format_cell(second.tasks["val"], "perplexity", errors=errors, is_first=False) == "–"
+    third = ModelMeasurements("third")
+    shown = Shown({n: TASKS[n] for n in ("val", "lambada")}, [first, second, third], "first")
+    assert shown.errors == ["a | b", "c"]
+    assert shown.cell(first, "lambada", "acc") == "error [1]"
+    assert shown.cell(second, "lambada", "acc") == "error [2]"
+    assert shown.cell(second, "val", "perplexity") == "–"
+    assert shown.cell(third, "lambada", "acc") == "interrupted"
     notes = notes_of([first, second], tasks=("val", "lambada"))
     assert notes[:2] == ["error [1]: a | b", "error [2]: c"]
-    assert format_cell(None, "acc") == "interrupted"
 
 
 def test_the_perplexity_of_an_untrained_model_fits_its_cell():
@@ -310,18 +304,12 @@ def test_the_cache_keeps_samples_that_were_left_out(pair, tmp_path):
     cache, (model, _) = ResultCache(tmp_path), pair
     measurement = model.tasks["lambada"]
     samples = measurement.result.samples
-    samples["acc"][[0, 39]] = np.nan
+    samples["acc"][[0, 38, 39]] = np.nan, np.inf, np.nan
     cache.write({}, measurement, {})
-    (path,) = tmp_path.iterdir()
-    kept = json.loads(path.read_text(), parse_constant=pytest.fail)["result"]["samples"]["acc"]
-    assert [index for index, value in enumerate(kept) if value is None] == [0, 39]
     found = cache.read({})[0].result.samples
     for metric, values in samples.items():
         assert found[metric].dtype == np.float64
         np.testing.assert_array_equal(found[metric], values)
-    samples["acc"][0] = np.inf  # for which JSON has no word
-    cache.write({"limit": 1}, measurement, {})
-    assert cache.read({"limit": 1}) is None
 
 
 def test_a_cached_file_that_nests_too_deep_is_no_measurement(pair, tmp_path):
