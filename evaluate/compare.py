@@ -28,11 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         ctrl_c.advice = lambda: f"go on with: {command}"
         config, output_dir = parse_arguments(argv, description=__doc__)
         with ctrl_c.ending_at_once(), activity("loading torch and transformers"):
+            from modeling_gpt2scratch.distributed.processes import LaunchError
             from modeling_gpt2scratch.evaluation.comparison import run_comparison
 
         try:
             return run_comparison(config, output_dir)
-        except OutputError as error:
+        except (OutputError, LaunchError) as error:
             refuse(str(error))
 
 

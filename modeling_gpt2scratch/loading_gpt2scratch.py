@@ -190,7 +190,16 @@ class LimitedGenerationMixin:
         return prepared
 
     def _validate_generated_length(self, generation_config, input_ids_length: int, *args) -> None:
-        """Refuses to generate beyond the last position, also after what is in a cache."""
+        """Refuses to generate beyond the last position, also after what is in a cache.
+
+        Nor does it generate where layers would be given no cache, and tokens not see those before.
+        """
+        if self.training and self.is_gradient_checkpointing and generation_config.use_cache:
+            raise ValueError(
+                "expected a model in evaluation mode, found one that trains with activation "
+                "checkpointing, where layers have no cache; call eval() first, or generate with "
+                "use_cache=False"
+            )
         # Of an attention mask, which also covers the tokens in the cache.
         n_before = max(input_ids_length, getattr(generation_config, "_mask_length", None) or 0)
         limit, n_new = self.config.n_positions, generation_config.max_length - input_ids_length

@@ -332,6 +332,17 @@ def test_a_prompt_of_n_positions_gives_one_token(twins):
         generate(twins[0], random_ids(2, 49), max_new_tokens=1)
 
 
+def test_a_model_that_trains_without_a_cache_does_not_generate_with_one():
+    model, prompt = tiny_model(), random_ids(1, 6)
+    expected = generate(model, prompt)
+    model.gradient_checkpointing_enable()
+    assert torch.equal(generate(model.eval(), prompt), expected)
+    model.train()
+    with pytest.raises(ValueError, match="expected a model in evaluation mode, found one that"):
+        generate(model, prompt)
+    assert torch.equal(generate(model, prompt, use_cache=False), expected)
+
+
 @pytest.mark.parametrize("n_prompt", [40, 45, 46, 47])
 def test_prompt_lookup_fills_all_positions_and_no_more(n_prompt):
     model = tiny_model(n_positions=48)

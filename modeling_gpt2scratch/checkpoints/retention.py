@@ -87,6 +87,7 @@ def most_to_come(
     keep_checkpoints: int,
     keep_every: int,
     keep_best: bool,
+    eval_every: int = 0,
 ) -> int:
     """How many more checkpoints than those that are here a run will have at one time.
 
@@ -97,14 +98,16 @@ def most_to_come(
         step: at which the run is.
         save_every: steps between checkpoints, 0 for none before the last step.
         keep_every: as in `expired`, a multiple of `save_every`.
-        keep_best: whether the one with the lowest validation loss stays.
+        keep_best: whether the one with the lowest validation loss stays; each is saved.
+        eval_every: steps between validations, 0 for none before the last step.
     """
     if step >= last_step:
         return 0
     every = save_every or last_step
     n_saves = last_step // every - step // every + (last_step % every > 0)
     if keep_checkpoints == 0:
-        return n_saves
+        validated = range(eval_every, last_step, eval_every) if keep_best and eval_every else ()
+        return n_saves + sum(at > step and at % every > 0 for at in validated)
     # The next is written before the oldest of the newest goes, and those here make room.
     n_newest, n_multiples, left = keep_checkpoints + 1, 0, [*here]
     if keep_every:

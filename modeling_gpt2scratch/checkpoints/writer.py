@@ -157,6 +157,7 @@ class CheckpointWriter:
         state: dict,
         last_step: int = 0,
         save_every: int = 0,
+        eval_every: int = 0,
     ) -> None:
         """Writes, verifies and deletes one checkpoint, after looking for the space of all.
 
@@ -164,6 +165,7 @@ class CheckpointWriter:
             model: as for `save`, and so tokenizer, optimizer and state.
             last_step: of the run, which saves its last checkpoint after it; 0 if not known.
             save_every: steps between checkpoints, 0 for none before that.
+            eval_every: steps between validations, each of which may be the best, 0 for none.
 
         Raises:
             CheckpointError: if ranks do not see the same directory.
@@ -175,7 +177,8 @@ class CheckpointWriter:
             return
         n_bytes = checkpoint_bytes(model, optimizer)
         rule = {"keep_checkpoints": self._keep_checkpoints, "keep_every": self._keep_every}
-        rule |= {"keep_best": self._keep_best, "last_step": last_step, "save_every": save_every}
+        rule |= {"keep_best": self._keep_best, "last_step": last_step}
+        rule |= {"save_every": save_every, "eval_every": eval_every}
         self._on_main(_require_space, self._output_dir, n_bytes, step=state["step"], **rule)
         snapshot = self._snapshot(model, tokenizer, optimizer, state)
         with self._partial_directory(self._output_dir / REHEARSAL_NAME) as partial:

@@ -31,7 +31,7 @@ from modeling_gpt2scratch.common.errors import one_line
 
 from .agreement import StalledError, is_first_to_say
 from .device import available_device, device_name, has_bf16
-from .processes import LaunchError
+from .processes import LaunchError, naming_launch_variables
 
 # NCCL and its like end a process whose operation timed out. Before that, the exchange among the
 # processes' CPUs shall time out, which names the one that is missing.
@@ -49,7 +49,8 @@ def make_accelerator(*, mixed_precision: str, timeout_minutes: float) -> Acceler
     Raises:
         LaunchError: if the launcher started several processes that do not know of each other or
             do not find each other in time, or its configuration asks for an unknown precision, a
-            compiler, a model in parts, fp16 in shards, or more of DeepSpeed than ZeRO-2.
+            compiler, a model in parts, fp16 in shards, or more of DeepSpeed than ZeRO-2; or if
+            the launcher's variables are incomplete or no numbers.
     """
     timeout = timedelta(minutes=timeout_minutes)
     if torch.accelerator.is_available():
@@ -60,7 +61,7 @@ def make_accelerator(*, mixed_precision: str, timeout_minutes: float) -> Acceler
     plugin = _fsdp_plugin(precision)
     # Shards are reduced on each micro-step, or every process would hold whole gradients.
     accumulation = {"sync_with_dataloader": False, "sync_each_batch": plugin is not None}
-    with _naming_the_timeout(timeout_minutes):
+    with naming_launch_variables(), _naming_the_timeout(timeout_minutes):
         accelerator = Accelerator(
             # Without a GPU, torchrun's processes must be told to meet on the CPU, or each is alone.
             cpu=not torch.accelerator.is_available(),

@@ -1,6 +1,9 @@
 """How the processes of a run speak, fail and agree as one."""
 
-from collections.abc import Callable
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from accelerate import PartialState
@@ -13,8 +16,33 @@ from modeling_gpt2scratch.common.errors import MendableError
 Result = TypeVar("Result")
 
 
+# What a launcher tells each process.
+LAUNCH_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+OF_VARIABLES = re.compile(r"environment variable|\benv\b|invalid literal for int")
+
+
 class LaunchError(MendableError, ValueError):
     """A launch in which the processes cannot work together."""
+
+
+@contextlib.contextmanager
+def naming_launch_variables() -> Iterator[None]:
+    """Within the block, variables of a launcher that do not go together are named.
+
+    Raises:
+        LaunchError: in place of the errors of torch and Accelerate.
+    """
+    # Accelerate sets some that are missing.
+    found = [f"{name}={os.environ[name]}" for name in LAUNCH_VARIABLES if name in os.environ]
+    try:
+        yield
+    except ValueError as error:
+        if not (found and OF_VARIABLES.search(str(error))):
+            raise
+        raise LaunchError(
+            f"expected all of {', '.join(LAUNCH_VARIABLES)}, as accelerate launch sets them, found "
+            f"{' '.join(found)}; start with accelerate launch, or unset them"
+        ) from error
 
 
 def say(text: str) -> None:

@@ -151,8 +151,8 @@ def run_preflight(run: TrainingRun, before: dict) -> None:
                 few = open_benchmarks(config, accelerator, limit=accelerator.num_processes)
                 score(run, few)  # says which benchmark cannot be scored
             started = time.perf_counter()
-            ends = {"last_step": config.max_steps, "save_every": config.save_every}
-            run.writer.rehearse(**run.checkpoint_contents(), **ends)
+            every = {name: getattr(config, name) for name in ("save_every", "eval_every")}
+            run.writer.rehearse(**run.checkpoint_contents(), last_step=config.max_steps, **every)
             notes += preflight.surprises_of_saving(time.perf_counter() - started)
     say(banner(run, notes))
 

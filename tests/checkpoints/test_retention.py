@@ -64,6 +64,16 @@ def test_the_best_checkpoint_is_one_more():
     assert [most_to_come([], **rule, keep_best=best) for best in (False, True)] == [4, 5]
 
 
+def test_where_all_are_kept_each_validation_may_be_one_more():
+    rule = {"last_step": 100, "save_every": 40, "keep_checkpoints": 0, "keep_every": 0}
+    for step, n_scheduled in ((0, 3), (50, 2), (99, 1), (100, 0)):
+        plan = rule | {"step": step, "eval_every": 20}
+        assert most_to_come([], **plan, keep_best=False) == n_scheduled
+        # At 20, (40), 60, (80): those in brackets are saved anyway; the last comes with the end.
+        n_more = len([at for at in (20, 60) if at > step])
+        assert most_to_come([], **plan, keep_best=True) == n_scheduled + n_more
+
+
 STEPS = st.integers(0, 60)
 
 

@@ -12,8 +12,23 @@ from support.processes import run_process
 from support.training_runs import flags, run_here
 
 from modeling_gpt2scratch.distributed.agreement import Agreement
-from modeling_gpt2scratch.distributed.processes import LaunchError, require_expected, say
+from modeling_gpt2scratch.distributed.processes import (
+    LAUNCH_VARIABLES,
+    LaunchError,
+    require_expected,
+    say,
+)
 from modeling_gpt2scratch.tracking.status import recorded
+
+# A script that is started without a launcher, where one has left its variables.
+ALONE = """
+from modeling_gpt2scratch.common.errors import ending_in_one_line
+from modeling_gpt2scratch.distributed.accelerator import make_accelerator
+with ending_in_one_line("alone"):
+    make_accelerator(mixed_precision="no", timeout_minutes=1)
+print("made")
+"""
+
 
 # One process raises a flag at its second step; all know it one step later, and none before.
 TOGETHER = """
@@ -49,6 +64,23 @@ except StalledError as error:
     os.write(1, f"{state.process_index} {error}\\n".encode())
 os._exit(1)
 """
+
+
+@pytest.mark.parametrize(
+    "variables", ["WORLD_SIZE=2", "LOCAL_RANK=0", "WORLD_SIZE=x", "LOCAL_RANK=b", "WORLD_SIZE="]
+)
+def test_variables_of_a_launcher_that_do_not_go_together_are_named(variables, monkeypatch):
+    for name in LAUNCH_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(*variables.split("="))
+    command = [sys.executable, "-c", ALONE]
+    finished = run_process(command, cwd=REPOSITORY)
+    assert finished.returncode == 1 and not finished.stdout
+    assert finished.stderr.splitlines()[-1] == (
+        f"alone: error: expected all of RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT, as "
+        f"accelerate launch sets them, found {variables}; start with accelerate launch, or unset "
+        f"them"
+    )
 
 
 def launched(script, num_processes):

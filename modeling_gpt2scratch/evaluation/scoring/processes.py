@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from modeling_gpt2scratch.common.console import has_terminal
 from modeling_gpt2scratch.common.errors import in_words
+from modeling_gpt2scratch.distributed.processes import naming_launch_variables
 
 Value = TypeVar("Value")
 
@@ -78,12 +79,14 @@ class ProcessGroup:
         device: of the command line; "cpu" keeps the processes off the accelerators.
 
     Raises:
+        LaunchError: if the launcher's variables are incomplete or no numbers.
         SystemExit: with one line, if the launched processes do not know of each other, or shall
             all have one device.
     """
 
     def __init__(self, device: str):
-        n_launched = int(os.environ.get("WORLD_SIZE", "1"))
+        with naming_launch_variables():
+            n_launched = int(os.environ.get("WORLD_SIZE", "1"))
         if n_launched > 1 and device != "auto" and torch.device(device).index is not None:
             raise SystemExit(
                 f"expected --device auto or cpu with {n_launched} processes, each of which takes a "
@@ -91,7 +94,8 @@ class ProcessGroup:
             )
         # Without an accelerator, processes must be told to meet on the CPU, or each is alone.
         on_cpu = device == "cpu" or not torch.accelerator.is_available()
-        self.accelerator = Accelerator(cpu=on_cpu) if n_launched > 1 else None
+        with naming_launch_variables():
+            self.accelerator = Accelerator(cpu=on_cpu) if n_launched > 1 else None
         if self.accelerator is not None and self.accelerator.num_processes != n_launched:
             raise SystemExit(
                 f"expected {n_launched} processes in one group, as launched, found "
