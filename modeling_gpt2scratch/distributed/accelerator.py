@@ -61,7 +61,7 @@ def make_accelerator(*, mixed_precision: str, timeout_minutes: float) -> Acceler
     plugin = _fsdp_plugin(precision)
     # Shards are reduced on each micro-step, or every process would hold whole gradients.
     accumulation = {"sync_with_dataloader": False, "sync_each_batch": plugin is not None}
-    with naming_launch_variables(), _naming_the_timeout(timeout_minutes):
+    with _naming_the_timeout(timeout_minutes), naming_launch_variables():
         accelerator = Accelerator(
             # Without a GPU, torchrun's processes must be told to meet on the CPU, or each is alone.
             cpu=not torch.accelerator.is_available(),

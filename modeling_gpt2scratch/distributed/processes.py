@@ -14,8 +14,6 @@ from modeling_gpt2scratch.common.console import tell
 from modeling_gpt2scratch.common.errors import MendableError
 
 Result = TypeVar("Result")
-
-
 # What a launcher tells each process.
 LAUNCH_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 OF_VARIABLES = re.compile(r"environment variable|\benv\b|invalid literal for int")
@@ -40,8 +38,8 @@ def naming_launch_variables() -> Iterator[None]:
         if not (found and OF_VARIABLES.search(str(error))):
             raise
         raise LaunchError(
-            f"expected all of {', '.join(LAUNCH_VARIABLES)}, as accelerate launch sets them, found "
-            f"{' '.join(found)}; start with accelerate launch, or unset them"
+            f"expected {', '.join(LAUNCH_VARIABLES)} all set, and numbers but for the address, "
+            f"found {' '.join(found)}; start with accelerate launch, or unset them"
         ) from error
 
 

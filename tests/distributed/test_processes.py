@@ -77,9 +77,9 @@ def test_variables_of_a_launcher_that_do_not_go_together_are_named(variables, mo
     finished = run_process(command, cwd=REPOSITORY)
     assert finished.returncode == 1 and not finished.stdout
     assert finished.stderr.splitlines()[-1] == (
-        f"alone: error: expected all of RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT, as "
-        f"accelerate launch sets them, found {variables}; start with accelerate launch, or unset "
-        f"them"
+        f"alone: error: expected RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT all set, "
+        f"and numbers but for the address, found {variables}; start with accelerate launch, or "
+        f"unset them"
     )
 
 

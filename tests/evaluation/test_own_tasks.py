@@ -11,6 +11,7 @@ from modeling_gpt2scratch.evaluation.tasks.registry import TaskError, known_task
 TASK = """
 import numpy as np
 from modeling_gpt2scratch.evaluation import Estimate, SampleData, TaskResult
+from modeling_gpt2scratch.evaluation.tasks.lambada import LambadaTask
 
 
 class Kept:
@@ -126,6 +127,24 @@ def test_samples_that_do_not_go_together_cost_their_log_alone(measure):
     model, code, output = measure(change, "--log_samples")
     assert code == 0 and model["results"]["own"]["acc,none"] == 0.5
     assert "no samples_own_" in output.err and "shorter than argument" in output.err
+    assert "| own " in output.out
+
+
+def test_fewer_samples_than_passages_cost_log_and_page_their_rows_alone(measure):
+    change = """pass
+
+
+class Own(LambadaTask):
+    load = classmethod(lambda cls, selection: cls(["the cat sat", "the dog sat"]))
+    evaluate = lambda self, scorer: TaskResult(
+        1, {'acc': Estimate(0.5, None)}, samples={'acc': [1]}
+    )
+"""
+    model, code, output = measure(change, "--log_samples")
+    assert code == 0 and model["results"]["own"]["acc,none"] == 0.5
+    found = [line.split(":")[0] for line in output.err.splitlines() if line.startswith("no ")]
+    assert found[0].startswith("no samples_own_")
+    assert found[1] == "no samples of own in comparison.html"
     assert "| own " in output.out
 
 

@@ -43,7 +43,7 @@ from modeling_gpt2scratch.data.sources.local_files import LocalFile
 from modeling_gpt2scratch.data.sources.url_files import UrlFile
 from modeling_gpt2scratch.data.tokens.encoder import document_digest, is_held_out
 from modeling_gpt2scratch.data.tokens.ids import vocab_size_of
-from modeling_gpt2scratch.data.tokens.lost_text import drops_characters
+from modeling_gpt2scratch.data.tokens.lost_text import drops_characters, replaces_characters
 from modeling_gpt2scratch.data.tokens.names import (
     BYTES,
     GPT2,
@@ -203,6 +203,11 @@ def begin(
             warn(
                 f"{config.tokenizer}: this tokenizer leaves out characters that it does not know, "
                 f"without a trace in the shards; bits per byte come out too low"
+            )
+        elif replaces_characters(tokenizer):
+            warn(
+                f"{config.tokenizer}: this tokenizer has one unknown token for all that it does "
+                f"not know; bits per byte are those of another text where it stands"
             )
     held_out = settle(config, partial(open_stream, config, sources, working), working)
     if tokenizer is None:

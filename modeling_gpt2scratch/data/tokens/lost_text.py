@@ -1,12 +1,14 @@
-"""Text that a tokenizer leaves out, without even an unknown token in its place.
+"""Text that a tokenizer leaves out, or puts its unknown token in the place of.
 
 A BPE that has neither an unknown token nor bytes to spell with drops each character that is not in
 its vocabulary. A model would read a text without it and pay nothing for it, so its likelihood would
-be that of another text. What a normalizer takes away, as accents or capitals, is no such loss.
+be that of another text. What a normalizer takes away, as accents or capitals, is no such loss. The
+unknown token has a price, but not that of the text.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from functools import lru_cache
@@ -66,6 +68,30 @@ def refuse_lost_text(
 def drops_characters(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether there are characters for which the tokenizer makes no token."""
     return _pieces_of(tokenizer) is not None
+
+
+def unknown_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Id of the token that stands for text without a token of its own; None if there is none.
+
+    GPT-2's `unk_token` is none: its `bos`, `eos` and `unk` are one token, and no text becomes it.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        unknown = getattr(tokenizer, "unk_token_id", None)
+        return None if unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id) else unknown
+    model = json.loads(backend.model.__getstate__())
+    if model["type"] == "Unigram":
+        return model["unk_id"]
+    return backend.token_to_id(model["unk_token"]) if model["unk_token"] else None
+
+
+def replaces_characters(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether there are characters of which the tokenizer makes its unknown token."""
+    unknown = unknown_token(tokenizer)
+    if unknown is None:
+        return False
+    ids = tokenizer("".join(EVERY_BYTE), add_special_tokens=False, verbose=False)["input_ids"]
+    return unknown in ids
 
 
 class _Pieces:

@@ -22,7 +22,7 @@ from .html_page import html_page, script_json
 from .measurements import ModelMeasurements
 from .paired_tests import PairedTest
 from .published_numbers import PublishedNumber
-from .sample_logs import sample_rows
+from .sample_logs import leaving_out, sample_rows
 from .table import NO_VALUE, Shown, format_estimate
 
 PAGE_NAME = "comparison.html"
@@ -167,7 +167,10 @@ def _samples(
     """The samples that are right or wrong, with what each model made of them."""
     if not logged:
         return
-    rows = [row for name, task in logged.items() for row in _rows_of(name, task, models)]
+    rows = []
+    for name, task in logged.items():
+        with leaving_out(f"samples of {name} in {PAGE_NAME}"):
+            rows += list(_rows_of(name, task, models))
     yield "<h2>Samples</h2>"
     if not rows:
         yield "<p>None of these tasks has samples that are right or wrong.</p>"

@@ -8,6 +8,7 @@ docs/reference/results.md describes every key.
 Source of the layout: `simple_evaluate` and `save_results_samples` of lm_eval 0.4.13.
 """
 
+import contextlib
 import hashlib
 import json
 import sys
@@ -54,12 +55,25 @@ def write_samples(
     for name, cell in model.tasks.items():
         if cell.result is not None and cell.result.samples:
             path = folder / f"samples_{sanitized(name)}_{stamp}.jsonl"
-            try:
+            with leaving_out(path.name):
                 write_json_lines(path, sample_rows(tasks[name], cell.result), ensure_ascii=False)
-            except OSError:
-                raise
-            except Exception as error:  # of any kind, from a task of one's own
-                tell(f"no {path.name}: {in_words(error)}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def leaving_out(what: str) -> Iterator[None]:
+    """Samples that do not go together end the block alone, and a line on stderr says so.
+
+    They may be those of a task of one's own, so the error may be of any kind.
+
+    Raises:
+        OSError: if a file cannot be written.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        tell(f"no {what}: {in_words(error)}", file=sys.stderr)
 
 
 def sample_rows(task: Task, result: TaskResult) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,6 @@ others, too.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -148,21 +147,6 @@ def prefix_token(tokenizer: PreTrainedTokenizerBase) -> int:
     if prefix is None:
         raise ValueError("expected a tokenizer with a bos or eos token, found none")
     return prefix
-
-
-def unknown_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Id of the token that stands for text without a token of its own; None if there is none.
-
-    GPT-2's `unk_token` is none: its `bos`, `eos` and `unk` are one token, and no text becomes it.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        unknown = getattr(tokenizer, "unk_token_id", None)
-        return None if unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id) else unknown
-    model = json.loads(backend.model.__getstate__())
-    if model["type"] == "Unigram":
-        return model["unk_id"]
-    return backend.token_to_id(model["unk_token"]) if model["unk_token"] else None
 
 
 def _prefix_token_or_none(tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -19,10 +19,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.common.console import progress_bar
 from modeling_gpt2scratch.common.errors import named
+from modeling_gpt2scratch.data.tokens.lost_text import unknown_token
 
 from .batching import RowBatch, join_rows, plan_batches
 from .causal_model import CausalModel, n_reserved_positions
-from .encoding import context_length, encode_pairs, unknown_token
+from .encoding import context_length, encode_pairs
 from .token_scores import score_tokens
 from .token_tree import TokenTree, layers_without_mask, smallest_window, tree_inputs
 

@@ -116,9 +116,9 @@ class TaskResult:
         object.__setattr__(self, "samples", samples)
         object.__setattr__(self, "responses", _as_responses(self.responses))
         object.__setattr__(self, "n_samples", int(self.n_samples))
-        for name, value in self.details.items():
-            if isinstance(value, np.generic):
-                self.details[name] = value = value.item()
+        details = {n: v.item() if isinstance(v, np.generic) else v for n, v in self.details.items()}
+        object.__setattr__(self, "details", details)
+        for name, value in details.items():
             is_number = isinstance(value, int | float) and math.isfinite(value)
             if not (is_number or isinstance(value, str)):  # results are JSON
                 raise ValueError(f"details: expected a number for {name}, found {value!r}")

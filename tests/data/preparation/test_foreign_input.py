@@ -207,14 +207,20 @@ def test_a_row_that_cannot_be_read_is_named_once_though_the_text_is_read_three_t
     assert len(lines) == len(set(lines)) >= 5
 
 
-def test_a_tokenizer_that_leaves_characters_out_is_named(configure, tmp_path, capsys):
-    vocabulary = {letter: number for number, letter in enumerate("abc ")}
-    letters = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({}, "this tokenizer leaves out"), ({"unk_token": "?"}, "this tokenizer has one unknown")],
+)
+def test_a_tokenizer_that_does_not_keep_all_characters_is_named(
+    configure, tmp_path, capsys, options, message
+):
+    vocabulary = {letter: number for number, letter in enumerate("abc ?")}
+    letters = Tokenizer(models.BPE(vocab=vocabulary, merges=[], **options))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, eos_token="<|endoftext|>")
     tokenizer.save_pretrained(tmp_path / "letters")
     corpus = str(written(tmp_path / "a.jsonl", jsonl(["abc äöü", "cab"])))
     options = {"dataset": corpus, "val_fraction": 0}
     prepare(configure(**options, tokenizer=str(tmp_path / "letters")))
-    assert f"{tmp_path / 'letters'}: this tokenizer leaves out" in capsys.readouterr().err
+    assert f"{tmp_path / 'letters'}: {message}" in capsys.readouterr().err
     prepare(configure(**options, tokenizer="bytes", output_dir=str(tmp_path / "bytes")))
-    assert "leaves out" not in capsys.readouterr().err
+    assert "this tokenizer" not in capsys.readouterr().err

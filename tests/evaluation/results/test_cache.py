@@ -19,6 +19,7 @@ from support.servers.fake_hub import serve
 
 from modeling_gpt2scratch import GPT2ScratchConfig, GPT2ScratchForCausalLM
 from modeling_gpt2scratch.evaluation import measuring
+from modeling_gpt2scratch.evaluation.configuration import CACHE_FOLDER
 from modeling_gpt2scratch.evaluation.measuring import cache_key
 from modeling_gpt2scratch.evaluation.results import fingerprints
 from modeling_gpt2scratch.evaluation.results.cache import ResultCache
@@ -89,7 +90,11 @@ def test_weights_replaced_while_the_model_loads_are_no_measurement_of_the_new_on
     assert compare.main([*arguments, "--models", str(own)]) == 1
     expected = "expected model.safetensors as it was before, found it changed while the model"
     assert expected in capsys.readouterr().err
-    assert not list((tmp_path / "out").rglob("cache/*.json")) and not read(tmp_path)["results"]
+    assert not read(tmp_path)["results"]
+    assert not (tmp_path / "out" / CACHE_FOLDER).exists()
+    monkeypatch.undo()
+    assert compare.main([*arguments, "--models", str(own)]) == 0
+    assert (tmp_path / "out" / CACHE_FOLDER).exists()
 
 
 def test_a_measurement_is_kept_before_it_is_told(model, arguments, tmp_path, monkeypatch):

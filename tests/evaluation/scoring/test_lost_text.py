@@ -5,13 +5,14 @@ from support import evaluation as tiny
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import GPT2TokenizerFast, PreTrainedTokenizerFast
 
-from modeling_gpt2scratch.data.tokens.lost_text import drops_characters, refuse_lost_text
-from modeling_gpt2scratch.data.tokens.tokenizer import byte_tokenizer
-from modeling_gpt2scratch.evaluation.scoring.encoding import (
-    encode_pairs,
-    encode_texts,
+from modeling_gpt2scratch.data.tokens.lost_text import (
+    drops_characters,
+    refuse_lost_text,
+    replaces_characters,
     unknown_token,
 )
+from modeling_gpt2scratch.data.tokens.tokenizer import byte_tokenizer
+from modeling_gpt2scratch.evaluation.scoring.encoding import encode_pairs, encode_texts
 from modeling_gpt2scratch.evaluation.scoring.scorer import CausalScorer
 from modeling_gpt2scratch.evaluation.tasks.blimp import BlimpTask, MinimalPair
 from modeling_gpt2scratch.evaluation.tasks.cbt import TASKS as CLOZE_TASKS
@@ -110,6 +111,10 @@ def test_the_first_of_many_characters_are_named():
 def test_tokenizers_that_drop_nothing_take_any_text(tokenizer):
     refuse_lost_text(tokenizer, ["Ünknown 日本 🙂 \x00 1990\t\n<end>"])
     assert not drops_characters(tokenizer)
+    model = tokenizer.backend_tokenizer.model
+    assert replaces_characters(tokenizer) == (
+        model.unk_token is not None and not model.byte_fallback
+    )
 
 
 @pytest.mark.parametrize("text", ["A Cat", "a câfé", "<end>a cat", "a <mark> cat"])
