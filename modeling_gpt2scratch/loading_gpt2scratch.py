@@ -275,23 +275,6 @@ def pop_loss_kwargs(model, arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: arguments.pop(name) for name in read & unread}
 
 
-def positions_without_padding(
-    attention_mask: torch.Tensor, columns: torch.Tensor, n_past: int | torch.Tensor
-) -> torch.Tensor:
-    """Positions (B, N) of the columns (N,) of a mask (B, P + N), whose padding has none.
-
-    Raises:
-        ValueError: if the mask leaves out the `n_past` tokens of a cache.
-    """
-    n_found, n_new = attention_mask.shape[1], columns.shape[0]
-    if isinstance(n_past, int) and n_found < n_past + n_new:
-        raise ValueError(
-            f"expected an attention_mask of {n_past + n_new} columns, {n_past} for the tokens in "
-            f"the cache and {n_new} new ones, found {n_found}"
-        )
-    return (attention_mask.to(columns.device).long().cumsum(-1) - 1).clamp(min=0)[:, columns]
-
-
 def prepared_mask(mask: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     """A (B, 1, T, S) mask as an attention function takes it; transformers passes it on as it is.
 
@@ -304,6 +287,22 @@ def prepared_mask(mask: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor
     if dtype is None:
         return mask.bool()
     return torch.zeros_like(mask, dtype=dtype).masked_fill(mask == 0, torch.finfo(dtype).min)
+
+
+def refuse_other_masks(mask: Any, n_rows: int, n_new: int, cache: Any) -> None:
+    """Refuses a tensor that does not say for each token, also in the cache, if it is padding.
+
+    Raises:
+        ValueError: with both shapes.
+    """
+    if not isinstance(mask, torch.Tensor):
+        return
+    n_past = 0 if cache is None else cache.get_seq_length()
+    if not isinstance(n_past, torch.Tensor) and mask.shape != (n_rows, n_past + n_new):
+        raise ValueError(
+            f"attention_mask: expected the shape {(n_rows, n_past + n_new)}, {n_past} columns for "
+            f"the cache and {n_new} for new tokens, or (B, 1, T, S), found {tuple(mask.shape)}"
+        )
 
 
 def refuse_other_shapes(expected: torch.Size, **targets: torch.Tensor | None) -> None:
@@ -380,13 +379,10 @@ def _is_read_by_attention(implementation: str, name: str) -> bool:
     if name == "kernel_options":
         return implementation == "flex_attention"
     function = ALL_ATTENTION_FUNCTIONS.get(implementation)
+    is_of_transformers = getattr(function, "__module__", "").startswith("transformers.")
     # Of transformers' own, the cache is a paged one only.
-    known = GIVEN_TO_ATTENTION | ({"cache"} if _is_of_transformers(function) else set())
+    known = GIVEN_TO_ATTENTION | ({"cache"} if is_of_transformers else set())
     return function is not None and name in inspect.signature(function).parameters.keys() - known
-
-
-def _is_of_transformers(function) -> bool:
-    return getattr(function, "__module__", "").partition(".")[0] == "transformers"
 
 
 def _unread_message(cls: type, name: str) -> str:

@@ -33,8 +33,8 @@ from .loading_gpt2scratch import (
     LimitedGenerationMixin,
     pop_cache,
     pop_loss_kwargs,
-    positions_without_padding,
     prepared_mask,
+    refuse_other_masks,
     refuse_other_shapes,
     refuse_unread_arguments,
 )
@@ -262,18 +262,18 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
     ) -> Any:
         """What the attention function takes as its mask, None for plain rows.
 
-        Plain rows need the causal flag alone, which transformers does not see under
-        `torch.compile`. Beside a cache, even an empty one, it does not see where documents begin.
+        Plain rows need the causal flag alone. transformers does not see them under `torch.compile`,
+        nor where documents begin beside a cache, even an empty one.
         """
         cache = past_key_values
         if isinstance(cache, Cache) and not (cache.is_compileable or cache.get_seq_length()):
             past_key_values = None
-        is_plain = attention_mask is None and position_ids is None and past_key_values is None
         is_sdpa = self.config._attn_implementation == "sdpa"
-        if is_plain and is_sdpa:
+        if is_sdpa and attention_mask is None and position_ids is None and past_key_values is None:
             return None
         if isinstance(attention_mask, Tensor) and attention_mask.ndim == 4:
             return prepared_mask(attention_mask, None if is_sdpa else inputs_embeds.dtype)
+        refuse_other_masks(attention_mask, *inputs_embeds.shape[:2], cache)
         return create_causal_mask(
             self.config, inputs_embeds, attention_mask, past_key_values, position_ids=position_ids
         )
@@ -293,7 +293,7 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
         columns = torch.arange(n_new, device=inputs_embeds.device) + n_past
         if attention_mask is None or len(attention_mask.shape) != 2:
             return columns
-        return positions_without_padding(attention_mask, columns, n_past)
+        return (attention_mask.to(columns.device).long().cumsum(-1) - 1).clamp(min=0)[:, columns]
 
 
 class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, LimitedGenerationMixin, GenerationMixin):

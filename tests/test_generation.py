@@ -1,5 +1,6 @@
 """Every way to generate, against transformers' GPT-2 with the same weights or plain greedy."""
 
+import re
 from threading import Thread
 
 import pytest
@@ -150,11 +151,17 @@ def test_padded_rows_read_stepwise_need_only_the_attention_mask(model):
         torch.testing.assert_close(found[1:], model(ids[1:]).logits, atol=1e-4, rtol=1e-4)
 
 
-def test_a_mask_without_the_tokens_of_the_cache_is_refused(model):
+@pytest.mark.parametrize("shape", [(2, 3), (2, 10), (1, 9), (9,), (2, 3, 9)])
+@pytest.mark.parametrize("with_positions", [False, True])
+def test_a_mask_of_another_shape_than_all_tokens_is_refused(model, shape, with_positions):
     cache = DynamicCache(config=model.config)
     model(random_ids(2, 6), past_key_values=cache)
-    with pytest.raises(ValueError, match="expected an attention_mask of 9 columns, 6 for .* found"):
-        model(random_ids(2, 3), past_key_values=cache, attention_mask=torch.ones(2, 3))
+    positions = {"position_ids": torch.arange(6, 9)} if with_positions else {}
+    expected = re.escape("(2, 9), 6 columns for the cache and 3 for new tokens")
+    with pytest.raises(ValueError, match=f"attention_mask: .*{expected}.*{re.escape(str(shape))}"):
+        model(
+            random_ids(2, 3), past_key_values=cache, attention_mask=torch.ones(shape), **positions
+        )
 
 
 def test_generation_goes_on_from_a_returned_cache(model, monkeypatch):
@@ -306,6 +313,10 @@ def test_text_beyond_n_positions_is_refused_after_a_cache_too(model):
         options |= {"max_new_tokens": n_new, "min_new_tokens": n_new}
         if n_new == 7:
             found = "found a prompt of 43 tokens, padding included, and max_length=50"
+            if (
+                "_mask_length" not in GenerationConfig.__annotations__
+            ):  # transformers 5.17 finds it later
+                found = "position_ids: expected 0 to 47, found 48"
             with pytest.raises(ValueError, match=found):
                 model.generate(ids[:, 40:], **options)
             continue
