@@ -69,13 +69,17 @@ def publish_directory(partial: Path, path: Path) -> None:
     An old directory there steps aside first and goes last.
     """
     _fsync_tree(partial)
-    old = path.with_name(f".{path.name}{OLD_SUFFIX}")
-    shutil.rmtree(old, ignore_errors=True)
+    remove_old(path)
     if path.exists():
-        os.rename(path, old)
+        os.rename(path, _old(path))
     os.rename(partial, path)
     fsync(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    remove_old(path)
+
+
+def remove_old(path: Path) -> None:
+    """Removes the directory that stepped aside for the one that is `path` now."""
+    shutil.rmtree(_old(path), ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -99,6 +103,10 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f".{path.name}{OLD_SUFFIX}")
 
 
 @contextlib.contextmanager

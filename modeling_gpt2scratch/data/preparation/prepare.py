@@ -56,13 +56,14 @@ from modeling_gpt2scratch.data.tokens.tokenizer import (
     save_tokenizer,
     tokenizer_spec,
     train_tokenizer,
+    vocabulary_of,
 )
 from modeling_gpt2scratch.data.tokens.workers import Encoding
 
 from .blocks import Plan, write_shards
 from .configuration import TAIL, PrepareConfig
 from .held_out import HeldOut, SplitStream, none_in, settle
-from .progress import Progress, WorkingDirectory
+from .progress import Progress, ProgressError, WorkingDirectory
 
 LITTLE_BYTES = 2**21  # of tokens, which one process makes in the time that others take to begin
 MAX_WORKERS_PER_CORE = 4  # more make nothing faster, and each takes memory
@@ -80,9 +81,9 @@ def prepare(config: PrepareConfig) -> Manifest:
     """Makes the data directory, or finishes one that was begun, and returns its manifest."""
     output_dir = Path(config.output_dir)
     working = WorkingDirectory(output_dir)
-    if working.is_published(config.recorded()):
-        working.remove()
-        return Manifest.load(output_dir)
+    was_published = working.is_published(config.recorded())
+    if was_published:
+        working.clean_up()
     with activity("listing the files"):
         sources = open_sources(
             config.dataset,
@@ -91,7 +92,8 @@ def prepare(config: PrepareConfig) -> Manifest:
             where=[parse_condition(condition) for condition in config.where],
             revisions={} if config.overwrite else working.revisions(),
         )
-    made = None if config.overwrite else working.finished(config.recorded())
+    begins_anew = config.overwrite and not was_published
+    made = None if begins_anew else working.finished(config.recorded())
     if made is not None:
         require_whole(made, sources, config)
         tell(f"{output_dir}: already complete; --overwrite makes it again", file=sys.stderr)
@@ -113,9 +115,10 @@ def prepare(config: PrepareConfig) -> Manifest:
             if not (has_blocks or working.has_downloads):
                 working.remove()  # nothing that is worth going on from
             elif has_blocks and isinstance(error, OSError) and working.path.is_dir():
+                n_tokens = sum(split["n_tokens"] for split in progress.splits.values())
                 raise OSError(
-                    f"{error}; {sum(s['n_tokens'] for s in progress.splits.values()):,} tokens "
-                    f"are safe: run the same command again to go on"
+                    f"{output_dir}: {error}; {n_tokens:,} tokens are safe: run the same command "
+                    f"again to go on"
                 ) from error
             raise
 
@@ -214,7 +217,10 @@ def begin(
         tokenizer = train_on_sources(vocab_size, config, sources, working, held_out)
     save_tokenizer(tokenizer, working.data)
     progress = Progress(
-        arguments=config.recorded(), inputs=inputs, held_out=dataclasses.asdict(held_out)
+        arguments=config.recorded(),
+        inputs=inputs,
+        vocabulary=[*vocabulary_of(tokenizer)],
+        held_out=dataclasses.asdict(held_out),
     )
     working.save(progress)
     return progress
@@ -256,8 +262,17 @@ def train_on_sources(
 def finish(
     config: PrepareConfig, sources: list[Source], working: WorkingDirectory, progress: Progress
 ) -> Manifest:
-    """Writes the shards that are missing, and the manifest, and publishes the directory."""
+    """Writes the shards that are missing, and the manifest, and publishes the directory.
+
+    Raises:
+        ProgressError: if the tokenizer is not the one with which the preparation began.
+    """
     tokenizer = load_tokenizer(str(working.data.absolute()))
+    if [*vocabulary_of(tokenizer)] != progress.vocabulary:
+        raise ProgressError(
+            f"{working.data}: expected the tokenizer with which the preparation began, found "
+            f"another; add --overwrite to begin anew"
+        )
     held_out = HeldOut(**progress.held_out)
     if not progress.is_finished:
         plan = Plan(

@@ -12,6 +12,7 @@ touches:
 was written after it is cut off and made again, to the same bytes.
 """
 
+import hashlib
 import json
 import shutil
 import sqlite3
@@ -20,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from modeling_gpt2scratch.common.atomic_files import publish_directory, write_json
+from modeling_gpt2scratch.common.atomic_files import publish_directory, remove_old, write_json
 from modeling_gpt2scratch.common.errors import MendableError, one_line
 from modeling_gpt2scratch.common.output_directory import PREPARING_SUFFIX, require_free
 from modeling_gpt2scratch.data.shards.format import ShardError
@@ -43,6 +44,7 @@ class Progress:
 
     arguments: dict  # that decide the result
     inputs: list  # names, sizes and ages of the files that are read
+    vocabulary: list  # of the tokenizer that is saved; see `vocabulary_of`
     held_out: dict = field(default_factory=dict)  # for validation
     n_blocks: int = 0
     position: dict | None = None  # in the sources; None is their start
@@ -67,8 +69,12 @@ class WorkingDirectory:
         self.named_rows: set[str] = set()  # what was said of rows that cannot be read
 
     def finished(self, arguments: dict) -> Manifest | None:
-        """The manifest of the data directory, if a preparation with these arguments made it."""
-        if self.path.exists() or DATA_MARKER.difference(self.output_dir) is not None:
+        """The manifest of the data directory, if a preparation with these arguments made it.
+
+        None if there also is one that is unfinished.
+        """
+        is_unfinished = (self.path / PROGRESS_NAME).exists()
+        if is_unfinished or DATA_MARKER.difference(self.output_dir) is not None:
             return None
         try:
             manifest = Manifest.load(self.output_dir)
@@ -102,7 +108,7 @@ class WorkingDirectory:
             if not overwrite:
                 raise
             progress = None
-        if progress is not None:
+        if progress is not None and self.data.exists():
             difference = _first_difference(progress, arguments, inputs)
             if difference is None:
                 return progress
@@ -117,7 +123,7 @@ class WorkingDirectory:
         return None
 
     def is_published(self, arguments: dict) -> bool:
-        """Whether a kill came after the last rename, so that only cleaning up is left."""
+        """Whether a kill came after the last rename, so that only `clean_up` is left to do."""
         try:
             progress = self._load()
         except ProgressError:
@@ -127,11 +133,18 @@ class WorkingDirectory:
             and progress.is_finished
             and progress.arguments == arguments
             and not self.data.exists()
+            and DATA_MARKER.difference(self.output_dir) is None
         )
+
+    def clean_up(self) -> None:
+        """What `publish` does after the last rename."""
+        self.remove()
+        remove_old(self.output_dir)
 
     def save(self, progress: Progress) -> None:
         """Replaces `progress.json`, in one step."""
-        write_json(self.path / PROGRESS_NAME, asdict(progress))
+        content = asdict(progress)
+        write_json(self.path / PROGRESS_NAME, content | {"sha256": _sha256(content)})
 
     def publish(self, overwrite: bool) -> None:
         """Makes `data` the data directory and removes the rest.
@@ -173,10 +186,13 @@ class WorkingDirectory:
         """What was saved, None if nothing was."""
         path = self.path / PROGRESS_NAME
         try:
-            return Progress(**json.loads(path.read_text(encoding="utf-8")))
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content.pop("sha256") != _sha256(content):
+                raise ValueError("one that was changed")
+            return Progress(**content)
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise ProgressError(
                 f"{path}: expected the progress of a preparation by this version, found "
                 f"{one_line(error)}; add --overwrite to begin anew"
@@ -231,6 +247,10 @@ class SeenDocuments:
             yield
         except sqlite3.Error as error:
             raise OSError(f"{self._path}: {error}; is the disk full, or without locks?") from error
+
+
+def _sha256(content: dict) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _first_difference(progress: Progress, arguments: dict, inputs: list) -> str | None:

@@ -35,6 +35,8 @@ TOKENIZER_FILES = (SETTINGS_NAME, "special_tokens_map.json", TOKENIZER_NAME)
 # Tables of a vocabulary have a row for each id up to its highest. The largest public ones have a
 # quarter of this.
 MAX_VOCAB_SIZE = 2**22
+# By which BPE and Unigram choose at random how to part a word, as a model may be trained on it.
+RANDOM_SETTINGS = ("dropout", "alpha", "nbest_size")
 # Address and sha256 of OpenAI's two files; tiktoken fetches the same.
 GPT2_FILES = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 GPT2_MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
@@ -59,7 +61,7 @@ def load_tokenizer(name: str, *, known: str = KNOWN_NAMES) -> PreTrainedTokenize
         return _load_gpt2()
     if name == BYTES:
         return byte_tokenizer()
-    refuse_huge_ids(name, _highest_id_in(_main_file(name)))
+    _refuse_huge_ids(name, _highest_id_in(_main_file(name)))
     try:
         tokenizer = _from_files(name)
     except Exception as error:  # tokenizers raises nothing more special for a broken file
@@ -79,7 +81,7 @@ def load_tokenizer(name: str, *, known: str = KNOWN_NAMES) -> PreTrainedTokenize
             f"neither; save the tokenizer with one: "
             f"PreTrainedTokenizerFast(tokenizer_file=..., eos_token=...).save_pretrained(...)"
         )
-    refuse_huge_ids(name, vocab_size_of(tokenizer) - 1)
+    refuse_unusable(name, tokenizer)
     return tokenizer
 
 
@@ -98,12 +100,24 @@ def problem_of_files(name: str, error: Exception, known: str = KNOWN_NAMES) -> s
     return f"{name}: expected {known}, found {nothing if leads_nowhere(name) else named(error)}"
 
 
-def refuse_huge_ids(name: str, highest: int) -> None:
-    """Refuses ids for which no table has room.
+def refuse_unusable(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuses ids for which no table has room, and those that differ from one time to the next.
 
     Raises:
-        TokenizerError: naming the tokenizer and its highest id.
+        TokenizerError: naming the tokenizer and what was found.
     """
+    _refuse_huge_ids(name, vocab_size_of(tokenizer) - 1)
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    for setting in RANDOM_SETTINGS:
+        if found := getattr(model, setting, None):
+            raise TokenizerError(
+                f"{name}: expected a tokenizer that gives a text the same ids each time, found "
+                f"{setting} {found:.3g}; set it to null in {TOKENIZER_NAME}"
+            )
+
+
+def _refuse_huge_ids(name: str, highest: int) -> None:
+    """Refuses them before a tokenizer is made of them, which would take the memory."""
     if highest >= MAX_VOCAB_SIZE:
         raise TokenizerError(
             f"{name}: expected ids below {MAX_VOCAB_SIZE:,}, found {highest} in tokenizer.json; "

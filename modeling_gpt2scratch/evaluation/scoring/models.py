@@ -26,8 +26,7 @@ from transformers import (
 from modeling_gpt2scratch.checkpoints.checkpoint import find_checkpoint
 from modeling_gpt2scratch.checkpoints.weight_files import naming_damaged_files
 from modeling_gpt2scratch.common.addresses import leads_nowhere, split_revision
-from modeling_gpt2scratch.data.tokens.ids import vocab_size_of
-from modeling_gpt2scratch.data.tokens.tokenizer import problem_of_files, refuse_huge_ids
+from modeling_gpt2scratch.data.tokens.tokenizer import problem_of_files, refuse_unusable
 from modeling_gpt2scratch.distributed.device import available_device
 
 from .adapters import add_adapter, base_of_adapter
@@ -183,7 +182,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool) -> PreTrainedTokenizer
         raise ValueError(NO_TOKENIZER.format(f" that loads ({reason})")) from error
     if not has_words:
         raise ValueError(NO_TOKENIZER.format(""))
-    refuse_huge_ids(name, vocab_size_of(tokenizer) - 1)
+    refuse_unusable(name, tokenizer)
     return tokenizer
 
 

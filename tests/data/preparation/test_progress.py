@@ -20,6 +20,7 @@ from modeling_gpt2scratch.common.output_directory import OutputError, claimed, m
 from modeling_gpt2scratch.data.preparation import progress
 from modeling_gpt2scratch.data.preparation.prepare import prepare
 from modeling_gpt2scratch.data.preparation.progress import (
+    Progress,
     ProgressError,
     SeenDocuments,
     WorkingDirectory,
@@ -56,15 +57,49 @@ def interrupt_after(monkeypatch, name, n_calls, error=Interruption):
     monkeypatch.setattr(WorkingDirectory, name, method)
 
 
+def killed_after_the_last_rename(config):
+    """The manifest of what this makes, and the hidden directory that it has not removed yet."""
+    made = prepare(config)
+    working = WorkingDirectory(Path(config.output_dir))
+    working.path.mkdir()
+    working.save(Progress(config.recorded(), [], [*made.vocabulary], is_finished=True))
+    return made, working
+
+
 def test_progress_that_cannot_be_read_is_not_taken_for_none(configure, tmp_path):
     working = WorkingDirectory(tmp_path / "out")
     working.data.mkdir(parents=True)
-    (working.path / "progress.json").write_text("{")
-    with pytest.raises(ProgressError, match="by this version, found .*; add --overwrite to begin"):
-        prepare(configure())
+    for text in ("{", "[]", "{}", "null", '{"sha256": ""}'):
+        (working.path / "progress.json").write_text(text)
+        match = "by this version, found .*; add --overwrite to begin"
+        with pytest.raises(ProgressError, match=match):
+            prepare(configure())
     assert working.data.exists()
     prepare(configure(overwrite=True))
     assert not working.path.exists()
+
+
+def test_progress_or_a_tokenizer_that_was_changed_is_not_gone_on_from(
+    configure, tmp_path, saved_tokenizer, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, "save", 4)
+        with pytest.raises(Interruption):
+            prepare(configure())
+    working = WorkingDirectory(tmp_path / "out")
+    path = working.path / "progress.json"
+    saved = path.read_text()
+    content = json.loads(saved)
+    changes = [{"n_blocks": 1}, {"splits": {}}, {"position": None}]
+    without = [{key: content[key] for key in content if key != left_out} for left_out in content]
+    for changed in [content | change for change in changes] + without:
+        path.write_text(json.dumps(changed))
+        with pytest.raises(ProgressError, match="by this version, found"):
+            prepare(configure())
+    path.write_text(saved)
+    save_tokenizer(train_tokenizer(fables(50, seed=3), 280), working.data)
+    with pytest.raises(ProgressError, match="expected the tokenizer with which the preparation"):
+        prepare(configure())
 
 
 def test_other_commands_leave_an_unfinished_preparation_alone(configure, tmp_path, monkeypatch):
@@ -164,6 +199,34 @@ def test_an_interruption_at_each_step_of_the_bookkeeping_loses_nothing(
     prepare(configure())
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_kill_after_the_last_rename_leaves_only_cleaning_up(configure, tmp_path, overwrite):
+    made, working = killed_after_the_last_rename(configure(overwrite=overwrite))
+    shutil.copytree(tmp_path / "out", old := tmp_path / ".out.old")
+    assert prepare(configure(overwrite=overwrite)) == made
+    assert not working.path.exists() and not old.exists()
+
+
+def test_a_kill_before_the_hidden_directory_is_gone_leaves_complete_data(configure, tmp_path):
+    made = prepare(configure())
+    WorkingDirectory(tmp_path / "out").path.mkdir()
+    assert prepare(configure()) == made
+
+
+def test_a_kill_after_the_last_rename_does_not_hide_that_the_input_has_changed(configure, tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", fables(300))
+    killed_after_the_last_rename(configure(dataset=str(source)))
+    write_jsonl(source, fables(400))
+    with pytest.raises(OutputError, match="input has changed since"):
+        prepare(configure(dataset=str(source)))
+
+
+def test_data_that_were_deleted_before_all_was_cleaned_up_are_made_anew(configure, tmp_path):
+    made, working = killed_after_the_last_rename(configure())
+    shutil.rmtree(tmp_path / "out")
+    assert prepare(configure()) == made and not working.path.exists()
 
 
 def test_an_interrupted_mixture_ends_in_the_same_files(configure, corpus, tmp_path, monkeypatch):
