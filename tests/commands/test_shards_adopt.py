@@ -259,6 +259,12 @@ def test_ids_that_are_not_gpt2s_are_not_taken_for_them(tmp_path, run, gpt2_files
         assert code == 1 and expected in line
 
 
+def test_ids_of_a_small_vocabulary_are_not_those_of_a_large_one(tmp_path, run, gpt2_files):
+    write_foreign(tmp_path / "data", "npy", [*range(94), 256] * 4, "train")
+    code, (line,) = run("adopt", tmp_path / "data", "--tokenizer", "gpt2")
+    assert code == 1 and "of the tokenizer gpt2, found none above 256 and no end of" in line
+
+
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])
 def test_ids_of_more_bytes_are_not_read_as_uint16(tmp_path, run, gpt2_files, dtype):
     path = tmp_path / "data" / "train.bin"

@@ -65,7 +65,7 @@ class ForeignTokenizer:
             n_documents, _ = self.count(file, tokens)
             highest = int(tokens.max())
             are_bytes = lengths.max() > 1 and lengths[tokens].max() <= 1
-            are_low = is_assumed and highest < self.vocab_size // 4
+            are_low = highest < self.vocab_size // (4 if is_assumed else 50)
             are_no_text = not self._are_text(tokens[:TOKENS_DECODED])
             if n_documents or not (are_bytes or are_low or are_no_text):
                 return

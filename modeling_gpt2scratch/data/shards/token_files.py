@@ -123,12 +123,18 @@ def read_token_file(path: Path, *, format: str | None = None) -> TokenFile:
         raise ShardError(f"{path}: expected a token file, found {error.strerror}") from None
     if found := content_instead(path):
         raise ShardError(f"{path}: expected tokens, found {found}")
+    magic = int.from_bytes(head[:4], "little")
+    has_header = magic in {known for known, _ in LAYOUTS.values()}
     if format == NANOGPT:
+        if has_header or head.startswith(NPY_MAGIC):
+            raise ShardError(
+                f"{path}: expected ids without a header, as nanoGPT writes, found one of another "
+                f"format; leave out --format"
+            )
         return _read_nanogpt(path, n_bytes)
     if head.startswith(NPY_MAGIC):
         return _read_npy(path, n_bytes)
-    magic = int.from_bytes(head[:4], "little")
-    if magic in {known for known, _ in LAYOUTS.values()}:
+    if has_header:
         return _read_with_header(path, head, n_bytes)
     if magic == LLMC_EVALUATION_MAGIC:
         raise ShardError(

@@ -122,6 +122,14 @@ def test_a_file_without_a_header_needs_nanogpts_name_or_the_users_word(tmp_path)
     assert read_token_file(path, format="nanogpt").tokens.tolist() == IDS
 
 
+def test_a_header_is_not_read_as_ids_whatever_the_user_says(tmp_path):
+    write_shard(tmp_path / "ours.bin", IDS, vocab_size=50257)
+    np.save(tmp_path / "ids.npy", np.array(IDS, dtype=np.uint16))
+    for path in (tmp_path / "ours.bin", tmp_path / "ids.npy"):
+        with pytest.raises(ShardError, match="expected ids without a header.*; leave out --format"):
+            read_token_file(path, format="nanogpt")
+
+
 AGAIN = "; copy it again, or write it again with the program that made it"
 
 

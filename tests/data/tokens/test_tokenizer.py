@@ -294,6 +294,19 @@ def test_ids_that_would_fill_the_memory_are_refused_in_one_line(trained, tmp_pat
         load_tokenizer(str(tmp_path))
 
 
+def test_a_tokenizer_that_parts_words_at_random_is_refused(trained, tmp_path):
+    trained.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["dropout"] = 0.3
+    path.write_text(json.dumps(content))
+    for name in (tmp_path, path):
+        with pytest.raises(TokenizerError, match=r"same ids each time, found dropout 0\.3; set it"):
+            load_tokenizer(str(name))
+    path.write_text(json.dumps(content | {"model": content["model"] | {"dropout": 0.0}}))
+    assert load_tokenizer(str(tmp_path))("text").input_ids == trained("text").input_ids
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [("empty", None), ("broken", "{"), ("hollow", "{}"), ("other", '{"added_tokens": []}')],

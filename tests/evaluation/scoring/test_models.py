@@ -165,3 +165,13 @@ def test_a_tokenizer_with_an_id_that_would_fill_the_memory_is_refused(stock, pro
     content["model"]["vocab"][next(iter(content["model"]["vocab"]))] = 2**31
     path.write_text(json.dumps(content))
     assert f"expected ids below 4,194,304, found {2**31} in tok" in problem(stock, processes)
+
+
+def test_a_tokenizer_that_parts_words_at_random_is_refused(stock, processes):
+    path = stock / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["dropout"] = 0.1
+    path.write_text(json.dumps(content))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
+    (stock / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert "gives a text the same ids each time, found dropout 0.1" in problem(stock, processes)
