@@ -43,7 +43,7 @@ def main() -> None:
         if end == "finished" and os.environ.get("RANK", "0") == "0":
             with activity("writing the report"):
                 line = report_at_end(Path(config.output_dir))
-            print(line)
+            tell(line)
 
 
 def is_speaker(error: Exception) -> bool:

@@ -15,7 +15,10 @@ CLOCK = "{desc} ... {elapsed}"
 
 @contextlib.contextmanager
 def readable_output() -> Iterator[None]:
-    """Within the block, output may go nowhere, to a terminal of few letters, or a closing pipe."""
+    """Within the block, output may go nowhere, to a terminal of few letters, or a closing pipe.
+
+    What was printed and cannot be written ends in exit code 1; what was told does not.
+    """
     _open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
         # A notebook's shows everything, and one may have changed its kind.
@@ -25,9 +28,9 @@ def readable_output() -> Iterator[None]:
         try:
             yield
         finally:
-            sys.stdout.flush()
+            _flush_output()
     except BrokenPipeError:  # the reader, such as `head`, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
         sys.exit(1)
 
 
@@ -37,11 +40,14 @@ def tell(text: str, *, file: TextIO | None = None) -> None:
     A terminal that is gone, a pipe that is closed or a full disk loses the line and nothing else.
     """
     file = sys.stdout if file is None else file
-    with contextlib.suppress(OSError):
-        if file is not None:
-            # In one piece, or the lines of several processes may lie within one another.
-            tqdm.write(f"{text}\n", file=file, end="")
-            file.flush()
+    if file is None:
+        return
+    try:
+        # In one piece, or the lines of several processes may lie within one another.
+        tqdm.write(f"{text}\n", file=file, end="")
+        file.flush()
+    except OSError:
+        _discard(file)
 
 
 def warn(text: str) -> None:
@@ -98,6 +104,28 @@ def _kept_moving(bar: tqdm) -> Iterator[None]:
         is_over.set()
         # An interruption may have left the bar's lock taken.
         thread.join(REFRESH_SECONDS)
+
+
+def _flush_output() -> None:
+    """Writes what was printed; where that fails, one line says so and the program ends."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _discard(sys.stdout)
+        tell(f"error: expected to write the output, found {error.strerror}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _discard(stream: TextIO) -> None:
+    """Lets go of what could not be written, which Python would try again at the end."""
+    with contextlib.suppress(AttributeError, OSError), open(os.devnull, "w") as nowhere:
+        kept = os.dup(stream.fileno())
+        os.dup2(nowhere.fileno(), stream.fileno())
+        stream.flush()
+        os.dup2(kept, stream.fileno())
+        os.close(kept)
 
 
 def _open_what_is_closed() -> None:

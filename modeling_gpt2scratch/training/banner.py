@@ -131,7 +131,9 @@ def surprises_of_resuming(
         before: the arguments that the checkpoint was made with, empty if there is none.
         was_done: whether every step was made before this launch.
     """
-    names = MEASURED_WITH if was_done else (*MAY_CHANGE, "max_steps", *MEASURED_WITH)
+    names = ("max_steps", *MEASURED_WITH)
+    if not was_done:
+        names = (*MAY_CHANGE, *names)
     now = {name: getattr(config, name) for name in names}
     if "mixed_precision" in now and before.get("mixed_precision") != "auto":
         now["mixed_precision"] = accelerator.mixed_precision

@@ -36,7 +36,7 @@ UNSHOWN = {
     *("loss_scale", "overflowed_steps"),
     *("peak_device_memory_gib", "peak_resident_memory_gib"),
 }
-FORMATS = {"eval_loss": ".4f", "data_wait": ".1%", "mfu": ".1%"}  # of the others four digits
+FORMATS = {"eval_loss": ".4f", "data_wait": ".1%", "mfu": ".1%", "tokens_per_second": ".0f"}
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def report(run: TrainingRun, bar: tqdm, values: dict) -> None:
         except OSError as error:  # such as a disk that is full for a while
             say(f"warning: step {step} is not logged: {file_problem(error)}; the run goes on")
     shown = [
-        f"{name} {format(value, FORMATS.get(name, '.4g'))}"
+        f"{name} {format(value, FORMATS.get(name, '.4g'))}"  # four digits of the others
         for name, value in values.items()
         if name not in UNSHOWN
     ]

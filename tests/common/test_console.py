@@ -82,14 +82,42 @@ FULL = pytest.param(
 )
 
 
+FULL_OUTPUT = pytest.param(">/dev/full", marks=FULL.marks)
+
+
 @pytest.mark.parametrize("program", [PROGRAM_OF_OURS, PROGRAM_OF_OTHERS], ids=["ours", "others"])
-@pytest.mark.parametrize("streams", ["2>&-", "<&- >&- 2>&-", FULL])
+@pytest.mark.parametrize("streams", ["2>&-", "<&- >&- 2>&-", "| true", FULL, FULL_OUTPUT])
 def test_output_that_is_closed_or_full_ends_nothing(tmp_path, program, streams):
     path = tmp_path / "file"
     command = [sys.executable, "-c", SPEAKER.format(program), str(path)]
-    shell = ["sh", "-c", f'"$@" {streams}', "sh", *command]
+    shell = ["bash", "-o", "pipefail", "-c", f'"$@" {streams}', "bash", *command]
     assert subprocess.run(shell, cwd=REPOSITORY, stdout=subprocess.DEVNULL).returncode == 0
     assert path.read_text() == "True"
+
+
+@pytest.mark.parametrize(
+    ("streams", "expected"),
+    [
+        ("| sleep 0", ""),
+        pytest.param(
+            ">/dev/full",
+            "error: expected to write the output, found No space left on device\n",
+            marks=FULL.marks,
+        ),
+    ],
+)
+def test_results_that_cannot_be_written_are_a_failure(streams, expected):
+    program = (
+        "import time\n"
+        "from modeling_gpt2scratch.common.console import readable_output\n"
+        "with readable_output():\n"
+        "    time.sleep(0.5)\n"
+        "    print('a result')\n"
+    )
+    command = ["bash", "-o", "pipefail", "-c", f'"$@" {streams}', "bash", sys.executable, "-c"]
+    options = {"env": os.environ | {"PYTHONUNBUFFERED": ""}, "capture_output": True, "text": True}
+    process = subprocess.run([*command, program], cwd=REPOSITORY, **options)
+    assert (process.returncode, process.stderr) == (1, expected)
 
 
 def test_an_object_in_place_of_stderr_need_not_know_what_a_terminal_is(monkeypatch):

@@ -168,6 +168,9 @@ def test_arguments_that_shape_the_losses_and_change_at_a_resume_are_said(acceler
     assert notes[2].endswith(" was 0.0001 until here, and is 6e-05 from here on")
     assert banner.surprises_of_resuming(first, accelerator, before, was_done=False) == []
     assert banner.surprises_of_resuming(first, accelerator, {}, was_done=False) == []
+    shorter = before | {"max_steps": 200}  # a killed run, which now ends where it is
+    (note,) = banner.surprises_of_resuming(first, accelerator, shorter, was_done=True)
+    assert note == "--max_steps was 200 until here, and is 100 from here on"
     elsewhere = before | {"mixed_precision": "bf16"}  # where "auto" meant this
     (note,) = banner.surprises_of_resuming(first, accelerator, elsewhere, was_done=False)
     assert note == "--mixed_precision was bf16 until here, and is no from here on"
@@ -192,9 +195,9 @@ def test_whatever_shapes_the_losses_and_changes_at_a_resume_is_said(accelerator,
         before = arguments_of(first, accelerator)
         (note,) = banner.surprises_of_resuming(then, accelerator, before, was_done=False)
         assert note.startswith(f"--{name} was ")
-        # Of a run that was done, no step is made with the new value.
+        # Of a run that was done, no step is made with the new value; it may end earlier.
         notes = banner.surprises_of_resuming(then, accelerator, before, was_done=True)
-        assert bool(notes) == (name in MEASURED_WITH)
+        assert bool(notes) == (name in (*MEASURED_WITH, "max_steps"))
 
 
 def test_positions_that_no_row_reaches_are_said(accelerator, tmp_path):
