@@ -1,6 +1,7 @@
 """`gpt2scratch shards merge` joins what the tasks of a datatrove pipeline wrote."""
 
 import dataclasses
+import json
 import shutil
 
 import numpy as np
@@ -124,6 +125,20 @@ def test_parts_whose_shards_are_not_as_they_say_are_refused(
     code, (line,) = run("merge", tmp_path)
     assert f"{shard}: expected 1044 bytes for 10 tokens, found 1042" in line
     assert not (tmp_path / "manifest.json").exists()
+
+
+def test_parts_that_name_the_same_shard_stay(tmp_path, run, tokenizer, tokenizer_dir):
+    for rank in (0, 1):
+        write_part(tmp_path, tokenizer, tokenizer_dir, rank)
+    parts = sorted(tmp_path.glob("manifest.part-*"))
+    first, second = (json.loads(path.read_text()) for path in parts)
+    for path in tmp_path.glob("*_00001_*.bin"):
+        path.unlink()
+    parts[1].write_text(json.dumps(second | {"splits": first["splits"]}))
+    code, (line,) = run("merge", tmp_path)
+    assert code == 1 and "the parts together: expected each shard once" in line
+    assert not (tmp_path / "manifest.json").exists()
+    assert sorted(tmp_path.glob("manifest.part-*")) == parts
 
 
 def test_a_tokenizer_that_was_replaced_meanwhile_is_refused(tmp_path, run, tokenizer):

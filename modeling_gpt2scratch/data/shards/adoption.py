@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from modeling_gpt2scratch.common.console import progress_bar
+from modeling_gpt2scratch.common.console import progress_bar, warn
 from modeling_gpt2scratch.common.output_directory import writable_directory
 from modeling_gpt2scratch.common.threads import n_cores
 from modeling_gpt2scratch.data.tokens.tokenizer import absolute_name, manifest_entries
@@ -52,6 +52,7 @@ def adopt(
     found = {
         split: _examine(members, tokenizer, f"reading {split}") for split, members in splits.items()
     }
+    _say_what_is_double([entry for split in found.values() for entry in split.shards])
     name = absolute_name(tokenizer.name)  # whoever trains may stand elsewhere
     manifest = Manifest(
         **manifest_entries(name, tokenizer.tokenizer),
@@ -92,6 +93,14 @@ def _chosen(directory: Path, paths: Sequence[Path], val: Sequence[Path]) -> list
             )
         chosen.append(found)
     return chosen
+
+
+def _say_what_is_double(entries: Sequence[ShardEntry]) -> None:
+    """Warns of two files of the same content, whose text will be read twice."""
+    file_of: dict[str, str] = {}
+    for entry in entries:
+        if (other := file_of.setdefault(entry.sha256, entry.file)) != entry.file:
+            warn(f"{entry.file}: expected tokens of its own, found those of {other}; both are used")
 
 
 def _examine(files: Sequence[TokenFile], tokenizer: ForeignTokenizer, description: str) -> Split:

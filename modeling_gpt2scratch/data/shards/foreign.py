@@ -1,13 +1,16 @@
 """Other programs' token files: which split each belongs to, and which tokenizer made its ids."""
 
 import json
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from modeling_gpt2scratch.common.console import warn
 from modeling_gpt2scratch.data.tokens.ids import vocab_size_of
 from modeling_gpt2scratch.data.tokens.names import GPT2
 from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer
@@ -135,6 +138,7 @@ def files_by_split(
             f"{', '.join(map(str, paths or val))}: expected training files among them, found none; "
             f"a name with train in it makes one"
         )
+    _say_what_is_missing(sorted(of_both.values()))
     return {
         split: [read_token_file(path, format=format) for path in members]
         for split, members in splits.items()
@@ -176,6 +180,18 @@ def byte_lengths(tokenizer: PreTrainedTokenizerBase, name: str) -> np.ndarray:
     for token in state["added_tokens"]:
         lengths[token["id"]] = 0 if token["special"] else len(token["content"].encode())
     return lengths
+
+
+def _say_what_is_missing(paths: Sequence[Path]) -> None:
+    """Warns of each gap between files that are numbered, as where a download has ended early."""
+    numbered = [re.fullmatch(r"(.*\D)(\d{2,9})(\.\w+)", path.name) for path in paths]
+    for before, after in pairwise(match for match in numbered if match):
+        n_missing = int(after[2]) - int(before[2]) - 1
+        if before[1] == after[1] and 0 < n_missing < len(paths):
+            warn(
+                f"{before[0]} and {after[0]}: expected the files between them, found {n_missing} "
+                f"missing; the others are used"
+            )
 
 
 def _refuse_empty_end(file: TokenFile) -> None:

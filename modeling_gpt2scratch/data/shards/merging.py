@@ -15,6 +15,7 @@ from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer, save_toke
 from .directory import open_shard, unlisted_files
 from .format import ShardError
 from .manifest import MANIFEST_NAME, PART_PATTERN, Manifest, Split
+from .manifest_checks import ManifestError, check_content
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Part:
         manifest = Manifest.load(path.parent, path.name)
         content = json.loads(path.read_bytes())
         part = cls(manifest, content.get("rank"), content.get("world_size"))
-        is_whole = isinstance(part.rank, int) and isinstance(part.world_size, int)
+        is_whole = type(part.rank) is type(part.world_size) is int  # which true is not
         if not (
             is_whole and 0 <= part.rank < part.world_size and path.name == part_name(part.rank)
         ):
@@ -86,6 +87,10 @@ def merge_parts(directory: Path) -> Manifest:
             f"{directory}: expected the tokenizer {name} as the tasks used it, found another; "
             f"put the old one back"
         )
+    try:
+        check_content(manifest.content())
+    except ManifestError as error:
+        raise ManifestError(f"{directory}: the parts together: {error}") from None
     save_tokenizer(tokenizer, directory)
     manifest.save(directory)
     _remove(directory)

@@ -15,6 +15,8 @@ from .directory import open_shard
 from .format import HEADER_BYTES, ShardError, shard_header
 from .manifest import ShardEntry, Split
 
+BEGIN_ANEW = "prepare the data again with --overwrite"
+
 
 class SplitWriter:
     """Writes one split as shards of `shard_tokens` tokens, the last one shorter.
@@ -152,7 +154,10 @@ class SplitWriter:
             path = self._directory / entry.file
             if not path.exists() and _partial(path).exists():
                 os.replace(_partial(path), path)
-            open_shard(path, entry, vocab_size=self._vocab_size)
+            try:
+                open_shard(path, entry, vocab_size=self._vocab_size)
+            except ShardError as error:
+                raise ShardError(f"{error}; {BEGIN_ANEW}") from None
         self._n_published = len(self._shards)
         self._n_in_file = state["n_tokens_of_partial"]
         path = self._directory / f"{self._split}_{len(self._shards):06d}.bin"
@@ -165,11 +170,13 @@ class SplitWriter:
                 self._file = open(_partial(path), "r+b")  # noqa: SIM115 (closed by _complete)
                 n_found = self._file.seek(0, os.SEEK_END)
             except OSError as error:
-                raise ShardError(f"{path}: expected its first part, found {error}") from None
+                raise ShardError(
+                    f"{path}: expected its first part, found {error.strerror}; {BEGIN_ANEW}"
+                ) from None
             if n_found < n_bytes:
                 raise ShardError(
                     f"{_partial(path)}: expected at least {n_bytes} bytes, found {n_found}; "
-                    f"prepare the data again with --overwrite"
+                    f"{BEGIN_ANEW}"
                 )
             # A shard that was completed after `state` was taken has a header by now.
             self._file.seek(0)

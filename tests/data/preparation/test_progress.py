@@ -25,6 +25,7 @@ from modeling_gpt2scratch.data.preparation.progress import (
     SeenDocuments,
     WorkingDirectory,
 )
+from modeling_gpt2scratch.data.shards.format import ShardError
 from modeling_gpt2scratch.data.tokens import workers
 from modeling_gpt2scratch.data.tokens.tokenizer import (
     save_tokenizer,
@@ -55,6 +56,18 @@ def interrupt_after(monkeypatch, name, n_calls, error=Interruption):
         return original(self, *arguments)
 
     monkeypatch.setattr(WorkingDirectory, name, method)
+
+
+@pytest.mark.parametrize("pattern", ["train_*.bin", ".train_*.bin.partial"])
+def test_shards_that_are_gone_say_how_to_begin_anew(configure, tmp_path, monkeypatch, pattern):
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, "save", 4)
+        with pytest.raises(Interruption):
+            prepare(configure())
+    for path in WorkingDirectory(tmp_path / "out").data.glob(pattern):
+        path.unlink()
+    with pytest.raises(ShardError, match=r"No such file.*; prepare the data again with --overwr"):
+        prepare(configure())
 
 
 def killed_after_the_last_rename(config):

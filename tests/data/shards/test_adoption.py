@@ -54,6 +54,21 @@ def test_files_without_a_manifest_are_refused_with_the_command_that_adopts_them(
     assert f"`gpt2scratch shards adopt {tmp_path}/foreign --tokenizer gpt2`" in line
 
 
+def test_a_gap_and_a_copy_among_numbered_files_are_said(tmp_path, capsys):
+    directory = tmp_path / "data"
+    for number in (1, 2, 4, 5):
+        content = [256, *range(65, 70), 70 + min(number, 4)] * 30
+        write_foreign(directory, "llm.c", content, "train", number)
+    adopt(directory, tokenizer_name="bytes")
+    said = [line.removeprefix("warning: ") for line in capsys.readouterr().err.splitlines()]
+    assert said == [
+        "fineweb_train_000002.bin and fineweb_train_000004.bin: expected the files between them, "
+        "found 1 missing; the others are used",
+        "fineweb_train_000005.bin: expected tokens of its own, found those of "
+        "fineweb_train_000004.bin; both are used",
+    ]
+
+
 def test_an_adopted_file_that_was_replaced_is_found_before_the_first_step(
     small_data, tmp_path, monkeypatch, capsys
 ):
