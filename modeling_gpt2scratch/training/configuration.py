@@ -1,7 +1,6 @@
 """The arguments of `train_accelerate.py`, which it reads before it loads torch."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from modeling_gpt2scratch.common.addresses import redact_fields, split_revision
@@ -369,20 +368,15 @@ class TrainConfig:
 
 def _initial_sizes(config: TrainConfig) -> dict[str, int]:
     """Sizes of the weights to start from, or to go on from; only positions can be left out."""
-    from modeling_gpt2scratch.checkpoints.checkpoint import find_checkpoints  # loads torch
+    from .initial_weights import InitialWeightsError, starting_config  # loads torch
 
-    from .initial_weights import InitialWeightsError, stored_sizes
-
-    run = config.output_dir if config.resume == "auto" else config.resume
-    checkpoints = [] if run == "none" else find_checkpoints(Path(run))
-    for source in (*map(str, checkpoints), config.init_from):
-        try:
-            sizes = stored_sizes(source)
-            break
-        except InitialWeightsError as error:
-            problem = str(error)
-    else:
-        raise ArgumentError("init_from", problem=problem)
+    try:
+        source, start = starting_config(
+            config.init_from, resume=config.resume, output_dir=config.output_dir
+        )
+    except InitialWeightsError as error:
+        raise ArgumentError("init_from", problem=str(error)) from None
+    sizes = {name: getattr(start, name) for name in SIZES}
     for name, stored in sizes.items():
         found = getattr(config, name)
         if found not in (None, stored) and not (name == "n_positions" and found < stored):

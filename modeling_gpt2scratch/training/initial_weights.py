@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from modeling_gpt2scratch.checkpoints.checkpoint import find_checkpoints
 from modeling_gpt2scratch.checkpoints.weight_files import WeightsError, naming_damaged_files
 from modeling_gpt2scratch.common.addresses import leads_nowhere, split_revision
 from modeling_gpt2scratch.common.errors import MendableError, named, one_line
@@ -15,8 +16,6 @@ from modeling_gpt2scratch.data.tokens.names import TokenizerError
 from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer
 from modeling_gpt2scratch.modeling_gpt2scratch import GPT2ScratchForCausalLM
 
-from .sizes import SIZES
-
 MODEL_TYPES = ("gpt2", GPT2ScratchConfig.model_type)
 
 
@@ -24,14 +23,44 @@ class InitialWeightsError(MendableError, ValueError):
     """Weights from which training cannot start."""
 
 
-def stored_sizes(name: str) -> dict[str, int]:
-    """Sizes of the checkpoint `name`, by the names that TrainConfig gives them.
+def starting_config(
+    init_from: str, *, resume: str, output_dir: str
+) -> tuple[str, GPT2ScratchConfig]:
+    """Where the weights are to start from, or to go on from, and their configuration.
+
+    The arguments are those of TrainConfig.
 
     Raises:
         InitialWeightsError: unless it is a GPT-2 that can be reached.
     """
-    config = _stored_config(name)
-    return {size: getattr(config, size) for size in SIZES}
+    run = output_dir if resume == "auto" else resume
+    checkpoints = [] if run == "none" else find_checkpoints(Path(run))
+    problem = None
+    for source in (*map(str, checkpoints), init_from):
+        try:
+            return source, stored_config(source)
+        except InitialWeightsError as error:
+            problem = error
+    raise problem
+
+
+def stored_config(name: str) -> GPT2ScratchConfig:
+    """The configuration of the checkpoint `name`.
+
+    Raises:
+        InitialWeightsError: unless it is a GPT-2 that can be reached.
+    """
+    _require_directory_or_hub_name(name)
+    try:
+        repository, revision = split_revision(name)
+        stored, _ = PreTrainedConfig.get_config_dict(repository, revision=revision)
+        if stored.get("model_type") not in MODEL_TYPES:
+            raise ValueError(f"model_type {stored.get('model_type')!r}")
+        return GPT2ScratchConfig.from_pretrained(
+            repository, revision=revision, trust_remote_code=False
+        )
+    except Exception as error:  # also of kinds that are no ValueError, at a value of another type
+        raise InitialWeightsError(_refusal(name, "a config.json", error)) from error
 
 
 def load_initial_model(
@@ -54,7 +83,7 @@ def load_initial_model(
         InitialWeightsError: if its vocabulary is another one than the data's, or its weights are
             damaged or incomplete.
     """
-    _refuse_another_vocabulary(name, _stored_config(name), manifest, tokenizer)
+    _refuse_another_vocabulary(name, stored_config(name), manifest, tokenizer)
     try:
         with naming_damaged_files(name):
             repository, revision = split_revision(name)
@@ -76,21 +105,6 @@ def load_initial_model(
         embedding.num_embeddings = n_positions
         model.config.n_positions = n_positions
     return model.train()  # from_pretrained leaves it as for generation
-
-
-def _stored_config(name: str) -> GPT2ScratchConfig:
-    """The configuration of the checkpoint."""
-    _require_directory_or_hub_name(name)
-    try:
-        repository, revision = split_revision(name)
-        stored, _ = PreTrainedConfig.get_config_dict(repository, revision=revision)
-        if stored.get("model_type") not in MODEL_TYPES:
-            raise ValueError(f"model_type {stored.get('model_type')!r}")
-        return GPT2ScratchConfig.from_pretrained(
-            repository, revision=revision, trust_remote_code=False
-        )
-    except Exception as error:  # also of kinds that are no ValueError, at a value of another type
-        raise InitialWeightsError(_refusal(name, "a config.json", error)) from error
 
 
 def _require_directory_or_hub_name(name: str) -> None:

@@ -16,7 +16,7 @@ from modeling_gpt2scratch.distributed.processes import LaunchError
 from modeling_gpt2scratch.modeling_gpt2scratch import GPT2ScratchForCausalLM
 
 from .configuration import TrainConfig
-from .initial_weights import load_initial_model
+from .initial_weights import load_initial_model, starting_config
 
 
 def make_model(
@@ -80,12 +80,21 @@ def with_max_steps(config: TrainConfig, manifest: Manifest) -> TrainConfig:
     if config.tokens_per_parameter is None:
         return config
     with torch.device("meta"):  # takes no memory
-        n_parameters = GPT2ScratchForCausalLM(_fresh_config(config, manifest)).num_parameters()
+        n_parameters = GPT2ScratchForCausalLM(_first_config(config, manifest)).num_parameters()
     n_steps = math.ceil(config.tokens_per_parameter * n_parameters / config.total_batch_tokens)
     try:
         return dataclasses.replace(config, max_steps=n_steps, tokens_per_parameter=None)
     except ArgumentError as error:
         raise LaunchError(f"--tokens_per_parameter makes {n_steps:,} steps: {error}") from error
+
+
+def _first_config(config: TrainConfig, manifest: Manifest) -> GPT2ScratchConfig:
+    """The configuration of the model to train, of which the sizes count."""
+    if config.init_from is None:
+        return _fresh_config(config, manifest)
+    _, start = starting_config(config.init_from, resume=config.resume, output_dir=config.output_dir)
+    start.n_positions = config.n_positions
+    return start
 
 
 def _fresh_config(config: TrainConfig, manifest: Manifest) -> GPT2ScratchConfig:

@@ -24,7 +24,7 @@ from modeling_gpt2scratch.data.tokens.tokenizer import load_tokenizer
 from modeling_gpt2scratch.training.initial_weights import (
     InitialWeightsError,
     load_initial_model,
-    stored_sizes,
+    stored_config,
 )
 
 WITHOUT_SIZES = ("model", "n_layer", "n_embd", "n_head", "n_positions")
@@ -41,7 +41,7 @@ def load(directory, data):
     """What a run would start from."""
     return load_initial_model(
         str(directory),
-        n_positions=stored_sizes(str(directory))["n_positions"],
+        n_positions=stored_config(str(directory)).n_positions,
         dropout=0.0,
         manifest=Manifest.load(data),
         tokenizer=load_tokenizer(str(data)),
@@ -79,7 +79,7 @@ def test_a_revision_on_the_hub_can_be_named(small_data, stock, tmp_path, monkeyp
 def test_a_path_is_not_taken_for_a_name_on_the_hub(stock, name, found):
     name = name.format(stock=stock)
     with pytest.raises(InitialWeightsError) as refused:
-        stored_sizes(name)
+        stored_config(name)
     assert str(refused.value) == (
         f"{name}: expected the directory of a gpt2 or gpt2scratch checkpoint, or a Hub name "
         f"(OWNER/NAME), found {found}"
@@ -167,7 +167,7 @@ def test_code_beside_the_weights_is_never_run_and_nobody_is_asked(
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 50))
     arguments = finetuning_flags(small_data, tmp_path / "run", stock)
     arguments[arguments.index("--total_batch_tokens") + 1] = str(
-        16 * stored_sizes(str(stock))["n_positions"]
+        16 * stored_config(str(stock)).n_positions
     )
     assert run_here(monkeypatch, *arguments) == 0
     assert not touched.exists() and sys.stdin.read() == "y\n" * 50

@@ -216,8 +216,9 @@ def test_a_run_goes_on_without_the_weights_that_it_started_from(
     assert code == 2 and f"expected n_layer of 3, as in config.json of {tmp_path}/copy/" in error
 
 
-def test_tokens_per_parameter_count_those_of_the_first_weights(small_data, tmp_path):
-    stock_model(tmp_path / "stock")
+@pytest.mark.parametrize("changes", [{}, {"n_inner": 24}, {"tie_word_embeddings": False}])
+def test_tokens_per_parameter_count_those_of_the_first_weights(small_data, tmp_path, changes):
+    stock_model(tmp_path / "stock", **changes)
     model, data = made_model(
         small_data, tmp_path, init_from=str(tmp_path / "stock"), tokens_per_parameter=20.0
     )

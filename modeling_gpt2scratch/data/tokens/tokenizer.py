@@ -116,15 +116,6 @@ def refuse_unusable(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
             )
 
 
-def _refuse_huge_ids(name: str, highest: int) -> None:
-    """Refuses them before a tokenizer is made of them, which would take the memory."""
-    if highest >= MAX_VOCAB_SIZE:
-        raise TokenizerError(
-            f"{name}: expected ids below {MAX_VOCAB_SIZE:,}, found {highest} in tokenizer.json; "
-            f"name another tokenizer or copy this one again"
-        )
-
-
 def byte_tokenizer() -> GPT2Tokenizer:
     """The 256 bytes, whose ids are their values, and `<|endoftext|>`, 256: for characters.
 
@@ -209,6 +200,15 @@ def manifest_entries(name: str, tokenizer: PreTrainedTokenizerBase) -> dict:
 def tokenizer_spec(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """What a `DocumentEncoder` needs to know of a tokenizer: "gpt2", "bytes", or its JSON."""
     return name if name in (GPT2, BYTES) else tokenizer.backend_tokenizer.to_str()
+
+
+def _refuse_huge_ids(name: str, highest: int) -> None:
+    """Refuses them before a tokenizer is made of them, which would take the memory."""
+    if highest >= MAX_VOCAB_SIZE:
+        raise TokenizerError(
+            f"{name}: expected ids below {MAX_VOCAB_SIZE:,}, found {highest} in tokenizer.json; "
+            f"name another tokenizer or copy this one again"
+        )
 
 
 def _main_file(name: str) -> Path:
