@@ -241,7 +241,10 @@ class CheckpointWriter:
                 self._on_main(on_written, path)
             self._on_main(self._point_and_prune, path, best_step)
         except Exception as error:  # a thread has nobody to raise to
-            self.problem = f"{path}: {in_words(error)}"
+            self.problem = (
+                f"{path}: {in_words(error)}; mend that, and --resume auto goes on from the "
+                f"checkpoint before"
+            )
 
     def _fill(self, snapshot: Snapshot, partial: Path) -> None:
         """Every rank's files, and their checksums, verified."""

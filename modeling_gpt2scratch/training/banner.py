@@ -88,6 +88,10 @@ def surprises(
             "the data have no validation split, so there is no eval_loss and no sample; prepare "
             "them with --val_fraction above 0"
         )
+    if config.patience and config.patience >= (n := config.max_steps // config.eval_every):
+        notes.append(
+            f"--patience {config.patience} never ends this run early, which has {n:,} validations"
+        )
     if config.init_from is None and (length := config.sequence_length) < config.n_positions:
         notes.append(
             f"positions from {length} on are not trained; in a new run, --n_positions {length} "
@@ -150,7 +154,7 @@ def surprises_of_resuming(
 def surprises_of_load() -> list[str]:
     """A sentence about a machine on which others want more than all cores, if so."""
     load, cores = load_of_others(), n_cores()
-    if load <= cores:
+    if load < cores:  # more than all are busy only where the system counts threads
         return []
     return [
         f"this machine has {cores} core{'s' * (cores != 1)}, and other programs kept {load:g} busy "

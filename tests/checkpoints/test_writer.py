@@ -118,7 +118,7 @@ def test_a_failure_in_the_background_is_seen_at_once_and_raised_once(tmp_path, p
         "checkpoint-1: state.safetensors: expected to read or write it, found No space"
         in writer.problem
     )
-    with pytest.raises(OSError, match="checkpoint-1: .* No space left on device"):
+    with pytest.raises(OSError, match="checkpoint-1: .* No space left on device; mend"):
         writer.save(**parts, state={"step": 2})
     assert names(tmp_path) == set()
     writer.save(**parts, state={"step": 2})

@@ -143,8 +143,11 @@ def test_a_save_that_the_launcher_may_not_wait_for_is_said(monkeypatch):
 
 def test_a_machine_on_which_others_compute_is_said(monkeypatch):
     monkeypatch.setattr(banner, "n_cores", lambda: 2)
-    monkeypatch.setattr(banner, "load_of_others", lambda: 2.0)
+    monkeypatch.setattr(banner, "load_of_others", lambda: 1.0)
     assert banner.surprises_of_load() == []
+    monkeypatch.setattr(banner, "load_of_others", lambda: 2.0)
+    (note,) = banner.surprises_of_load()
+    assert "other programs kept 2 busy" in note
     monkeypatch.setattr(banner, "load_of_others", lambda: 7.0)
     (note,) = banner.surprises_of_load()
     assert note.startswith("this machine has 2 cores, and other programs kept 7 busy when")
@@ -205,6 +208,15 @@ def test_positions_that_no_row_reaches_are_said(accelerator, tmp_path):
     config = TrainConfig(**values, sequence_length=256)
     (note,) = surprises(config, accelerator, tiny_model(), has_validation=True)
     assert note.startswith("positions from 256 on are not trained; ")
+
+
+@pytest.mark.parametrize(("patience", "is_said"), [(0, False), (4, False), (5, True)])
+def test_patience_that_outlasts_the_run_is_said(accelerator, tmp_path, patience, is_said):
+    values = {"max_steps": 100, "eval_every": 20, "patience": patience}
+    config = TrainConfig(data="d", output_dir=str(tmp_path), **values)
+    notes = surprises(config, accelerator, tiny_model(), has_validation=True)
+    expected = "--patience 5 never ends this run early, which has 5 validations"
+    assert notes == [expected] * is_said
 
 
 def test_a_large_model_on_a_cpu_is_said(accelerator, tmp_path, monkeypatch):
