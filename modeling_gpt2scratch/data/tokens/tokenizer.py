@@ -4,6 +4,7 @@ Whichever it is, it is a transformers fast tokenizer that is saved beside the sh
 beside the weights, and whose `<|endoftext|>` stands before every document.
 """
 
+import difflib
 import hashlib
 import json
 from collections.abc import Iterable
@@ -35,6 +36,7 @@ TOKENIZER_FILES = (SETTINGS_NAME, "special_tokens_map.json", TOKENIZER_NAME)
 # Tables of a vocabulary have a row for each id up to its highest. The largest public ones have a
 # quarter of this.
 MAX_VOCAB_SIZE = 2**22
+LIKENESS = 0.65  # of a name that was perhaps meant, from 0 to 1
 # By which BPE and Unigram choose at random how to part a word, as a model may be trained on it.
 RANDOM_SETTINGS = ("dropout", "alpha", "nbest_size")
 # Address and sha256 of OpenAI's two files; tiktoken fetches the same.
@@ -65,7 +67,7 @@ def load_tokenizer(name: str, *, known: str = KNOWN_NAMES) -> PreTrainedTokenize
     try:
         tokenizer = _from_files(name)
     except Exception as error:  # tokenizers raises nothing more special for a broken file
-        raise TokenizerError(problem_of_files(name, error, known)) from error
+        raise TokenizerError(problem_of_files(name, error, known) + _meant(name, known)) from error
     if tokenizer.eos_token is None and END_OF_TEXT in tokenizer.get_added_vocab():
         tokenizer.eos_token = END_OF_TEXT  # of which a tokenizer.json alone does not say so
     settings = Path(name, SETTINGS_NAME)
@@ -209,6 +211,15 @@ def _refuse_huge_ids(name: str, highest: int) -> None:
             f"{name}: expected ids below {MAX_VOCAB_SIZE:,}, found {highest} in tokenizer.json; "
             f"name another tokenizer or copy this one again"
         )
+
+
+def _meant(name: str, known: str) -> str:
+    """The name that was perhaps meant, in a few words; empty if there is none."""
+    names = {"bpe:n": "bpe:N", GPT2: GPT2, BYTES: BYTES}
+    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=LIKENESS)
+    is_missing = not Path(name).exists()
+    is_known = is_missing and near and near[0] in known.lower()
+    return f"; did you mean {names[near[0]]}?" if is_known else ""
 
 
 def _main_file(name: str) -> Path:

@@ -15,7 +15,11 @@ from support.servers import fake_hub
 from tokenizers import Tokenizer, models, trainers
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
-from modeling_gpt2scratch.data.tokens.names import TokenizerError, trained_vocab_size
+from modeling_gpt2scratch.data.tokens.names import (
+    KNOWN_NAMES_WITH_TEXT,
+    TokenizerError,
+    trained_vocab_size,
+)
 from modeling_gpt2scratch.data.tokens.tokenizer import (
     fingerprint,
     load_tokenizer,
@@ -292,6 +296,27 @@ def test_ids_that_would_fill_the_memory_are_refused_in_one_line(trained, tmp_pat
     message = rf"{tmp_path}: expected ids below 4,194,304, found {2**31} in tokenizer\.json; "
     with pytest.raises(TokenizerError, match=message):
         load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [
+        ("gpt-2", "; did you mean gpt2?"),
+        ("GPT2", "; did you mean gpt2?"),
+        ("byte", "; did you mean bytes?"),
+        ("BPE:500", "; did you mean bpe:N?"),
+        ("cl100k_base", ""),
+        ("gpt2-medium", ""),
+    ],
+)
+def test_the_name_that_was_perhaps_meant_is_said(monkeypatch, name, end):
+    def nothing(*arguments, **options):
+        raise OSError("not here")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", nothing)
+    with pytest.raises(TokenizerError) as error:
+        load_tokenizer(name, known=KNOWN_NAMES_WITH_TEXT)
+    assert str(error.value).endswith(f"found OSError: not here{end}")
 
 
 def test_a_tokenizer_that_parts_words_at_random_is_refused(trained, tmp_path):
