@@ -1,6 +1,7 @@
 """The bytes of a compressed file, each checked with the checksum that its format carries.
 
-All end with an error if the data are damaged, end too early, or are followed by something else.
+All end with an error if the data are damaged (a .zst may carry no checksum, and then only by what
+cannot be decoded), end too early, or are followed by something else.
 """
 
 import gzip

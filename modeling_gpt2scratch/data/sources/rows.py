@@ -70,7 +70,8 @@ class RowRules:
             return text
         if not isinstance(row, dict):
             raise SourceError(
-                f"{place}: expected one JSON object per line, found a {type(row).__name__}"
+                f"{place}: expected one JSON object per line, found a value of type "
+                f"{type(row).__name__}"
             )
         if self.text_column not in row:
             raise self.no_text(place, shown_columns(row))
@@ -79,7 +80,7 @@ class RowRules:
                 f"{place}: expected text in column {self.text_column!r}, found null; "
                 f'--where "{self.text_column} != null" leaves such rows out'
             )
-        raise self.other_type(place, f"a {type(text).__name__}")
+        raise self.other_type(place, f"a value of type {type(text).__name__}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,8 +56,8 @@ def test_a_line_that_python_cannot_decode_is_refused_with_its_number(tmp_path):
     [
         (b'{"story": "a", "id": 1}', "columns ['id', 'story']"),
         (b"{}", "columns []"),
-        (b'{"text": 5}', "a int"),
-        (b'{"text": ["a"]}', "a list"),
+        (b'{"text": 5}', "a value of type int"),
+        (b'{"text": ["a"]}', "a value of type list"),
     ],
 )
 def test_a_line_without_text_is_refused_with_its_number(tmp_path, line, found):
@@ -71,7 +71,10 @@ def test_a_line_without_text_is_refused_with_its_number(tmp_path, line, found):
 @pytest.mark.parametrize(("line", "found"), [(b'["a"]', "list"), (b'"a"', "str")])
 def test_a_line_that_is_no_object_is_refused_as_such(tmp_path, line, found):
     path = written(tmp_path / "a.jsonl", jsonl(["one"]) + line + b"\n")
-    assert refusal(path) == f"{path}:2: expected one JSON object per line, found a {found}"
+    assert (
+        refusal(path)
+        == f"{path}:2: expected one JSON object per line, found a value of type {found}"
+    )
 
 
 def test_a_csv_file_without_the_column_is_refused_with_its_columns(tmp_path):
