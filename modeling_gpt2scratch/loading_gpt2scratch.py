@@ -292,16 +292,20 @@ def prepared_mask(mask: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor
 def refuse_other_masks(mask: Any, n_rows: int, n_new: int, cache: Any) -> None:
     """Refuses a tensor that does not say for each token, also in the cache, if it is padding.
 
+    Beside a static cache it may have a column for each place there.
+
     Raises:
         ValueError: with both shapes.
     """
-    if not isinstance(mask, torch.Tensor):
-        return
     n_past = 0 if cache is None else cache.get_seq_length()
-    if not isinstance(n_past, torch.Tensor) and mask.shape != (n_rows, n_past + n_new):
+    if not isinstance(mask, torch.Tensor) or isinstance(n_past, torch.Tensor):
+        return
+    expected, found = (n_rows, n_past + n_new), tuple(mask.shape)
+    n_spare = found[-1] - expected[-1] if getattr(cache, "is_compileable", False) else 0
+    if found != (n_rows, expected[-1] + max(0, n_spare)):
         raise ValueError(
-            f"attention_mask: expected the shape {(n_rows, n_past + n_new)}, {n_past} columns for "
-            f"the cache and {n_new} for new tokens, or (B, 1, T, S), found {tuple(mask.shape)}"
+            f"attention_mask: expected the shape {expected}, {n_past} columns for the cache and "
+            f"{n_new} for new tokens, or (B, 1, T, S), found {found}"
         )
 
 

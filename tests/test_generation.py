@@ -164,6 +164,19 @@ def test_a_mask_of_another_shape_than_all_tokens_is_refused(model, shape, with_p
         )
 
 
+def test_a_mask_may_cover_all_places_of_a_static_cache(twins):
+    ids, mask = random_ids(2, 8), torch.zeros(2, 20).long()
+    mask[0, 1:8] = mask[1, :8] = 1  # one token of padding
+    positions, logits = (mask[:, :8].cumsum(-1) - 1).clamp(min=0), []
+    for twin in twins:
+        cache = StaticCache(config=twin.config, max_cache_len=20)
+        for new in (slice(0, 6), slice(6, 8)):
+            options = {"attention_mask": mask, "position_ids": positions[:, new]}
+            found = twin(ids[:, new], past_key_values=cache, **options).logits
+        logits.append(found)
+    torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
+
+
 def test_generation_goes_on_from_a_returned_cache(model, monkeypatch):
     first = generate(model, random_ids(1, 6), max_new_tokens=5, return_dict_in_generate=True)
     prompt = torch.cat([first.sequences, random_ids(1, 3, seed=6)], dim=1)

@@ -187,12 +187,12 @@ class WorkingDirectory:
         path = self.path / PROGRESS_NAME
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            if content.pop("sha256") != _sha256(content):
-                raise ValueError("one that was changed")
+            if not isinstance(content, dict) or content.pop("sha256", None) != _sha256(content):
+                raise ValueError("another content")
             return Progress(**content)
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
+        except (ValueError, TypeError) as error:
             raise ProgressError(
                 f"{path}: expected the progress of a preparation by this version, found "
                 f"{one_line(error)}; add --overwrite to begin anew"
