@@ -87,6 +87,7 @@ class CompleteLoadingMixin:
             ValueError: if the checkpoint lacks a tensor, which transformers alone would fill with
                 random numbers; `output_loading_info=True` leaves the judgement to the caller.
         """
+        kwargs.setdefault("use_kernels", False)  # of the Hub, True since 5.25
         model, info = super().from_pretrained(
             pretrained_model_name_or_path,
             *args,

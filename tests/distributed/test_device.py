@@ -83,7 +83,7 @@ def test_the_banner_says_what_a_device_lacks(monkeypatch):
     monkeypatch.setattr(banner, "has_bf16", devices.has_bf16)
     monkeypatch.setattr(banner, "missing_for_compilation", lambda device: "Triton")
     sizes = {"n_positions": 8, "sequence_length": 8, "total_batch_tokens": 64}
-    config = SimpleNamespace(eval_every=0, init_from=None, **sizes)
+    config = SimpleNamespace(eval_every=0, init_from=None, patience=0, **sizes)
     accelerator = SimpleNamespace(
         device=torch.device("mps"), num_processes=1, mixed_precision="no", distributed_type="NO"
     )

@@ -68,7 +68,8 @@ class ForeignTokenizer:
             n_documents, _ = self.count(file, tokens)
             highest = int(tokens.max())
             are_bytes = lengths.max() > 1 and lengths[tokens].max() <= 1
-            are_low = highest < self.vocab_size // (4 if is_assumed else 50)
+            share = self.vocab_size // (4 if is_assumed else 50)  # to which no long text keeps
+            are_low = highest < (share if is_assumed else min(share, len(tokens)))
             are_no_text = not self._are_text(tokens[:TOKENS_DECODED])
             if n_documents or not (are_bytes or are_low or are_no_text):
                 return

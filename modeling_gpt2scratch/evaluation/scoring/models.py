@@ -101,6 +101,7 @@ def load_model(
             dtype=dtype,
             output_loading_info=True,
             trust_remote_code=trust_remote_code,
+            use_kernels=False,  # compiled code of the Hub; transformers 5.25 would run it
         )
         require_fitting(tokenizer, model)
     if missing := sorted(report["missing_keys"]):

@@ -14,8 +14,9 @@ from support.servers import fake_hub
 from support.tiny_models import tiny_stock_model, tiny_tokenizer
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from modeling_gpt2scratch import GPT2ScratchForCausalLM
 from modeling_gpt2scratch.common.errors import in_words
 from modeling_gpt2scratch.evaluation.results.fingerprints import checksums_of
 from modeling_gpt2scratch.evaluation.scoring.models import (
@@ -165,6 +166,21 @@ def test_a_tokenizer_with_an_id_that_would_fill_the_memory_is_refused(stock, pro
     content["model"]["vocab"][next(iter(content["model"]["vocab"]))] = 2**31
     path.write_text(json.dumps(content))
     assert f"expected ids below 4,194,304, found {2**31} in tok" in problem(stock, processes)
+
+
+@pytest.mark.parametrize("is_ours", [False, True])
+def test_no_compiled_code_of_the_hub_is_asked_for(stock, processes, monkeypatch, is_ours):
+    if is_ours:
+        GPT2ScratchForCausalLM.from_pretrained(stock).save_pretrained(stock)
+    original, asked = PreTrainedModel.from_pretrained.__func__, []
+
+    def from_pretrained(cls, *arguments, use_kernels=None, **options):
+        asked.append(use_kernels)
+        return original(cls, *arguments, **options)
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(from_pretrained))
+    load_scorer(str(stock), processes=processes, **OPTIONS)
+    assert asked == [False]
 
 
 def test_a_tokenizer_that_parts_words_at_random_is_refused(stock, processes):
