@@ -164,7 +164,9 @@ def make_model(config: BenchmarkConfig) -> tuple[PreTrainedModel, PreTrainedToke
     """A trained model, or transformers' GPT-2 with random weights; and its tokenizer."""
     place = {"device_map": config.device, "dtype": getattr(torch, config.dtype)}
     if config.model not in MODEL_SIZES:
-        model = AutoModelForCausalLM.from_pretrained(config.model, trust_remote_code=False, **place)
+        model = AutoModelForCausalLM.from_pretrained(
+            config.model, trust_remote_code=False, use_kernels=False, **place
+        )
         return model.eval(), load_tokenizer(config.tokenizer or config.model)
     tokenizer = load_tokenizer(config.tokenizer or "gpt2")
     torch.manual_seed(0)

@@ -326,9 +326,8 @@ def test_text_beyond_n_positions_is_refused_after_a_cache_too(model):
         options |= {"max_new_tokens": n_new, "min_new_tokens": n_new}
         if n_new == 7:
             found = "found a prompt of 43 tokens, padding included, and max_length=50"
-            if (
-                "_mask_length" not in GenerationConfig.__annotations__
-            ):  # transformers 5.17 finds it later
+            # transformers 5.17 finds it later.
+            if "_mask_length" not in GenerationConfig.__annotations__:
                 found = "position_ids: expected 0 to 47, found 48"
             with pytest.raises(ValueError, match=found):
                 model.generate(ids[:, 40:], **options)

@@ -4,6 +4,7 @@ import ast
 import functools
 import graphlib
 import itertools
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -178,6 +179,18 @@ def test_whoever_loads_a_model_or_a_tokenizer_says_whether_its_code_may_run():
         and node.func.attr == "from_pretrained"
         and ast.unparse(node.func.value) != "super()"  # passes on what it is given
         and not any(keyword.arg == "trust_remote_code" for keyword in node.keywords)
+    ]
+    assert not silent, silent
+
+
+def test_whoever_loads_any_model_says_that_no_compiled_code_of_the_hub_may_run():
+    silent = [
+        f"{name_of(file)}:{node.lineno}"
+        for file in [*MODULES.values(), *SCRIPTS]
+        for node in ast.walk(tree_of(file))
+        if isinstance(node, ast.Call)
+        and re.match(r"AutoModel\w*\.from_pretrained\b", ast.unparse(node.func))
+        and not any(keyword.arg == "use_kernels" for keyword in node.keywords)
     ]
     assert not silent, silent
 

@@ -90,7 +90,9 @@ def _serve(cache: Path, name: str, host: str, port: int) -> None:
     """Runs the server until it ends, or Ctrl-C ends both."""
     command = [sys.executable, "-m", SERVER, str(cache), name, "--host", host, "--port", str(port)]
     only_cache = {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
-    environment = os.environ | only_cache | {"HF_HUB_DISABLE_UPDATE_CHECK": "1"}
+    # Compiled code of the Hub, which transformers 5.25 runs unless told otherwise.
+    environment = {"USE_HUB_KERNELS": "NO"} | os.environ | only_cache
+    environment["HF_HUB_DISABLE_UPDATE_CHECK"] = "1"
     # In a group of its own, Ctrl-C does not reach it. It ends when its standard input is closed,
     # however this process may end.
     server = subprocess.Popen(
