@@ -88,6 +88,15 @@ def hang_up_is_heard():
 
 
 @pytest.fixture(scope="session")
+def warm_commands(tmp_path_factory):
+    """Directory for the front of PATH: a Python whose imports are done."""
+    from support.programs.warm_python import warm_python
+
+    with warm_python(tmp_path_factory.mktemp("warm")) as directory:
+        yield directory
+
+
+@pytest.fixture(scope="session")
 def small_data(tmp_path_factory) -> Path:
     """A data directory of some 50,000 tokens: docstrings of a few standard modules, 300 entries."""
     from modeling_gpt2scratch.data.preparation.configuration import PrepareConfig

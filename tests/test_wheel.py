@@ -28,6 +28,18 @@ for name in found:
     importlib.import_module(name)
 print(package.__file__, *found, sep="\\n")
 """
+# The console command for each argument in turn, in one process; it ends at the first that fails.
+RUN_ALL = """
+import sys
+from modeling_gpt2scratch.__main__ import main
+for command in sys.argv[1:]:
+    sys.argv = ["gpt2scratch", *command.split()]
+    try:
+        main()
+    except SystemExit as ending:
+        if ending.code:
+            raise
+"""
 
 
 def run(*command: str | Path, cwd: Path, is_ok: bool = True) -> str:
@@ -117,19 +129,26 @@ def test_the_installed_package_prepares_trains_and_compares(bin, work):
 
 
 def test_the_console_command_has_its_verbs(bin, work):
-    def gpt2scratch(words: str, **options) -> str:
-        return run(bin / "gpt2scratch", *words.split(), cwd=work, **options)
+    def gpt2scratch(*commands: str) -> str:
+        return run(bin / "python", "-c", RUN_ALL, *commands, cwd=work)
 
-    assert gpt2scratch("--version") == f"gpt2scratch {modeling_gpt2scratch.__version__}\n"
-    assert gpt2scratch("shards verify data").startswith("ok: data: ")
-    assert "300 entries" in gpt2scratch("shards inspect data")
-    gpt2scratch("shards convert data llmc --to llm.c")
+    version = run(bin / "gpt2scratch", "--version", cwd=work)
+    assert version == f"gpt2scratch {modeling_gpt2scratch.__version__}\n"
+    verified = run(bin / "gpt2scratch", "shards", "verify", "data", cwd=work)
+    assert verified.startswith("ok: data: ")
+    printed = gpt2scratch(
+        "shards inspect data",
+        "shards convert data llmc --to llm.c",
+        "convert to-gpt2 run stock",
+        "report --run run",
+        "plot --runs run --output loss.png",
+        "publish --run run --repository me/tiny --dry_run files",
+        "shards publish --data data --repository me/data --dry_run data_files",
+    )
+    for line in ("300 entries", "gpt2 model of", "written: run/report.md\n"):
+        assert line in printed
     assert list((work / "llmc").iterdir())
-    assert "gpt2 model of" in gpt2scratch("convert to-gpt2 run stock")
-    assert gpt2scratch("report --run run") == "written: run/report.md\n"
-    gpt2scratch("plot --runs run --output loss.png")
     assert (work / "loss.png").exists()
-    gpt2scratch("publish --run run --repository me/tiny --dry_run files")
-    gpt2scratch("shards publish --data data --repository me/data --dry_run data_files")
     assert (work / "files" / "README.md").exists() and (work / "data_files" / "README.md").exists()
-    assert "output directory" in gpt2scratch("doctor --timeout_seconds 10", is_ok=False)
+    doctor = [bin / "gpt2scratch", "doctor", "--timeout_seconds", "10"]
+    assert "output directory" in run(*doctor, cwd=work, is_ok=False)

@@ -12,7 +12,6 @@ from accelerate.commands import launch as accelerate_launch
 from accelerate.commands.config import config_args
 from support.paths import REPOSITORY
 from support.processes import PATIENCE, run_process
-from support.programs.warm_python import warm_python
 from torch.distributed.elastic.rendezvous import RendezvousError
 
 from modeling_gpt2scratch.commands import launch as command
@@ -21,16 +20,15 @@ pytestmark = pytest.mark.gate
 
 
 @pytest.fixture(scope="module")
-def launch(tmp_path_factory):
+def launch(warm_commands):
     """Runs `gpt2scratch launch` in a Python whose imports are done; a script has one of its own."""
-    with warm_python(tmp_path_factory.mktemp("warm")) as commands:
 
-        def launch(config: str | Path, *words: str) -> subprocess.CompletedProcess:
-            path = Path("accelerate_configs", config)
-            command = [commands / "gpt2scratch", "launch", "--config_file", path, *words]
-            return run_process(command, cwd=REPOSITORY)
+    def launch(config: str | Path, *words: str) -> subprocess.CompletedProcess:
+        path = Path("accelerate_configs", config)
+        command = [warm_commands / "gpt2scratch", "launch", "--config_file", path, *words]
+        return run_process(command, cwd=REPOSITORY)
 
-        yield launch
+    return launch
 
 
 @pytest.fixture

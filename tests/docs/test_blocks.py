@@ -26,7 +26,6 @@ from support.documentation import (
 )
 from support.paths import REPOSITORY
 from support.processes import run_process
-from support.programs.warm_python import warm_python
 
 from modeling_gpt2scratch.data.preparation.configuration import PrepareConfig
 from modeling_gpt2scratch.evaluation.configuration import CompareConfig
@@ -73,14 +72,7 @@ def replaced(text: str, replacements: dict[str, str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def commands(tmp_path_factory):
-    """Directory for the front of PATH: a Python whose imports are done."""
-    with warm_python(tmp_path_factory.mktemp("warm")) as directory:
-        yield directory
-
-
-@pytest.fixture(scope="module")
-def finished_quickstart(commands, small_data, tmp_path_factory) -> Path:
+def finished_quickstart(warm_commands, small_data, tmp_path_factory) -> Path:
     """A copy of the repository by links, with the quickstart's data and run."""
     directory = tmp_path_factory.mktemp("docs") / "repository"
     directory.mkdir()
@@ -98,7 +90,7 @@ def finished_quickstart(commands, small_data, tmp_path_factory) -> Path:
     (directory / TEXT).write_text(text, encoding="utf-8")
     rows = pa.table({"id": ["0", "1", "2"], "text": text.split(END_OF_TEXT)[:3]})
     pq.write_table(rows, directory / "own" / "documents.parquet")
-    run("python train_accelerate.py recipes/quickstart.yaml", directory, commands)
+    run("python train_accelerate.py recipes/quickstart.yaml", directory, warm_commands)
     return directory
 
 
@@ -142,13 +134,13 @@ def parameters() -> list:
 
 
 @pytest.mark.parametrize("block", parameters())
-def test_a_block_runs(block, directory_of, commands):
+def test_a_block_runs(block, directory_of, warm_commands):
     directory = directory_of(block.page)
     text = replaced(block.text, SMALLER)
     if block.language == "python":
         (directory / "block.py").write_text(text)
         text = "python block.py"
-    run(text, directory, commands)
+    run(text, directory, warm_commands)
 
 
 def test_every_block_has_a_known_language_and_a_comment_that_is_understood():
@@ -191,7 +183,7 @@ def test_a_block_that_is_not_run_names_files_and_flags_that_exist(block):
 
 
 @pytest.mark.gate
-def test_the_quickstart_goes_on_where_it_stopped(directory_of, commands):
+def test_the_quickstart_goes_on_where_it_stopped(directory_of, warm_commands):
     directory = directory_of("quickstart.sh")
     for name in ("data", "runs"):
         shutil.rmtree(directory / name)
@@ -200,7 +192,7 @@ def test_the_quickstart_goes_on_where_it_stopped(directory_of, commands):
 
     def made(max_steps: int) -> tuple[dict[int, dict], dict[Path, int]]:
         """The lines of the run's log by step, and when the shards were written."""
-        run(f"bash smaller.sh --max_steps {max_steps}", directory, commands)
+        run(f"bash smaller.sh --max_steps {max_steps}", directory, warm_commands)
         lines = (directory / "runs/quickstart/metrics.jsonl").read_text().splitlines()
         shards = {path: path.stat().st_mtime_ns for path in (directory / "data").rglob("*.bin")}
         return {row["step"]: row for row in map(json.loads, lines)}, shards

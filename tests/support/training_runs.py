@@ -53,12 +53,20 @@ def our_launcher_of(config: str) -> list[str]:
     return [*command, "--config_file", str(Path("accelerate_configs") / config)]
 
 
-def launch(*arguments: str, config: str | None = None, **options) -> subprocess.CompletedProcess:
-    """Runs the script in a process of its own, or as many as an Accelerate configuration says."""
-    launcher = launcher_of(config) if config else []
+def launch(
+    *arguments: str, config: str | Path | None = None, warm: Path | None = None, **options
+) -> subprocess.CompletedProcess:
+    """Runs the script in a process of its own, or as many as an Accelerate configuration says.
+
+    Args:
+        warm: Directory of commands whose imports are done, for a run that nobody kills.
+    """
+    python = [sys.executable, *(launcher_of(config) if config else [])]
+    if warm:
+        path = Path("accelerate_configs") / config
+        python = [warm / "accelerate", "launch", "--config_file", path]
     return run_process(
-        [sys.executable, *launcher, "train_accelerate.py", *arguments],
-        **{"cwd": REPOSITORY} | options,
+        [*python, "train_accelerate.py", *arguments], **{"cwd": REPOSITORY} | options
     )
 
 

@@ -36,10 +36,11 @@ def with_processes(n, config, directory):
 
 
 @pytest.fixture(scope="module")
-def one_process(small_data, tmp_path_factory):
+def one_process(small_data, tmp_path_factory, warm_commands):
     """The directory of a run of one process in micro-batches of four rows."""
     output_dir = tmp_path_factory.mktemp("runs") / "one"
-    process = launch(*flags(small_data, output_dir, **PLAIN), config="cpu.yaml")
+    arguments = flags(small_data, output_dir, **PLAIN)
+    process = launch(*arguments, config="cpu.yaml", warm=warm_commands)
     assert process.returncode == 0, process.stderr
     return output_dir
 
@@ -49,12 +50,13 @@ def one_process(small_data, tmp_path_factory):
     [("cpu_2proc.yaml", 4, 2), ("fsdp2_cpu_2proc.yaml", 2, 8)],
 )
 def test_replicas_and_shards_have_the_curve_of_one_process(
-    small_data, tmp_path, one_process, config, n_processes, micro_batch_size
+    small_data, tmp_path, one_process, warm_commands, config, n_processes, micro_batch_size
 ):
     output_dir = tmp_path / "run"
     options = {"micro_batch_size": micro_batch_size, "preflight": True}
     arguments = flags(small_data, output_dir, **PLAIN | options)
-    process = launch(*arguments, config=with_processes(n_processes, config, tmp_path))
+    path = with_processes(n_processes, config, tmp_path)
+    process = launch(*arguments, config=path, warm=warm_commands)
     assert process.returncode == 0, process.stderr
     assert f"processes        {n_processes} " in process.stdout
     assert process.stdout.count("finished:") == 1
@@ -101,26 +103,28 @@ def test_compiled_replicas_have_the_losses_of_eager_ones(wide_run):
     assert wide_run("model") == pytest.approx(expected, abs=2e-2)
 
 
-def continued_by_two(small_data, one_process, output_dir, config):
+def continued_by_two(small_data, one_process, output_dir, config, warm):
     """A run that two processes continued from the sixth step of one process."""
     shutil.copytree(one_process / "checkpoint-6", output_dir / "checkpoint-6")
     shutil.copy(one_process / "train_config.json", output_dir)
     arguments = flags(small_data, output_dir, **PLAIN, micro_batch_size=4)
-    process = launch(*arguments, "--resume", "auto", config=config)
+    process = launch(*arguments, "--resume", "auto", config=config, warm=warm)
     assert process.returncode == 0, process.stderr
     require_same_curve(output_dir, one_process, steps=range(7, 13))
     return output_dir
 
 
-def test_two_processes_continue_what_one_began(small_data, tmp_path, one_process):
-    run = continued_by_two(small_data, one_process, tmp_path / "run", "cpu_2proc.yaml")
+def test_two_processes_continue_what_one_began(small_data, tmp_path, one_process, warm_commands):
+    config, output_dir = "cpu_2proc.yaml", tmp_path / "run"
+    run = continued_by_two(small_data, one_process, output_dir, config, warm_commands)
     assert {row["step"] for row in read_metrics(run / "metrics.jsonl")} == set(range(7, 13))
 
 
 def test_one_process_continues_shards_and_shards_continue_one_process(
-    small_data, tmp_path, one_process, monkeypatch
+    small_data, tmp_path, one_process, warm_commands, monkeypatch
 ):
-    shards = continued_by_two(small_data, one_process, tmp_path / "shards", "fsdp2_cpu_2proc.yaml")
+    config, output_dir = "fsdp2_cpu_2proc.yaml", tmp_path / "shards"
+    shards = continued_by_two(small_data, one_process, output_dir, config, warm_commands)
     names = {path.name for path in (shards / "checkpoint-12").glob("optimizer/*")}
     assert names == {"state-00000-of-00002.safetensors", "state-00001-of-00002.safetensors"}
 
@@ -132,11 +136,13 @@ def test_one_process_continues_shards_and_shards_continue_one_process(
     require_same_curve(further, tmp_path / "whole", steps=(13, 14))
 
 
-def test_muon_has_one_curve_for_one_process_and_two_with_shards(small_data, tmp_path, monkeypatch):
+def test_muon_has_one_curve_for_one_process_and_two_with_shards(
+    small_data, tmp_path, warm_commands, monkeypatch
+):
     options = PLAIN | {"optimizer": "muon", "save_every": 0}
     assert run_here(monkeypatch, *flags(small_data, tmp_path / "one", **options)) == 0
     arguments = flags(small_data, tmp_path / "two", **options)
-    process = launch(*arguments, config="fsdp2_cpu_2proc.yaml")
+    process = launch(*arguments, config="fsdp2_cpu_2proc.yaml", warm=warm_commands)
     assert process.returncode == 0, process.stderr
     one, two = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     for left, right in zip(one, two, strict=True):
@@ -157,12 +163,13 @@ def test_every_learning_rate_schedule_trains(small_data, tmp_path, monkeypatch):
 
 
 def test_replicas_and_shards_agree_on_the_best_weights_and_when_to_end(
-    few_documents, tmp_path, monkeypatch, capsys
+    few_documents, tmp_path, warm_commands, monkeypatch, capsys
 ):
     assert run_here(monkeypatch, *flags(few_documents, tmp_path / "one", **OVERFITTING)) == 0
     printed = {"one": capsys.readouterr().out}
     for config in ("cpu_2proc.yaml", "fsdp2_cpu_2proc.yaml"):
-        process = launch(*flags(few_documents, tmp_path / config, **OVERFITTING), config=config)
+        arguments = flags(few_documents, tmp_path / config, **OVERFITTING)
+        process = launch(*arguments, config=config, warm=warm_commands)
         assert process.returncode == 0, process.stderr
         printed[config] = process.stdout
     outputs = {}
