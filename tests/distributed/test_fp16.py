@@ -132,10 +132,11 @@ def test_a_killed_run_goes_on_with_its_scale(small_data, tmp_path, monkeypatch):
 
 
 @pytest.mark.gate
-def test_an_overflow_of_one_process_is_left_out_by_both(small_data, tmp_path):
+def test_an_overflow_of_one_process_is_left_out_by_both(small_data, tmp_path, warm_commands):
     output_dir = tmp_path / "run"
     options = SMALL | {"log_every": 1, "mixed_precision": "fp16", "learning_rate": 0.003}
-    process = train_with([["spike", 5, 1]], *flags(small_data, output_dir, **options))
+    arguments = flags(small_data, output_dir, **options)
+    process = train_with([["spike", 5, 1]], *arguments, warm=warm_commands)
     assert process.returncode == 0, process.stderr
     rows = read_metrics(output_dir / "metrics.jsonl")
     assert [event["step"] for event in events_of(output_dir)] == [6]

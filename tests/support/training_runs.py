@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,12 @@ def our_launcher_of(config: str) -> list[str]:
 
 
 def launch(
-    *arguments: str, config: str | Path | None = None, warm: Path | None = None, **options
+    *arguments: str,
+    config: str | Path | None = None,
+    launcher_flags: Sequence[str] = (),
+    warm: Path | None = None,
+    script: str = "train_accelerate.py",
+    **options,
 ) -> subprocess.CompletedProcess:
     """Runs the script in a process of its own, or as many as an Accelerate configuration says.
 
@@ -65,9 +71,8 @@ def launch(
     if warm:
         path = Path("accelerate_configs") / config
         python = [warm / "accelerate", "launch", "--config_file", path]
-    return run_process(
-        [*python, "train_accelerate.py", *arguments], **{"cwd": REPOSITORY} | options
-    )
+    command = [*python, *launcher_flags, script, *arguments]
+    return run_process(command, **{"cwd": REPOSITORY} | options)
 
 
 def curve(output_dir: Path) -> dict[int, tuple[float, float]]:
@@ -108,18 +113,14 @@ def refusal(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
     return code, errors[0]
 
 
-def train_with(faults, *arguments, launcher_flags=(), **environment):
+def train_with(faults, *arguments, launcher_flags=(), warm=None, **environment):
     """Runs the training script on two processes with faults at given steps; see the script."""
-    launcher = [*launcher_of("cpu_2proc.yaml"), *launcher_flags]
-    return run_process(
-        [
-            sys.executable,
-            *launcher,
-            "tests/support/programs/faulty_training.py",
-            json.dumps(faults),
-            *arguments,
-        ],
-        cwd=REPOSITORY,
+    return launch(
+        *(json.dumps(faults), *arguments),
+        config="cpu_2proc.yaml",
+        launcher_flags=launcher_flags,
+        warm=warm,
+        script="tests/support/programs/faulty_training.py",
         env=os.environ | environment,
     )
 

@@ -74,12 +74,14 @@ def test_a_run_on_remote_data_is_the_run_on_local_data(small_data, tmp_path, mon
 
 
 @pytest.mark.gate
-def test_two_processes_share_a_cache_and_end_together_when_a_shard_is_lost(small_data, tmp_path):
+def test_two_processes_share_a_cache_and_end_together_when_a_shard_is_lost(
+    small_data, tmp_path, warm_commands
+):
     options = {"data_cache": tmp_path / "cache", "dropout": 0} | QUIET
     data = shutil.copytree(small_data, tmp_path / "data")
     with serve(data) as server:
         arguments = flags(server.address, tmp_path / "one", **options)
-        process = launch(*arguments, config="cpu_2proc.yaml")
+        process = launch(*arguments, config="cpu_2proc.yaml", warm=warm_commands)
         assert process.returncode == 0, process.stderr
         for shard in Manifest.load(data).splits["train"].shards:
             assert server.requests[shard.file] == 1

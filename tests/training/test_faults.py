@@ -18,12 +18,14 @@ def status_of(output_dir):
     return json.loads((output_dir / "status.json").read_text())
 
 
-def test_what_is_not_finite_is_skipped_by_all_and_a_spike_is_gone_back_from(small_data, tmp_path):
+def test_what_is_not_finite_is_skipped_by_all_and_a_spike_is_gone_back_from(
+    small_data, tmp_path, warm_commands
+):
     output_dir = tmp_path / "run"
     faults = [["nan", 3, 1], ["nan", 4, 0], ["spike", 45, 1]]
     options = {"max_steps": 52, "log_every": 5, "save_every": 20, "eval_every": 0, "dropout": 0}
     arguments = flags(small_data, output_dir, **options, rollback_on_spike=True)
-    process = train_with(faults, *arguments)
+    process = train_with(faults, *arguments, warm=warm_commands)
     assert process.returncode == 0, process.stderr
     first, second, spike, rollback = events_of(output_dir)
     assert [event["event"] for event in (first, second, spike)] == ["skipped", "skipped", "spike"]
@@ -41,11 +43,13 @@ def test_what_is_not_finite_is_skipped_by_all_and_a_spike_is_gone_back_from(smal
     assert status_of(output_dir) == {"status": "finished", "step": 52}
 
 
-def test_a_spike_before_the_first_checkpoint_leaves_the_step_what_it_is(small_data, tmp_path):
+def test_a_spike_before_the_first_checkpoint_leaves_the_step_what_it_is(
+    small_data, tmp_path, warm_commands
+):
     output_dir = tmp_path / "run"
     options = {"max_steps": 40, "log_every": 5, "save_every": 40, "eval_every": 40, "dropout": 0}
     arguments = flags(small_data, output_dir, **options, rollback_on_spike=True)
-    process = train_with([["spike", 39, 1]], *arguments)
+    process = train_with([["spike", 39, 1]], *arguments, warm=warm_commands)
     assert process.returncode == 0, process.stderr
     assert "no checkpoint to go back to from step 40; going on" in process.stdout
     assert [event["event"] for event in events_of(output_dir)] == ["spike"]

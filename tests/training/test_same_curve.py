@@ -2,18 +2,15 @@
 
 import re
 import shutil
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from support.paths import REPOSITORY
-from support.processes import run_process
 from support.training_runs import (
     OVERFITTING,
     flags,
     launch,
-    launcher_of,
     require_same_curve,
     run_here,
 )
@@ -67,11 +64,11 @@ def test_replicas_and_shards_have_the_curve_of_one_process(
         torch.testing.assert_close(shared[name], weight, atol=1e-3, rtol=1e-3, msg=name)
 
 
-def test_gradients_are_reduced_once_a_step(small_data, tmp_path):
+def test_gradients_are_reduced_once_a_step(small_data, tmp_path, warm_commands):
     arguments = flags(small_data, tmp_path / "run", **PLAIN, micro_batch_size=4)
-    program = ["tests/support/programs/counted_reductions.py", tmp_path / "count"]
-    command = [sys.executable, *launcher_of("cpu_2proc.yaml"), *program, *arguments]
-    process = run_process(command, cwd=REPOSITORY)
+    script = "tests/support/programs/counted_reductions.py"
+    config, count = "cpu_2proc.yaml", str(tmp_path / "count")
+    process = launch(count, *arguments, config=config, script=script, warm=warm_commands)
     assert process.returncode == 0, process.stderr
     assert re.search(r"[2-9] micro-", process.stdout), process.stdout
     n_reductions, n_gradients = map(int, (tmp_path / "count").read_text().split())
