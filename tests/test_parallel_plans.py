@@ -1,10 +1,9 @@
 """transformers shards the model over processes by the plans of its classes."""
 
 import os
-import sys
 
 import pytest
-from support.processes import run_process
+from support.processes import run_on_two
 from support.tiny_models import tiny_twins
 
 pytestmark = pytest.mark.slow
@@ -39,12 +38,11 @@ dist.destroy_process_group()
 
 @pytest.mark.gate
 @pytest.mark.parametrize("kind", ["tp", "fsdp"])
-def test_two_processes_have_the_loss_and_gradients_of_one(tmp_path, kind):
+def test_two_processes_have_the_loss_and_gradients_of_one(tmp_path, warm_commands, kind):
     tiny_twins(tmp_path / "stock")[0].save_pretrained(tmp_path / "model")
     (tmp_path / "compare.py").write_text(COMPARE)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    process = run_process(
-        [sys.executable, *launcher, "compare.py", "model", kind],
+    process = run_on_two(
+        *(warm_commands, "compare.py", "model", kind),
         cwd=tmp_path,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
     )

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.paths import REPOSITORY
-from support.processes import PATIENCE, run_process
+from support.processes import PATIENCE, run_on_two
 from support.tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -26,12 +26,11 @@ SCRIPT = REPOSITORY / "tests" / "support" / "programs" / "sharded_checkpoints.py
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory) -> Path:
+def written(tmp_path_factory, warm_commands) -> Path:
     """What two processes wrote: a sharded model, a replicated one from it, a sharded one again."""
     directory = tmp_path_factory.mktemp("checkpoints")
-    command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    process = run_process(
-        [sys.executable, *command, str(SCRIPT), "round_trip", str(directory)],
+    process = run_on_two(
+        *(warm_commands, SCRIPT, "round_trip", directory),
         env=os.environ | {"PYTHONPATH": IMPORT_PATH},
     )
     assert process.returncode == 0, process.stderr

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from accelerate import Accelerator
 from support import evaluation as tiny
 from support.evaluation import compare
 from support.paths import REPOSITORY
-from support.processes import run_process
+from support.processes import run_on_two
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling_gpt2scratch.evaluation import TASKS, in_training
@@ -144,13 +143,11 @@ def test_one_process_has_the_scores_of_compare(directory, expected):
 @pytest.mark.gate
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_processes_have_the_scores_of_compare_and_call_the_model_alike(
-    directory, expected, tmp_path, kind
+    directory, expected, tmp_path, warm_commands, kind
 ):
     (tmp_path / "score.py").write_text(SCRIPT)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = ["score.py", str(REPOSITORY / "evaluate"), str(directory), kind]
-    process = run_process(
-        [sys.executable, *launcher, *script],
+    process = run_on_two(
+        *(warm_commands, "score.py", REPOSITORY / "evaluate", directory, kind),
         cwd=tmp_path,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
     )

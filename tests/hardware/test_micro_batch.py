@@ -1,14 +1,13 @@
 """How many rows fit, by trying and by estimate."""
 
 import os
-import sys
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from support.paths import REPOSITORY
-from support.processes import run_process
+from support.processes import run_on_two
 from support.tiny_models import tiny_model
 
 from modeling_gpt2scratch.distributed.processes import LaunchError
@@ -140,13 +139,12 @@ accelerator.end_training()
 
 
 @pytest.mark.gate
-def test_processes_take_what_fits_on_all_of_them(tmp_path):
+def test_processes_take_what_fits_on_all_of_them(tmp_path, warm_commands):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     path = os.pathsep.join([str(REPOSITORY / "tests"), str(REPOSITORY)])
-    process = run_process(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        + [str(script), str(tmp_path)],
+    process = run_on_two(
+        *(warm_commands, script, tmp_path),
         env=os.environ | {"PYTHONPATH": path, "ACCELERATE_USE_CPU": "true"},
     )
     assert process.returncode == 0, process.stderr

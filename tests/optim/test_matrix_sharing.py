@@ -1,14 +1,13 @@
 """Processes that share the orthogonalization end where one alone does."""
 
 import os
-import sys
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.paths import REPOSITORY
-from support.processes import run_process
+from support.processes import run_on_two
 
 from modeling_gpt2scratch.optim.matrix_sharing import MatrixJob, assign_owners
 from modeling_gpt2scratch.optim.newton_schulz import iteration_cost
@@ -41,10 +40,9 @@ def test_no_process_has_more_than_its_share_and_one_matrix(shapes, world_size):
 
 
 @pytest.mark.gate
-def test_two_processes_end_with_the_parameters_of_one_be_they_whole_or_sharded():
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    process = run_process(
-        [sys.executable, *launcher, "tests/support/programs/muon_processes.py"],
+def test_two_processes_end_with_the_parameters_of_one_be_they_whole_or_sharded(warm_commands):
+    process = run_on_two(
+        *(warm_commands, "tests/support/programs/muon_processes.py"),
         cwd=REPOSITORY,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)},
     )

@@ -4,6 +4,7 @@ import contextlib
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 # Seconds after which what a test waits for counts as hung. Long, for a busy machine is only slow.
 PATIENCE = 400
@@ -43,3 +44,9 @@ def run_process(
     if check:
         finished.check_returncode()
     return finished
+
+
+def run_on_two(commands: Path, *script: str | Path, **options) -> subprocess.CompletedProcess[str]:
+    """Runs a script that nobody kills on two processes, by the `torchrun` of `warm_commands`."""
+    torchrun = [commands / "torchrun", "--standalone", "--nproc_per_node", "2"]
+    return run_process([*torchrun, *script], **options)

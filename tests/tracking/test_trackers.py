@@ -12,7 +12,7 @@ import pytest
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 from support.paths import REPOSITORY
-from support.processes import run_process
+from support.processes import run_on_two
 
 from modeling_gpt2scratch.tracking import trackers
 from modeling_gpt2scratch.tracking.metrics import EventLog, JsonlTracker, read_metrics
@@ -176,15 +176,10 @@ def test_under_strict_a_tracker_that_cannot_start_ends_the_run(tmp_path, monkeyp
 
 
 @pytest.mark.gate
-def test_all_processes_go_on_or_end_alike(tmp_path):
+def test_all_processes_go_on_or_end_alike(tmp_path, warm_commands):
     (tmp_path / "start.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
-    process = run_process(
-        [*command, "2", "start.py"],
-        cwd=tmp_path,
-        env=environment,
-    )
+    process = run_on_two(warm_commands, "start.py", cwd=tmp_path, env=environment)
     assert process.returncode == 0, process.stderr[-3000:]
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
     assert first == second

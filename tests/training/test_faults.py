@@ -104,9 +104,11 @@ def test_a_process_that_hangs_ends_the_run_and_is_named(small_data, tmp_path):
     assert status_of(output_dir)["status"] == "failed"
 
 
-def test_a_process_that_dies_is_restarted_by_the_launcher_and_the_curve_stays(small_data, tmp_path):
+def test_a_process_that_dies_is_restarted_by_the_launcher_and_the_curve_stays(
+    small_data, tmp_path, warm_commands
+):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert train_with([], *flags(small_data, whole)).returncode == 0
+    assert train_with([], *flags(small_data, whole), warm=warm_commands).returncode == 0
     process = train_with(
         [["die", 6, 1]],
         *flags(small_data, broken, resume="auto"),

@@ -1,8 +1,8 @@
 """A Python with torch and transformers loaded, which forks for each command that a test gives it.
 
 `warm_python(DIRECTORY)` starts it and makes a directory for the front of PATH with `python`,
-`accelerate` and `gpt2scratch`. A command that a shell starts by these names is the same as ever but
-for the seconds of its imports. `python -c`, `-m` and `-` are the usual Python's.
+`accelerate`, `torchrun` and `gpt2scratch`. A command that a shell starts by these names is the same
+as ever but for the seconds of its imports. `python -c`, `-m` and `-` are the usual Python's.
 
 Fork is safe here because the server itself computes nothing: it has no threads at work.
 """
@@ -21,7 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PRELOADED = (
-    *("accelerate.commands.accelerate_cli", "matplotlib.figure", "transformers.pipelines"),
+    *("accelerate.commands.accelerate_cli", "torch.distributed.run"),
+    *("matplotlib.figure", "transformers.pipelines"),
     *("modeling_gpt2scratch.evaluation.comparison", "modeling_gpt2scratch.training.run"),
 )
 MESSAGE_BYTES = 100_000  # arguments and environment of one command
@@ -43,7 +44,7 @@ def warm_python(directory: Path) -> Iterator[Path]:
     """A running server, and the directory of its commands."""
     commands, address = directory / "bin", str(directory / "socket")
     commands.mkdir()
-    for name in ("python", "accelerate", "gpt2scratch"):
+    for name in ("python", "accelerate", "torchrun", "gpt2scratch"):
         client = commands / name
         client.write_text(CLIENT.format(python=sys.executable, name=name, address=address))
         client.chmod(0o755)
@@ -89,6 +90,7 @@ def run(connection: socket.socket, python: str) -> None:
     os.chdir(directory)
     os.environ.clear()
     os.environ.update(environment)
+    sys.path[1:1] = [part for part in environment.get("PYTHONPATH", "").split(os.pathsep) if part]
     code = 0
     try:
         call(words, python)
@@ -111,11 +113,12 @@ def call(words: list[str], python: str) -> None:
         sys.argv = arguments
         sys.path[0] = str(Path(arguments[0]).resolve().parent)
         runpy.run_path(arguments[0], run_name="__main__")
-    elif name == "accelerate":
-        from accelerate.commands.accelerate_cli import main
+    elif name in ("accelerate", "torchrun"):
+        from accelerate.commands.accelerate_cli import main as accelerate
+        from torch.distributed.run import main as torchrun
 
         sys.argv, sys.executable = words, python  # what it launches is warm, too
-        main()
+        torchrun() if name == "torchrun" else accelerate()
     else:
         from modeling_gpt2scratch.__main__ import main
 
