@@ -21,9 +21,8 @@ from modeling_gpt2scratch.evaluation import TASKS, report
 from modeling_gpt2scratch.evaluation.tasks.lambada import LambadaTask
 
 N_PASSAGES = 30
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 # `--cpu --num_processes 2` would start one process unless mpirun is there.
-ACCELERATE = ["-m", "accelerate.commands.accelerate_cli", "launch"]
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
 ACCELERATE += ["--config_file", "accelerate_configs/cpu_2proc.yaml"]
 # Out of memory on the second process, whatever the size of a batch.
 FAILING = """
@@ -306,7 +305,7 @@ def launch(inputs, output_dir, launcher, script, *arguments, tasks):
     """A comparison on two processes: exit code, stderr, and what each of them put on stdout."""
     logs = output_dir.with_name(f"{output_dir.name}_logs")
     command = [
-        *(sys.executable, *launcher, "--tee", "3", "--log_dir", str(logs), *script),
+        *(*launcher, "--tee", "3", "--log_dir", str(logs), *script),
         *("--models", str(inputs / "first"), str(inputs / "second"), *data_of(inputs, tasks)),
         *("--tasks", *tasks, "--output_dir", str(output_dir), *arguments),
     ]
@@ -318,11 +317,12 @@ def launch(inputs, output_dir, launcher, script, *arguments, tasks):
 
 
 @pytest.mark.gate
-def test_two_processes_have_the_results_of_one(inputs, tmp_path):
+def test_two_processes_have_the_results_of_one(inputs, tmp_path, warm_commands):
     tasks = ("val", "lambada", "lambada:generate", "lambada:stopword-filter", "hellaswag")
     assert run(inputs, tmp_path / "one", "--batch_tokens", "60", tasks=tasks) == 0
     script = ["evaluate/compare.py", "--batch_tokens", "200"]
-    code, stderr, printed = launch(inputs, tmp_path / "two", TORCHRUN, script, tasks=tasks)
+    launcher = [warm_commands / "torchrun", "--standalone", "--nproc_per_node", "2"]
+    code, stderr, printed = launch(inputs, tmp_path / "two", launcher, script, tasks=tasks)
     assert code == 0, stderr[-3000:]
     assert printed[0].count("| lambada ") == 2  # one table, of the main process
     assert printed[1] == ""
