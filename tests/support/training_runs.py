@@ -65,7 +65,8 @@ def launch(
     """Runs the script in a process of its own, or as many as an Accelerate configuration says.
 
     Args:
-        warm: Directory of commands whose imports are done, for a run that nobody kills.
+        warm: Directory of commands whose imports are done, for a run with a configuration that
+            nobody kills.
     """
     python = [sys.executable, *(launcher_of(config) if config else [])]
     if warm:
