@@ -1,5 +1,6 @@
 """What every test runs with, and the data that many share."""
 
+import gc
 import os
 
 # Tests run small models, often two processes at a time on two cores.
@@ -32,6 +33,12 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("gate")
+
+
+def pytest_collection_finish():
+    """Leaves what was imported out of later collections of garbage; each run ends with one."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

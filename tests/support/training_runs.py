@@ -17,6 +17,8 @@ from support.processes import run_process
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import train_accelerate
+from modeling_gpt2scratch.reports import run_page
+from modeling_gpt2scratch.reports.loss_plot import PlotError
 from modeling_gpt2scratch.tracking.metrics import read_metrics
 
 # Dropout is on, so that a resumed run must also repeat its random numbers.
@@ -96,14 +98,22 @@ def fresh_state():
 
 
 def run_here(monkeypatch, *arguments: str) -> int:
-    """Runs the script's main function in this process and returns its exit code."""
+    """Runs the script's main function in this process and returns its exit code.
+
+    Its report has no picture: to draw one takes longer than such a run.
+    """
     monkeypatch.setattr(sys, "argv", ["train_accelerate.py", *arguments])
+    monkeypatch.setattr(run_page, "draw_curves", _draw_nothing)
     with fresh_state():
         try:
             train_accelerate.main()
         except SystemExit as error:
             return error.code
     return 0
+
+
+def _draw_nothing(run: Path, logged: Sequence[dict]) -> bytes:
+    raise PlotError("drawn elsewhere")
 
 
 def refusal(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
