@@ -115,7 +115,7 @@ def test_a_process_alone_agrees_with_itself_at_once():
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
-@pytest.mark.slow
+@pytest.mark.gate
 def test_what_one_process_notices_all_know_at_the_next_step():
     process = launched(TOGETHER, 2)
     assert process.returncode == 0, process.stderr

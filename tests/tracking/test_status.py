@@ -152,7 +152,7 @@ def test_a_full_disk_has_room_for_the_truth(small_disk):
     assert content_of(run)["status"] == "failed"
 
 
-@pytest.mark.parametrize("way", ["in Python", "in a library"])
+@pytest.mark.parametrize("way", ["in Python", pytest.param("in a library", marks=pytest.mark.gate)])
 def test_sigterm_is_noted_at_once(start, tmp_path, way):
     process = start(way)
     process.send_signal(signal.SIGTERM)
@@ -205,6 +205,7 @@ def test_a_signal_before_the_first_step_is_named(tmp_path, hang_up_is_heard, nam
     assert content_of(tmp_path)["message"] == message
 
 
+@pytest.mark.gate
 def test_a_killed_run_is_running_for_nobody_who_looks_closely(start, tmp_path):
     process = start()
     assert read_status(tmp_path)["status"] == "running"

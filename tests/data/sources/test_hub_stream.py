@@ -81,7 +81,7 @@ def test_rows_without_text_are_left_out_and_counted(read):
     assert bad_rows.count == 2
 
 
-@pytest.mark.slow
+@pytest.mark.gate
 @pytest.mark.parametrize("stop_after", [0, 1], ids=["read to the end", "left in the middle"])
 @pytest.mark.parametrize(
     "files",

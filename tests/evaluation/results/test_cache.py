@@ -156,7 +156,7 @@ def test_files_that_come_only_while_a_model_is_loaded_are_in_the_key(model, argu
     assert all("model.safetensors" in key["model"] for key in keys) and keys
 
 
-@pytest.mark.slow
+@pytest.mark.gate
 def test_a_model_that_comes_from_the_hub_only_now_is_kept_under_its_checksums(
     model, arguments, tmp_path
 ):

@@ -89,6 +89,7 @@ def test_a_task_whose_file_was_edited_is_measured_again(inputs, tmp_path):
     assert hits == [False, True, False, False]
 
 
+@pytest.mark.gate
 def test_a_task_of_an_installed_package_needs_no_argument(inputs, tmp_path):
     packages = tmp_path / "packages"
     (packages / "opposites-1.0.dist-info").mkdir(parents=True)
