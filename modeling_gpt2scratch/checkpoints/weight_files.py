@@ -53,6 +53,19 @@ def open_tensors(path: Path, *, framework: str = "pt"):
         raise WeightsError(f"{path}: expected a safetensors file, found {found}") from error
 
 
+def conversion_of(path: Path) -> str:
+    """The command that makes a model of another program's checkpoint; empty for anything else.
+
+    Args:
+        path: the checkpoint, or the directory that it is in.
+    """
+    found = [path] if path.is_file() else sorted(path.glob("*.pt"))
+    directions = {".pt": "from-nanogpt", ".bin": "from-llmc"}
+    if not found or found[0].suffix not in directions:
+        return ""
+    return f"`gpt2scratch convert {directions[found[0].suffix]} {found[0]} OUT` makes one"
+
+
 @contextlib.contextmanager
 def naming_damaged_files(name: str | Path) -> Iterator[None]:
     """Says which file of a model is damaged, if that is why the block raises.

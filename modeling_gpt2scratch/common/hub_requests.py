@@ -5,15 +5,17 @@ the Hub is down for minutes, a rate limit lasts, the network of the machine is g
 down damaged.
 """
 
+import contextlib
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tenacity
-from huggingface_hub import HfApi, RepoFile, get_token
+from huggingface_hub import HfApi, RepoFile, constants, get_token
 from huggingface_hub.errors import (  # the first is of httpx or its successor, by version
     HTTPError,
     OfflineModeIsEnabled,
@@ -21,6 +23,7 @@ from huggingface_hub.errors import (  # the first is of httpx or its successor, 
 from huggingface_hub.utils import get_session, validate_repo_id
 from huggingface_hub.utils.sha import git_hash
 
+from .addresses import redacted
 from .errors import SourceError, named, one_line
 from .retries import Retries, TemporaryFailure, asked_wait, is_temporary, retrying, status_of
 
@@ -43,6 +46,7 @@ PUSH_HINTS = {
     412: "somebody else wrote at the same moment; run the same command again",
 }
 DEFAULT_RETRIES = Retries()
+FIRST_ANSWER_SECONDS = 10.0  # as long as huggingface_hub waits for a file's headers
 SILENCE_SECONDS = 300.0  # after which a server that says nothing is asked again
 
 
@@ -86,6 +90,31 @@ def check_language(code: str | None) -> None:
         raise ValueError(
             f"expected --language as a code of two or three letters, such as en, found {code!r}"
         )
+
+
+@contextlib.contextmanager
+def cache_without_hub(name: str) -> Iterator[None]:
+    """Lets Hugging Face's libraries look in their cache alone where the Hub cannot be reached.
+
+    They make each request again for half a minute, and a model takes a dozen of them.
+
+    Args:
+        name: of a model or a tokenizer; for one on this machine, nobody is asked.
+
+    Raises:
+        OSError: if the block does so while the Hub cannot be reached, in one line.
+    """
+    if constants.HF_HUB_OFFLINE or os.path.exists(name) or _is_reachable():
+        yield
+        return
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    except OSError as error:
+        place = redacted(constants.ENDPOINT)
+        raise OSError(f"no copy in the cache, and {place} cannot be reached") from error
+    finally:
+        constants.HF_HUB_OFFLINE = False
 
 
 def require_login() -> None:
@@ -204,6 +233,15 @@ def unreadable(repository: str, error: BaseException) -> SourceError:
     return SourceError(
         f"{repository}: expected a data set of the Hub that can be read, found {named(error)}"
     )
+
+
+def _is_reachable() -> bool:
+    """Whether the Hub answers anything at all."""
+    try:
+        get_session().head(constants.ENDPOINT, timeout=FIRST_ANSWER_SECONDS)
+    except (HTTPError, OSError):
+        return False
+    return True
 
 
 def _refuse_unsendable_token() -> None:

@@ -12,6 +12,7 @@ import transformers
 from accelerate.utils.memory import clear_device_cache
 
 from modeling_gpt2scratch.common.console import activity, has_terminal, tell
+from modeling_gpt2scratch.common.hub_requests import cache_without_hub
 from modeling_gpt2scratch.hardware.devices import without_tf32
 
 from .configuration import CompareArguments
@@ -177,16 +178,16 @@ def _identify(name: str, config: CompareArguments) -> tuple[dict[str, str], str 
 
     All are empty for a model that is not there.
 
-    Loading will say so; until then nobody waits for the Hub a second time.
+    Loading will say so.
     """
-    try:
-        files, commit = checksums_of(name), hub_commit(name)
-    except (OSError, ValueError):
-        return {}, None, None
-    if not files:
-        return {}, None, None
-    code = model_code(name, trust_remote_code=config.trust_remote_code)
-    return files, commit, code
+    with cache_without_hub(name):
+        try:
+            files, commit = checksums_of(name), hub_commit(name)
+        except (OSError, ValueError):
+            return {}, None, None
+        if not files:
+            return {}, None, None
+        return files, commit, model_code(name, trust_remote_code=config.trust_remote_code)
 
 
 def _note(

@@ -7,9 +7,15 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.checkpoints.checkpoint import find_checkpoints
-from modeling_gpt2scratch.checkpoints.weight_files import WeightsError, naming_damaged_files
+from modeling_gpt2scratch.checkpoints.weight_files import (
+    CONFIG_NAME,
+    WeightsError,
+    conversion_of,
+    naming_damaged_files,
+)
 from modeling_gpt2scratch.common.addresses import leads_nowhere, split_revision
 from modeling_gpt2scratch.common.errors import MendableError, named, one_line
+from modeling_gpt2scratch.common.hub_requests import cache_without_hub
 from modeling_gpt2scratch.configuration_gpt2scratch import AUTO_MAP, GPT2ScratchConfig
 from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.data.tokens.names import TokenizerError
@@ -53,12 +59,13 @@ def stored_config(name: str) -> GPT2ScratchConfig:
     _require_directory_or_hub_name(name)
     try:
         repository, revision = split_revision(name)
-        stored, _ = PreTrainedConfig.get_config_dict(repository, revision=revision)
-        if stored.get("model_type") not in MODEL_TYPES:
-            raise ValueError(f"model_type {stored.get('model_type')!r}")
-        return GPT2ScratchConfig.from_pretrained(
-            repository, revision=revision, trust_remote_code=False
-        )
+        with cache_without_hub(name):
+            stored, _ = PreTrainedConfig.get_config_dict(repository, revision=revision)
+            if stored.get("model_type") not in MODEL_TYPES:
+                raise ValueError(f"model_type {stored.get('model_type')!r}")
+            return GPT2ScratchConfig.from_pretrained(
+                repository, revision=revision, trust_remote_code=False
+            )
     except Exception as error:  # also of kinds that are no ValueError, at a value of another type
         raise InitialWeightsError(_refusal(name, "a config.json", error)) from error
 
@@ -85,7 +92,7 @@ def load_initial_model(
     """
     _refuse_another_vocabulary(name, stored_config(name), manifest, tokenizer)
     try:
-        with naming_damaged_files(name):
+        with cache_without_hub(name), naming_damaged_files(name):
             repository, revision = split_revision(name)
             model = GPT2ScratchForCausalLM.from_pretrained(
                 repository,
@@ -109,9 +116,11 @@ def load_initial_model(
 
 def _require_directory_or_hub_name(name: str) -> None:
     """Refuses files, and paths that lead nowhere, of which the Hub would speak as names."""
-    found = None
+    found, conversion = None, conversion_of(Path(name))
     if Path(name).is_file():
-        found = "a file; name the directory that it is in"
+        found = f"a file; {conversion or 'name the directory that it is in'}"
+    elif conversion and not Path(name, CONFIG_NAME).exists():
+        found = f"a directory without {CONFIG_NAME}; {conversion}"
     elif leads_nowhere(name):
         found = "no directory of that name; look for a wrong letter"
     if found is not None:

@@ -80,10 +80,17 @@ def test_a_path_is_not_taken_for_a_name_on_the_hub(stock, name, found):
     name = name.format(stock=stock)
     with pytest.raises(InitialWeightsError) as refused:
         stored_config(name)
-    assert str(refused.value) == (
-        f"{name}: expected the directory of a gpt2 or gpt2scratch checkpoint, or a Hub name "
-        f"(OWNER/NAME), found {found}"
-    )
+    expected = "expected the directory of a gpt2 or gpt2scratch checkpoint, or a Hub name"
+    assert str(refused.value) == f"{name}: {expected} (OWNER/NAME), found {found}"
+
+
+def test_a_checkpoint_of_nanogpt_gets_the_command_that_converts_it(tmp_path):
+    (tmp_path / "ckpt.pt").touch()
+    command = f"`gpt2scratch convert from-nanogpt {tmp_path}/ckpt.pt OUT` makes one"
+    for name, found in ((tmp_path / "ckpt.pt", "a file"), (tmp_path, "a directory without")):
+        with pytest.raises(InitialWeightsError, match=found) as refused:
+            stored_config(str(name))
+        assert str(refused.value).endswith(command)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

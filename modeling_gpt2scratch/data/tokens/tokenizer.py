@@ -23,6 +23,7 @@ from transformers.utils import cached_file
 
 from modeling_gpt2scratch.common.addresses import leads_nowhere, split_revision
 from modeling_gpt2scratch.common.errors import json_problem, named
+from modeling_gpt2scratch.common.hub_requests import cache_without_hub
 
 from .ids import vocab_size_of
 from .names import BYTES, GPT2, KNOWN_NAMES, TokenizerError
@@ -65,7 +66,8 @@ def load_tokenizer(name: str, *, known: str = KNOWN_NAMES) -> PreTrainedTokenize
         return byte_tokenizer()
     _refuse_huge_ids(name, _highest_id_in(_main_file(name)))
     try:
-        tokenizer = _from_files(name)
+        with cache_without_hub(name):
+            tokenizer = _from_files(name)
     except Exception as error:  # tokenizers raises nothing more special for a broken file
         raise TokenizerError(problem_of_files(name, error, known) + _meant(name, known)) from error
     if tokenizer.eos_token is None and END_OF_TEXT in tokenizer.get_added_vocab():

@@ -34,7 +34,7 @@ def adapter_config(name: str) -> Path | None:
     Args:
         name: a directory, or a repository of the Hub, perhaps with @REVISION.
     """
-    if Path(name).is_dir():
+    if os.path.exists(name):
         path = Path(name, ADAPTER_NAME)
         return path if path.is_file() else None
     return _adapter_config_of_hub(name)
@@ -109,8 +109,7 @@ def add_adapter(model: PreTrainedModel, name: str) -> None:
 def _adapter_config_of_hub(name: str) -> Path | None:
     """As `adapter_config`, for a name that is no directory here."""
     parent = Path(name).parent
-    is_there = Path(name).exists()  # as a file
-    if "/" in name and parent.is_dir() and not is_there:  # a directory whose name is mistyped?
+    if "/" in name and parent.is_dir():  # a directory whose name is mistyped?
         near = difflib.get_close_matches(Path(name).name, os.listdir(parent), n=1)
         hint = f" (did you mean {parent / near[0]}?)" if near else ""
         tell(

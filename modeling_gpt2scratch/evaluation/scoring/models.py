@@ -24,8 +24,9 @@ from transformers import (
 )
 
 from modeling_gpt2scratch.checkpoints.checkpoint import find_checkpoint
-from modeling_gpt2scratch.checkpoints.weight_files import naming_damaged_files
-from modeling_gpt2scratch.common.addresses import leads_nowhere, split_revision
+from modeling_gpt2scratch.checkpoints.weight_files import conversion_of, naming_damaged_files
+from modeling_gpt2scratch.common.addresses import leads_nowhere, redacted, split_revision
+from modeling_gpt2scratch.common.hub_requests import cache_without_hub
 from modeling_gpt2scratch.data.tokens.tokenizer import problem_of_files, refuse_unusable
 from modeling_gpt2scratch.distributed.device import available_device
 
@@ -88,11 +89,12 @@ def load_model(
             tokenizer fits it.
         Exception: of many kinds, from what transformers finds in its files.
     """
-    base = base_of_adapter(name)
+    with cache_without_hub(name):
+        base = base_of_adapter(name)
     place = base or name
     trust_remote_code &= base is None  # nobody named the repository that an adapter names
     repository, revision = split_revision(place)
-    with naming_damaged_files(place):
+    with cache_without_hub(place), naming_damaged_files(place):
         require_model(place, trust_remote_code=trust_remote_code)
         tokenizer = load_tokenizer(place, trust_remote_code=trust_remote_code)
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -115,7 +117,8 @@ def load_model(
             f"{type(model).__name__} has no place; copy both from the same model"
         )
     if base is not None:
-        add_adapter(model, name)
+        with cache_without_hub(name):
+            add_adapter(model, name)
     return model, tokenizer
 
 
@@ -128,14 +131,15 @@ def require_model(name: str, *, trust_remote_code: bool) -> None:
     if Path(name).is_dir():
         if not Path(name, "config.json").is_file():
             newest = find_checkpoint(Path(name))
-            hint = f"; the run has not finished; its newest checkpoint is {newest}"
+            unfinished = f"the run has not finished; its newest checkpoint is {newest}"
+            hint = unfinished if newest else conversion_of(Path(name))
             raise ValueError(
-                f"expected a model, found a directory without config.json{hint if newest else ''}"
+                f"expected a model, found a directory without config.json{'; ' * bool(hint)}{hint}"
             )
         return
     expected = "expected a model directory"
     if Path(name).is_file():
-        todo = "name its directory"
+        todo = conversion_of(Path(name)) or "name its directory"
         if Path(name).suffix == ".gguf":
             todo = "convert it to a directory with config.json and model.safetensors first"
         raise ValueError(f"{expected}, found a file; {todo}")
@@ -153,11 +157,10 @@ def require_model(name: str, *, trust_remote_code: bool) -> None:
                 f"on the Hub lists them"
             ) from error
         if isinstance(error.__cause__, LocalEntryNotFoundError):
-            if constants.HF_HUB_OFFLINE:
-                other, found = "a copy in the cache", "neither, and the variable HF_HUB_OFFLINE"
-            else:
-                other, found = f"{constants.ENDPOINT} in reach", "neither"
-            raise ValueError(f"{expected}, or {other}, found {found}{_nearest(name)}") from error
+            raise ValueError(
+                f"{expected}, a copy in the cache, or {redacted(constants.ENDPOINT)} in reach and "
+                f"HF_HUB_OFFLINE unset, found none of them{_nearest(name)}"
+            ) from error
         if isinstance(error.__cause__, RepositoryNotFoundError):
             raise ValueError(
                 f"{expected} or a model of the Hub, found neither{_nearest(name)}"

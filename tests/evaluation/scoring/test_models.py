@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from support import evaluation as tiny
 from support.damaged_files import DAMAGES, add_hostile_code, damaged, lfs_pointer, spoil_config
@@ -18,6 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from modeling_gpt2scratch import GPT2ScratchForCausalLM
 from modeling_gpt2scratch.common.errors import in_words
+from modeling_gpt2scratch.data.tokens import tokenizer as data_tokenizer
+from modeling_gpt2scratch.data.tokens.names import TokenizerError
 from modeling_gpt2scratch.evaluation.results.fingerprints import checksums_of
 from modeling_gpt2scratch.evaluation.scoring.models import (
     describe_model,
@@ -86,13 +89,16 @@ def test_a_pointer_is_named_though_there_is_no_tokenizer_either(tmp_path, proces
     ("file", "todo"),
     [
         ("config.json", "name its directory"),
+        ("ckpt.pt", "`gpt2scratch convert from-nanogpt {} OUT` makes one"),
+        ("gpt2_124M.bin", "`gpt2scratch convert from-llmc {} OUT` makes one"),
         ("model.gguf", "convert it to a directory with config.json and model.safetensors first"),
     ],
 )
 def test_a_file_of_a_model_is_no_model(stock, processes, file, todo):
-    (stock / "model.gguf").write_bytes(b"GGUF")
-    line = problem(stock / file, processes)
-    assert line == f"expected a model directory, found a file; {todo}"
+    path = stock / file
+    path.touch()
+    line = problem(path, processes)
+    assert line == f"expected a model directory, found a file; {todo.format(path)}"
 
 
 def test_code_beside_a_model_is_never_executed_and_nobody_is_asked(stock, processes, monkeypatch):
@@ -138,6 +144,27 @@ def test_a_revision_that_is_not_there_is_named_and_a_directory_may_be_called_lik
     monkeypatch.chdir(stock.parent)
     stock.rename("tiny@step-2")
     assert load_scorer("tiny@step-2", processes=processes, **OPTIONS).model.config.n_layer == 2
+
+
+def test_where_the_hub_cannot_be_reached_the_cache_serves_and_nothing_is_asked_again(
+    hub, processes, monkeypatch, caplog
+):
+    load_scorer("someone/tiny@step-1", processes=processes, **OPTIONS)
+    caplog.clear()
+    nowhere = "http://127.0.0.1:9"
+    template = nowhere + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", nowhere)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    scorer = load_scorer("someone/tiny@step-1", processes=processes, **OPTIONS)
+    assert scorer.model.config.n_layer == 2
+    assert problem("someone/other", processes) == (
+        f"expected a model directory, a copy in the cache, or {nowhere} in reach and "
+        f"HF_HUB_OFFLINE unset, found none of them"
+    )
+    with pytest.raises(TokenizerError) as refused:
+        data_tokenizer.load_tokenizer("someone/other")
+    assert str(refused.value).endswith(f": no copy in the cache, and {nowhere} cannot be reached")
+    assert "Retrying" not in caplog.text and not constants.HF_HUB_OFFLINE
 
 
 def test_vocabularies_are_the_same_whose_tokens_are_whatever_the_special_ones():

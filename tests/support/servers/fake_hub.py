@@ -133,6 +133,7 @@ class Hub:
         import datasets
         from huggingface_hub import HfFileSystem, constants, file_download
         from huggingface_hub.utils import _http
+        from transformers.utils import hub
 
         cache = str(home / "huggingface")
         for name, value in self.environment(home).items():
@@ -155,6 +156,8 @@ class Hub:
             "HF_HUB_OFFLINE": False,
         }.items():
             monkeypatch.setattr(datasets.config, name, value)
+        # transformers keeps a client, which would ask the server of an earlier test.
+        monkeypatch.setattr(hub, "_hf_api", None, raising=False)
         for module in (_http, file_download):
             impatient = SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None})
             monkeypatch.setattr(module, "time", impatient)
