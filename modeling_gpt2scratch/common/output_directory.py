@@ -9,9 +9,8 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from .errors import one_line
 
 LOCK_NAME = "run.lock"  # held by a run, in its directory
 STATUS_NAME = "status.json"  # what a run says of itself
+REPLACED_NAME = ".replaced"  # what a run replaces, in its directory, until it can begin
 PREPARING_SUFFIX = ".preparing"  # of a hidden directory, the unfinished work of a preparation
 MAX_MARKER_BYTES = 2**26  # a manifest of very many shards has half of it
 ELSEWHERE = "choose another"
@@ -212,7 +212,7 @@ def require_free(
     if not overwrite:
         found = f"found {marker.name} in {place}"
         raise OutputError(f"expected a new directory, {found}; {remedy}")
-    _require_alone(place, flag=flag)
+    require_alone(place, flag=flag)
 
 
 def require_apart(place: Path, inputs: Paths, *, kept: Paths = ()) -> None:
@@ -235,18 +235,19 @@ def require_apart(place: Path, inputs: Paths, *, kept: Paths = ()) -> None:
             raise OutputError(f"{expected}, found {place} in {path}; {ELSEWHERE}")
 
 
-def empty(directory: Path, *, kept: Sequence[str] = ()) -> None:
-    """Deletes everything in a directory but files of these names.
+def require_alone(place: Path, *, flag: str = "--output_dir") -> None:
+    """Refuses to replace a directory that holds another one of ours, finished or under way.
 
     Raises:
-        OutputError: before that, if another directory of ours is in it by now.
+        OutputError: naming it.
     """
-    _require_alone(directory)
-    for path in directory.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.name not in kept:
-            path.unlink()
+    for path, folders, _ in os.walk(place):
+        if Path(path) == place:
+            folders[:] = [name for name in folders if name != REPLACED_NAME]
+        elif kind := _kind_of(Path(path)):
+            raise OutputError(
+                f"expected no other {kind} in {place}, found {path}; {ELSEWHERE} {flag}"
+            )
 
 
 @contextlib.contextmanager
@@ -334,15 +335,6 @@ def _kind_of(directory: Path) -> str | None:
     if directory.name.endswith(PREPARING_SUFFIX):
         return "preparation"
     return "run" if is_in_use(directory) else None
-
-
-def _require_alone(place: Path, *, flag: str = "--output_dir") -> None:
-    """Refuses to replace a directory that holds another one of ours, finished or under way."""
-    for path, _, _ in os.walk(place):
-        if Path(path) != place and (kind := _kind_of(Path(path))):
-            raise OutputError(
-                f"expected no other {kind} in {place}, found {path}; {ELSEWHERE} {flag}"
-            )
 
 
 def _counts_for_nothing(path: Path) -> bool:

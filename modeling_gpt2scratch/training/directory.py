@@ -4,7 +4,8 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,11 @@ from modeling_gpt2scratch.checkpoints.retention import (
 )
 from modeling_gpt2scratch.common.atomic_files import write_file, write_json
 from modeling_gpt2scratch.common.console import warn
-from modeling_gpt2scratch.common.output_directory import LOCK_NAME, empty
+from modeling_gpt2scratch.common.output_directory import LOCK_NAME, REPLACED_NAME, require_alone
 from modeling_gpt2scratch.distributed.accelerator import describe_environment
 from modeling_gpt2scratch.distributed.processes import LaunchError, on_main_process, say
 from modeling_gpt2scratch.hardware.compilation import NOT_COMPILED
-from modeling_gpt2scratch.tracking.status import STATUS_NAME
+from modeling_gpt2scratch.tracking.status import was_killed
 
 from .checks import MAY_CHANGE, MEASURED_WITH, in_use_message, is_own
 from .configuration import RUN_CONFIG_NAME, RUN_MARKER, TrainConfig
@@ -76,10 +77,14 @@ def find_resume_point(config: TrainConfig) -> Path | None:
 
 
 class OutputLock:
-    """Keeps other runs out of a directory, from `acquire` to `close` or the end of this process."""
+    """Keeps other runs out of a directory, from `acquire` to `close` or the end of this process.
+
+    A run that is replaced stays in it, set aside, until the new one is known to begin.
+    """
 
     def __init__(self, output_dir: Path):
         self._output_dir = output_dir
+        self._replaced = output_dir / REPLACED_NAME
         self._path = output_dir / LOCK_NAME
         self._lock = FileLock(self._path)
         self._identity: tuple[int, int] | None = None  # of the file; on the main process
@@ -96,6 +101,28 @@ class OutputLock:
         except Timeout:
             raise LaunchError(in_use_message(self._output_dir)) from None
         self._identity = _identity_of(self._path)
+
+    def set_aside(self) -> None:
+        """Puts everything that is there into a hidden folder, from which `close` takes it back.
+
+        Raises:
+            OutputError: if another directory of ours is in it by now.
+        """
+        require_alone(self._output_dir)
+        self._replaced.mkdir(exist_ok=True)  # one may be there, of a process that was killed
+        for path in self._content():
+            place = self._replaced / path.name
+            if os.path.lexists(place):
+                _remove(path)
+            elif path.name == RUN_MARKER.name:  # what is left after a kill is known by it
+                shutil.copy2(path, place)
+            else:
+                path.rename(place)
+
+    def delete_replaced(self) -> None:
+        """Deletes what was set aside, by this process or one that was killed."""
+        if self._replaced.exists():
+            shutil.rmtree(self._replaced)
 
     @property
     def is_lost(self) -> bool:
@@ -127,9 +154,47 @@ class OutputLock:
         )
 
     def close(self) -> None:
-        """Gives the directory back."""
+        """Gives the directory back, with what was set aside and not deleted."""
+        if self._identity is not None and self._replaced.exists():
+            for path in self._content():
+                _remove(path)
+            for path in self._replaced.iterdir():
+                path.rename(self._output_dir / path.name)
+            self._replaced.rmdir()
         self._identity = None
         self._lock.release()
+
+    def _content(self) -> list[Path]:
+        """What is in the directory, beside the lock and what is set aside."""
+        own = (LOCK_NAME, REPLACED_NAME)
+        return [path for path in self._output_dir.iterdir() if path.name not in own]
+
+
+@contextlib.contextmanager
+def taken(config: TrainConfig, checkpoint: Path | None) -> Iterator[OutputLock]:
+    """The run's directory, without a run that is replaced; given back only if the block raises.
+
+    Args:
+        checkpoint: what the run continues from.
+
+    Raises:
+        LaunchError, OutputError: if another run is at work there, or has been since.
+    """
+    output_dir = Path(config.output_dir)
+    lock = OutputLock(output_dir)
+    on_main_process(lock.acquire)
+    try:
+        on_main_process(refuse_newer_run, config, checkpoint)
+        if was_killed(output_dir):
+            say(
+                f"{output_dir}: the last process of this run left no status; it was probably killed"
+            )
+        if config.overwrite and not (is_own(checkpoint, output_dir) or config.resume == "auto"):
+            on_main_process(lock.set_aside)
+        yield lock
+    except BaseException:
+        lock.close()
+        raise
 
 
 def refuse_newer_run(config: TrainConfig, checkpoint: Path | None) -> None:
@@ -162,7 +227,7 @@ def prepare_output_dir(
     is_done: bool,
     was_done: bool,
 ) -> None:
-    """Puts a record of what the run is into its directory; `--overwrite` empties that first.
+    """Puts a record of what the run is into its directory.
 
     The result of a run that goes on after its end is no longer that. A checkpoint of it has it.
 
@@ -178,9 +243,6 @@ def prepare_output_dir(
     """
     output_dir = Path(config.output_dir)
     own = is_own(checkpoint, output_dir)
-    if config.overwrite and not (own or config.resume == "auto"):
-        # The marker stays until the new one is there: what is left after a kill is known by it.
-        empty(output_dir, kept=[LOCK_NAME, STATUS_NAME, RUN_MARKER.name])
     if own and not is_done:
         for name in (WEIGHTS_NAME, "config.json"):
             (output_dir / name).unlink(missing_ok=True)
@@ -265,6 +327,14 @@ def _origin(config: TrainConfig, checkpoint: Path | None) -> dict[str, str | boo
             earlier = json.loads((checkpoint.parent / RUN_CONFIG_NAME).read_bytes())
             return {n: earlier[n] for n in ("init_from", "init_from_is_local") if n in earlier}
     return {"init_from_is_local": Path(config.init_from).exists()}
+
+
+def _remove(path: Path) -> None:
+    """Deletes a file, a link or a folder."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _identity_of(path: Path) -> tuple[int, int] | None:

@@ -107,6 +107,7 @@ def train_from(
             run.agreement.naming_the_stalled(),
         ):
             run_preflight(run, before=state.get("config", {}))
+            on_main_process(run.lock.delete_replaced)
             with StopRequest() as request:
                 with preflight.fitting_in_memory(run.loader.micro_batch_size):
                     end = make_steps(run, request)
@@ -260,10 +261,9 @@ def save(run: TrainingRun, *, is_sent: bool) -> float:
     Returns:
         Seconds that the training stood still.
     """
+    best = run.progress.best.step
     on_written = run.pusher.hold if is_sent and run.config.push_every else None
-    return run.writer.save(
-        **run.checkpoint_contents(), best_step=run.progress.best.step, on_written=on_written
-    )
+    return run.writer.save(**run.checkpoint_contents(), best_step=best, on_written=on_written)
 
 
 def is_asked_to_stop(run: TrainingRun, request: StopRequest) -> bool:

@@ -42,7 +42,7 @@ from modeling_gpt2scratch.hardware.micro_batch import find_micro_batch_size
 from modeling_gpt2scratch.modeling_gpt2scratch import GPT2ScratchForCausalLM
 from modeling_gpt2scratch.optim.optimizer import make_optimizer
 from modeling_gpt2scratch.tracking.metrics import EVENTS_NAME, METRICS_NAME, EventLog, JsonlTracker
-from modeling_gpt2scratch.tracking.status import recorded, was_killed
+from modeling_gpt2scratch.tracking.status import recorded
 from modeling_gpt2scratch.tracking.trackers import start_trackers
 
 from .checks import is_own
@@ -54,7 +54,7 @@ from .directory import (
     leave_later_checkpoints,
     prepare_output_dir,
     recorded_arguments,
-    refuse_newer_run,
+    taken,
 )
 from .model import make_model, sum_of_weights
 from .progress import TrainingProgress
@@ -330,70 +330,51 @@ def _open_directory(
     arguments: dict,
 ) -> dict[str, Any]:
     """What the run writes to its directory, and the lock on it, by their names in `TrainingRun`."""
-    output_dir = Path(config.output_dir)
-    lock = OutputLock(output_dir)
-    on_main_process(lock.acquire)
-    on_main_process(refuse_newer_run, config, checkpoint)
-    if was_killed(output_dir):
-        say(f"{output_dir}: the last process of this run left no status; probably it was killed")
-    with recorded(output_dir, lambda: progress.step, is_main=accelerator.is_main_process):
-        records = _open_records(config, data, accelerator, checkpoint, state, progress, arguments)
-    return {"lock": lock} | records
-
-
-def _open_records(
-    config: TrainConfig,
-    data: TrainingData,
-    accelerator: Accelerator,
-    checkpoint: Path | None,
-    state: dict,
-    progress: TrainingProgress,
-    arguments: dict,
-) -> dict[str, Any]:
-    """As `_open_directory`, in a directory that this run has taken."""
     output_dir, step = Path(config.output_dir), progress.step
-    on_main_process(
-        prepare_output_dir,
-        *(config, checkpoint, accelerator, data.manifest_files),
-        arguments=arguments,
-        is_done=progress.is_done(config),
-        was_done=progress.was_done,
-    )
-    on_main_process(leave_later_checkpoints, checkpoint, output_dir)
-    writer = CheckpointWriter(
-        output_dir,
-        keep_checkpoints=config.keep_checkpoints,
-        keep_every=config.keep_every,
-        keep_best=config.keep_best,
-        in_background=config.save_in_background,
-        timeout_minutes=config.timeout_minutes,
-    )
-    metrics = JsonlTracker(output_dir / METRICS_NAME, resume_step=step)
-    is_continued = is_own(checkpoint, output_dir)  # else the trackers begin a run of its own
-    tracker_ids = start_trackers(
-        accelerator,
-        config.report_to,
-        project=config.project,
-        output_dir=config.output_dir,
-        arguments=arguments,
-        strict=config.strict,
-        jsonl=metrics,
-        saved=state.get("trackers", {}) if is_continued else {},
-    )
-    events = EventLog(output_dir / EVENTS_NAME)
-    if is_continued and accelerator.is_main_process and metrics.last_step < step:
-        say(
-            f"{metrics.tracker}: expected a line for step {step}, where {checkpoint.name} is, "
-            f"found the last one for step {metrics.last_step}; the lines between are lost"
+    is_main = accelerator.is_main_process
+    with taken(config, checkpoint) as lock, recorded(output_dir, lambda: step, is_main=is_main):
+        on_main_process(
+            prepare_output_dir,
+            *(config, checkpoint, accelerator, data.manifest_files),
+            arguments=arguments,
+            is_done=progress.is_done(config),
+            was_done=progress.was_done,
         )
-        events.write("gap", step=step, from_step=metrics.last_step)
-    pusher = RevisionPusher(
-        output_dir,
-        config.push_to_hub,
-        private=config.private,
-        metrics=metrics.tracker,
-        step=step,
-        record=events.write,
-    )
-    named = {"metrics": metrics, "events": events, "tracker_ids": tracker_ids}
-    return {"writer": writer, "pusher": pusher} | named
+        on_main_process(leave_later_checkpoints, checkpoint, output_dir)
+        writer = CheckpointWriter(
+            output_dir,
+            keep_checkpoints=config.keep_checkpoints,
+            keep_every=config.keep_every,
+            keep_best=config.keep_best,
+            in_background=config.save_in_background,
+            timeout_minutes=config.timeout_minutes,
+        )
+        metrics = JsonlTracker(output_dir / METRICS_NAME, resume_step=step)
+        is_continued = is_own(checkpoint, output_dir)  # else the trackers begin a run of its own
+        tracker_ids = start_trackers(
+            accelerator,
+            config.report_to,
+            project=config.project,
+            output_dir=config.output_dir,
+            arguments=arguments,
+            strict=config.strict,
+            jsonl=metrics,
+            saved=state.get("trackers", {}) if is_continued else {},
+        )
+        events = EventLog(output_dir / EVENTS_NAME)
+        if is_continued and accelerator.is_main_process and metrics.last_step < step:
+            say(
+                f"{metrics.tracker}: expected a line for step {step}, where {checkpoint.name} is, "
+                f"found the last one for step {metrics.last_step}; the lines between are lost"
+            )
+            events.write("gap", step=step, from_step=metrics.last_step)
+        pusher = RevisionPusher(
+            output_dir,
+            config.push_to_hub,
+            private=config.private,
+            metrics=metrics.tracker,
+            step=step,
+            record=events.write,
+        )
+        named = {"metrics": metrics, "events": events, "tracker_ids": tracker_ids}
+        return {"lock": lock, "writer": writer, "pusher": pusher} | named

@@ -245,7 +245,7 @@ def test_what_holds_another_output_of_ours_is_not_replaced(place, name, marker, 
     assert line == f"expected no other {kind} in {out}, found {inner}; choose another --output_dir"
     # It may also come while a command that was accepted is at work.
     with pytest.raises(OutputError, match=f"found {inner}"):
-        outputs.empty(out)
+        outputs.require_alone(out)
     rule = {"marker": MARKER, "overwrite": True}
     with pytest.raises(OutputError, match=f"found {inner}"), making(out, **rule):
         pass

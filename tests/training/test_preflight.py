@@ -1,8 +1,9 @@
-"""What the batch before the first step finds out, and what it leaves alone."""
+"""What is found out before the first step, and what is left alone until then."""
 
 import copy
 import json
 import math
+import shutil
 from dataclasses import asdict
 
 import pytest
@@ -11,10 +12,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from support.tiny_models import tiny_model
+from support.training_runs import flags, run_here
 
 from modeling_gpt2scratch.data.loading.loader import ShardLoader, TokenWindows
 from modeling_gpt2scratch.distributed.processes import LaunchError
-from modeling_gpt2scratch.training import banner, preflight
+from modeling_gpt2scratch.training import banner, preflight, run
 from modeling_gpt2scratch.training.banner import surprises
 from modeling_gpt2scratch.training.checks import MAY_CHANGE, MEASURED_WITH
 from modeling_gpt2scratch.training.configuration import TrainConfig
@@ -237,3 +239,58 @@ def test_data_without_a_validation_split_is_said(accelerator, tmp_path):
     }
     assert notes[True] == []
     assert len(notes[False]) == 1 and "no validation split" in notes[False][0]
+
+
+@pytest.fixture
+def overwriting(run_copy, small_data):
+    """The command line of another run in the directory of one."""
+    return [*flags(small_data, run_copy, max_steps=1), "--overwrite"]
+
+
+def content_of(directory) -> dict:
+    """Every file but the lock, byte by byte, and every folder."""
+    paths = [path for path in directory.rglob("*") if path.name != "run.lock"]
+    return {path.relative_to(directory): path.is_file() and path.read_bytes() for path in paths}
+
+
+@pytest.mark.parametrize("error", [LaunchError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("place", [(run, "start_trackers"), (preflight, "try_one_batch")])
+def test_a_run_that_cannot_begin_leaves_the_one_that_it_was_to_replace(
+    run_copy, overwriting, monkeypatch, place, error
+):
+    before = content_of(run_copy)
+
+    def fail(*arguments, **options):
+        assert not (run_copy / "checkpoint-8").exists()
+        raise error("cannot begin")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*place, fail)
+        try:
+            assert run_here(patch, *overwriting) != 0
+        except KeyboardInterrupt:
+            assert error is KeyboardInterrupt
+    assert content_of(run_copy) == before
+    assert run_here(monkeypatch, *overwriting) == 0
+    assert not (run_copy / ".replaced").exists() and (run_copy / "checkpoint-1").is_dir()
+
+
+def test_what_a_killed_process_had_set_aside_comes_back_if_the_next_cannot_begin(
+    run_copy, overwriting, monkeypatch
+):
+    before = content_of(run_copy)
+
+    # As after a kill: all is set aside, and a second run has written its first files.
+    aside = run_copy / ".replaced"
+    aside.mkdir()
+    for path in [path for path in run_copy.iterdir() if path.name not in (".replaced", "run.lock")]:
+        path.rename(aside / path.name)
+    shutil.copy(aside / "train_config.json", run_copy / "train_config.json")
+    (run_copy / "metrics.jsonl").write_text("{}\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(preflight, "try_one_batch", lambda *arguments, **options: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_here(patch, *overwriting)
+    assert content_of(run_copy) == before
+    assert run_here(monkeypatch, *overwriting) == 0
+    assert not aside.exists()
