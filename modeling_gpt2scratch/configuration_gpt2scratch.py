@@ -25,14 +25,21 @@ GPT2_SWITCHES = {
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
+    "sliding_window": None,  # which transformers' caches would keep to, and the model not
 }
 
 
 # What other projects call these fields. They would be kept as attributes without effect.
 OTHER_NAMES = {
-    "block_size": ("n_positions",),
-    "n_ctx": ("n_positions",),
+    **dict.fromkeys(("block_size", "n_ctx", "max_seq_len"), ("n_positions",)),
+    **dict.fromkeys(("d_model", "embed_dim"), ("n_embd",)),
+    **dict.fromkeys(("num_heads", "num_key_value_heads"), ("n_head",)),
+    "num_layers": ("n_layer",),
     "intermediate_size": ("n_inner",),
+    "hidden_act": ("activation_function",),
+    "layer_norm_eps": ("layer_norm_epsilon",),
+    "attention_dropout": ("attn_pdrop",),
+    "hidden_dropout": ("resid_pdrop", "embd_pdrop"),
     "dropout": ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
 }
 

@@ -30,8 +30,6 @@ CACHE_NAME = "past_key_values"
 if "cache" in BaseModelOutputWithPast.__dataclass_fields__:
     CACHE_NAME = "cache"
 
-OWN_PREFIXES = ("transformer.", "lm_head.")  # of the tensors of a GPT2ScratchForCausalLM
-
 # What transformers' decorators, attention functions and losses read of any model's arguments. There
 # are no experts here whose choice could be returned.
 READ_BY_TRANSFORMERS = frozenset(TransformersKwargs.__annotations__) - {"output_router_logits"}
@@ -60,10 +58,10 @@ class CompleteLoadingMixin:
     _keys_to_ignore_on_load_unexpected = [r"attn\.(masked_)?bias$"]
 
     def __init__(self, config, *args, **kwargs):
-        if config.model_type == "gpt2":  # its switches would be passed over
+        if getattr(config, "model_type", "gpt2") == "gpt2":  # its switches would be passed over
             raise ValueError(
-                "config: expected a GPT2ScratchConfig, found one of transformers' gpt2; leave it "
-                "out, or load it with GPT2ScratchConfig.from_pretrained"
+                f"config: expected a GPT2ScratchConfig, found a {type(config).__name__}; leave it "
+                f"out, or load it with GPT2ScratchConfig.from_pretrained"
             )
         config.validate_architecture()  # as values may have been set since it was made
         super().__init__(config, *args, **kwargs)
@@ -103,7 +101,8 @@ class CompleteLoadingMixin:
         if output_loading_info:
             return model, info | {"missing_keys": missing}
         if model.base_model is not model:  # a head that somebody adds begins at random
-            missing = {name for name in missing if name.startswith(OWN_PREFIXES)}
+            own = (f"{model.base_model_prefix}.", "lm_head.")
+            missing = {name for name in missing if name.startswith(own)}
         has_weights = pretrained_model_name_or_path is not None or kwargs.get("state_dict")
         if missing and has_weights:
             source = pretrained_model_name_or_path or "state_dict"
@@ -195,13 +194,14 @@ class LimitedGenerationMixin:
 
         Nor does it generate where layers would be given no cache, and tokens not see those before.
         """
-        if self.training and self.is_gradient_checkpointing and generation_config.use_cache:
+        is_checkpointing = self.training and self.transformer.gradient_checkpointing
+        if is_checkpointing and generation_config.use_cache:
             raise ValueError(
                 "expected a model in evaluation mode, found one that trains with activation "
                 "checkpointing, where layers have no cache; call eval() first, or generate with "
                 "use_cache=False"
             )
-        # Of an attention mask, which also covers the tokens in the cache.
+        # An attention mask also covers the tokens in the cache.
         n_before = max(input_ids_length, getattr(generation_config, "_mask_length", None) or 0)
         limit, n_new = self.config.n_positions, generation_config.max_length - input_ids_length
         if n_before + n_new > limit + 1:

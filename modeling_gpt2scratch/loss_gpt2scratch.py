@@ -94,6 +94,7 @@ def takes_hidden_states(model: nn.Module, device: torch.device) -> bool:
     head = model.lm_head
     is_plain = type(head) is nn.Linear and type(head.weight) is nn.Parameter and head.bias is None
     is_plain = is_plain and not (head._forward_hooks or head._forward_pre_hooks)
+    is_plain = is_plain and not (head._backward_hooks or head._backward_pre_hooks)
     return is_plain and head.weight.device == device and model.loss_function is ForCausalLMLoss
 
 

@@ -293,7 +293,7 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
         columns = torch.arange(n_new, device=inputs_embeds.device) + n_past
         if attention_mask is None or len(attention_mask.shape) != 2:
             return columns
-        return (attention_mask.to(columns.device).long().cumsum(-1) - 1).clamp(min=0)[:, columns]
+        return (attention_mask.to(columns.device).bool().cumsum(-1) - 1).clamp(min=0)[:, columns]
 
 
 class GPT2ScratchForCausalLM(GPT2ScratchPreTrainedModel, LimitedGenerationMixin, GenerationMixin):

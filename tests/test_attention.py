@@ -112,9 +112,10 @@ def test_left_padded_rows_give_the_logits_of_single_rows_with_and_without_a_cach
             torch.testing.assert_close(rest.logits[row], alone[-6:], atol=1e-5, rtol=0)
 
 
-def test_a_right_padded_row_gives_the_logits_of_the_row_alone():
+@pytest.mark.parametrize("visible", [1, 2, 0.5, -1, True])
+def test_a_right_padded_row_gives_the_logits_of_the_row_alone(visible):
     model, ids = tiny_model(), random_ids(2, 12)
-    attention_mask = torch.ones_like(ids)
+    attention_mask = torch.full(ids.shape, visible)
     attention_mask[0, 8:] = 0
     with torch.no_grad():
         found = model(ids, attention_mask=attention_mask).logits[0, :8]

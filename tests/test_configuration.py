@@ -54,6 +54,13 @@ def test_a_name_that_is_almost_a_known_one_is_refused(tmp_path, name, meant):
     [
         ({"block_size": 256}, "block_size: expected a known name, found none; give n_positions"),
         ({"n_ctx": 128}, "n_ctx: expected a known name, found none; give n_positions"),
+        ({"num_layers": 3}, "num_layers: expected a known name, found none; give n_layer"),
+        ({"d_model": 96}, "d_model: expected a known name, found none; give n_embd"),
+        ({"num_heads": 4}, "num_heads: expected a known name, found none; give n_head"),
+        ({"num_key_value_heads": 2}, "num_key_value_heads: expected .* give n_head"),
+        ({"hidden_act": "relu"}, "hidden_act: expected .* give activation_function"),
+        ({"layer_norm_eps": 1e-6}, "layer_norm_eps: expected .* give layer_norm_epsilon"),
+        ({"sliding_window": 64}, "expected sliding_window=None as in GPT-2, found 64"),
         ({"dropout": 0.2}, "dropout: expected a known name, found none; give resid_pdrop and"),
         ({"scale_attn_by_inverse_layer_idx": True}, "expected scale_attn_by_inverse_layer_idx=Fal"),
         ({"bias": False}, "expected bias=True as in GPT-2, found False"),

@@ -355,6 +355,7 @@ def test_a_prompt_of_n_positions_gives_one_token(twins):
         generate(twins[0], random_ids(2, 49), max_new_tokens=1)
 
 
+@pytest.mark.filterwarnings("error:.is_gradient_checkpointing:FutureWarning")
 def test_a_model_that_trains_without_a_cache_does_not_generate_with_one():
     model, prompt = tiny_model(), random_ids(1, 6)
     expected = generate(model, prompt)

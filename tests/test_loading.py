@@ -21,6 +21,7 @@ from transformers import (
     conversion_mapping,
 )
 from transformers.core_model_loading import WeightRenaming
+from transformers.modeling_layers import GenericForSequenceClassification
 
 from modeling_gpt2scratch import (
     GPT2ScratchConfig,
@@ -303,8 +304,30 @@ def test_code_beside_the_weights_is_never_run_and_nobody_is_asked(tmp_path, monk
 
 def test_a_config_of_transformers_gpt2_is_refused(stock, tmp_path):
     stock.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="expected a GPT2ScratchConfig, found one of transformers"):
+    with pytest.raises(ValueError, match="expected a GPT2ScratchConfig, found a GPT2Config; "):
         GPT2ScratchForCausalLM.from_pretrained(tmp_path, config=stock.config)
+    for nothing, name in ((None, "NoneType"), ({"n_layer": 1}, "dict")):
+        with pytest.raises(ValueError, match=f"expected a GPT2ScratchConfig, found a {name}; "):
+            GPT2ScratchForCausalLM(nothing)
+
+
+def test_a_head_of_transformers_keeps_the_weights_below_it_or_is_refused(tmp_path):
+    model = GPT2ScratchForCausalLM(GPT2ScratchConfig(**SIZES, **TOKENS))
+    model.save_pretrained(tmp_path)
+
+    class Classifier(GenericForSequenceClassification, GPT2ScratchPreTrainedModel):
+        base_model_prefix = "transformer"
+
+    class OfAnotherName(GenericForSequenceClassification, GPT2ScratchPreTrainedModel):
+        base_model_prefix = "model"
+
+    classifier = Classifier.from_pretrained(tmp_path, num_labels=3, pad_token_id=0)
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    assert classifier(ids).logits.shape == (1, 3)
+    expected, found = model.transformer.state_dict(), classifier.transformer.state_dict()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    with pytest.raises(ValueError, match=r"expected all tensors of OfAnotherName, found none for"):
+        OfAnotherName.from_pretrained(tmp_path, num_labels=3)
 
 
 def test_an_adapter_that_transformers_cannot_load_is_left_to_peft(tmp_path):

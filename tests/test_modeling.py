@@ -353,6 +353,14 @@ def test_whatever_changes_head_or_loss_counts_for_both_kinds_of_labels(monkeypat
     assert abs(expected - plain) > 1e-3
 
 
+def test_a_hook_for_the_gradients_of_the_head_runs_for_both_kinds_of_labels():
+    model, ids, seen = tiny_model(), random_ids(2, 9), []
+    model.lm_head.register_full_backward_hook(lambda *gradients: seen.append(gradients))
+    for name in ("labels", "shift_labels"):
+        model(ids, **{name: ids}).loss.backward()
+    assert len(seen) == 2
+
+
 def test_a_subclass_of_any_name_compiles_whole_with_the_same_loss():
     class Mine(GPT2ScratchForCausalLM):
         pass

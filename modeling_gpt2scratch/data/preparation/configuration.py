@@ -99,7 +99,9 @@ class PrepareConfig:
     limit_documents: int | None = argument(
         "maximum number of documents to read", group=TEXT, default=None
     )
-    max_tokens: int | None = argument("stop after this many tokens", group=OUTPUT, default=None)
+    max_tokens: int | None = argument(
+        "stop after the document with which there are so many tokens", group=OUTPUT, default=None
+    )
     seed: int = argument(
         "seed of the shuffle and of the choice of validation documents", group=ORDER, default=0
     )

@@ -314,6 +314,7 @@ def test_the_name_that_was_perhaps_meant_is_said(monkeypatch, name, end):
         raise OSError("not here")
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", nothing)
+    monkeypatch.setattr("modeling_gpt2scratch.common.hub_requests._is_reachable", lambda: True)
     with pytest.raises(TokenizerError) as error:
         load_tokenizer(name, known=KNOWN_NAMES_WITH_TEXT)
     assert str(error.value).endswith(f"found OSError: not here{end}")
