@@ -284,6 +284,11 @@ def require_fp8() -> None:
         )
 
 
+def free_swap() -> int:
+    """Bytes of this machine's swap space that nothing uses."""
+    return psutil.swap_memory().free
+
+
 def available_memory() -> int:
     """Bytes that processes on this machine, or in this container, can still take."""
     available = psutil.virtual_memory().available

@@ -2,21 +2,30 @@
 
 import dataclasses
 import math
+import os
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.common.command_line import ArgumentError
-from modeling_gpt2scratch.common.errors import one_line
 from modeling_gpt2scratch.common.sampling import SAMPLING
 from modeling_gpt2scratch.configuration_gpt2scratch import GPT2ScratchConfig
 from modeling_gpt2scratch.data.shards.manifest import Manifest
 from modeling_gpt2scratch.distributed.processes import LaunchError
+from modeling_gpt2scratch.hardware.devices import (
+    GIB,
+    available_memory,
+    counts_memory,
+    free_swap,
+    total_memory,
+)
 from modeling_gpt2scratch.modeling_gpt2scratch import GPT2ScratchForCausalLM
 
 from .configuration import TrainConfig
 from .initial_weights import load_initial_model, starting_config
+
+BYTES_PER_WEIGHT = 4  # float32, as all that is trained
 
 
 def make_model(
@@ -34,7 +43,6 @@ def make_model(
 
     Raises:
         InitialWeightsError: if `config.init_from` does not fit the data.
-        LaunchError: if memory has no room for a model of these sizes.
     """
     tokenizer.model_max_length = config.n_positions
     if config.init_from is not None:
@@ -46,17 +54,43 @@ def make_model(
             tokenizer=tokenizer,
         )
     else:
-        try:
-            model = GPT2ScratchForCausalLM(_fresh_config(config, manifest))
-        except (RuntimeError, MemoryError) as error:
-            raise LaunchError(
-                f"expected memory for a model of {config.n_layer} layers and {config.n_embd} "
-                f"channels, found {one_line(error)}; choose smaller sizes"
-            ) from error
+        model = GPT2ScratchForCausalLM(_fresh_config(config, manifest))
     model.set_attn_implementation(config.attention)
     # Programs that serve models take a request's temperature only of a model that samples.
     model.generation_config.update(**SAMPLING, pad_token_id=manifest.end_of_text_id)
     return model
+
+
+def require_memory(
+    config: TrainConfig, manifest: Manifest, *, device: torch.device, is_sharded: bool
+) -> None:
+    """Refuses a model that is too large, before it is made: nothing warns of the end of memory.
+
+    Every process makes the weights in the machine's memory. The gradient and the optimizer's
+    moments join them there, or on its GPU. Activations are not counted.
+
+    Args:
+        device: of this process.
+        is_sharded: whether processes share all but the first weights out among them.
+
+    Raises:
+        LaunchError: with what is needed and what is there.
+    """
+    n_parameters = _n_parameters(config, manifest)
+    n_copies = 3 if config.optimizer == "muon" else 4  # weights, gradient, one moment or two
+    is_made_only = is_sharded or counts_memory(device)  # and then trained elsewhere
+    n_on_host = int(os.environ.get("LOCAL_WORLD_SIZE") or 1) * (1 if is_made_only else n_copies)
+    rooms = [("free on this machine", n_on_host, available_memory() + free_swap())]
+    if counts_memory(device) and not is_sharded:
+        rooms.append((f"on {device}", n_copies, total_memory(device)))
+    for place, n_copies_there, found in rooms:
+        needed = BYTES_PER_WEIGHT * n_parameters * n_copies_there
+        if needed > found:
+            raise LaunchError(
+                f"expected at least {needed / GIB:.1f} GiB for {n_copies_there} copies (weights, "
+                f"gradient, moments) of {n_parameters:,} parameters, found {found / GIB:.1f} GiB "
+                f"{place}; choose a smaller model"
+            )
 
 
 def sum_of_weights(model: GPT2ScratchForCausalLM) -> int:
@@ -79,13 +113,18 @@ def with_max_steps(config: TrainConfig, manifest: Manifest) -> TrainConfig:
     """
     if config.tokens_per_parameter is None:
         return config
-    with torch.device("meta"):  # takes no memory
-        n_parameters = GPT2ScratchForCausalLM(_first_config(config, manifest)).num_parameters()
-    n_steps = math.ceil(config.tokens_per_parameter * n_parameters / config.total_batch_tokens)
+    n_tokens = config.tokens_per_parameter * _n_parameters(config, manifest)
+    n_steps = math.ceil(n_tokens / config.total_batch_tokens)
     try:
         return dataclasses.replace(config, max_steps=n_steps, tokens_per_parameter=None)
     except ArgumentError as error:
         raise LaunchError(f"--tokens_per_parameter makes {n_steps:,} steps: {error}") from error
+
+
+def _n_parameters(config: TrainConfig, manifest: Manifest) -> int:
+    """Parameters of the model to train, tied ones once."""
+    with torch.device("meta"):  # takes no memory
+        return GPT2ScratchForCausalLM(_first_config(config, manifest)).num_parameters()
 
 
 def _first_config(config: TrainConfig, manifest: Manifest) -> GPT2ScratchConfig:

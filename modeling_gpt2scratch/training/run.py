@@ -56,7 +56,7 @@ from .directory import (
     recorded_arguments,
     taken,
 )
-from .model import make_model, sum_of_weights
+from .model import make_model, require_memory, sum_of_weights
 from .progress import TrainingProgress
 
 # Held-out windows and their weight, by source.
@@ -271,6 +271,10 @@ def _model_and_data(
     micro_batch_size, opened = config.micro_batch_size, None
     if micro_batch_size != AUTO:
         opened = open_data(micro_batch_size=micro_batch_size)
+    is_sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    on_all_processes(
+        require_memory, config, data.manifest, device=accelerator.device, is_sharded=is_sharded
+    )
     torch.manual_seed(config.seed)  # the same weights on every rank
     tokenizer = data.tokenizer()
     vocabulary = {"manifest": data.manifest, "tokenizer": tokenizer}

@@ -14,10 +14,17 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from modeling_gpt2scratch.common.command_line import ArgumentError
 from modeling_gpt2scratch.data.loading.loader import ShardLoader
+from modeling_gpt2scratch.distributed.processes import LaunchError
+from modeling_gpt2scratch.training import model as model_module
 from modeling_gpt2scratch.training.configuration import TrainConfig
 from modeling_gpt2scratch.training.data import TrainingData
 from modeling_gpt2scratch.training.initial_weights import InitialWeightsError
-from modeling_gpt2scratch.training.model import make_model, sum_of_weights, with_max_steps
+from modeling_gpt2scratch.training.model import (
+    make_model,
+    require_memory,
+    sum_of_weights,
+    with_max_steps,
+)
 from modeling_gpt2scratch.training.validation import sample_text
 
 # A run's flags without sizes of its own, which would differ from the checkpoint's.
@@ -245,3 +252,37 @@ def test_a_model_that_is_lost_still_has_a_sample_and_the_run_goes_on(number):
         model.transformer.ln_f.weight.fill_(float(number))
     assert isinstance(sample_text(model, tiny_tokenizer(), seed=0), str)
     assert model.training
+
+
+@pytest.mark.parametrize(
+    ("n_processes", "options", "n_copies"),
+    [(1, {}, 4), (2, {}, 8), (2, {"optimizer": "muon"}, 6)],
+)
+def test_a_model_larger_than_the_memory_is_refused_before_it_is_made(
+    small_data, tmp_path, monkeypatch, n_processes, options, n_copies
+):
+    stock_model(tmp_path / "stock")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(n_processes))
+    monkeypatch.setattr(model_module, "free_swap", lambda: 0)
+    arguments = {"total_batch_tokens": 640, "init_from": str(tmp_path / "stock")} | options
+    config = TrainConfig(data=str(small_data), output_dir=str(tmp_path / "run"), **arguments)
+    manifest, device = TrainingData(config).manifest, torch.device("cpu")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "stock", trust_remote_code=False)
+    needed = n_copies * 4 * model.num_parameters()
+    monkeypatch.setattr(model_module, "available_memory", lambda: needed)
+    require_memory(config, manifest, device=device, is_sharded=False)
+    monkeypatch.setattr(model_module, "available_memory", lambda: needed - 1)
+    message = rf"for {n_copies} copies .* of {model.num_parameters():,} parameters, found .* free"
+    with pytest.raises(LaunchError, match=message):
+        require_memory(config, manifest, device=device, is_sharded=False)
+    require_memory(config, manifest, device=device, is_sharded=True)
+
+
+def test_the_refusal_of_a_model_too_large_is_one_line_of_the_command(
+    small_data, tmp_path, monkeypatch, capsys
+):
+    sizes = {"n_layer": 1000, "n_embd": 2**16, "n_head": 4}
+    arguments = flags(small_data, tmp_path / "run", **sizes)
+    code, error = refusal(monkeypatch, capsys, *arguments)
+    assert code == 2 and not (tmp_path / "run").exists()
+    assert re.search(r"expected at least [\d.]+ GiB for 4 copies .*; choose a smaller", error)
