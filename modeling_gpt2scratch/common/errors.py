@@ -58,6 +58,13 @@ def file_problem(error: OSError) -> str:
     return f"{name}: expected to read or write it, found {error.strerror}"
 
 
+def located(error: OSError, place: str | Path) -> OSError:
+    """What the system said, with the name of a file; `place` is it if the error has none."""
+    if error.errno is None or error.filename is not None:
+        return error
+    return OSError(error.errno, error.strerror, str(place))
+
+
 def reason(error: OSError | UnicodeError) -> str:
     """What the system said, in one line, where the message names the file itself."""
     return getattr(error, "strerror", None) or one_line(error)

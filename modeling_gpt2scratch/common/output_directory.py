@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from .atomic_files import PARTIAL_SUFFIX, new_directory
-from .errors import one_line
+from .errors import located, one_line
 
 LOCK_NAME = "run.lock"  # held by a run, in its directory
 STATUS_NAME = "status.json"  # what a run says of itself
@@ -271,6 +271,8 @@ def claimed(place: Path) -> Iterator[None]:
         ) from None
     try:
         yield
+    except OSError as error:  # of a full disk, for one, which names no file
+        raise located(error, place) from error.__cause__
     finally:
         with contextlib.suppress(OSError):
             os.unlink(lock.lock_file)

@@ -123,7 +123,7 @@ def save_converted(
     try:
         model.save_pretrained(directory)
     except (SafetensorError, ValueError) as error:
-        raise OSError(f"the model cannot be written: {error}") from error
+        raise OSError(f"{directory}: expected to write the model, found {error}") from error
     if tokenizer is not None:
         save_tokenizer(tokenizer, directory)
         if isinstance(model, GPT2LMHeadModel):

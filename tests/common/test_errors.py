@@ -2,7 +2,7 @@
 
 import pytest
 
-from modeling_gpt2scratch.common.errors import SourceError, ending_in_one_line, in_words
+from modeling_gpt2scratch.common.errors import SourceError, ending_in_one_line, in_words, located
 
 
 def test_no_name_of_a_file_or_tensor_moves_the_cursor():
@@ -40,3 +40,13 @@ def test_a_command_may_name_more_kinds_and_say_where_the_cause_stands():
 def test_what_nobody_can_mend_is_passed_on(kind):
     with pytest.raises(kind), ending_in_one_line("gpt2scratch plot"):
         raise kind
+
+
+def test_an_error_of_the_system_without_a_file_gets_the_name_of_the_place():
+    full = OSError(28, "No space left on device")
+    assert in_words(located(full, "runs/x")) == (
+        "runs/x: expected to read or write it, found No space left on device"
+    )
+    assert isinstance(located(OSError(13, "Permission denied"), "x"), PermissionError)
+    for error in (OSError(28, "No space left on device", "runs/y"), OSError("a whole sentence")):
+        assert located(error, "runs/x") is error

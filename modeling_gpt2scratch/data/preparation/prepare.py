@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from modeling_gpt2scratch.common.console import activity, gigabytes, progress_bar, tell, warn
-from modeling_gpt2scratch.common.errors import SourceError
+from modeling_gpt2scratch.common.errors import SourceError, file_problem, located
 from modeling_gpt2scratch.common.output_directory import (
     OutputError,
     claimed,
@@ -116,9 +116,9 @@ def prepare(config: PrepareConfig) -> Manifest:
                 working.remove()  # nothing that is worth going on from
             elif has_blocks and isinstance(error, OSError) and working.path.is_dir():
                 n_tokens = sum(split["n_tokens"] for split in progress.splits.values())
+                problem = file_problem(located(error, output_dir))
                 raise OSError(
-                    f"{output_dir}: {error}; {n_tokens:,} tokens are safe: run the same command "
-                    f"again to go on"
+                    f"{problem}; {n_tokens:,} tokens are safe: run the same command again to go on"
                 ) from error
             raise
 
