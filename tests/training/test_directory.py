@@ -298,22 +298,6 @@ def test_the_next_command_says_that_the_last_process_was_killed(
     assert json.loads((run_copy / "status.json").read_text()) == {"status": "finished", "step": 12}
 
 
-@pytest.mark.gate
-def test_a_run_that_was_killed_while_it_replaced_another_may_be_replaced(
-    run_copy, small_data, monkeypatch
-):
-    with monkeypatch.context() as patch, pytest.raises(KeyError):
-
-        def stop(path, *arguments, **options):
-            raise KeyError(path)
-
-        patch.setattr(directory, "write_json", stop)
-        run_here(patch, *flags(small_data, run_copy), "--overwrite")
-    names = {path.name for path in run_copy.iterdir()}
-    assert names == {"run.lock", "status.json", "train_config.json"}
-    assert run_here(monkeypatch, *flags(small_data, run_copy, max_steps=1), "--overwrite") == 0
-
-
 def test_a_file_system_that_does_not_answer_takes_no_directory_away(tmp_path, monkeypatch):
     lock = OutputLock(tmp_path / "run")
     lock.acquire()
