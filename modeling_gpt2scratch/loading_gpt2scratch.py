@@ -39,9 +39,8 @@ READ_BY_TRANSFORMERS |= {"tokenizer", "assistant_tokenizer"}
 # What its continuous batching says beside a paged cache; the last two in version 5.17.
 READ_WITH_PAGED_CACHE = {"cache", "block_table", "logits_indices", "logits_processor_args"}
 READ_WITH_PAGED_CACHE |= {"read_index", "write_index", "max_seqlen_q", "max_seqlen_k"}
-# What the model itself gives to an attention function.
+# What the model itself gives to an attention function, and to a loss.
 GIVEN_TO_ATTENTION = {"module", "query", "key", "value", "attention_mask", "dropout", "scaling"}
-# And to a loss.
 GIVEN_TO_LOSS = {"logits", "labels", "shift_labels", "vocab_size", "kwargs"}
 # They say where documents begin, but only to some of the attention functions.
 PACKING_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
@@ -106,10 +105,9 @@ class CompleteLoadingMixin:
         has_weights = pretrained_model_name_or_path is not None or kwargs.get("state_dict")
         if missing and has_weights:
             source = pretrained_model_name_or_path or "state_dict"
-            is_of_adapter = not missing & missing_in_base
-            what = "an adapter that transformers can load" if is_of_adapter else "all tensors"
-            remedy = "output_loading_info=True makes them at random"
-            if is_of_adapter:
+            what, remedy = "all tensors", "output_loading_info=True makes them at random"
+            if not missing & missing_in_base:
+                what = "an adapter that transformers can load"
                 remedy = "load it with peft.PeftModel.from_pretrained"
             raise ValueError(
                 f"{source}: expected {what} of {cls.__name__}, found none for "
@@ -293,7 +291,8 @@ def prepared_mask(mask: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor
 def refuse_other_masks(mask: Any, n_rows: int, n_new: int, cache: Any) -> None:
     """Refuses a tensor that does not say for each token, also in the cache, if it is padding.
 
-    Beside a static cache it may have a column for each place there.
+    Beside a static cache it may have a column for each place there. A mask of (B, 1, T, S) needs a
+    row for each new token: one row for all would show them what follows.
 
     Raises:
         ValueError: with both shapes.
@@ -303,22 +302,23 @@ def refuse_other_masks(mask: Any, n_rows: int, n_new: int, cache: Any) -> None:
         return
     expected, found = (n_rows, n_past + n_new), tuple(mask.shape)
     n_spare = found[-1] - expected[-1] if getattr(cache, "is_compileable", False) else 0
-    if found != (n_rows, expected[-1] + max(0, n_spare)):
+    fits = found == (n_rows, expected[-1] + max(0, n_spare))
+    if not fits and (mask.ndim != 4 or found[-2] != n_new or found[-1] < n_new):
         raise ValueError(
             f"attention_mask: expected the shape {expected}, {n_past} columns for the cache and "
             f"{n_new} for new tokens, or (B, 1, T, S), found {found}"
         )
 
 
-def refuse_other_shapes(expected: torch.Size, **targets: torch.Tensor | None) -> None:
-    """Refuses targets that are not one for each row of logits: cross-entropy flattens both.
+def refuse_other_shapes(expected: tuple[int, ...], **given: torch.Tensor | None) -> None:
+    """Refuses what is not one for each token: sums broadcast it, and cross-entropy flattens it.
 
     Raises:
         ValueError: with the name of the argument and both shapes.
     """
-    for name, target in targets.items():
-        if target is not None and target.shape != expected:
-            found = tuple(target.shape)
+    for name, tensor in given.items():
+        if tensor is not None and tensor.shape != expected:
+            found = tuple(tensor.shape)
             raise ValueError(f"{name}: expected the shape {tuple(expected)}, found {found}")
 
 

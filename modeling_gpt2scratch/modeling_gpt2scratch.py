@@ -8,7 +8,6 @@ C = H * D channels, V vocabulary.
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -230,11 +229,12 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
             raise ValueError(f"expected exactly one of input_ids and inputs_embeds, found {found}")
         if inputs_embeds is None:
             inputs_embeds = _rows(self.wte, input_ids, "input_ids")
-        if inputs_embeds.ndim != 3 or 0 in inputs_embeds.shape:
-            raise ValueError(f"expected (B, T) tokens, found {tuple(inputs_embeds.shape[:-1])}")
-
-        if position_ids is not None and position_ids.ndim == 1:
-            position_ids = position_ids[None]
+        shape = tuple(inputs_embeds.shape)
+        if len(shape) != 3 or 0 in shape or shape[-1] != self.config.n_embd:
+            raise ValueError(f"expected (B, T) tokens, embedded (B, T, n_embd), found {shape}")
+        if position_ids is not None:
+            position_ids = torch.atleast_2d(position_ids)
+            refuse_other_shapes(shape[:2], position_ids=position_ids.expand(shape[0], -1))
         mask = self._causal_mask(inputs_embeds, attention_mask, past_key_values, position_ids)
         if use_cache and past_key_values is None and not self.training:
             past_key_values = DynamicCache(config=self.config)
@@ -259,7 +259,7 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
         attention_mask: Tensor | None,
         past_key_values: Cache | None,
         position_ids: Tensor | None,
-    ) -> Any:
+    ) -> object:
         """What the attention function takes as its mask, None for plain rows.
 
         Plain rows need the causal flag alone. transformers does not see them under `torch.compile`,
@@ -271,9 +271,9 @@ class GPT2ScratchModel(GPT2ScratchPreTrainedModel):
         is_sdpa = self.config._attn_implementation == "sdpa"
         if is_sdpa and attention_mask is None and position_ids is None and past_key_values is None:
             return None
+        refuse_other_masks(attention_mask, *inputs_embeds.shape[:2], cache)
         if isinstance(attention_mask, Tensor) and attention_mask.ndim == 4:
             return prepared_mask(attention_mask, None if is_sdpa else inputs_embeds.dtype)
-        refuse_other_masks(attention_mask, *inputs_embeds.shape[:2], cache)
         return create_causal_mask(
             self.config, inputs_embeds, attention_mask, past_key_values, position_ids=position_ids
         )

@@ -142,6 +142,23 @@ def test_a_prepared_mask_means_the_same_to_every_attention(dtype):
     assert torch.equal(added, torch.where(mask, 0.0, torch.finfo(torch.float32).min))
 
 
+@pytest.mark.parametrize("shape", [(2, 1, 1, 12), (2, 1, 12, 1), (2, 1, 12, 11), (2, 1, 13, 12)])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_a_prepared_mask_without_a_row_for_each_token_is_refused(implementation, shape):
+    with pytest.raises(ValueError, match="attention_mask: expected .*, found "):
+        model_with(implementation)(random_ids(2, 12), attention_mask=torch.ones(shape).bool())
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("position_ids", (2, 1)), ("position_ids", (1,)), ("inputs_embeds", (2, 12, 1))],
+)
+def test_what_a_sum_would_broadcast_over_the_tokens_is_refused(name, shape):
+    inputs = {"input_ids": random_ids(2, 12)} if name == "position_ids" else {}
+    with pytest.raises(ValueError, match=r"expected .*\(.*, found \("):
+        tiny_model()(**inputs, **{name: torch.zeros(shape, dtype=torch.int64)})
+
+
 @pytest.mark.parametrize("is_training", [True, False], ids=["training", "prefill"])
 def test_plain_rows_need_no_mask_but_the_causal_flag(monkeypatch, is_training):
     seen = []

@@ -233,7 +233,7 @@ def test_labels_bring_logits_also_beside_shifted_ones():
 
 @pytest.mark.parametrize("ids", [IDS[0], IDS[:0], IDS[:, :0]])
 def test_ids_that_are_no_rows_are_refused(ids):
-    with pytest.raises(ValueError, match=r"expected \(B, T\) tokens, found \("):
+    with pytest.raises(ValueError, match=r"expected \(B, T\) tokens, .*found \("):
         tiny_model()(ids)
 
 
