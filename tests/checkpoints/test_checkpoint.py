@@ -134,6 +134,18 @@ def test_a_refusal_of_other_data_names_those_of_the_run(tmp_path, trained):
         checkpointing.load_state(checkpoint, expected={"tokenizer": {"name": "gpt2"}})
 
 
+def test_a_resume_that_forgets_init_from_is_told_only_that(tmp_path, trained):
+    state = {"init_from": True, "config": {"init_from": "openai-community/gpt2"}}
+    checkpoint = save(tmp_path, trained, step=2, model={"n_layer": 4}, **state)
+    with pytest.raises(CheckpointError) as refusal:
+        expected = {"init_from": None, "model": {"n_layer": 12}}
+        checkpointing.load_state(checkpoint, expected=expected)
+    assert str(refusal.value) == (
+        f"{checkpoint}: expected --init_from openai-community/gpt2, found none; "
+        "resume with the same, or start a new run"
+    )
+
+
 def test_a_flipped_byte_in_any_file_is_found(tmp_path, trained):
     checkpoint = save(tmp_path, trained, step=2)
     checkpointing.verify_checkpoint(checkpoint)
