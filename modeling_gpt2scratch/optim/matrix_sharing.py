@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .newton_schulz import iteration_cost, orthogonalize
+from .newton_schulz import iteration_cost, orthogonalize_all
 
 # Elements of the matrices that are under way at a time, for each process: few enough for memory,
 # and enough that each process owns several matrices.
@@ -23,8 +23,14 @@ class MatrixJob:
     """A matrix to orthogonalize."""
 
     shape: torch.Size  # (rows, columns) of the whole matrix
-    parts: int  # see `orthogonalize`
+    parts: int  # see `orthogonalize_all`
     rows: Callable[[], Tensor]  # makes the rows that this process has, in the dtype to compute in
+
+
+def orthogonalize_alone(jobs: Sequence[MatrixJob]) -> Iterator[Tensor]:
+    """The orthogonal matrices in the order of the jobs, without other processes."""
+    for bucket in _buckets(jobs, 1):
+        yield from _orthogonalize_jobs(bucket, [job.rows() for job in bucket])
 
 
 def orthogonalize_replicated(
@@ -44,9 +50,11 @@ def orthogonalize_replicated(
             flat = torch.empty(sum(sizes), device=device, dtype=dtype)
             for index, piece in zip(indices, flat.split(sizes), strict=True):
                 results[index] = piece.view(bucket[index].shape)
-                if owner == rank:
-                    job = bucket[index]
-                    results[index].copy_(orthogonalize(job.rows(), parts=job.parts))
+            if owner == rank:
+                own = [bucket[index] for index in indices]
+                orthogonal = _orthogonalize_jobs(own, [job.rows() for job in own])
+                for index, matrix in zip(indices, orthogonal, strict=True):
+                    results[index].copy_(matrix)
             pending.append((owner, flat))
         # As many broadcasts as owners: an all-gather would need parts of equal size.
         works = [
@@ -89,10 +97,13 @@ def orthogonalize_sharded(
             part.split(sizes)
             for part, sizes in zip(received.split(n_received), received_sizes, strict=True)
         ]
-        for index, pieces in zip(owned[rank], zip(*by_source, strict=True), strict=True):
-            job = bucket[index]
-            orthogonal = orthogonalize(torch.cat(pieces).view(job.shape), parts=job.parts)
-            parts = orthogonal.flatten().split([piece.numel() for piece in pieces])
+        own = [bucket[index] for index in owned[rank]]
+        by_matrix = list(zip(*by_source, strict=True))  # for each of its matrices all pieces
+        whole = [
+            torch.cat(pieces).view(job.shape) for job, pieces in zip(own, by_matrix, strict=True)
+        ]
+        for matrix, pieces in zip(_orthogonalize_jobs(own, whole), by_matrix, strict=True):
+            parts = matrix.flatten().split([piece.numel() for piece in pieces])
             for piece, part in zip(pieces, parts, strict=True):
                 piece.copy_(part)
         dist.all_to_all_single(sent, received, n_sent, n_received, group=group)
@@ -113,6 +124,11 @@ def assign_owners(jobs: Sequence[MatrixJob], world_size: int) -> list[int]:
         owners[index] = load.index(min(load))
         load[owners[index]] += costs[index]
     return owners
+
+
+def _orthogonalize_jobs(jobs: Sequence[MatrixJob], matrices: Sequence[Tensor]) -> list[Tensor]:
+    """The orthogonal matrices of jobs whose matrices are whole here."""
+    return orthogonalize_all(matrices, parts=[job.parts for job in jobs])
 
 
 def _by_owner(jobs: Sequence[MatrixJob], world_size: int) -> list[list[int]]:

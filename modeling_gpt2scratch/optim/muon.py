@@ -13,8 +13,13 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from .matrix_sharing import MatrixJob, orthogonalize_replicated, orthogonalize_sharded
-from .newton_schulz import iteration_dtype, orthogonalize, update_scale
+from .matrix_sharing import (
+    MatrixJob,
+    orthogonalize_alone,
+    orthogonalize_replicated,
+    orthogonalize_sharded,
+)
+from .newton_schulz import iteration_dtype, update_scale
 
 RULES = ("adamw", "muon")
 
@@ -195,7 +200,7 @@ def _orthogonalize_together(
         return orthogonalize_sharded(jobs, group, device=_local(first).device, dtype=dtype)
     if dist.is_initialized() and dist.get_world_size() > 1:
         return orthogonalize_replicated(jobs, dist.group.WORLD, device=first.device, dtype=dtype)
-    return (orthogonalize(job.rows(), parts=job.parts) for job in jobs)
+    return orthogonalize_alone(jobs)
 
 
 def _sharding_group(parameter: DTensor) -> dist.ProcessGroup:
